@@ -1,0 +1,1 @@
+"""ManyMinds: a benchmark harness for personalised reward models."""

@@ -1,0 +1,305 @@
+"""Items, Pairs, PreferenceDataset, Panel, Splits: the one data structure every task and method shares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from harness.mistake import Mistake
+
+
+class Leak(Exception):
+    """A split shows a method something it is later asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Distinct options; an item's id is its row.
+
+    features: float32[n, d], the task's own numbers (often memory-mapped).
+    text: a table with the columns `prompt` and `response`, n rows.
+    """
+
+    features: np.ndarray | None = None
+    text: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.text if self.features is None else self.features)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """One row per judged pair, rows sorted by user.
+
+    user: int32[n], local index 0..n_users-1.
+    people: int32[n_users], local index -> the data set's person: the unit of every interval.
+    left, right: int32[n], rows of `items`.
+    label: float32[n], P(left preferred); NaN when hidden.
+    seconds: float32[n], response time, where known.
+    """
+
+    user: np.ndarray
+    people: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    label: np.ndarray
+    items: Items
+    seconds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def n_users(self) -> int:
+        return len(self.people)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64[n_users + 1]: user u's rows are offsets[u]:offsets[u + 1]."""
+        return np.searchsorted(self.user, np.arange(self.n_users + 1))
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """int64[n]: each row's place among its user's rows, 0 for the first."""
+        return np.arange(len(self)) - self.offsets[self.user]
+
+    @cached_property
+    def gap(self) -> np.ndarray:
+        """float32[n, d]: features of left minus features of right, gathered once."""
+        features = self.items.features
+        return features[self.left] - features[self.right]
+
+    def take(self, rows: np.ndarray | slice) -> Pairs:
+        """The given rows (a mask, a slice, or ascending indices); the users stay the same."""
+        seconds = None if self.seconds is None else self.seconds[rows]
+        return Pairs(
+            self.user[rows], self.people, self.left[rows], self.right[rows], self.label[rows], self.items, seconds
+        )
+
+    def first(self, shots: int) -> Pairs:
+        """Each user's first `shots` pairs."""
+        return self.take(self.rank < shots)
+
+    def chunk(self, start: int, stop: int) -> Pairs:
+        """The pairs of the users start..stop-1, renumbered from 0."""
+        part = self.take(slice(self.offsets[start], self.offsets[stop]))
+        return replace(part, user=part.user - np.int32(start), people=self.people[start:stop])
+
+    def of(self, users: np.ndarray) -> Pairs:
+        """The pairs of the given local users, in that order, renumbered from 0."""
+        users = np.asarray(users, dtype=np.int64)
+        counts = np.diff(self.offsets)[users]
+        user = np.repeat(np.arange(len(users), dtype=np.int32), counts)
+        starts = np.cumsum(counts) - counts
+        rows = np.arange(len(user)) - starts[user] + self.offsets[users][user]
+        return replace(self.take(rows), user=user, people=self.people[users])
+
+    def pooled(self) -> Pairs:
+        """The same rows as if one person had judged them all."""
+        return replace(self, user=np.zeros_like(self.user), people=self.people[:1])
+
+    def swapped(self) -> Pairs:
+        """Left and right exchanged: the same judgements, written the other way round."""
+        return replace(self, left=self.right, right=self.left, label=1 - self.label)
+
+    def without_labels(self) -> Pairs:
+        """The questions alone: labels become NaN and response times are dropped."""
+        return replace(self, label=np.full_like(self.label, np.nan), seconds=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What a simulator knows: utility = users @ items.T. Only metrics and privileged methods read it.
+
+    users: float32[people, k];  items: float32[items, k].
+    temperature: P(left) = sigmoid(utility gap / temperature); 0 means the larger utility always wins.
+    population: float32[m, k], draws from (or all atoms of) the distribution users come from.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    temperature: float = 1.0
+    population: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceDataset:
+    """Everybody's judgements before any split.
+
+    users: a table with a row per person and at least the column `id`.
+    """
+
+    users: pa.Table
+    pairs: Pairs
+    truth: Truth | None = None
+
+    @classmethod
+    def from_pairs(
+        cls,
+        user: np.ndarray,
+        left: np.ndarray,
+        right: np.ndarray,
+        label: np.ndarray,
+        items: Items,
+        seconds: np.ndarray | None = None,
+        truth: Truth | None = None,
+    ) -> PreferenceDataset:
+        """From one array per column; `user` holds any kind of id, rows in any order.
+
+        Raises Mistake where a row cannot be used, naming the first such row.
+        """
+        user = np.asarray(user)
+        ids, person = np.unique(user, return_inverse=True)
+        order = np.argsort(person, kind="stable")
+        label = np.asarray(label, dtype=np.float32)
+        _refuse(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, "labels are P(left preferred): use 1, 0, or a share between")
+        bad = ~np.isfinite(items.features).all(axis=1) if items.features is not None else np.zeros(len(items), bool)
+        _refuse(bad, "a NaN or infinite feature", np.arange(len(items)), "drop the item or fill the value in before building the data set")
+        pairs = Pairs(
+            user=person[order].astype(np.int32),
+            people=np.arange(len(ids), dtype=np.int32),
+            left=np.asarray(left)[order].astype(np.int32),
+            right=np.asarray(right)[order].astype(np.int32),
+            label=label[order],
+            items=items,
+            seconds=None if seconds is None else np.asarray(seconds, dtype=np.float32)[order],
+        )
+        _refuse(pairs.left == pairs.right, "a pair of one item with itself", pairs.left, "drop rows whose two options are the same")
+        outside = (np.minimum(pairs.left, pairs.right) < 0) | (np.maximum(pairs.left, pairs.right) >= len(items))
+        _refuse(outside, "an item that does not exist", pairs.left, f"items are numbered 0..{len(items) - 1}")
+        alone = np.diff(pairs.offsets) < 2
+        _refuse(alone, "a user with one pair", ids, "a user needs one pair to show and one to ask: drop users with fewer than two")
+        return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
+
+    @classmethod
+    def from_choices(
+        cls,
+        frame: pl.DataFrame,
+        features: Callable[[pl.DataFrame], np.ndarray] | None = None,
+        seed: int = 0,
+    ) -> PreferenceDataset:
+        """From the columns user, prompt, chosen, rejected (Hugging Face preference columns plus a user id).
+
+        Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
+        items (columns prompt, response) to float32[n, d]. Sides are drawn at random, so position tells nothing.
+        """
+        needed = ["user", "prompt", "chosen", "rejected"]
+        if missing := [name for name in needed if name not in frame.columns]:
+            raise Mistake(
+                f"the frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
+                'rename them first, for example frame.rename({"annotator_id": "user"})',
+            )
+        texts = frame.select(needed[1:])
+        if wrong := [name for name, kind in texts.schema.items() if kind != pl.String]:
+            raise Mistake(f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text", "turn messages into one string each")
+        for name, nulls in frame.select(pl.col(needed).null_count()).to_dicts()[0].items():
+            if nulls:
+                raise Mistake(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
+        options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
+        items = options.unique(maintain_order=True).with_row_index("item")
+        of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
+        chosen, rejected = of[: len(frame)], of[len(frame) :]
+        left_wins = np.random.default_rng([seed, len(frame)]).random(len(frame)) < 0.5
+        label = frame["label"].to_numpy() if "label" in frame.columns else np.ones(len(frame))
+        items = items.drop("item")
+        return cls.from_pairs(
+            user=frame["user"].to_numpy(),
+            left=np.where(left_wins, chosen, rejected),
+            right=np.where(left_wins, rejected, chosen),
+            label=np.where(left_wins, label, 1 - label),
+            items=Items(None if features is None else np.asarray(features(items), dtype=np.float32), items.to_arrow()),
+            seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
+        )
+
+    def digest(self) -> str:
+        """sha256 over every array and table, 64 hex digits."""
+        return digest(arrays(self))
+
+
+def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str) -> None:
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise Mistake(f"row {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Users with the pairs a method may see of them (context) and the pairs it must answer (query)."""
+
+    context: Pairs
+    query: Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a method is trained on, and the panels it is judged on."""
+
+    train: Pairs
+    panels: Mapping[str, Panel] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises Leak where a new user was trained on, or a query pair was shown to its own user.
+
+        A pair counts as shown in either orientation, and also where the very same two options have other row
+        numbers (items are compared by their content).
+        """
+        same = _content(self.train.items)
+        train = _judged(self.train, same)
+        for name, panel in self.panels.items():
+            if not np.array_equal(panel.context.people, panel.query.people):
+                raise Leak(f"panel {name}: context and query do not list the same users")
+            if name != "seen" and (both := np.intersect1d(panel.query.people, self.train.people)).size:
+                raise Leak(f"panel {name}: {both.size} of its users are in train, for example person {both[0]}")
+            asked = _judged(panel.query, same)
+            for where, shown in (("context", _judged(panel.context, same)), ("train", train)):
+                if (both := np.intersect1d(asked, shown)).size:
+                    person = both[0] // len(same) ** 2
+                    raise Leak(f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}")
+
+
+def _content(items: Items) -> np.ndarray:
+    """int64[n]: a number per item, equal for items of equal content."""
+    if items.text is not None:
+        return pl.from_arrow(items.text).select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy().astype(np.int64) - 1
+    rows = np.ascontiguousarray(items.features)
+    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[1]
+
+
+def _judged(pairs: Pairs, same: np.ndarray) -> np.ndarray:
+    """int64[n]: a number per (person, unordered pair of contents)."""
+    a, b, n = same[pairs.left], same[pairs.right], len(same)
+    return (pairs.people[pairs.user].astype(np.int64) * n + np.minimum(a, b)) * n + np.maximum(a, b)
+
+
+def arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
+    """Every array and table of a data set under a stable name."""
+    found = {name: getattr(data.pairs, name) for name in ("user", "people", "left", "right", "label", "seconds")}
+    found |= {"features": data.pairs.items.features, "text": data.pairs.items.text, "users": data.users}
+    if data.truth is not None:
+        found |= {f"truth.{name}": getattr(data.truth, name) for name in ("users", "items", "population")}
+        found["truth.temperature"] = np.float64(data.truth.temperature)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def digest(named: Mapping[str, np.ndarray | pa.Table]) -> str:
+    """sha256 of named arrays and tables: names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name in sorted(named):
+        value = named[name]
+        if isinstance(value, pa.Table):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, value.schema) as writer:
+                writer.write_table(value.combine_chunks())
+            kind, content = "table", sink.getvalue()
+        else:
+            value = np.ascontiguousarray(value)
+            kind, content = f"{value.dtype.str}{value.shape}", value.data if value.size else b""
+        total.update(f"{name}:{kind}:".encode())
+        total.update(content)
+    return total.hexdigest()

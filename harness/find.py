@@ -1,0 +1,129 @@
+"""A name is a file name: finds tasks and methods, lists them without importing, and loads plug-ins named by path."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import math
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+
+from harness.mistake import Mistake
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"task": ("tasks", ROOT / "tasks"), "method": ("harness.methods", ROOT / "harness" / "methods")}
+PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` from what the user named explicitly
+
+
+def names(kind: str) -> dict[str, str]:
+    """Name -> the first line of its file's docstring, read without importing anything."""
+    files = [f for f in FOLDERS[kind][1].glob("*.py") if f.stem != "__init__"]
+    base = kind.capitalize()
+    files += [f for f in PLUGINS.values() if re.search(rf"^class \w+\(\w*({base})\w*\)", f.read_text(), re.M)]
+    return {file.stem: _first_line(file) for file in sorted(files)}
+
+
+def _first_line(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text())) or "(no docstring)").splitlines()[0]
+
+
+def add_plugins(files: typing.Iterable[str | Path]) -> None:
+    """Makes files outside the project known by their stem."""
+    for file in map(Path, files):
+        if not file.is_file():
+            raise Mistake(f"the plug-in {file} does not exist", "name a Python file: --plugin my_task.py")
+        name = file.stem
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or file.suffix != ".py":
+            raise Mistake(
+                f"{file.name} cannot name a task or method", "use lower-case letters, digits and _, for example my_task.py"
+            )
+        if any((folder / file.name).exists() for _, folder in FOLDERS.values()):
+            raise Mistake(f"the plug-in {file} has the name of a built-in", "rename the file")
+        PLUGINS[name] = file.resolve()
+        if not any(_members(_import(name), base) for base in ("task", "method")):
+            raise Mistake(
+                f"{file} holds neither a task nor a method",
+                "write one class derived from harness.task.Task or harness.method.Method; README shows both",
+            )
+
+
+def load(kind: str, name: str) -> type:
+    """The Task or Method class of that name. Raises Mistake with the nearest names."""
+    known = names(kind)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise Mistake(
+            f"there is no {kind} {name!r}",
+            f"did you mean {near[0]!r}?" if near else f"manyminds list shows all; {kind}s: {', '.join(known)}",
+        )
+    found = _members(_import(name) if name in PLUGINS else importlib.import_module(f"{FOLDERS[kind][0]}.{name}"), kind)
+    if len(found) != 1:
+        raise Mistake(f"{name}.py holds {len(found)} {kind} classes", f"keep one {kind} per file")
+    return found[0]
+
+
+def _members(module: types.ModuleType, kind: str) -> list[type]:
+    base = getattr(importlib.import_module(f"harness.{kind}"), kind.capitalize())
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    return [c for c in own if issubclass(c, base)]
+
+
+def _import(name: str) -> types.ModuleType:
+    file = PLUGINS[name]
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise Mistake(f"{file} cannot be imported: {type(error).__name__}: {error}", f"python {file} shows where") from error
+    return module
+
+
+def make(kind: str, name: str, fields: dict[str, object]) -> object:
+    """An instance, every field checked against its annotation. Raises Mistake for unknown names and wrong types."""
+    cls = load(kind, name)
+    known = {f.name for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for field in fields:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            shown = ", ".join(sorted(known)) or "none"
+            raise Mistake(f"{kind} {name!r} has no field {field!r}", f"did you mean {near[0]!r}?" if near else f"its fields: {shown}")
+    return cls(**{field: coerce(value, hints[field], f"{name}.{field}") for field, value in fields.items()})
+
+
+def coerce(value: object, hint: object, where: str) -> object:
+    """The value as its annotation wants it, so that one setting has one key: 1 becomes 1.0 for a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(coerce(v, args[0], where) for v in value)
+    if origin is typing.Literal and value in args:
+        return value
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    wanted = " or ".join(map(repr, args)) if origin is typing.Literal else getattr(hint, "__name__", str(hint))
+    raise Mistake(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that kind")
+
+
+def is_grid(kind: str, name: str, field: str, value: object) -> bool:
+    """Whether a suite's list means several settings rather than one tuple."""
+    if not isinstance(value, list):
+        return False
+    hint = typing.get_type_hints(load(kind, name)).get(field)
+    return typing.get_origin(hint) is not tuple or bool(value) and isinstance(value[0], list)

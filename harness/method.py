@@ -1,0 +1,83 @@
+"""Method and Run: how preferences are answered."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from harness.data import Items, Pairs, Panel, Truth
+
+State = dict[str, torch.Tensor]  # whatever a method learned from training users
+Users = tuple[torch.Tensor, ...]  # what it learned about each user; every tensor's leading dimension is n_users
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a method may know about a task before it runs."""
+
+    feature_dim: int | None
+    has_text: bool
+    has_seconds: bool
+    has_truth: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a trial hands to a method: its seed, its device, and the truth only where the method is privileged."""
+
+    seed: int
+    device: str = "cpu"
+    truth: Truth | None = None
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def generator(self, purpose: str = "") -> torch.Generator:
+        """A generator that depends on the seed and the purpose alone."""
+        return torch.Generator(self.device).manual_seed(self.seed * 2**32 + zlib.crc32(purpose.encode()))
+
+    def log(self, **values: float) -> None:
+        """Appends a point to each named learning curve; curves are stored beside the trial."""
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append(float(value))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One file in `harness/methods/` holds one subclass; the file's name is the method's name.
+
+    Fields are hyper-parameters, and all of them are part of a trial's identity. A method holds nothing learned:
+    what it learns are the return values of `fit` and `adapt`.
+    """
+
+    version: ClassVar[int] = 1
+    privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def refuses(self, task: Manifest) -> str | None:
+        """Why it cannot run on a task, or None."""
+        if self.privileged and not task.has_truth:
+            return "needs the truth, which only simulators know"
+        return None
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        """Learns from the training users; `validation` (other users, labels included) is for choosing settings."""
+        raise NotImplementedError
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        """Learns all users of a panel at once from their context pairs; without any, the answer for a new user."""
+        raise NotImplementedError
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        """float[n]: the reward of items' row item[i] for local user user[i]."""
+        raise NotImplementedError
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        """float[n]: log-odds that left is preferred (Bradley-Terry: the gap of rewards). Labels in `query` are hidden."""
+        left = self.reward(state, users, query.items, query.user, query.left)
+        return left - self.reward(state, users, query.items, query.user, query.right)

@@ -1,0 +1,26 @@
+"""Knows every user's true utility: an upper line, never ranked."""
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.data import Pairs, Panel
+from harness.method import Method, Run, State, Users
+
+
+@dataclass(frozen=True)
+class Oracle(Method):
+    """Log-odds are the true utility gap over the truth's temperature."""
+
+    privileged = True
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        utility = torch.from_numpy(run.truth.items).double() / max(run.truth.temperature, 0.01)  # 0 means certain
+        return {"items": utility}
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (torch.from_numpy(run.truth.users[context.people]).double(),)
+
+    def reward(self, state, users, items, user, item) -> torch.Tensor:
+        mine = users[0][torch.from_numpy(user).long()]
+        return torch.einsum("nk,nk->n", state["items"][torch.from_numpy(item).long()], mine)

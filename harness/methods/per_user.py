@@ -1,0 +1,22 @@
+"""Ridge logistic regression on each user's own pairs, nothing shared between users."""
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.data import Pairs, Panel
+from harness.linear import SCALES, LinearMethod, best_on_validation
+from harness.method import Run, State
+
+
+@dataclass(frozen=True)
+class PerUser(LinearMethod):
+    """One prior N(0, scale^2 I) for all; the scale is chosen on validation users unless it is given."""
+
+    scale: float | None = None
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        zero = torch.zeros(train.gap.shape[1], dtype=torch.float64)
+        scales = SCALES if self.scale is None else (self.scale,)
+        priors = [{"mean": zero, "root": torch.tensor(scale, dtype=torch.float64)} for scale in scales]
+        return best_on_validation(priors, validation)

@@ -1,0 +1,34 @@
+"""Knows the true attributes of every item but not the users: the line low-rank methods can hope to reach."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.data import Items, Pairs, Panel
+from harness.linear import LinearMethod, dot, map_weights
+from harness.method import Run, State, Users
+
+
+@dataclass(frozen=True)
+class TrueSubspace(LinearMethod):
+    """The same solver as every linear method, on the truth's attributes and with the population's second moment."""
+
+    privileged = True
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        population = torch.from_numpy(run.truth.population).double() / max(run.truth.temperature, 0.01)
+        spread = population - population.mean(0)
+        second = spread.T @ spread / len(population) + 1e-9 * torch.eye(population.shape[1], dtype=torch.float64)
+        return {"mean": population.mean(0), "root": torch.linalg.cholesky(second), "items": torch.from_numpy(run.truth.items)}
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (map_weights(in_truth(context, state), state["mean"], state["root"]),)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        query = in_truth(query, state)
+        return dot(torch.from_numpy(query.gap), users[0], query)
+
+
+def in_truth(pairs: Pairs, state: State) -> Pairs:
+    """The same pairs with the items' true attributes as features."""
+    return replace(pairs, items=Items(state["items"].numpy()))

@@ -1,0 +1,107 @@
+"""From log-odds and labels to one row of scores per person: what a board averages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from harness.data import Pairs, Splits
+
+METRICS_VERSION = 1  # raised whenever a score of the same predictions changes; older score tables are then recomputed
+BINS = 10  # of equal mass, for the calibration error
+SHARPEST = 20.0  # largest temperature scale: separable validation answers would ask for infinity
+
+
+def score_table(predictions: dict[str, np.ndarray], splits: Splits) -> pa.Table:
+    """One row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
+
+    Probabilities are calibrated by one temperature fitted on the validation panel at the same number of shots.
+    """
+    tables, scales = [], {}
+    for name in sorted(predictions, key=lambda n: (not n.startswith("validation/"), n)):
+        panel, shots, *swapped = name.split("/")
+        query = splits.panels[panel].query
+        if panel == "validation" and not swapped:
+            scales[shots] = temperature_scale(predictions[name], query.label)
+        columns = per_person(query, predictions[name], scales[shots])
+        n = query.n_users
+        head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
+        tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
+    return pa.concat_tables(tables)
+
+
+def per_person(query: Pairs, log_odds: np.ndarray, scale: float) -> dict[str, object]:
+    """Columns with a row per user: means over his queries, and his share in every calibration bin.
+
+    accuracy: of the side preferred against the observed label, ties one half.  auc: over both orders of his pairs.
+    log_loss (nats), brier: of the calibrated probabilities.
+    bin_n, bin_p, bin_y: [n_users, BINS] count, sum of probabilities and of labels, in bins of equal mass over the panel.
+    """
+    z, y, user, n_users = log_odds.astype(np.float64), query.label.astype(np.float64), query.user, query.n_users
+    asked = np.bincount(user, minlength=n_users)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(user, values, minlength=n_users) / asked
+
+    p = expit(scale * z)
+    credit = np.where(z > 0, y, np.where(z < 0, 1 - y, 0.5))
+    order = np.argsort(p, kind="stable")
+    bin_of = np.empty(len(p), dtype=np.int64)
+    bin_of[order] = np.arange(len(p)) * BINS // len(p)
+    cell = user * np.int64(BINS) + bin_of
+
+    def binned(values: np.ndarray | None) -> pa.Array:
+        sums = np.bincount(cell, values, minlength=n_users * BINS).astype(np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(sums), BINS)
+
+    return {
+        "asked": asked.astype(np.int32),
+        "accuracy": mean(credit),
+        "auc": user_auc(user, n_users, z, y),
+        "log_loss": mean(np.logaddexp(0, scale * z) - y * scale * z),
+        "brier": mean((p - y) ** 2),
+        "bin_n": binned(None),
+        "bin_p": binned(p),
+        "bin_y": binned(y),
+    }
+
+
+def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """float64[n_users]: P(a preferred side outscores a rejected one), ties one half, soft labels as weights.
+
+    Each pair counts in both orders, since which side is left says nothing; so every user has both classes.
+    """
+    user, z, up = np.concatenate([user, user]), np.concatenate([z, -z]), np.concatenate([y, 1 - y])
+    order = np.lexsort((z, user))
+    user, z, up, down = user[order], z[order], up[order], 1 - up[order]
+    new = np.r_[True, (user[1:] != user[:-1]) | (z[1:] != z[:-1])]  # a group: one user's equal scores
+    group = np.cumsum(new) - 1
+    group_user = user[new]
+    ups, downs = np.bincount(group, up), np.bincount(group, down)
+    total_up, total_down = np.bincount(user, up, minlength=n_users), np.bincount(user, down, minlength=n_users)
+    before = np.cumsum(downs) - downs - np.r_[0, np.cumsum(total_down)][group_user]
+    return np.bincount(group_user, ups * (before + downs / 2), minlength=n_users) / (total_up * total_down)
+
+
+def temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
+    """The factor s in [0, SHARPEST] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
+    z, y = z.astype(np.float64), y.astype(np.float64)
+    if not z.any():
+        return 1.0
+    unit = np.abs(z).mean()  # so that the search is over comparable numbers, whatever a method's log-odds' size
+    loss = lambda s: (np.logaddexp(0, s * z / unit) - y * s * z / unit).mean()  # noqa: E731
+    return float(minimize_scalar(loss, bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6}).x / unit)
+
+
+def calibration_error(n: np.ndarray, p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Debiased root mean square gap of confidence and frequency over equal-mass bins (Kumar, Liang and Ma 2019).
+
+    n, p, y: [..., BINS] counts, summed probabilities and summed labels. Returns [...].
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap, rate = (p - y) / n, y / n
+        squared = gap**2 - rate * (1 - rate) / np.maximum(n - 1, 1)
+        total = np.nansum(np.where(n > 1, n * squared, 0), axis=-1) / n.sum(axis=-1)
+    return np.sqrt(np.maximum(total, 0))

@@ -1,0 +1,113 @@
+"""Tasks made ready: built, split, checked for leaks and committed to the store, from where workers memory-map them."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+
+from harness.data import Items, Pairs, Panel, Splits, Truth, arrays, digest
+from harness.method import Manifest
+from harness.mistake import Mistake
+from harness.store import Store
+from harness.task import Task
+from harness.trial import hashed, task_identity
+
+COLUMNS = ("user", "people", "left", "right", "label", "seconds")
+
+
+def prepare(store: Store, task: Task, seed: int) -> dict:
+    """The prepared task's manifest; builds, splits, checks and commits it where the store has none."""
+    identity = task_identity(task, seed)
+    key = hashed(identity)
+    if found := store.read("tasks", key):
+        return found
+    data = task.build(seed)
+    splits = task.split(data, seed)
+    splits.check()
+    _enough_context(task, splits)
+    named: dict[str, np.ndarray | pa.Table] = {}
+    for where, pairs in _parts(splits).items():
+        named |= {f"{where}.{c}": getattr(pairs, c) for c in COLUMNS if getattr(pairs, c) is not None}
+    named |= {n: v for n, v in arrays(data).items() if n in ("features", "text") or n.startswith("truth.")}
+    items = data.pairs.items
+    facts = {
+        "feature_dim": None if items.features is None else int(items.features.shape[1]),
+        "has_text": items.text is not None,
+        "has_seconds": data.pairs.seconds is not None,
+        "has_truth": data.truth is not None,
+        "items": len(items),
+        "people": data.pairs.n_users,
+        "population": data.digest(),  # seeds of one data set share people, seeds of a simulator do not
+        "users": {where: pairs.n_users for where, pairs in _parts(splits).items() if not where.endswith("query")},
+        "pairs": {where: len(pairs) for where, pairs in _parts(splits).items()},
+        "data": digest(named),
+    }
+    store.commit("tasks", key, identity, {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _bytes(v) for n, v in named.items()}, facts)
+    return store.read("tasks", key)
+
+
+def _enough_context(task: Task, splits: Splits) -> None:
+    """Every new user must have as many pairs to show as the largest number of shots says."""
+    for name, panel in splits.panels.items():
+        shown = np.diff(panel.context.offsets)
+        asked = np.diff(panel.query.offsets)
+        if shown.min(initial=max(task.shots)) < max(task.shots) or not asked.all():
+            user = int(np.argmin(np.where(asked == 0, -1, shown)))
+            raise Mistake(
+                f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} pairs to show and "
+                f"{asked[user]} to ask, but shots go up to {max(task.shots)}",
+                f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
+            )
+
+
+def manifest_of(prepared: dict) -> Manifest:
+    """What methods may know before they run."""
+    return Manifest(**{field.name: prepared["facts"][field.name] for field in fields(Manifest)})
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared task as a worker sees it, memory-mapped."""
+
+    splits: Splits
+    truth: Truth | None
+
+
+def open_prepared(store: Store, key: str) -> Prepared:
+    """Raises Mistake where the task is not prepared."""
+    manifest = store.read("tasks", key)
+    if manifest is None:
+        raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
+
+    def load(name: str) -> np.ndarray | None:
+        return np.load(store.file(manifest, f"{name}.npy"), mmap_mode="c") if f"{name}.npy" in manifest["files"] else None
+
+    text = store.file(manifest, "text.arrow") if "text.arrow" in manifest["files"] else None
+    items = Items(load("features"), None if text is None else pa.ipc.open_file(pa.memory_map(str(text))).read_all())
+    parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
+    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items) for part in parts}
+    panels = {p.split("/")[0]: Panel(pairs[p], pairs[p.replace("context", "query")]) for p in parts if p.endswith("/context")}
+    truth = None
+    if manifest["facts"]["has_truth"]:
+        truth = Truth(load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population"))
+    return Prepared(Splits(pairs["train"], panels), truth)
+
+
+def _parts(splits: Splits) -> dict[str, Pairs]:
+    """Every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
+    panels = {f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")}
+    return {"train": splits.train} | panels
+
+
+def _bytes(value: np.ndarray | pa.Table) -> memoryview:
+    if isinstance(value, pa.Table):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, value.schema) as writer:
+            writer.write_table(value)
+        return memoryview(sink.getvalue())
+    sink = io.BytesIO()
+    np.save(sink, value, allow_pickle=False)
+    return sink.getbuffer()

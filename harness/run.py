@@ -1,0 +1,207 @@
+"""run_trial: the one loop, without Ray. Every way of running, in process or on a cluster, goes through `finish`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import time
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import safetensors.numpy
+import torch
+from threadpoolctl import threadpool_limits
+
+from harness.data import Splits, Truth
+from harness.method import Run
+from harness.metrics import METRICS_VERSION, score_table
+from harness.mistake import Mistake
+from harness.prepare import Prepared, open_prepared
+from harness.store import Store
+from harness.trial import Trial
+
+FACTS = (  # how and where a trial ran: never part of its identity
+    "adapt_seconds_per_user",
+    "bytes_per_user",
+    "code",
+    "curves",
+    "device",
+    "fit_seconds",
+    "machine",
+    "metrics_version",
+    "peak_memory_mb",
+    "seconds",
+    "versions",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`; a row of scores per person; facts."""
+
+    predictions: dict[str, np.ndarray]
+    scores: pa.Table
+    facts: dict[str, object]
+
+
+def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
+    """Fits once, then scores every panel at every number of shots, and at the largest under the swap control.
+
+    The swap control answers each user's queries with another user's adapted state, by a fixed derangement: a method
+    whose gain survives it ignores the user.
+    """
+    method, predictions = trial.method, {}
+    run = Run(trial.seed, truth=truth if method.privileged else None)
+    torch.manual_seed(trial.seed)
+    _reset_peak_memory()
+    began = time.perf_counter()
+    state = method.fit(splits.train, splits.panels["validation"], run)
+    fit_seconds = time.perf_counter() - began
+    adapt_seconds = bytes_per_user = 0.0
+    for name, panel in splits.panels.items():
+        query = panel.query.without_labels()
+        for shots in trial.task.shots:
+            context = panel.context.first(shots)
+            started = time.perf_counter()
+            users = method.adapt(state, context, run)
+            if name == "test":
+                adapt_seconds = (time.perf_counter() - started) / max(1, query.n_users)
+                bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
+            predictions[f"{name}/{shots}"] = _log_odds(method.score(state, users, query), len(query), method.name)
+        if query.n_users > 1:
+            other = torch.from_numpy(derangement(query.n_users))
+            swapped = method.score(state, tuple(t[other] for t in users), query)
+            predictions[f"{name}/{shots}/swapped"] = _log_odds(swapped, len(query), method.name)
+    facts = {
+        "adapt_seconds_per_user": adapt_seconds,
+        "bytes_per_user": bytes_per_user,
+        "code": code_state(),
+        "curves": run.curves,
+        "device": run.device,
+        "fit_seconds": fit_seconds,
+        "machine": f"{platform.machine()} {platform.system()}",
+        "metrics_version": METRICS_VERSION,
+        "peak_memory_mb": _peak_memory_mb(),
+        "seconds": time.perf_counter() - began,
+        "versions": library_versions(),
+    }
+    return Result(predictions, score_table(predictions, splits), facts)
+
+
+def _log_odds(answer: torch.Tensor, n: int, method: str) -> np.ndarray:
+    values = answer.detach().to("cpu", torch.float32).numpy()
+    if values.shape != (n,):
+        raise ValueError(f"{method}.score returned shape {values.shape} for {n} queries")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{method}.score returned {int((~np.isfinite(values)).sum())} log-odds that are not finite")
+    return values
+
+
+def derangement(n: int) -> np.ndarray:
+    """int64[n]: a fixed permutation without fixed points, the same for every method."""
+    ring = np.random.default_rng(n).permutation(n)
+    other = np.empty(n, dtype=np.int64)
+    other[ring] = np.roll(ring, 1)
+    return other
+
+
+def finish(trial: Trial, store: Store, prepared: Prepared | None = None) -> bool:
+    """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
+
+    A Mistake (a store that is full, say) is no failure of the trial and is raised.
+    """
+    if store.read("trials", trial.key):
+        return True
+    try:
+        prepared = prepared or open_prepared(store, trial.task_key)
+        with threadpool_limits(1), one_torch_thread():
+            result = run_trial(trial, prepared.splits, prepared.truth)
+    except Mistake:
+        raise
+    except Exception as error:
+        store.fail(trial.key, trial.identity, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return False
+    files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
+    store.commit("trials", trial.key, trial.identity, files, result.facts)
+    return True
+
+
+def finish_all(trials: Iterable[Trial], store: Store) -> Iterable[tuple[Trial, bool]]:
+    """Finishes trials one after another, yielding each with whether it succeeded; a task is opened once for its trials."""
+    key, prepared = None, None
+    for trial in sorted(trials, key=lambda t: t.task_key):
+        if trial.task_key != key:
+            key, prepared = trial.task_key, open_prepared(store, trial.task_key)
+        yield trial, finish(trial, store, prepared)
+
+
+def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
+    """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
+    if manifest["facts"]["metrics_version"] == METRICS_VERSION:
+        return pl.read_ipc(store.load(manifest, "scores.arrow"))
+    predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
+    return pl.from_arrow(score_table(predictions, open_prepared(store, trial.task_key).splits))
+
+
+def ipc(table: pa.Table) -> memoryview:
+    """The table as an Arrow file, the same bytes for the same rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
+    return memoryview(sink.getvalue())
+
+
+class one_torch_thread:
+    """Sums in one order, so that any executor finds the same bits."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_) -> None:
+        torch.set_num_threads(self.before)
+
+
+@lru_cache(1)
+def code_state() -> str:
+    """The commit this code is at, `-dirty` where files differ from it; MANYMINDS_CODE says it where git is not."""
+    if told := os.environ.get("MANYMINDS_CODE"):
+        return told
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+@lru_cache(1)
+def library_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("manyminds", "numpy", "torch", "pyarrow", "polars", "scipy")}
+
+
+def _reset_peak_memory() -> None:
+    """Linux keeps a process's peak memory and lets it be reset; elsewhere the peak is that of the process's life."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_memory_mb() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

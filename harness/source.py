@@ -1,0 +1,84 @@
+"""Public data files: found in a folder or fetched from their origin, and believed only by their checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from harness.mistake import Mistake
+
+FOLDER = "MANYMINDS_DATA"  # the environment variable that `--data` sets
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file as its public origin serves it. `url` names a fixed revision; `sha256` is of the bytes."""
+
+    file: str
+    url: str
+    sha256: str
+
+    def path(self) -> Path:
+        """The file under the data folder (at any depth), or fetched once into the cache where no folder is named."""
+        if folder := os.environ.get(FOLDER):
+            return self._verified(self._under(Path(folder)))
+        cached = Path.home() / ".cache" / "manyminds" / self.sha256[:16] / self.file
+        if not cached.exists():
+            self._fetch(cached)
+        return self._verified(cached)
+
+    def _under(self, folder: Path) -> Path:
+        if not folder.is_dir():
+            raise Mistake(f"the data folder {folder} does not exist", f"name a folder that holds {self.file}: --data DIR")
+        found = sorted(folder.rglob(self.file))
+        if not found:
+            raise Mistake(f"no {self.file} under {folder}", f"download it from {self.url} into that folder")
+        return found[0]
+
+    def _fetch(self, to: Path) -> None:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = to.with_suffix(f".{os.getpid()}.part")
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as answer:
+                part.write_bytes(answer.read())
+        except (urllib.error.URLError, OSError) as error:
+            part.unlink(missing_ok=True)
+            raise Mistake(
+                f"{self.file} is in no data folder and could not be fetched from {self.url} ({error})",
+                f"bring the file and name its folder: --data DIR, or set {FOLDER}=DIR",
+            ) from error
+        os.replace(part, to)
+
+    def _verified(self, path: Path) -> Path:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != self.sha256:
+            raise Mistake(
+                f"{path} is not the file its source serves: sha256 {found[:16]}..., expected {self.sha256[:16]}...",
+                f"remove it and download {self.url}",
+            )
+        return path
+
+
+def read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """The named columns of a csv file with their types. Raises Mistake for a missing column or a wrong value."""
+    frame = pl.read_csv(path, infer_schema=False)
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise Mistake(
+            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(c or '(unnamed)' for c in frame.columns)}",
+            "compare its first line with the file's public origin",
+        )
+    typed = frame.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
+    for name, kind in columns.items():
+        wrong = frame[name].is_not_null() & typed[name].is_null()
+        if wrong.any():
+            row = int(wrong.arg_true()[0])
+            raise Mistake(
+                f"{path.name}, line {row + 2}, column {name}: {frame[name][row]!r} is not a number", "mend or drop that line"
+            )
+    return typed

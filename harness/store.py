@@ -1,0 +1,184 @@
+"""The store: prepared tasks and finished trials, each whole or not at all.
+
+    objects/<sha256>            content of every file, immutable
+    tasks/<key>.json            a prepared task     } manifests: identity, digests of the
+    trials/<key>.json           a finished trial    } files, and facts
+    trials/<key>.diverged.json  a later run of the same key that found something else
+    failures/<key>.json         why a trial last failed; no result, so it is tried again
+    tmp/                        private to one writer
+
+A commit writes and syncs the files under private names, moves them to where their content puts them, and then links a
+manifest to its final name, which fails if the name exists: the first commit wins, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness.mistake import Mistake
+
+STEPS = ("begun", "written", "placed", "described", "linked", "cleaned")  # where MANYMINDS_CRASH can kill a commit
+STALE = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
+
+
+class Store:
+    """A folder. Any number of processes on any number of machines may read and write it at once."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def open(self) -> Store:
+        """Makes the folders and proves that they can be written. Raises Mistake where they cannot."""
+        with self._explained():
+            for name in ("objects", "tasks", "trials", "failures", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            probe = self._private("probe")
+            probe.write_bytes(b"x")
+            probe.unlink()
+            for left in (self.root / "tmp").iterdir():
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink(missing_ok=True)
+        return self
+
+    def read(self, kind: str, key: str) -> dict | None:
+        """The manifest, or None where nothing is committed or one of its files is missing or cut short."""
+        try:
+            manifest = json.loads((self.root / kind / f"{key}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        for file in manifest["files"].values():
+            try:
+                if os.stat(self.root / "objects" / file["sha256"]).st_size != file["bytes"]:
+                    return None
+            except FileNotFoundError:
+                return None
+        return manifest
+
+    def keys(self, kind: str) -> set[str]:
+        """Keys of everything committed."""
+        with contextlib.suppress(FileNotFoundError):
+            return {name[:-5] for name in os.listdir(self.root / kind) if name.endswith(".json") and "." not in name[:-5]}
+        return set()
+
+    def file(self, manifest: Mapping, name: str) -> Path:
+        """Where a committed file lies; its name there is its sha256."""
+        return self.root / "objects" / manifest["files"][name]["sha256"]
+
+    def load(self, manifest: Mapping, name: str) -> bytes:
+        """A committed file's content, verified. Raises Mistake where it is not what was committed."""
+        path = self.file(manifest, name)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.name:
+            raise Mistake(
+                f"{path} is damaged: its content is not what was committed",
+                f"remove it (rm {path}) and run the suite again: what it held is made anew",
+            )
+        return content
+
+    def commit(self, kind: str, key: str, identity: Mapping, files: Mapping[str, bytes | memoryview], facts: Mapping) -> bool:
+        """Makes a result visible, whole. Returns False where the key was there already: the first commit wins.
+
+        Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
+        """
+        with self._explained():
+            _reach("begun")
+            listed = {name: self._place(content) for name, content in sorted(files.items())}
+            _reach("placed")
+            _sync(self.root / "objects")
+            manifest = {"key": key, "identity": identity, "files": listed, "facts": facts}
+            first = self._link(kind, f"{key}.json", manifest)
+            if not first:
+                winner = json.loads((self.root / kind / f"{key}.json").read_bytes())
+                if winner["files"] != listed:
+                    self._link(kind, f"{key}.diverged.json", manifest)
+            return first
+
+    def fail(self, key: str, identity: Mapping, reason: str, trace: str) -> None:
+        """Notes why a trial failed; a later success makes the note moot."""
+        with self._explained():
+            private = self._private(key)
+            private.write_text(json.dumps({"key": key, "identity": identity, "reason": reason, "trace": trace}, indent=1))
+            os.replace(private, self.root / "failures" / f"{key}.json")
+
+    def failure(self, key: str) -> dict | None:
+        """Why the trial last failed, or None."""
+        try:
+            return json.loads((self.root / "failures" / f"{key}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def diverged(self, key: str) -> bool:
+        """Whether a second run of the same trial found something else."""
+        return (self.root / "trials" / f"{key}.diverged.json").exists()
+
+    def _private(self, name: str) -> Path:
+        return self.root / "tmp" / f"{name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}"
+
+    def _place(self, content: bytes | memoryview) -> dict[str, object]:
+        """Writes content to where its digest puts it; a file that is there already has the same content."""
+        sha256, size = hashlib.sha256(content).hexdigest(), memoryview(content).nbytes
+        final = self.root / "objects" / sha256
+        if not final.exists() or final.stat().st_size != size:
+            private = self._private(sha256[:16])
+            _write(private, content)
+            _reach("written")
+            os.replace(private, final)
+        return {"sha256": sha256, "bytes": size}
+
+    def _link(self, kind: str, name: str, manifest: Mapping) -> bool:
+        private = self._private(name)
+        _write(private, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        _reach("described")
+        try:
+            os.link(private, self.root / kind / name)
+            first = True
+        except FileExistsError:
+            first = False
+        _reach("linked")
+        _sync(self.root / kind)
+        os.unlink(private)
+        _reach("cleaned")
+        return first
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                hint = f"free some space or name another folder: --store DIR; what is finished is safe in {self.root}"
+                raise Mistake(f"the store {self.root} is full", hint) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                hint = "name a folder you may write: --store DIR"
+                raise Mistake(f"the store {self.root} cannot be written ({error.strerror})", hint) from error
+            raise
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes new names in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reach(step: str) -> None:
+    """Kills the process here if MANYMINDS_CRASH names this step: how the tests visit every crash point."""
+    if os.environ.get("MANYMINDS_CRASH") == step:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,132 @@
+"""TOML suite -> trials: which methods meet which tasks; lists are grids."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import find
+from harness.method import Method
+from harness.mistake import Mistake
+from harness.prepare import manifest_of, prepare
+from harness.store import Store
+from harness.task import Task
+from harness.trial import Trial, hashed, fields_of, name_at_version
+
+CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
+KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A title, seeds, and settings of tasks and methods.
+
+    margin: the smallest gain in accuracy over `shared` worth having, stated before the run; a board's verdict uses it.
+    """
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    methods: tuple[Method, ...]
+    margin: float = 0.01
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: the same for the same settings, whatever the file is called."""
+        settings = [[name_at_version(x), fields_of(x)] for x in self.tasks + self.methods]
+        return hashed({"seeds": self.seeds, "settings": settings, "margin": self.margin})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A method that says why it cannot meet a task: neither a trial nor a hole."""
+
+    task: Task
+    method: Method
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every trial of a suite, and who refused what."""
+
+    suite: Suite
+    trials: tuple[Trial, ...]
+    refusals: tuple[Refusal, ...]
+    people: dict[Task, int]  # test people over all seeds
+
+
+def read_suite(path: str | Path) -> Suite:
+    """Raises Mistake for a file that is missing or malformed, and for unknown names, fields and types."""
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        near = ", ".join(sorted(f.as_posix() for f in Path("jobs/suites").glob("*.toml")))
+        raise Mistake(f"the suite {path} does not exist", f"name a TOML file{f': {near}' if near else ''}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
+    for key, value in content.items():
+        if key not in KNOWN:
+            near = difflib.get_close_matches(key, KNOWN, n=1)
+            raise Mistake(f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}")
+        if not isinstance(value, KNOWN[key]) or isinstance(value, bool) != (KNOWN[key] is bool):
+            raise Mistake(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
+    seeds = content.get("seeds", 5)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
+        raise Mistake(f"{path}: seeds must be a count or a list of different whole numbers", "for example seeds = 5")
+    tasks = _settings(path, "task", content.get("tasks", []))
+    methods = _settings(path, "method", content.get("methods", []))
+    if not tasks or not (methods or content.get("controls", True)):
+        raise Mistake(f"{path} names no {'methods' if tasks else 'tasks'}", 'add a table, for example [[tasks]] with name = "two_modes"')
+    if content.get("controls", True):
+        named = {method.name for method in methods}
+        methods = [find.make("method", name, {}) for name in CONTROLS if name not in named] + methods
+    margin = float(content.get("margin", Suite.margin))
+    return Suite(path.stem, content.get("title", path.stem), tuple(seeds), tuple(tasks), tuple(methods), margin)
+
+
+def _settings(path: Path, kind: str, tables: list) -> list:
+    """Instances for every combination of the lists in each table."""
+    found = []
+    for table in tables:
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise Mistake(f"{path}: every {kind} is a table with a name", f'[[{kind}s]] and name = "..."')
+        fields = {k: v for k, v in table.items() if k != "name"}
+        find.make(kind, table["name"], {k: v for k, v in fields.items() if not isinstance(v, list)})
+        if unknown := [k for k, v in fields.items() if isinstance(v, list) and k not in fields_of(find.load(kind, table["name"])())]:
+            find.make(kind, table["name"], {unknown[0]: None})
+        grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
+        found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in itertools.product(*grids)]
+    if len(set(found)) < len(found):
+        raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
+    return found
+
+
+def make_plan(suite: Suite, store: Store, prepared: Callable[[], None] = lambda: None) -> Plan:
+    """Prepares what is not prepared yet, asks methods what they refuse, and lists the trials.
+
+    `prepared` is called after each task and seed.
+    """
+    trials, refusals, people = [], {}, {}
+    for task in suite.tasks:
+        populations, counted = {}, 0
+        for seed in suite.seeds:
+            manifest = prepare(store, task, seed)
+            facts = manifest["facts"]
+            for method in suite.methods:
+                if reason := method.refuses(manifest_of(manifest)):
+                    refusals[task, method] = Refusal(task, method, reason)
+                else:
+                    trials.append(Trial(task, method, seed, facts["data"]))
+            populations[facts["population"]] = facts["people"]
+            counted += facts["users"]["test/context"]
+            prepared()
+        people[task] = min(counted, sum(populations.values()))
+    return Plan(suite, tuple(trials), tuple(refusals.values()), people)

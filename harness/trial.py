@@ -1,0 +1,68 @@
+"""Trial: one task, one method, one seed, and the key that names its result for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.method import Method
+from harness.task import Task
+
+KEY_VERSION = 1  # raised whenever the same trial would get another key; tests/test_trial.py pins keys per version
+
+
+def name_at_version(thing: Task | Method) -> str:
+    return f"{thing.name}@{type(thing).version}"
+
+
+def fields_of(thing: Task | Method) -> dict[str, object]:
+    return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+
+
+def hashed(identity: dict[str, object]) -> str:
+    """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def task_identity(task: Task, seed: int) -> dict[str, object]:
+    """What decides the content of a prepared task, known before anything is built."""
+    identity = {"key_version": KEY_VERSION, "task": name_at_version(task), "task_fields": fields_of(task), "seed": seed}
+    return identity | ({"files": files} if (files := task.files_digest()) else {})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Fitted once, judged at every number of shots on every panel.
+
+    Every field here is identity. How and where a trial ran (code state, device, seconds, ...) are facts, listed in
+    `harness.run.FACTS` and stored beside the result.
+    """
+
+    task: Task
+    method: Method
+    seed: int
+    data: str  # digest of the prepared task
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        return {
+            "key_version": KEY_VERSION,
+            "task": name_at_version(self.task),
+            "task_fields": fields_of(self.task),
+            "data": self.data,
+            "method": name_at_version(self.method),
+            "method_fields": fields_of(self.method),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return hashed(self.identity)
+
+    @property
+    def task_key(self) -> str:
+        return hashed(task_identity(self.task, self.seed))

@@ -1,0 +1,51 @@
+"""42 people choose between 50:50 lotteries over two foods they rated, with response times (Smith and Krajbich 2018)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from harness.data import Items, PreferenceDataset
+from harness.source import Source, read_columns
+from harness.task import Task
+
+TRIALS = Source(
+    file="foodrisk.csv",
+    url="https://raw.githubusercontent.com/shenlirobot/linear_bandits_response_time/fa93263695c51e30e14b9e32dc44446fd47b86cb/data/foodrisk.csv",
+    sha256="a391c9526a4c7cbe537cf1f7bb8711937e536edbfdd5f419b6c4dc9fc5ee82d6",
+)
+RATINGS = ["upleftval", "downleftval", "uprightval", "downrightval"]
+
+
+@dataclass(frozen=True)
+class FoodRisk(Task):
+    """An arm with ratings u and d (in tenths) has the features [u, d, u^2, d^2, ud]; the file has a row per eye fixation.
+
+    A negative control: the higher sum of ratings predicts .686 of the choices and a person's own logistic regression,
+    in sample, .700, so there is next to nothing to personalise. Times are winsorised at their 99th percentile.
+    """
+
+    shots: tuple[int, ...] = (0, 5, 10, 20, 40)
+    queries: int = 100
+
+    def files_digest(self) -> str:
+        return TRIALS.sha256
+
+    def build(self, seed: int) -> PreferenceDataset:
+        columns = {name: pl.Float64 for name in ["subj", "trial", "choice", "rt", *RATINGS]}
+        trials = read_columns(TRIALS.path(), columns).unique(["subj", "trial"], keep="first", maintain_order=True)
+        trials = trials.filter(  # a choice between two arms of the same ratings has no features to predict it by
+            (pl.col("upleftval") != pl.col("uprightval")) | (pl.col("downleftval") != pl.col("downrightval"))
+        )
+        left, right = (trials.select(RATINGS[a : a + 2]).to_numpy() / 10 for a in (0, 2))
+        arms, arm = np.unique(np.concatenate([left, right]), axis=0, return_inverse=True)
+        u, d = arms.T
+        seconds = trials["rt"].to_numpy() / 1000
+        return PreferenceDataset.from_pairs(
+            user=trials["subj"].to_numpy(),
+            left=arm[: len(left)],
+            right=arm[len(left) :],
+            label=trials["choice"].to_numpy(),
+            items=Items(np.column_stack([u, d, u**2, d**2, u * d]).astype(np.float32)),
+            seconds=np.minimum(seconds, np.quantile(seconds, 0.99)),
+        )

@@ -1,0 +1,52 @@
+"""Users whose 64 weights lie in a hidden 5-dimensional subspace (the setting of LoRe, 2025)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.task import Task, in_order
+
+
+@dataclass(frozen=True)
+class LowRank(Task):
+    """Gap x ~ N(0, I_d); utility gap xT V w with V orthonormal d x rank; label ~ Bernoulli(sigmoid(gap / temperature)).
+
+    Weights w are N(0, (9 / rank) I), so that the utility gap has standard deviation 3, or 4.5 Dirichlet(.3).
+    """
+
+    n_users: int = 500  # training users
+    new_users: int = 200  # validation users, and as many test users
+    pairs_per_user: int = 100
+    feature_dim: int = 64
+    rank: int = 5
+    weights: Literal["gaussian", "dirichlet"] = "gaussian"
+    temperature: float = 1.0
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        n_context = max(self.shots)
+        counts = np.repeat([self.pairs_per_user, n_context], [self.n_users, 2 * self.new_users]) + self.queries
+        user = np.repeat(np.arange(len(counts)), counts)
+        V = np.linalg.qr(rng.normal(size=(self.feature_dim, self.rank)))[0]
+        x = rng.normal(size=(2 * len(user), self.feature_dim)) / np.sqrt(2)  # so that the gap of two has variance 1
+        w = self.draw(rng, len(counts))
+        utility = x @ V
+        left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
+        gap = np.einsum("nk,nk->n", utility[left] - utility[right], w[user]) / self.temperature
+        label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
+        population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        truth = Truth(
+            w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32)
+        )
+        return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """float64[n, rank]: weights of n people."""
+        if self.weights == "gaussian":
+            return rng.normal(size=(n, self.rank)) * 3 / np.sqrt(self.rank)
+        return 4.5 * rng.dirichlet(np.full(self.rank, 0.3), size=n)
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, self.n_users, self.queries)

@@ -1,0 +1,40 @@
+"""31 people choose among 17 snacks, every pair once, with response times (Clithero 2018)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from harness.data import Items, PreferenceDataset
+from harness.source import Source, read_columns
+from harness.task import Task
+
+CHOICES = Source(
+    file="ClitheroDataset.csv",
+    url="https://raw.githubusercontent.com/shenlirobot/linear_bandits_response_time/fa93263695c51e30e14b9e32dc44446fd47b86cb/data/ClitheroDataset.csv",
+    sha256="9c572d572bb3ccd1e3e1c35ef7165516089c6a657d3ef98221d2b87bb81e676c",
+)
+
+
+@dataclass(frozen=True)
+class Snacks(Task):
+    """Items are the 17 snacks, one-hot. `choice` is 1 for left and 2 for right; yes/no rows of the file are left out."""
+
+    shots: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
+    queries: int = 36  # 136 pairs each: what 100 shots leave
+
+    def files_digest(self) -> str:
+        return CHOICES.sha256
+
+    def build(self, seed: int) -> PreferenceDataset:
+        columns = {"subj": pl.Float64, "YesNo": pl.Float64, "choice": pl.Float64, "rt": pl.Float64}
+        columns |= {"Item_l": pl.Float64, "Item_r": pl.Float64}
+        trials = read_columns(CHOICES.path(), columns).filter(pl.col("YesNo") == 0)
+        return PreferenceDataset.from_pairs(
+            user=trials["subj"].to_numpy(),
+            left=trials["Item_l"].to_numpy() - 1,
+            right=trials["Item_r"].to_numpy() - 1,
+            label=trials["choice"].to_numpy() == 1,
+            items=Items(np.eye(17, dtype=np.float32)),
+            seconds=trials["rt"].to_numpy(),
+        )

@@ -1,0 +1,67 @@
+"""Two hidden kinds of user who disagree about large options (Few-shot Steerable Alignment, section 4.1)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.task import Task, in_order
+
+
+@dataclass(frozen=True)
+class TwoModes(Task):
+    """Options y ~ U[0, 1]; r = y up to .5, above it 2y (mode 0) or 1 - y (mode 1); the larger reward is chosen.
+
+    The paper's text says y in [-1, 1], which contradicts its own 75 % for an answer without shots: there the modes
+    agree on seven pairs of eight, here on half. A pair is *conflicting* where the modes disagree; each rate below is
+    the share of conflicting pairs (.5 is what U[0, 1] gives). With `feature_dim` 1 an item is y itself, and no linear
+    reward fits mode 1; with d it is y and d - 1 hinges max(y - j/d, 0), which for even d fit both modes.
+    """
+
+    n_users: int = 2000  # training users; a tenth as many again are validation users, and as many test users
+    pairs_per_user: int = 40
+    feature_dim: int = 1
+    train_conflict_rate: float = 0.5
+    context_conflict_rate: float = 0.5
+    query_conflict_rate: float = 0.5
+
+    shots: tuple[int, ...] = (0, 1, 3, 5, 10)
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        n_new, n_context = 2 * max(1, self.n_users // 10), max(self.shots)
+        counts = np.repeat([self.pairs_per_user, n_context], [self.n_users, n_new]) + self.queries
+        user = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(user)) - (np.cumsum(counts) - counts)[user]
+        shown_rate = np.where(user < self.n_users, self.train_conflict_rate, self.context_conflict_rate)
+        asked = place >= counts[user] - self.queries
+        y = draw_pairs(rng, rng.random(len(user)) < np.where(asked, self.query_conflict_rate, shown_rate))
+        mode = rng.integers(2, size=len(counts))
+        utility = rewards(y.ravel())
+        left, right = np.arange(0, 2 * len(user), 2), np.arange(1, 2 * len(user), 2)
+        knots = np.arange(1, self.feature_dim) / self.feature_dim
+        hinges = np.maximum(y.reshape(-1, 1) - knots, 0)
+        features = np.column_stack([y.ravel(), hinges]).astype(np.float32)
+        truth = Truth(np.eye(2, dtype=np.float32)[mode], utility.astype(np.float32), 0.0, np.eye(2, dtype=np.float32))
+        label = utility[left, mode[user]] > utility[right, mode[user]]
+        return PreferenceDataset.from_pairs(user, left, right, label, Items(features), truth=truth)
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, self.n_users, self.queries)
+
+
+def rewards(y: np.ndarray) -> np.ndarray:
+    """float64[n, 2]: the reward of each option in mode 0 and in mode 1."""
+    return np.column_stack([np.where(y > 0.5, 2 * y, y), np.where(y > 0.5, 1 - y, y)])
+
+
+def draw_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.ndarray:
+    """float64[n, 2]: uniform options by rejection, each pair conflicting or not as asked."""
+    y = np.empty((len(conflicting), 2))
+    open_rows = np.arange(len(conflicting))
+    while open_rows.size:
+        y[open_rows] = rng.random((open_rows.size, 2))
+        first, second = rewards(y[open_rows, 0]), rewards(y[open_rows, 1])
+        disagree = (first[:, 0] > second[:, 0]) != (first[:, 1] > second[:, 1])
+        open_rows = open_rows[disagree != conflicting[open_rows]]
+    return y

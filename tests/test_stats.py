@@ -1,0 +1,325 @@
+"""The board's statistics: do they cover what they say, on equal methods drawn over people x seeds?"""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from scipy import integrate, special
+from scipy import stats as scipy_stats
+
+from harness import stats
+
+# --- designs: each gives person[C], seed[C] -------------------------------------------------------------------------
+
+
+def folds(rng, people, seeds):
+    """Five folds, shuffled anew every five seeds: everyone is tested once in five."""
+    orders = [rng.permutation(people) for _ in range(seeds // 5)]
+    cells = [(p, 5 * r + f) for r, order in enumerate(orders) for f in range(5) for p in order[f::5]]
+    return np.array(cells).T
+
+
+def fifth(rng, people, seeds):
+    """A random fifth of people is tested in each seed."""
+    chosen = [rng.choice(people, people // 5, replace=False) for _ in range(seeds)]
+    return np.concatenate(chosen), np.repeat(np.arange(seeds), people // 5)
+
+
+def fresh(rng, people, seeds):
+    """A simulator: new people for each seed."""
+    return np.arange(people * seeds), np.repeat(np.arange(seeds), people)
+
+
+def crossed(rng, people, seeds):
+    """Everyone in every seed."""
+    return np.tile(np.arange(people), seeds), np.repeat(np.arange(seeds), people)
+
+
+DESIGNS = {
+    "31 people, 5 folds": (folds, 31, 5),
+    "31 people, a fifth, 5 seeds": (fifth, 31, 5),
+    "31 people, a fifth, 10 seeds": (fifth, 31, 10),
+    "42 people, 5 folds, 10 seeds": (folds, 42, 10),
+    "simulator, 200 people, 5 seeds": (fresh, 200, 5),
+    "42 people in all of 5 seeds": (crossed, 42, 5),
+}
+MIXES = {  # share in the variance of the mean due to people, seeds, cells
+    "noise": (0, 0, 1),
+    "people": (0.99, 0, 0.01),
+    "seeds": (0, 0.99, 0.01),
+    "people and noise": (0.5, 0, 0.5),
+    "few seeds": (0, 0.06, 0.94),
+    "seeds and noise": (0, 0.5, 0.5),
+    "people and seeds": (0.5, 0.49, 0.01),
+    "all": (0.45, 0.1, 0.45),
+}
+
+
+def equal_methods(rng, rows, person, seed, mix):
+    """values[rows, C] with true mean 0 whose means have variance 1 made up as the mix says."""
+    cells = len(person)
+    values = np.zeros((rows, cells))
+    for share, group in zip(mix, (person, seed, np.arange(cells)), strict=True):
+        counts = np.bincount(group)
+        values += np.sqrt(share / (counts**2).sum()) * cells * rng.standard_normal((rows, len(counts)))[:, group]
+    return values
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("design", DESIGNS)
+def test_intervals_cover_the_truth(design, mix):
+    rng = np.random.default_rng(1)
+    make, people, seeds = DESIGNS[design]
+    rows, repeats = (2000, 2) if make is fresh else (1000, 8)  # one standard error: 0.35 % and 0.25 %
+    covered = []
+    for _ in range(repeats):  # the random splits differ too
+        person, seed = make(rng, people, seeds)
+        low, high = stats.estimate(equal_methods(rng, rows, person, seed, MIXES[mix]), person, seed).interval()
+        covered.append((low < 0) & (high > 0))
+    assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)
+
+
+def test_percentiles_of_the_pigeonhole_bootstrap_do_not():
+    """Why the intervals are not made by it."""
+    rng = np.random.default_rng(2)
+    person, seed = fresh(rng, 40, 5)
+    covered = {}
+    for mix in ("seeds", "noise"):
+        values = equal_methods(rng, 400, person, seed, MIXES[mix])
+        weights = rng.multinomial(200, np.full(200, 1 / 200), 500)[:, person] * rng.multinomial(5, [0.2] * 5, 500)[:, seed]
+        low, high = np.quantile(values @ (weights / weights.sum(1, keepdims=True)).T, [0.025, 0.975], axis=1)
+        covered[mix] = np.mean((low < 0) & (high > 0))
+    assert covered["seeds"] < 0.9 and covered["noise"] > 0.98, covered
+
+
+def test_nested_people_give_the_t_interval_of_the_seed_means():
+    rng = np.random.default_rng(3)
+    person, seed = fresh(rng, 12, 5)
+    values = rng.normal(size=(3, 60)) + rng.normal(size=(3, 5))[:, seed]
+    ours = stats.estimate(values, person, seed)
+    theirs = scipy_stats.ttest_1samp(values.reshape(3, 5, 12).mean(2), 0, axis=1)
+    np.testing.assert_allclose(ours.interval(), theirs.confidence_interval())
+    np.testing.assert_allclose(ours.p(), theirs.pvalue)
+
+
+def test_variance_is_that_of_two_way_clusters():
+    rng = np.random.default_rng(4)
+    person, seed = fifth(rng, 31, 10)
+    values = rng.normal(size=len(person)) + 2 * rng.normal(size=31)[person]
+
+    def variance(groups):
+        with_groups = {"groups": groups, "use_correction": False}
+        return sm.OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds=with_groups).bse[0] ** 2
+
+    one_way, two_way = variance(seed), variance(np.column_stack([person, seed]))
+    people = len(np.unique(person))
+    expected = 10 / 9 * (one_way + people / (people - 1) * (two_way - one_way))
+    assert two_way > one_way  # or the floor would be what is tested
+    np.testing.assert_allclose(stats.estimate(values[None], person, seed).se[0] ** 2, expected)
+
+
+def test_variance_is_right_on_average():
+    rng = np.random.default_rng(5)
+    for make, people, seeds in DESIGNS.values():
+        person, seed = make(rng, people, seeds)
+        se = stats.estimate(equal_methods(rng, 4000, person, seed, (0.6, 0.2, 0.2)), person, seed).se
+        assert np.mean(se**2) == pytest.approx(1, abs=0.08), make.__name__
+
+
+def test_differences_are_estimates_of_the_differences():
+    rng = np.random.default_rng(6)
+    person, seed = fifth(rng, 31, 5)
+    values = rng.normal(size=(4, len(person))) + rng.normal(size=31)[person]
+    every = stats.differences(values, person, seed)
+    for a in range(4):
+        alone = stats.estimate(values[a] - values, person, seed)
+        for name in ("value", "se", "df"):
+            np.testing.assert_allclose(getattr(every, name)[a], getattr(alone, name), atol=1e-12)
+    assert (np.diag(every.p()) == 1).all()
+
+
+def test_one_seed_gives_no_interval():
+    values = np.random.default_rng(7).random((3, 20))
+    person, seed = np.arange(20), np.zeros(20, int)
+    gained = stats.gains(values, person, seed)
+    assert gained.note == "one seed"
+    for field in ("se", "low", "high", "joint_low", "joint_high", "p", "holm"):
+        assert np.isnan(getattr(gained, field)).all(), field
+    np.testing.assert_allclose(gained.value, values.mean(1) - values[0].mean())
+    ranked = stats.ranks(values, person, seed)
+    assert ranked.best.tolist() == [1, 1, 1] and ranked.worst.tolist() == [3, 3, 3] and ranked.note == "one seed"
+    assert stats.verdict(gained, 0.01)[::2] == ("cannot tell", None)
+    assert stats.estimate(values, np.zeros(20, int), np.arange(20) % 5).note == "one person"
+
+
+@pytest.mark.parametrize("values, people", [([[0.5, np.nan]], 2), ([[0.5, 0.5]], 3)])
+def test_holes_and_wrong_lengths_are_refused(values, people):
+    with pytest.raises(ValueError, match="finite"):
+        stats.estimate(values, np.arange(people), [0, 1])
+
+
+boards = some.tuples(some.integers(0, 10**6), some.integers(2, 5), some.integers(4, 12), some.integers(2, 6))
+
+
+@settings(max_examples=40, deadline=None)
+@given(boards)
+def test_order_names_and_constants_do_not_matter(board):
+    number, methods, people, seeds = board
+    rng = np.random.default_rng(number)
+    person, seed = np.nonzero(rng.random((people, seeds)) < 0.7)
+    if min(len(np.unique(person)), len(np.unique(seed))) < 2:
+        return
+    values = rng.normal(size=(methods, len(person))) + rng.normal(size=(methods, people))[:, person]
+    first = stats.differences(values, person, seed)
+    cells, rows, names = rng.permutation(len(person)), rng.permutation(methods), rng.permutation(people)
+    shift = rng.normal(size=(methods, 1))
+    again = stats.differences((3 * values + shift)[np.ix_(rows, cells)], names[person][cells], seed[cells] + 100)
+    pick = np.ix_(rows, rows)
+    np.testing.assert_allclose(again.se, 3 * first.se[pick], atol=1e-9)
+    np.testing.assert_allclose(again.df, first.df[pick], rtol=1e-5)
+    np.testing.assert_allclose(again.value, (3 * first.value + shift - shift.T)[pick], atol=1e-9)
+    np.testing.assert_allclose(first.value, -first.value.T)
+    cell_order = stats.ranks(values[:, cells], person[cells], seed[cells])
+    ranked = stats.ranks(values, person, seed)
+    assert all((a == b).all() for a, b in zip(ranked[:3], cell_order[:3], strict=True))
+    assert (ranked.best <= ranked.rank).all() and (ranked.rank <= ranked.worst).all()
+
+
+# --- many comparisons -----------------------------------------------------------------------------------------------
+
+
+def test_familywise_error_is_kept():
+    """Ranks, joint limits and Holm each err on about 5 % of boards of seven methods, whatever the design and mix."""
+    rng = np.random.default_rng(8)
+    true = np.array([0, 0.0, 0.5, 0.5, 1, 3, 3])
+    true_best, true_worst = 1 + (true[:, None] < true).sum(1), 7 - (true[:, None] > true).sum(1)
+    wrong = {}
+    for design, mix in [
+        ("31 people, 5 folds", "seeds"),
+        ("31 people, a fifth, 5 seeds", "seeds and noise"),
+        ("31 people, a fifth, 10 seeds", "all"),
+        ("42 people in all of 5 seeds", "all"),
+        ("42 people, 5 folds, 10 seeds", "people"),
+    ]:
+        make, people, seeds = DESIGNS[design]
+        for _ in range(300):
+            person, seed = make(rng, people, seeds)
+            equal = equal_methods(rng, 7, person, seed, MIXES[mix])
+            gained = stats.gains(equal + true[:, None], person, seed, reference=2)
+            ranked = stats.ranks(equal + true[:, None], person, seed)
+            missed = (gained.joint_low > true - 0.5) | (gained.joint_high < true - 0.5)
+            errors = (
+                missed.any(),
+                (stats.gains(equal, person, seed).holm < 0.05).any(),
+                ((stats.ranks(equal, person, seed).worst < 7).any()),
+                ((ranked.best > true_best) | (ranked.worst < true_worst)).any(),
+            )
+            wrong.setdefault((design, mix), []).append(errors)
+    each = np.array([np.mean(x, 0) for x in wrong.values()])
+    assert each.max() < 0.10, each  # 4 standard errors of 1.26 % above 5 %
+    assert ((0.02 < each.mean(0)[:3]) & (each.mean(0)[:3] < 0.07)).all(), each  # one standard error: 0.56 %
+    assert each.mean(0)[3] < 0.07, each
+
+
+def test_two_methods_need_no_correction():
+    rng = np.random.default_rng(9)
+    person, seed = folds(rng, 31, 10)
+    gained = stats.gains(rng.random((2, len(person))), person, seed)
+    np.testing.assert_allclose(gained.joint_low, gained.low, rtol=0.1)
+    np.testing.assert_allclose(gained.holm, gained.p)
+
+
+def test_clear_order_is_found_and_ties_share_a_rank():
+    rng = np.random.default_rng(10)
+    person, seed = folds(rng, 42, 10)
+    values = np.array([0.7, 0.5, 0.6, 0.5])[:, None] + 0.02 * rng.normal(size=(4, len(person)))
+    values[3] = values[1]
+    ranked = stats.ranks(values, person, seed)
+    assert ranked.rank.tolist() == [1, 3, 2, 3]
+    assert ranked.best.tolist() == [1, 3, 2, 3] and ranked.worst.tolist() == [1, 4, 2, 4]
+    gained = stats.gains(values, person, seed, reference=1)
+    assert gained.holm[0] < 1e-3 and gained.p[1] == gained.p[3] == gained.holm[3] == 1
+
+
+# --- verdict --------------------------------------------------------------------------------------------------------
+
+
+def board(people, gain, seed=0):
+    rng = np.random.default_rng(seed)
+    person, of_seed = fresh(rng, people, 10)
+    values = 0.1 * rng.normal(size=(3, len(person))) + np.array([0.6, 0.6, 0.6 + gain])[:, None]
+    return stats.gains(values, person, of_seed)
+
+
+def test_verdicts():
+    assert stats.verdict(board(400, 0.05), 0.01) == ("gain", 2, None)
+    assert stats.verdict(board(400, 0), 0.01).text == "nothing to personalise here"
+    assert stats.verdict(board(4, 0.02), 0.01).text == "cannot tell"
+
+
+@pytest.mark.parametrize("gain, text", [(0.02, "gain"), (0, "nothing to personalise here")])
+def test_the_stated_number_of_people_could_tell(gain, text):
+    needed = [stats.verdict(board(10, gain, seed), 0.01).people for seed in range(40)]
+    needed = int(np.median([n for n in needed if n]))  # of all people; there are 10 seeds
+    assert needed > 100
+    told = [stats.verdict(board(round(k * needed / 10), gain, seed), 0.01).text for k in (4, 0.1) for seed in range(40)]
+    assert told[:40].count(text) > 36 and told[40:].count(text) < 20  # four times as many surely, a tenth not
+
+
+def test_detectable_difference_is_found_as_often_as_promised():
+    rng = np.random.default_rng(11)
+    people, asked, disagree, icc = 300, 10, 0.3, 0.2
+    least = stats.detectable(people, asked, disagree, icc)
+    gain = np.sqrt(icc) * rng.normal(size=(4000, people, 1)) + np.sqrt(1 - icc) * rng.normal(size=(4000, people, asked))
+    means = (least + np.sqrt(disagree) * gain).mean(2)
+    found = scipy_stats.ttest_1samp(means, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.03)
+
+
+# --- worst users ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_people_look_unequal():
+    """People all truly at .65 with 10 pairs read .37 (PRACTICE); the fit is not fooled."""
+    correct = np.random.default_rng(12).binomial(10, 0.65, 3000)
+    naive, null, fitted = stats.worst_users(correct, np.full(3000, 10))
+    assert naive == pytest.approx(0.37, abs=0.015) and null == pytest.approx(naive, abs=0.02)
+    assert fitted > 0.6
+
+
+@pytest.mark.parametrize("a, b", [(8, 4), (30, 10), (0.8, 0.6)])
+def test_beta_is_recovered(a, b):
+    rng = np.random.default_rng(13)
+    asked = rng.integers(5, 40, 5000)
+    correct = rng.binomial(asked, rng.beta(a, b, 5000))
+    assert stats.beta_binomial(correct, asked) == pytest.approx((a, b), rel=0.12)
+    edge = special.betaincinv(a, b, 0.1)
+    truth = integrate.quad(lambda p: p * scipy_stats.beta.pdf(p, a, b), 0, edge)[0] / 0.1
+    naive, _, fitted = stats.worst_users(correct, asked)
+    assert fitted == pytest.approx(truth, abs=0.015) and naive < truth - 0.01 * (a > 1)
+
+
+def test_beta_fit_is_the_likeliest():
+    rng = np.random.default_rng(14)
+    asked = np.full(60, 12)
+    correct = rng.binomial(asked, rng.beta(6, 4, 60))
+    a, b = stats.beta_binomial(correct, asked)
+    likely = scipy_stats.betabinom.logpmf(correct, asked, a, b).sum()
+    for factor_a, factor_b in [(1.05, 1), (0.95, 1), (1, 1.05), (1, 0.95), (1.1, 1.1), (0.9, 0.9)]:
+        assert scipy_stats.betabinom.logpmf(correct, asked, factor_a * a, factor_b * b).sum() < likely
+
+
+def test_worst_users_of_small_and_extreme_groups():
+    naive, null, fitted = stats.worst_users([5, 5, 5], [5, 5, 5])
+    assert (naive, null) == (1, 1) and fitted == pytest.approx(1, abs=0.01)
+    assert stats.worst_users([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people: the worst one
+    accuracies = np.arange(25) / 25
+    assert stats.worst_users(100 * accuracies, np.full(25, 100)).naive == pytest.approx((0 + 1 + 0.5 * 2) / 2.5 / 25)
+    assert stats.worst_users([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # halves from ties
+    assert stats.worst_users([4, 5], [9, 9]) == stats.worst_users([4, 5], [9, 9])
+    with pytest.raises(ValueError, match="at least one query"):
+        stats.worst_users([0, 1], [0, 1])
