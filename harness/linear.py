@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
 from harness.method import Method, Run, State, Users
+from harness.metrics import log_loss, temperature_scale
 
 CACHE = 2**20  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
 MEMORY = 2**24  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not
@@ -50,6 +51,8 @@ def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch
     per_chunk = max(1, min(CACHE // (8 * min(n, r) ** 2), MEMORY // (8 * n * d)))
     for start in range(0, context.n_users, per_chunk):
         part = context.chunk(start, min(start + per_chunk, context.n_users))
+        if not len(part):
+            continue
         X, y, mask = padded(part)
         offset = X @ mean if mean.any() else torch.zeros_like(y)
         Z = X.mul_(root) if root.ndim == 0 else X @ root
@@ -65,7 +68,8 @@ def padded(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     X = torch.from_numpy(pairs.gap).double()
     y = torch.from_numpy(pairs.label).double()
     if (counts == n).all():
-        return X.view(len(counts), n, -1), y.view(-1, n), torch.ones(len(counts), n, dtype=torch.float64)
+        shape = (len(counts), n)
+        return X.view(*shape, X.shape[1]), y.view(shape), torch.ones(shape, dtype=torch.float64)
     rows = torch.from_numpy(pairs.user * np.int64(n) + pairs.rank)
     full = torch.zeros(len(counts) * n, X.shape[1], dtype=torch.float64).index_copy_(0, rows, X)
     label, mask = torch.zeros(2, len(counts) * n, dtype=torch.float64)
@@ -158,14 +162,14 @@ SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # one number per method, chosen
 
 
 def best_on_validation(priors: list[State], validation: Panel) -> State:
-    """The prior whose answers have the lowest log loss, averaged over eighths, quarters, halves and whole contexts."""
+    """The prior with the lowest calibrated log loss, averaged over eighths, quarters, halves and whole contexts."""
     shots = int(np.diff(validation.context.offsets).max(initial=0))
     contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
-    gap, y = torch.from_numpy(validation.query.gap), torch.from_numpy(validation.query.label).double()
+    gap, y = torch.from_numpy(validation.query.gap), validation.query.label
 
     def loss(prior: State) -> float:
-        scores = [dot(gap, map_weights(c, prior["mean"], prior["root"]), validation.query) for c in contexts]
-        return float(sum((softplus(z) - y * z).mean() for z in scores))
+        scores = [dot(gap, map_weights(c, prior["mean"], prior["root"]), validation.query).numpy() for c in contexts]
+        return sum(log_loss(temperature_scale(z, y) * z, y) for z in scores)
 
     return min(priors, key=loss)
 

@@ -91,8 +91,13 @@ def temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
     if not z.any():
         return 1.0
     unit = np.abs(z).mean()  # so that the search is over comparable numbers, whatever a method's log-odds' size
-    loss = lambda s: (np.logaddexp(0, s * z / unit) - y * s * z / unit).mean()  # noqa: E731
-    return float(minimize_scalar(loss, bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6}).x / unit)
+    found = minimize_scalar(lambda s: log_loss(s * z / unit, y), bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6})
+    return float(found.x / unit)
+
+
+def log_loss(z: np.ndarray, y: np.ndarray) -> float:
+    """Mean log loss, in nats, of log-odds z against shares y."""
+    return float((np.logaddexp(0, z) - y * z).mean())
 
 
 def calibration_error(n: np.ndarray, p: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     data = task.build(seed)
     splits = task.split(data, seed)
     splits.check()
-    _enough_context(task, splits)
+    enough_context(task, splits)
     named: dict[str, np.ndarray | pa.Table] = {}
     for where, pairs in _parts(splits).items():
         named |= {f"{where}.{c}": getattr(pairs, c) for c in COLUMNS if getattr(pairs, c) is not None}
@@ -49,8 +49,8 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     return store.read("tasks", key)
 
 
-def _enough_context(task: Task, splits: Splits) -> None:
-    """Every new user must have as many pairs to show as the largest number of shots says."""
+def enough_context(task: Task, splits: Splits) -> None:
+    """Raises Mistake where someone has fewer pairs to show than the largest number of shots, or none to ask."""
     for name, panel in splits.panels.items():
         shown = np.diff(panel.context.offsets)
         asked = np.diff(panel.query.offsets)

@@ -113,7 +113,7 @@ def _ratio(above, below):
         return np.divide(above, below, out=np.zeros(above.shape), where=(above != 0) | (below != 0))
 
 
-def joint_level(values, person, seed, pairs, level=0.95, draws=DRAWS, random_state=0):
+def joint_level(values, person, seed, pairs, level=0.95):
     """The p-value below which any of the `pairs` (a, b), two int[K], falls with probability 1 - level if all are equal.
 
     Max-t by resampling: a draw gives every person and every seed one Gaussian weight, *shared by all methods*, and the
@@ -126,9 +126,9 @@ def joint_level(values, person, seed, pairs, level=0.95, draws=DRAWS, random_sta
     first, second = pairs
     if len(first) == 0:
         return 1 - level
-    rng = np.random.default_rng(random_state)
+    rng = np.random.default_rng(0)  # the same board, the same limits
     totals = np.hstack(_sums(values, person, seed)[:2]).astype(np.float32)  # [M, U + S]; single: the weights are large
-    drawn = rng.standard_normal((draws, totals.shape[1]), dtype=np.float32) @ totals.T
+    drawn = rng.standard_normal((DRAWS, totals.shape[1]), dtype=np.float32) @ totals.T
     drawn = (drawn[:, first] - drawn[:, second]).astype(float)
     df = differences(values, person, seed).family_df[first, second]
     t = _ratio(np.abs(drawn), drawn.std(0)) / np.sqrt(rng.chisquare(df, drawn.shape) / df)

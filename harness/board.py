@@ -1,0 +1,304 @@
+"""The leaderboard: from stored scores to tables with intervals over people and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import polars as pl
+
+from harness import stats
+from harness.metrics import calibration_error
+from harness.method import Method
+from harness.run import load_scores
+from harness.store import Store
+from harness.suite import Plan, Suite
+from harness.task import Task
+from harness.trial import Trial, fields_of, name_at_version
+
+REFERENCE = "shared"  # every gain is over the one reward for all
+MEANS = {"accuracy": 1.0, "auc": 1.0, "log_loss": np.inf, "brier": 1.0}  # macro over users; with the largest value there is
+PANEL = "test"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score with its 95 % limits; limits are None where there is no interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
+
+    method: Method
+    label: str
+    keys: tuple[str, ...]  # of its finished trials
+    line: bool  # privileged: drawn, never ranked
+    hole: str | None  # why trials are missing: such a row has no rank and no interval
+    rank: tuple[int, int, int] | None = None  # as scored, best, worst
+    curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
+    gain: Point | None = None  # in accuracy over the reference, paired
+    holm: float | None = None  # its p-value, adjusted over all methods
+    swapped: float | None = None  # accuracy when answered with another user's state
+    worse: float | None = None  # share of people worse off than under the reference
+    worst: stats.WorstUsers | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    users: pl.DataFrame | None = None  # person, asked, accuracy, gain
+
+
+@dataclass(frozen=True)
+class TaskBoard:
+    """One task setting: rows best first, lines and holes last, and what may be concluded."""
+
+    task: Task
+    label: str
+    rows: tuple[Row, ...]
+    people: int
+    seeds: int
+    note: str | None  # why there is no interval
+    verdict: str
+    refusals: dict[str, str]
+    flags: tuple[str, ...]
+    differences: pl.DataFrame  # shots, a, b, value, low, high: paired, in accuracy
+
+    @property
+    def shots(self) -> int:
+        return max(self.task.shots)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All task settings of a suite."""
+
+    suite: Suite
+    tasks: tuple[TaskBoard, ...]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: the same for the same results of the same suite."""
+        keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
+        return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict:
+        """Plain values: what `--json` prints."""
+        return {
+            "suite": self.suite.name,
+            "digest": self.digest,
+            "tasks": [
+                {
+                    "task": t.label,
+                    "fields": fields_of(t.task),
+                    "people": t.people,
+                    "seeds": t.seeds,
+                    "shots": t.shots,
+                    "verdict": t.verdict,
+                    "note": t.note,
+                    "flags": t.flags,
+                    "refusals": t.refusals,
+                    "differences": t.differences.to_dicts(),
+                    "rows": [
+                        {f.name: _plain(getattr(r, f.name)) for f in dataclasses.fields(r) if f.name not in ("method", "users")}
+                        for r in t.rows
+                    ],
+                }
+                for t in self.tasks
+            ],
+        }
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    if isinstance(value, stats.WorstUsers):
+        return value._asdict()
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def labels(things: list) -> dict:
+    """Name and non-default fields of each, so that different settings read differently."""
+    found = {}
+    for thing in things:
+        default = fields_of(type(thing)())
+        changed = {k: v for k, v in fields_of(thing).items() if v != default[k]}
+        shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
+        found[thing] = f"{thing.name}({shown})" if shown else thing.name
+    return found
+
+
+def make_board(plan: Plan, store: Store) -> Board:
+    """Reads every finished trial of the plan, verified, and compares. Trials that are missing make holes."""
+    return Board(plan.suite, tuple(_task_board(plan, store, task) for task in plan.suite.tasks))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """One method's scores on the cells (a person under a seed), cells in the same order for every complete method."""
+
+    person: np.ndarray
+    seed: np.ndarray
+    blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
+
+
+def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
+    method_labels = labels(list(plan.suite.methods))
+    trials: dict[Method, list[Trial]] = {}
+    for trial in plan.trials:
+        if trial.task == task:
+            trials.setdefault(trial.method, []).append(trial)
+    manifests = {t.key: store.read("trials", t.key) for ts in trials.values() for t in ts}
+    cells, rows, codes = {}, {}, Counter()
+    for method, wanted in trials.items():
+        done = [t for t in wanted if manifests[t.key]]
+        hole = None
+        if missing := [t for t in wanted if not manifests[t.key]]:
+            note = store.failure(missing[0].key)
+            hole = f"{len(missing)} of {len(wanted)} seeds {'failed: ' + note['reason'] if note else 'not run yet'}"
+        facts = [manifests[t.key]["facts"] for t in done]
+        codes.update(f["code"] for f in facts)
+        rows[method] = Row(method, method_labels[method], tuple(t.key for t in done), method.privileged, hole, costs=_costs(facts))
+        if done:
+            cells[method] = _cells(store, done, manifests)
+    complete = [m for m in rows if m in cells and rows[m].hole is None]
+    ranked = [m for m in complete if not rows[m].line]
+    note = None
+    for method in cells:
+        rows[method] = dataclasses.replace(rows[method], **_own(cells[method], task, method in complete))
+    differences, verdict = [], "nothing has run"
+    if complete:
+        first = cells[complete[0]]
+        accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
+        for shots in task.shots:
+            differences += _differences(accuracy[shots], first, shots, [method_labels[m] for m in complete])
+        top = accuracy[max(task.shots)][[complete.index(m) for m in ranked]]
+        reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE), None)
+        verdict = f"no verdict: the suite has no {REFERENCE}"
+        if ranked:
+            found = stats.ranks(top, first.person, first.seed)
+            note = found.note
+            for i, m in enumerate(ranked):
+                rows[m] = dataclasses.replace(rows[m], rank=(int(found.rank[i]), int(found.best[i]), int(found.worst[i])))
+        if reference is not None:
+            gains = stats.gains(top, first.person, first.seed, reference)
+            per_person = _by_person(first, top)
+            for i, m in enumerate(ranked):
+                gain = Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i]))
+                users = _users(cells[m], max(task.shots), per_person[i] - per_person[reference])
+                worse = None if i == reference else float((users["gain"] < 0).mean())
+                rows[m] = dataclasses.replace(rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users)
+            if len(ranked) > 1:
+                verdict = _verdict(gains, plan.suite.margin, [method_labels[m] for m in ranked])
+    order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
+    flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
+    flags += [f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)]
+    return TaskBoard(
+        task=task,
+        label=labels([task])[task],
+        rows=tuple(order),
+        people=plan.people[task],
+        seeds=len(plan.suite.seeds),
+        note=note,
+        verdict=verdict,
+        refusals={method_labels[r.method]: r.reason for r in plan.refusals if r.task == task},
+        flags=tuple(flags),
+        differences=pl.DataFrame(differences),
+    )
+
+
+def _at(row: Row, task: Task) -> float:
+    return row.curves["accuracy"][max(task.shots)].value if row.curves else 0.0
+
+
+def _cells(store: Store, trials: list[Trial], manifests: dict) -> _Cells:
+    populations: dict[str, int] = {}
+    tables = []
+    for trial in sorted(trials, key=lambda t: t.seed):
+        population = store.read("tasks", trial.task_key)["facts"]["population"]
+        number = populations.setdefault(population, len(populations))
+        table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
+        person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
+        tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
+    blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
+    any_block = next(iter(blocks.values()))
+    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks)
+
+
+def _own(cells: _Cells, task: Task, complete: bool) -> dict:
+    """What a row says without regard to any other: curves, swap control, worst users."""
+    curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*MEANS, "ece")}
+    for shots in task.shots:
+        block = cells.blocks[shots, False]
+        values = np.stack([block[metric] for metric in MEANS])
+        found = stats.estimate(values, cells.person, cells.seed)
+        low, high = np.clip(found.interval(), 0, list(MEANS.values()))
+        for i, metric in enumerate(MEANS):
+            curves[metric][shots] = Point(float(found.value[i]), *(_or_none(x[i]) if complete else None for x in (low, high)))
+        seeds = np.unique(cells.seed)
+        bins = [np.stack([block[c].to_numpy()[cells.seed == s].sum(0) for s in seeds]) for c in ("bin_n", "bin_p", "bin_y")]
+        error = calibration_error(*bins)[None]  # one per seed: the unit of its interval is the seed
+        found = stats.estimate(error, np.arange(len(seeds)), seeds)
+        limits = np.clip(found.interval(), 0, 1)
+        curves["ece"][shots] = Point(float(found.value[0]), *(_or_none(x[0]) if complete else None for x in limits))
+    last = cells.blocks[max(task.shots), False]
+    people = last.group_by("person").agg(correct=(pl.col("accuracy") * pl.col("asked")).sum(), asked=pl.col("asked").sum())
+    people = people.sort("person")
+    swapped = cells.blocks.get((max(task.shots), True))
+    return {
+        "curves": curves,
+        "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
+        "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
+    }
+
+
+def _costs(facts: list[dict]) -> dict[str, float]:
+    names = ("fit_seconds", "adapt_seconds_per_user", "bytes_per_user", "peak_memory_mb")
+    return {name: median(f[name] for f in facts) for name in names} if facts else {}
+
+
+def _by_person(cells: _Cells, values: np.ndarray) -> np.ndarray:
+    """float64[M, people]: each person's mean over the seeds that tested him, people ascending."""
+    people, code = np.unique(cells.person, return_inverse=True)
+    return np.stack([np.bincount(code, row, minlength=len(people)) for row in values]) / np.bincount(code)
+
+
+def _users(cells: _Cells, shots: int, gain: np.ndarray) -> pl.DataFrame:
+    block = cells.blocks[shots, False]
+    users = block.group_by("person").agg(pl.col("asked").sum(), pl.col("accuracy").mean()).sort("person")
+    return users.with_columns(gain=pl.Series(gain))
+
+
+def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]) -> list[dict]:
+    found = stats.differences(values, cells.person, cells.seed)
+    low, high = found.interval()
+    return [
+        {"shots": shots, "a": names[a], "b": names[b], "value": float(found.value[a, b]), "low": _or_none(low[a, b]), "high": _or_none(high[a, b])}
+        for a in range(len(names))
+        for b in range(len(names))
+        if a != b
+    ]
+
+
+def _verdict(gains: stats.Gains, margin: float, names: list[str]) -> str:
+    if gains.note:
+        return f"no verdict: {gains.note}, no interval"
+    found = stats.verdict(gains, margin)
+    best = names[found.best]
+    limits = f"{gains.value[found.best]:+.3f} over {REFERENCE}, limits for all methods at once {gains.joint_low[found.best]:+.3f} to {gains.joint_high[found.best]:+.3f}"
+    if found.text == "gain":
+        return f"personalising pays: {best} gains {limits} (margin {margin:g})"
+    if found.text == "cannot tell":
+        people = f"about {found.people} people could" if found.people else "no number of people could"
+        return f"cannot tell: {best} gains {limits} (margin {margin:g}; {people})"
+    highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
+    return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE} (margin {margin:g})"
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

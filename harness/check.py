@@ -1,0 +1,234 @@
+"""The contract every task and method must keep, for `manyminds check` and for the tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from harness import find
+from harness.data import Leak, Pairs, arrays, digest
+from harness.method import Manifest, Method, Run
+from harness.mistake import Mistake
+from harness.prepare import enough_context
+from harness.run import one_torch_thread, run_trial
+from harness.task import Task
+from harness.trial import Trial, fields_of, hashed, task_identity
+
+SAME = 1e-4  # log-odds: float32 answers to the same question asked in another order
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check that ran: what it asked, and what is wrong, if anything."""
+
+    what: str
+    problem: str | None
+
+
+def check_name(name: str) -> Iterator[Finding]:
+    """Every check of the task and of the method of that name. Raises Mistake where there is neither."""
+    kinds = [kind for kind in ("task", "method") if name in find.names(kind)]
+    with threadpool_limits(1), one_torch_thread():
+        for kind in kinds or ["method" if name in find.names("method") else "task"]:
+            thing = find.load(kind, name)
+            yield _ask("every field has a default", lambda: thing() and None)
+            battery = task_checks(thing()) if kind == "task" else method_checks(thing())
+            for what, ask in battery:
+                yield _ask(f"{kind} {name}: {what}", ask)
+
+
+def _ask(what: str, ask: Callable[[], str | None]) -> Finding:
+    try:
+        return Finding(what, ask())
+    except Mistake:
+        raise
+    except Exception as error:
+        return Finding(what, f"{type(error).__name__}: {error}")
+
+
+def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
+    """(question, check) for each rule of a task; a check returns what is wrong, or None."""
+    yield "its file says in one line what it is", lambda: _described(task)
+    yield "its settings can be a key", lambda: hashed(task_identity(task, 0)) and None
+    data = task.build(0)
+    splits = task.split(data, 0)
+    query = splits.panels["test"].query if "test" in splits.panels else splits.train
+    users = {name: set(panel.query.people.tolist()) for name, panel in splits.panels.items()}
+
+    def leaks() -> str | None:
+        try:
+            splits.check()
+        except Leak as leak:
+            return str(leak)
+        return None
+
+    def position() -> str | None:
+        everyone = data.pairs.label
+        bound = 4.5 * 0.5 / np.sqrt(len(everyone))  # labels are at most as spread as coin flips
+        return None if abs(everyone.mean() - 0.5) < bound else f"left wins {everyone.mean():.3f} of {len(everyone)} pairs"
+
+    def another_seed() -> str | None:
+        other = task.split(task.build(1), 1)
+        changed = digest(arrays_of(splits)) != digest(arrays_of(other))
+        return None if changed else "seeds 0 and 1 give the same split"
+
+    def enough() -> str | None:
+        try:
+            enough_context(task, splits)
+        except Mistake as mistake:
+            return mistake.message
+        return None
+
+    yield "the same seed builds the same data", lambda: _differ(digest(arrays(task.build(0))), digest(arrays(data)))
+    yield "the same seed splits the same way", lambda: _differ(digest(arrays_of(task.split(data, 0))), digest(arrays_of(splits)))
+    yield "another seed gives another split", another_seed
+    yield "panels are at least validation, seen and test", lambda: _missing({"validation", "seen", "test"} - set(splits.panels))
+    yield "no split leaks", leaks
+    yield "validation and test people are different", lambda: _missing(users.get("validation", set()) & users.get("test", set()))
+    yield "everybody has enough pairs to show and one to ask", enough
+    yield "features are float32 and finite", lambda: _features(query)
+    yield "labels are shares", lambda: None if ((query.label >= 0) & (query.label <= 1)).all() else "a label is outside [0, 1]"
+    yield "position tells nothing", position
+
+
+def arrays_of(splits) -> dict[str, np.ndarray]:
+    """Who is shown and asked what, under stable names."""
+    parts = {"train": splits.train}
+    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
+    columns = ("user", "people", "left", "right", "label")
+    return {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
+
+
+def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
+    """(question, check) for each rule of a method, asked on a small simulated task."""
+    task = find.make("task", "low_rank", {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]})
+    data = task.build(0)
+    splits = task.split(data, 0)
+    panel = splits.panels["test"]
+    context, query = panel.context, panel.query.without_labels()
+    run = Run(0, truth=data.truth if method.privileged else None)
+    untouched = digest(arrays_of(splits))
+    states: list[dict] = []
+
+    def fitted() -> dict:
+        if not states:
+            states.append(method.fit(splits.train, splits.panels["validation"], run))
+        return states[0]
+
+    def answers(shown: Pairs, asked: Pairs) -> np.ndarray:
+        return method.score(fitted(), method.adapt(fitted(), shown, run), asked).detach().numpy()
+
+    def ragged() -> Pairs:
+        return context.take(context.rank < context.user % 9)  # 0 to 8 pairs each
+
+    def frozen() -> str | None:
+        answers(context, query)
+        return None if set(vars(method)) == set(fields_of(method)) else "fit or adapt changed the method's attributes"
+
+    def shapes() -> str | None:
+        users = method.adapt(fitted(), context, run)
+        if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == context.n_users for t in users):
+            return "adapt must return a tuple of tensors with leading dimension n_users"
+        if not isinstance(fitted(), dict) or not all(isinstance(t, torch.Tensor) for t in fitted().values()):
+            return "fit must return a dict of tensors"
+        return None
+
+    def again() -> str | None:
+        state = method.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth))
+        other = method.score(state, method.adapt(state, context, run), query).numpy()
+        return None if np.array_equal(other, answers(context, query)) else "two runs of one seed differ"
+
+    def reordered() -> str | None:
+        order = np.lexsort((-context.rank, context.user))
+        return _apart(answers(context.take(order), query), answers(context, query))
+
+    def other_users() -> str | None:
+        order = np.arange(context.n_users)[::-1]
+        return _apart(answers(context.of(order), query.of(order)), answers_of(order))
+
+    def answers_of(order: np.ndarray) -> np.ndarray:
+        flat = answers(context, query)
+        return np.concatenate([flat[query.offsets[u] : query.offsets[u + 1]] for u in order])
+
+    def alone() -> str | None:
+        shown = ragged()
+        together = answers(shown, query)
+        one = [answers(shown.of([u]), query.of([u])) for u in range(context.n_users)]
+        return _apart(np.concatenate(one), together)
+
+    def swapped_sides() -> str | None:
+        return _apart(answers(context, query.swapped()), -answers(context, query))
+
+    def swapped_context() -> str | None:
+        return _apart(answers(context.swapped(), query), answers(context, query))
+
+    def no_shots() -> str | None:
+        zero = answers(context.first(0), query)
+        return None if np.isfinite(zero).all() else "without context some log-odds are not finite"
+
+    def soft() -> str | None:
+        softened = replace(context, label=np.float32(0.2) + np.float32(0.6) * context.label)
+        return None if np.isfinite(answers(softened, query)).all() else "soft labels give log-odds that are not finite"
+
+    def unchanged() -> str | None:
+        answers(context, query)
+        return None if digest(arrays_of(splits)) == untouched else "fit, adapt or score wrote into its input"
+
+    def whole() -> str | None:
+        result = run_trial(Trial(task, method, 0, "check"), splits, data.truth)
+        return _missing({f"test/{k}" for k in task.shots} - set(result.predictions))
+
+    def keyed() -> str | None:
+        return hashed({"fields": fields_of(method)}) and None
+
+    def refusal() -> str | None:
+        said = method.refuses(Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False))
+        return None if said is None or isinstance(said, str) else "refuses must return a reason or None"
+
+    yield "its file says in one line what it is", lambda: _described(method)
+    yield "its settings can be a key", keyed
+    yield "it is a frozen dataclass", lambda: None if dataclasses.is_dataclass(method) and type(method).__dataclass_params__.frozen else "write @dataclass(frozen=True)"
+    yield "it answers why it sits out, or None", refusal
+    yield "state and users are tensors", shapes
+    yield "it holds nothing learned", frozen
+    yield "the same seed gives the same answers", again
+    yield "without context it answers", no_shots
+    yield "swapping the sides of a query flips the sign", swapped_sides
+    yield "swapping the sides of the context changes nothing", swapped_context
+    yield "the order of the context changes nothing", reordered
+    yield "the order of users changes nothing", other_users
+    yield "a user alone and among others with longer contexts gets the same answers", alone
+    yield "soft labels are allowed", soft
+    yield "inputs are left as they were", unchanged
+    yield "run_trial scores every number of shots", whole
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
+    gap = float(np.abs(found - wanted).max(initial=0))
+    return None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"log-odds differ by up to {gap:.3g}"
+
+
+def _differ(a: str, b: str) -> str | None:
+    return None if a == b else "two runs of one seed differ"
+
+
+def _missing(names: set) -> str | None:
+    return f"{', '.join(map(str, sorted(names)))}" if names else None
+
+
+def _features(pairs: Pairs) -> str | None:
+    features = pairs.items.features
+    if features is None:
+        return None if pairs.items.text is not None else "items have neither features nor text"
+    return None if features.dtype == np.float32 and np.isfinite(features).all() else f"features are {features.dtype}, or not all finite"
+
+
+def _described(thing: Task | Method) -> str | None:
+    line = (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()
+    return None if line and 10 <= len(line[0]) <= 130 else "begin the file with a docstring of one line"

@@ -1,0 +1,271 @@
+"""The verbs of `manyminds`: data to stdout, everything else to stderr, and a hint for every mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from harness import find
+from harness.mistake import Mistake
+from harness.store import Store
+
+app = typer.Typer(
+    help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+err = Console(stderr=True, highlight=False)
+QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
+
+SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
+StoreDir = Annotated[Path, typer.Option("--store", envvar="MANYMINDS_STORE", help="Folder of prepared tasks and results.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data", envvar="MANYMINDS_DATA", help="Folder of public data files; without it they are fetched.")
+]
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+Tracking = Annotated[str | None, typer.Option("--mlflow", help="MLflow tracking URI. [default: SQLite in the store]", show_default=False)]
+
+
+@app.command("list")
+def list_(plugin: Plugins = None, as_json: Json = False) -> None:
+    """Tasks and methods, a line each."""
+    find.add_plugins(plugin or [])
+    kinds = {"tasks": find.names("task"), "methods": find.names("method")}
+    if as_json:
+        print(json.dumps(kinds, indent=1))
+        return
+    width = max(len(name) for known in kinds.values() for name in known)
+    for kind, known in kinds.items():
+        print(f"{kind}:")
+        print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A task's or method's name, or a file that holds one.")],
+    data: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Holds a task or method against the contract that all of them keep."""
+    _use_data(data)
+    if name.endswith(".py") or "/" in name:
+        find.add_plugins([name])
+        name = Path(name).stem
+    from harness.check import check_name
+
+    failed, findings = 0, []
+    for found in check_name(name):
+        failed += found.problem is not None
+        findings.append(dataclasses.asdict(found))
+        if not as_json:
+            print(f"{'ok  ' if found.problem is None else 'FAIL'} {found.what}{f': {found.problem}' if found.problem else ''}")
+    if as_json:
+        print(json.dumps(findings, indent=1))
+    err.print(f"{name}: {len(findings)} checks ran, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None) -> None:
+    """Builds, splits and leak-checks a suite's tasks into the store, from where workers read them."""
+    plan, opened = _plan(suite, store, data, plugin)
+    print(f"{len(plan.suite.tasks) * len(plan.suite.seeds)} prepared tasks in {opened.root}")
+
+
+@app.command()
+def plan(
+    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, as_json: Json = False
+) -> None:
+    """What a run would do: trials, what it could detect, and how long it would take."""
+    planned, opened = _plan(suite, store, data, plugin)
+    from harness.plan import forecast
+
+    told = forecast(planned, opened)
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    print(f"{planned.suite.title}  [{planned.suite.name} {planned.suite.digest}]")
+    print(f"trials: {told['trials']}, of which {told['finished']} are finished; about {told['seconds_left']:.0f} s of work left")
+    for task in told["tasks"]:
+        print(
+            f"  {task['task']}: {task['people']} test people, {task['queries']} queries each, {task['seeds']} seeds; "
+            f"detects a gain of {task['detectable']:.3f} (margin {planned.suite.margin:g})"
+        )
+    print("detects: with 80 % power at 5 %, if two methods differ on a fifth of the queries (intra-person correlation .05)")
+    for refusal in told["refusals"]:
+        print(f"  {refusal['method']} sits out {refusal['task']}: {refusal['reason']}")
+
+
+@app.command()
+def run(
+    suite: SuiteFile = QUICK,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)] = None,
+    mlflow: Tracking = None,
+    as_json: Json = False,
+) -> None:
+    """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
+    began = time.monotonic()
+    planned, opened = _plan(suite, store, data, plugin)
+    from harness.plan import unfinished
+
+    todo = unfinished(planned, opened)
+    err.print(f"{planned.suite.title}: {len(planned.trials)} trials, {len(planned.trials) - len(todo)} finished before")
+    from harness.publish import Publisher
+
+    publisher = Publisher(planned, opened, mlflow)
+    if todo:
+        with _bar("running", len(todo)) as step:
+            if local:
+                from harness.run import finish_all
+
+                for _ in finish_all(todo, opened):
+                    step(1)
+            else:
+                from harness.on_ray import run_on_ray
+
+                run_on_ray(todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=publisher.trials)
+    failed = unfinished(planned, opened)
+    _show_board(planned, opened, as_json)
+    with _aside("MLflow"):
+        publisher.everything()
+    if not as_json:
+        err.print(f"MLflow:  {publisher.how_to_open()}")
+        err.print(f"done in {time.monotonic() - began:.0f} s")
+    for trial in failed:
+        note = opened.failure(trial.key)
+        err.print(f"[red]failed[/red] {trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {note['reason']}")
+    if failed:
+        err.print(f"\nhint: manyminds show {failed[0].key} prints the traceback; the same command runs them again")
+        raise typer.Exit(1)
+
+
+@app.command()
+def board(
+    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, as_json: Json = False
+) -> None:
+    """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
+    planned, opened = _plan(suite, store, data, plugin)
+    _show_board(planned, opened, as_json)
+
+
+@app.command()
+def publish(
+    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, mlflow: Tracking = None
+) -> None:
+    """Writes the suite's results to MLflow; again and again without duplicates."""
+    planned, opened = _plan(suite, store, data, plugin)
+    from harness.publish import Publisher
+
+    publisher = Publisher(planned, opened, mlflow)
+    publisher.everything()
+    print(publisher.how_to_open())
+
+
+@app.command()
+def show(key: Annotated[str, typer.Argument(help="A trial's key.")], store: StoreDir = Path("store"), as_json: Json = False) -> None:
+    """One trial: what it was, how it ran, and why it failed if it did."""
+    opened = Store(store)
+    matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
+    if len(matching) != 1:
+        keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
+        raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
+    found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for part in ("identity", "facts"):
+        for name, value in found.get(part, {}).items():
+            if name == "curves":
+                value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
+            print(f"{name:24} {json.dumps(value)}")
+    print(found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]), end="")
+
+
+@app.command()
+def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: Json = False) -> None:
+    """Checks this machine, the store and the security defaults, a line each."""
+    _use_data(data)
+    from harness.doctor import examine
+
+    findings = list(examine(Store(store)))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(f) for f in findings], indent=1))
+    else:
+        for f in findings:
+            print(f"{f.state:4} {f.what}: {f.detail}{f'  hint: {f.hint}' if f.hint else ''}")
+    raise typer.Exit(1 if any(f.state == "BAD" for f in findings) else 0)
+
+
+def _use_data(data: Path | None) -> None:
+    if data is not None:
+        os.environ["MANYMINDS_DATA"] = str(data.absolute())
+
+
+def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None):
+    _use_data(data)
+    find.add_plugins(plugin or [])
+    from harness.suite import make_plan, read_suite
+
+    read = read_suite(suite)
+    opened = Store(store).open()
+    with _bar("preparing", len(read.tasks) * len(read.seeds)) as step:
+        return make_plan(read, opened, lambda: step(1)), opened
+
+
+def _show_board(planned, opened: Store, as_json: bool) -> None:
+    from harness.board import make_board
+
+    made = make_board(planned, opened)
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=1))
+        return
+    from harness.report import print_board, write_html
+
+    print_board(made)
+    err.print(f"\nboard:   {write_html(made, opened)}")
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int) -> Iterator:
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+@contextlib.contextmanager
+def _aside(what: str) -> Iterator[None]:
+    """For what may go wrong without costing a result."""
+    try:
+        yield
+    except Mistake as mistake:
+        err.print(f"[yellow]{what}:[/yellow] {mistake.message}\nhint: {mistake.hint}; results are safe, `manyminds publish` tries again")
+
+
+def main() -> None:
+    """The `manyminds` command: 0 done, 1 something failed, 2 a mistake, 130 interrupted."""
+    try:
+        app()
+    except Mistake as mistake:
+        err.print(f"[red]error:[/red] {mistake.message}\n\nhint: {mistake.hint}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("\ninterrupted; what is finished is kept, and the same command goes on from there")
+        sys.exit(130)

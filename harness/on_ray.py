@@ -1,0 +1,285 @@
+"""Trials on Ray: Tune schedules groups, a Train worker group runs each group's trials, the store says what is done."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.mistake import Mistake
+from harness.store import Store
+
+if TYPE_CHECKING:  # torch comes with it, which Ray's control processes import this file without
+    from harness.trial import Trial
+
+SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
+    "RAY_AUTH_MODE": "token",  # whoever reaches a Ray port without one can run code
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints to stdout at any verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that plug-ins and data named by relative paths are found
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # csv, json and tensorboard copies of nothing
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which would turn Ctrl-C into an ordinary return
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a group ends, and a dead worker is noticed, that much sooner
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only node; 1.3 s of start-up
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
+
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+import ray.tune  # noqa: E402
+from ray.train.v2.api.callback import UserCallback  # noqa: E402
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
+from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
+
+MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
+GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
+POLL_SECONDS = 0.5  # between looks at the store for progress
+HANDED_ON = ("MANYMINDS_DATA", "MANYMINDS_CODE", "MANYMINDS_CRASH")  # what workers read of the driver's environment
+
+
+def run_on_ray(
+    trials: Sequence[Trial],
+    store: Store,
+    plugins: Sequence[str | Path] = (),
+    workers: int | None = None,
+    on_progress: Callable[[int], object] = lambda n: None,
+    on_group: Callable[[list[Trial]], object] = lambda trials: None,
+    per_method: bool | None = None,
+) -> None:
+    """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
+
+    workers: Ray Train workers in all, one core each; by default one per core of the machine or cluster.
+    on_progress: called in this thread with the number of trials newly finished or failed.
+    on_group: called in this thread with the trials of a group that has ended.
+    per_method: one group per method rather than one for all; by default where there are several nodes.
+
+    Joins the cluster that RAY_ADDRESS names, as `ray job submit` sets it, where the store must be a folder all nodes
+    share; without one, starts a Ray of its own and ends it. Raises the Mistake a worker met, and one where workers
+    died too often.
+    """
+    from harness.plan import estimated_seconds
+    from harness.run import code_state
+
+    for trial in trials:  # a new try: a reason that appears from here on belongs to it
+        (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
+    seconds = estimated_seconds(list(trials), store)
+    with _cluster(min(workers or os.cpu_count(), len(trials))) as results:
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(trials))
+        groups = make_groups(trials, seconds, workers, nodes > 1 if per_method is None else per_method)
+        environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ} | {"MANYMINDS_CODE": code_state()}
+        common = {"store": str(store.root), "plugins": [str(p) for p in plugins], "environment": environment}
+        work = [
+            common | {"trials": [_spec(t) for t in group], "seconds": [seconds[t] for t in group], "workers": n, "results": results}
+            for group, n in zip(groups, share_out(groups, seconds, workers), strict=True)
+        ]
+        watch = _Watch(store, groups, on_progress, on_group)
+        # The head keeps the control processes, which work little: they take no worker's core.
+        runnable = ray.tune.with_resources(ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001})
+        ended = ray.tune.Tuner(
+            runnable,
+            param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
+            run_config=ray.tune.RunConfig(storage_path=results, verbose=0, callbacks=[watch]),
+        ).fit()
+        watch.look()
+    for error in ended.errors:
+        if mistake := _mistake(error):
+            raise mistake
+    if watch.pending:
+        raise Mistake(
+            f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
+            "too little memory? try fewer --workers; --local shows which trial it is. What is finished is kept",
+        ) from next(iter(ended.errors), None)
+
+
+def make_groups(trials: Sequence[Trial], seconds: dict[Trial, float], workers: int, per_method: bool) -> list[list[Trial]]:
+    """One group of all trials, or one per method setting, small ones together.
+
+    A group is worth starting where it keeps a worker busy as long as the whole run lasts, and long enough to pay for its start.
+    """
+    if not per_method:
+        return [list(trials)]
+    by_method: dict[object, list[Trial]] = {}
+    for trial in trials:
+        by_method.setdefault(trial.method, []).append(trial)
+    enough = max(GROUP_SECONDS, sum(seconds[t] for t in trials) / workers)
+    groups: list[list[Trial]] = [[]]
+    for group in sorted(by_method.values(), key=lambda g: sum(seconds[t] for t in g)):
+        if sum(seconds[t] for t in groups[-1]) >= enough:
+            groups.append([])
+        groups[-1] += group
+    if len(groups) > 1 and sum(seconds[t] for t in groups[-1]) < enough:
+        rest = groups.pop()
+        groups[-1] += rest
+    return groups
+
+
+def share_out(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
+    """Workers of each group, at least one: each next worker goes where the work per worker is most."""
+    work = [sum(seconds[t] for t in group) for group in groups]
+    given = [1] * len(groups)
+    while sum(given) < workers:
+        open_ = [i for i, group in enumerate(groups) if given[i] < len(group)]
+        if not open_:
+            break
+        given[max(open_, key=lambda i: work[i] / given[i])] += 1
+    return given
+
+
+def shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
+    """The same balanced split in every worker, and after every restart: longest first, to whom has least so far."""
+    split, load = [[] for _ in range(workers)], [0.0] * workers
+    for i in sorted(range(len(seconds)), key=lambda i: -seconds[i]):
+        least = load.index(min(load))
+        split[least].append(i)
+        load[least] += seconds[i]
+    return split
+
+
+def _run_group(config: dict, work: list[dict]) -> None:
+    """The Tune function: a Train worker group for one group of trials."""
+    group = work[config["group"]]
+    DataParallelTrainer(
+        _run_share,
+        train_loop_config=group,
+        scaling_config=ray.train.ScalingConfig(num_workers=group["workers"]),
+        run_config=ray.train.RunConfig(
+            storage_path=group["results"],
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[_Stop()],
+        ),
+    ).fit()
+
+
+def _run_share(group: dict) -> None:
+    """The Train function: this worker's trials, one after another, by the same `finish` as without Ray.
+
+    A plain description of each trial travels, and the worker makes the trial anew, so that no class is pickled.
+    """
+    os.environ.update(group["environment"])
+    from harness import find
+    from harness.run import finish_all
+
+    find.add_plugins(group["plugins"])
+    store, context = Store(group["store"]), ray.train.get_context()
+    mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
+    trials = [_trial(group["trials"][i]) for i in mine]
+    for _ in finish_all([t for t in trials if not store.failure(t.key)], store):  # after a restart, some have failed already
+        pass
+
+
+def _spec(trial: Trial) -> dict:
+    from harness.trial import fields_of
+
+    things = {kind: [thing.name, fields_of(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))}
+    return things | {"seed": trial.seed, "data": trial.data}
+
+
+def _trial(spec: dict) -> Trial:
+    from harness import find
+    from harness.trial import Trial
+
+    return Trial(find.make("task", *spec["task"]), find.make("method", *spec["method"]), spec["seed"], spec["data"])
+
+
+class _Stop(UserCallback):
+    """Ends a group at a Mistake, which another try would only meet again; a worker that died is replaced."""
+
+    def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, Mistake):
+                raise error
+
+
+def _mistake(error: BaseException | None) -> Mistake | None:
+    """The Mistake that Tune's and Train's errors are wrapped around."""
+    while error is not None and not type(error) is Mistake:
+        error = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+    return error
+
+
+class _Watch(TrialProgressCallback):
+    """Counts what appears in the store, in Tune's own loop, which turns about ten times a second.
+
+    It stands in for Tune's reporter, which prints.
+    """
+
+    def __init__(self, store: Store, groups: list[list[Trial]], on_progress: Callable, on_group: Callable) -> None:
+        self.store, self.groups, self.on_progress, self.on_group = store, groups, on_progress, on_group
+        self.pending = {trial.key for group in groups for trial in group}
+        self.looked = time.monotonic()
+
+    def look(self) -> None:
+        folders = [self.store.root / kind for kind in ("trials", "failures")]
+        done = {key for key in self.pending if any((folder / f"{key}.json").exists() for folder in folders)}
+        self.pending -= done
+        self.looked = time.monotonic()
+        if done:
+            self.on_progress(len(done))
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        pass
+
+    def on_step_end(self, iteration, trials, **info) -> None:
+        if time.monotonic() - self.looked > POLL_SECONDS:
+            self.look()
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        self.look()
+        self.on_group(self.groups[trial.config["group"]])
+
+    on_trial_error = on_trial_complete
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune saves its callbacks, and progress bars hold locks
+
+
+@contextmanager
+def _cluster(workers: int) -> Iterator[str]:
+    """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards."""
+    folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
+    joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if not joined and address:
+            _join(address, **quiet)
+        elif not joined:
+            _alone()
+            ray.init(
+                "local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=10**8,  # trials are memory-mapped from the store, never sent
+                _temp_dir=folder,
+                **quiet,
+            )
+        yield f"{folder}/results"
+    finally:
+        if not joined:
+            ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str, **options) -> None:
+    try:
+        ray.init(address, **options)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise Mistake(
+            f"cannot join the Ray cluster at {address}: {error}",
+            "RAY_ADDRESS names the cluster, RAY_AUTH_TOKEN_PATH the file with its token",
+        ) from error
+
+
+def _alone() -> None:
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder

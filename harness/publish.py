@@ -1,0 +1,400 @@
+"""The only MLflow writer. MLflow is a view of the store: what is lost or wrong there is published again from here.
+
+A suite is an experiment, `manyminds/<suite>`. In it a *row*, one method setting on one task setting with all its seeds,
+is one run whose metrics have the number of shots as their step, and the board is one more run. A run bears the digest of
+its content as a tag and is whole once it is terminated, which is done last. It is kept as long as that digest stays
+true, and otherwise deleted after its successor is whole: publishing may be killed and repeated at will. (MLflow keeps
+deleted runs in its bin until `mlflow gc`.) Runs of settings that have left the suite stay, tagged with the digest of
+the suite they were in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import hmac
+import json
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from harness.board import Board, Row, TaskBoard, make_board
+from harness.mistake import Mistake
+from harness.store import Store
+from harness.suite import Plan
+from harness.trial import Trial, fields_of, hashed, name_at_version
+
+PUBLISH_VERSION = 1  # raised whenever the same results would be published otherwise
+POSSIBLE = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
+FOREIGN = ("alembic", "mlflow", "sqlalchemy", "sqlite3")  # packages whose errors are not ours; they share no base class
+LONGEST = 5000  # characters of a tag or parameter: what every server since MLflow 2.8 keeps whole
+LONGEST_NAME = 250  # characters of a run's name
+SETTINGS = {  # for MLflow in this process, where the environment does not say otherwise
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what matters is raised; the rest is migrations and retries
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the next line, a server that is gone is reported
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     within 20 s instead of minutes
+}
+SERVER = {  # for the server that shows a store to the person at this machine
+    "MLFLOW_HOST": "127.0.0.1",
+    "MLFLOW_PORT": "5000",
+    "MLFLOW_WORKERS": "1",  # of 4 by default, at 300 MB each
+    "MLFLOW_SERVER_ALLOWED_HOSTS": "localhost,127.0.0.1,localhost:*,127.0.0.1:*",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SERVE_ARTIFACTS": "false",  # no uploads; a run's artifacts are shown all the same
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one MLflow run holds.
+
+    metrics: (name, value, step). tables: columns, shown as tables by the UI. files: made only when they are needed.
+    """
+
+    identity: str  # the same for the same row of any suite state
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: tuple[tuple[str, float, int], ...] = ()
+    tables: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
+    files: Callable[[], dict[str, bytes]] = dict
+    files_digest: str = ""  # of what `files` would make, before users' ids are salted
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: the same for the same content, whatever the store's salt."""
+        return hashed({"version": PUBLISH_VERSION} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"})
+
+
+class Publisher:
+    """Writes one suite's results to one tracking URI: by default SQLite in the store. MLflow is imported at first use."""
+
+    def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
+        self.plan, self.store = plan, store
+        self.own = uri is None
+        self.uri = uri or f"sqlite:///{store.root / 'mlflow.db'}"
+        if self.uri.startswith("sqlite:///"):
+            self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
+        self.artifacts = store.root / "mlflow-artifacts"  # where a database is written directly; a server has its own place
+        self.down = False
+        self.page = ""  # of the suite's experiment, once it is known
+
+    def trials(self, finished: list[Trial]) -> None:
+        """Publishes the rows that these trials complete, not compared with others yet. Never raises.
+
+        After a failure it does nothing more: `everything` says what is wrong and publishes it all.
+        """
+        if self.down:
+            return
+        try:
+            records = [r for r in map(self._alone, dict.fromkeys((t.task, t.method) for t in finished)) if r]
+            if records:
+                self._publish(records)
+        except Exception:  # the results are in the store, and no trouble with a view of them may stop the run
+            self.down = True
+
+    def everything(self, board: Board | None = None) -> None:
+        """Publishes every row with a finished trial, and the board; `board` spares making it again.
+
+        Raises Mistake where MLflow cannot be reached or written.
+        """
+        board = board or make_board(self.plan, self.store)
+        rows = [self._row(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
+        self._publish([*rows[::-1], self._board(board)])  # the UI lists the latest first: the board, then rank 1, 2, ...
+
+    def how_to_open(self) -> str:
+        """What to type to see the results: a server on loopback for a SQLite file, else the URI, without its password.
+
+        The server's settings are written to `mlflow.env` in the store, so that the line stays short and none is forgotten.
+        """
+        if not self.uri.startswith("sqlite:"):
+            return _shown(self.uri) + (self.page if self.uri.startswith("http") else "")
+        settings = SERVER | {"MLFLOW_BACKEND_STORE_URI": self.uri, "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri()}
+        file = self.store.root / "mlflow.env"
+        file.write_text("".join(f"{name}={_quoted(value)}\n" for name, value in settings.items()))
+        beside = Path(sys.executable).with_name("mlflow")
+        command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
+        address = f"http://{SERVER['MLFLOW_HOST']}:{SERVER['MLFLOW_PORT']}{self.page}"
+        return f"{command} --env-file {shlex.quote(str(file))} server  # {address}"
+
+    def _alone(self, pair: tuple) -> Record | None:
+        """The row of one task and method by itself, which costs no more however large the suite is; None while it has holes."""
+        trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
+        suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
+        (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
+        (row,) = task.rows
+        own = dataclasses.replace(row, rank=None, gain=None, holm=None, worse=None, users=None)
+        return None if row.hole else self._row(task, own, "not compared yet")
+
+    def _row(self, task: TaskBoard, row: Row, state: str) -> Record:
+        seeds = {trial.key: trial.seed for trial in self.plan.trials}
+        facts = {key: self.store.read("trials", key)["facts"] for key in row.keys}
+        fields = {"task": fields_of(task.task), "method": fields_of(row.method)}
+        identity = hashed({"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": fields})
+        if row.hole:
+            state = row.hole.partition(":")[0]  # what follows is an error's text, which may quote the data
+        tags = {
+            "task": task.label,
+            "method": row.label,
+            "seeds": " ".join(str(seeds[key]) for key in row.keys),
+            "trials": " ".join(row.keys),
+            "code": " ".join(sorted({f["code"] for f in facts.values()})),
+            "state": f"{state}, privileged: not ranked" if row.line else state,
+        }
+        users = "" if row.users is None else row.users.write_csv()
+
+        def files() -> dict[str, bytes]:
+            told = [{"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys]
+            made = {"trials.json": json.dumps(told, indent=1).encode()}
+            return made | ({"users.csv": self._hidden(task, row.users).write_csv().encode()} if users else {})
+
+        return Record(
+            identity=identity,
+            name=f"{row.label} on {task.label}",
+            tags={"kind": "row"} | tags,
+            params={f"{kind}.{name}": _text(value) for kind, values in fields.items() for name, value in values.items()},
+            metrics=tuple(_metrics(row, task)),
+            files=files,
+            files_digest=hashlib.sha256(users.encode()).hexdigest(),
+        )
+
+    def _board(self, board: Board) -> Record:
+        lines = []
+        for task in board.tasks:
+            for row in task.rows:
+                last = {name: value for name, value, step in _metrics(row, task) if step == task.shots}
+                state = row.hole.partition(":")[0] if row.hole else "privileged: not ranked" if row.line else "ranked"
+                lines.append({"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last)
+        tasks = [
+            {
+                "task": t.label,
+                "verdict": t.verdict,
+                "people": t.people,
+                "seeds": t.seeds,
+                "shots": t.shots,
+                "note": t.note,
+                "flags": "; ".join(t.flags),
+                "refusals": "; ".join(f"{method}: {reason}" for method, reason in t.refusals.items()),
+            }
+            for t in board.tasks
+        ]
+        verdicts = "\n".join(f"{t.label}: {t.verdict}" for t in board.tasks)
+        flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
+
+        failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
+
+        def files() -> dict[str, bytes]:
+            from harness.report import write_html
+
+            if failed:  # the page then shows errors' texts, which may quote the data
+                return {}
+            return {"board.html": write_html(board, self.store).read_bytes()}
+
+        return Record(
+            identity="board",
+            name="board",
+            tags={"kind": "board", "verdicts": verdicts, "flags": flags or "none", "mlflow.note.content": verdicts.replace("\n", "\n\n")},
+            params={
+                "title": board.suite.title,
+                "suite": board.suite.digest,
+                "board": board.digest,
+                "margin": f"{board.suite.margin:g}",
+                "seeds": _text(board.suite.seeds),
+            },
+            tables={"leaderboard.json": _columns(lines), "tasks.json": _columns(tasks)},
+            files=files,
+        )
+
+    def _hidden(self, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
+        """Users under salted hashes: the same person reads the same in all rows of a task, and in no other task or store."""
+        salt = _salt(self.store)
+        place = hashed({"task": name_at_version(task.task), "fields": fields_of(task.task)})
+        names = [hmac.new(salt, f"{place}/{person}".encode(), "sha256").hexdigest()[:16] for person in users["person"]]
+        hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
+        return hidden.sort("user")  # or the order would tell who is who
+
+    def _publish(self, records: list[Record]) -> None:
+        """Makes MLflow hold each record once, as it is now."""
+        with _one_at_a_time(self.store), self._explained():
+            client = self._client()
+            experiment = self._experiment(client)
+            self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
+            wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
+            found: dict[str, list] = {}
+            for run in _runs(client, experiment, wanted):
+                found.setdefault(run.data.tags.get("row"), []).append(run)
+            for record in records:
+                digest, suite = record.digest, self.plan.suite.digest
+                runs = found.get(record.identity, [])
+                whole = [r for r in runs if r.info.status == "FINISHED"]
+                kept = next((r for r in whole if r.data.tags.get("digest") == digest), None)
+                if kept is None:
+                    self._write(client, experiment, record, digest, suite)
+                elif kept.data.tags.get("suite") != suite:
+                    client.set_tag(kept.info.run_id, "suite", suite)
+                for run in runs:
+                    if run is not kept:  # out of date, cut short by a crash, or written twice by two machines
+                        client.delete_run(run.info.run_id)
+
+    def _write(self, client, experiment: str, record: Record, digest: str, suite: str) -> None:
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        tags = record.tags | {"row": record.identity, "digest": digest, "suite": suite}
+        tags = {name: _cut(value) for name, value in tags.items()}
+        run = client.create_run(experiment, start_time=now, tags=tags, run_name=record.name[:LONGEST_NAME]).info.run_id
+        metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
+        client.log_batch(run, metrics, [Param(name, _cut(value)) for name, value in record.params.items()])  # at once: 7 times faster
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in record.files().items():
+                Path(folder, name).write_bytes(content)
+            client.log_artifacts(run, folder)
+        for name, columns in record.tables.items():
+            client.log_table(run, columns, name)
+        client.set_terminated(run)
+
+    def _client(self):
+        if not re.fullmatch(POSSIBLE, self.uri):
+            possible = "sqlite:////folder/mlflow.db (without % and ?), postgresql://..., http://host:port; by default a file in the store"
+            raise Mistake(f"MLflow cannot keep results at {_shown(self.uri)}", possible)
+        if self.uri.startswith("sqlite:"):
+            path = self.uri.removeprefix("sqlite:///")
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:  # MLflow would try for 100 s
+                database.execute("BEGIN IMMEDIATE")
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        if not self.uri.startswith("http"):
+            import mlflow.store.db.utils as database
+
+            database.MAX_RETRY_COUNT = 3  # of 10, which take 100 s to say that a database is gone
+        return MlflowClient(tracking_uri=self.uri)
+
+    def _experiment(self, client) -> str:
+        """The id of the suite's experiment, made or taken back from MLflow's bin where need be."""
+        name = f"manyminds/{self.plan.suite.name}"
+        place = None if self.uri.startswith("http") else self.artifacts.as_uri()
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return client.create_experiment(name, place)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        if self.own and found.artifact_location != place:
+            database = self.uri.removeprefix("sqlite:///")
+            raise Mistake(
+                f"the store was moved to {self.store.root}, but its MLflow database still points to {found.artifact_location}",
+                f"rm {shlex.quote(database)}, then `manyminds publish`: MLflow is a view of the store and is made anew",
+            )
+        return found.experiment_id
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns errors of MLflow, its database, its server and their missing drivers into Mistakes."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, OSError | ImportError) and type(error).__module__.partition(".")[0] not in FOREIGN:
+                raise
+            said = _shown((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[:300]
+            if self.uri.startswith("http"):
+                hint = "is the server up, and does it let you write? Without --mlflow, results go to a file in the store"
+            elif self.own:
+                hint = "is another program holding it, or the disk full? It may be removed: it is a view of the store and is made anew"
+            else:
+                hint = "is the database up, its driver installed, and may you write to it?"
+            raise Mistake(f"MLflow at {_shown(self.uri)} cannot be written: {said}", hint) from error
+
+
+def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
+    """At most 29 names. What a row says only once is said at the largest number of shots, where it was found."""
+    last = task.shots
+    told: list[tuple[str, float | None, int]] = []
+    for metric, curve in row.curves.items():
+        for shots, point in curve.items():
+            told.append((metric, point.value, shots))
+            if metric != "ece":
+                told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
+    if row.gain:
+        told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
+    if row.rank:
+        told += [(name, float(value), last) for name, value in zip(("rank", "rank_low", "rank_high"), row.rank, strict=True)]
+    told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
+    told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
+    told += [(name, value, last) for name, value in row.costs.items()]
+    return (metric for metric in told if metric[1] is not None and math.isfinite(metric[1]))
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _runs(client, experiment: str, wanted: str) -> Iterator:
+    token = None
+    while True:
+        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def _salt(store: Store) -> bytes:
+    """32 random bytes, made once per store and never published: without them nobody can look a person up by trying ids."""
+    path = store.root / "salt"
+    if not path.exists():
+        private = path.with_name(f"salt.{os.getpid()}")
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(private, path)
+        private.unlink()
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    """Two publishers that both find nothing would both write. Where a file system knows no locks, the next publish mends it."""
+    with open(store.root / "mlflow.lock", "w") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def _quoted(value: str) -> str:
+    """As a dotenv file wants it."""
+    return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
+
+
+def _shown(text: str) -> str:
+    """Without the user and password of a URI."""
+    return re.sub(r"//[^/@\s]+@", "//", text)

@@ -1,0 +1,68 @@
+"""One thread, no network, and small finished suites to look at."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MANYMINDS_CRASH", None)
+
+import pytest
+import torch
+
+from harness import find
+from harness.run import finish_all
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(os.environ.get("MANYMINDS_DATA", SHARED))
+
+TINY = """
+title = "tiny"
+seeds = 3
+
+[[tasks]]
+name = "low_rank"
+n_users = 20
+new_users = 10
+pairs_per_user = 20
+feature_dim = 4
+rank = 2
+shots = [0, 4]
+queries = 10
+"""
+
+
+@pytest.fixture
+def data_folder(monkeypatch):
+    """The folder of real people's choices; tests that need it are skipped where it is not at hand."""
+    if not any(DATA.rglob("ClitheroDataset.csv")):
+        pytest.skip(f"no ClitheroDataset.csv under {DATA}: set MANYMINDS_DATA to the folder of public data files")
+    monkeypatch.setenv("MANYMINDS_DATA", str(DATA))
+    return DATA
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    """A person without data folder, cache or network."""
+    monkeypatch.delenv("MANYMINDS_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins():
+    """Plug-ins that a test named are not known to the next one."""
+    yield
+    find.PLUGINS.clear()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A suite file, its plan and a store where all of it is finished."""
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY)
+    store = Store(tmp_path / "store").open()
+    plan = make_plan(read_suite(file), store)
+    assert all(done for _, done in finish_all(plan.trials, store))
+    return file, plan, store

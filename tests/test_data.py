@@ -1,0 +1,187 @@
+"""Items, Pairs, from_choices and leaks."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.data import Items, Leak, Panel, PreferenceDataset, Splits
+from harness.mistake import Mistake
+from harness.task import halves, in_order, whole_users
+
+FRAME = pl.DataFrame(
+    {
+        "user": ["b", "a", "b", "a", "c", "c"],
+        "prompt": ["p", "p", "q", "q", "p", "q"],
+        "chosen": ["x", "y", "u", "u", "x", "v"],
+        "rejected": ["y", "x", "v", "v", "z", "u"],
+    }
+)
+
+
+def people(n_users, n_pairs, n_items=12, seed=0):
+    """A data set in which everybody judges random pairs of few items, many of them twice."""
+    rng = np.random.default_rng(seed)
+    user = rng.permutation(np.repeat(np.arange(n_users), n_pairs))
+    left = rng.integers(n_items, size=len(user))
+    right = (left + rng.integers(1, n_items, size=len(user))) % n_items
+    items = Items(rng.normal(size=(n_items, 3)).astype(np.float32))
+    return PreferenceDataset.from_pairs(user, left, right, rng.integers(2, size=len(user)), items)
+
+
+def test_from_choices_keeps_every_judgement():
+    data = PreferenceDataset.from_choices(FRAME)
+    text = data.pairs.items.text.to_pylist()
+    ids = data.users["id"].to_pylist()
+    told = set()
+    for u, left, right, label in zip(data.pairs.user, data.pairs.left, data.pairs.right, data.pairs.label, strict=True):
+        chosen, rejected = (left, right) if label == 1 else (right, left)
+        told.add((ids[u], text[chosen]["prompt"], text[chosen]["response"], text[rejected]["response"]))
+    assert told == set(FRAME.rows())
+    assert len(text) == 5  # (p, x), (p, y), (p, z), (q, u), (q, v): equal texts once
+    assert (np.diff(data.pairs.user) >= 0).all()
+
+
+def test_from_choices_draws_sides_at_random():
+    many = pl.concat([FRAME] * 500)
+    label = PreferenceDataset.from_choices(many).pairs.label
+    assert abs(label.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(len(label))
+
+
+def test_from_choices_takes_soft_labels_seconds_and_features():
+    frame = FRAME.with_columns(label=pl.Series([0.9, 1, 1, 0.6, 0.5, 1]), seconds=pl.lit(1.5))
+    data = PreferenceDataset.from_choices(frame, features=lambda items: np.ones((len(items), 2)))
+    assert sorted(np.round(np.maximum(data.pairs.label, 1 - data.pairs.label), 3)) == [0.5, 0.6, 0.9, 1, 1, 1]
+    assert (data.pairs.seconds == 1.5).all()
+    assert data.pairs.items.features.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (FRAME.drop("chosen"), "no column chosen"),
+        (FRAME.with_columns(prompt=pl.lit(1)), "not text"),
+        (FRAME.with_columns(user=pl.Series(["a", None, "b", "b", "c", "c"])), "1 empty rows"),
+        (FRAME.with_columns(label=pl.lit(1.5)), r"outside \[0, 1\]"),
+        (FRAME.with_columns(label=pl.lit(float("nan"))), r"outside \[0, 1\]"),
+        (FRAME.with_columns(rejected=pl.col("chosen")), "one item with itself"),
+        (FRAME.head(5), "a user with one pair"),
+    ],
+)
+def test_from_choices_explains_bad_rows(frame, says):
+    with pytest.raises(Mistake, match=says):
+        PreferenceDataset.from_choices(frame)
+
+
+def test_nan_features_are_refused():
+    with pytest.raises(Mistake, match="NaN or infinite feature"):
+        PreferenceDataset.from_choices(FRAME, features=lambda items: np.full((len(items), 1), np.nan))
+
+
+def test_an_item_that_does_not_exist_is_refused():
+    with pytest.raises(Mistake, match="an item that does not exist"):
+        PreferenceDataset.from_pairs([0, 0], [0, 1], [1, 7], [1, 0], Items(np.eye(2, dtype=np.float32)))
+
+
+@given(st.integers(5, 30), st.integers(6, 25), st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_whole_users_never_leak(n_users, n_pairs, seed):
+    """Whatever is judged twice, nothing asked was shown; every person has a place, and queries are bounded."""
+    data = people(n_users, n_pairs, seed=seed)
+    splits = whole_users(data, seed, n_context=3, n_query=4)
+    splits.check()
+    assert sum(len(splits.panels[p].query.people) for p in ("validation", "test")) + splits.train.n_users == n_users
+    assert all(np.diff(panel.query.offsets).max(initial=0) <= 4 for name, panel in splits.panels.items() if name != "seen")
+
+
+def test_every_person_is_a_test_person_once_in_five_seeds():
+    data = people(31, 20)
+    tested = np.concatenate([whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5)])
+    assert sorted(tested) == list(range(31))
+    again = np.concatenate([whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5, 10)])
+    assert sorted(again) == list(range(31)) and list(again) != list(tested)
+
+
+def test_in_order_shows_first_and_asks_last():
+    data = people(10, 8, n_items=400)
+    splits = in_order(data, n_train=6, n_query=3)
+    assert list(splits.panels["test"].query.people) == [8, 9]
+    rows = data.pairs.of([9])
+    assert np.array_equal(splits.panels["test"].query.of([1]).left, rows.left[-3:])
+    assert np.array_equal(splits.panels["test"].context.of([1]).left, rows.left[:-3])
+
+
+def test_repeats_go_where_their_pair_goes():
+    data = people(4, 60, n_items=5)
+    first, rest = halves(data.pairs, np.random.default_rng(0), lambda counts: counts // 2)
+
+    def judged(pairs):
+        return {(u, *sorted(ab)) for u, *ab in zip(pairs.user, pairs.left, pairs.right, strict=True)}
+
+    assert not judged(first) & judged(rest)
+    assert len(first) + len(rest) == len(data.pairs)
+
+
+class TestLeak:
+    def splits(self):
+        return whole_users(people(10, 20, n_items=300), 0, n_context=5, n_query=5)
+
+    def with_test(self, **changes):
+        splits = self.splits()
+        return Splits(splits.train, dict(splits.panels) | {"test": replace(splits.panels["test"], **changes)})
+
+    def test_a_clean_split_passes(self):
+        self.splits().check()
+
+    def test_a_query_in_the_context_is_caught(self):
+        context = self.splits().panels["test"].context
+        with pytest.raises(Leak, match="own user's context"):
+            self.with_test(query=context).check()
+
+    def test_the_other_orientation_is_caught(self):
+        context = self.splits().panels["test"].context
+        with pytest.raises(Leak, match="own user's context"):
+            self.with_test(query=context.swapped()).check()
+
+    def test_equal_items_under_other_numbers_are_caught(self):
+        splits = self.splits()
+        features = splits.train.items.features
+        twins = Items(np.concatenate([features, features]))
+        moved = {n: Panel(replace(p.context, items=twins), replace(p.query, items=twins)) for n, p in splits.panels.items()}
+        shown = moved["test"].context
+        moved["test"] = Panel(shown, replace(shown, left=shown.left + len(features)))
+        with pytest.raises(Leak, match="own user's context"):
+            Splits(replace(splits.train, items=twins), moved).check()
+
+    def test_a_test_person_in_train_is_caught(self):
+        splits = self.splits()
+        with pytest.raises(Leak, match="are in train"):
+            Splits(replace(splits.train, people=splits.train.people + splits.panels["test"].query.people.min()), splits.panels).check()
+
+    def test_a_seen_query_in_train_is_caught(self):
+        splits = self.splits()
+        seen = Panel(splits.panels["seen"].context.first(0), splits.train.first(2))
+        with pytest.raises(Leak, match="own user's train"):
+            Splits(splits.train, dict(splits.panels) | {"seen": seen}).check()
+
+
+def test_pairs_slices():
+    pairs = people(6, 7).pairs
+    assert np.array_equal(pairs.chunk(2, 4).left, pairs.left[14:28])
+    assert list(pairs.chunk(2, 4).people) == [2, 3]
+    assert np.array_equal(pairs.of([5, 0]).left, np.r_[pairs.left[35:], pairs.left[:7]])
+    assert np.array_equal(pairs.first(2).rank, [0, 1] * 6)
+    assert np.array_equal(pairs.swapped().gap, -pairs.gap)
+    assert np.isnan(pairs.without_labels().label).all() and pairs.without_labels().seconds is None
+    assert pairs.pooled().n_users == 1 and len(pairs.pooled()) == len(pairs)
+
+
+def test_the_digest_sees_every_value():
+    data = people(6, 7)
+    assert data.digest() == people(6, 7).digest()
+    label = data.pairs.label.copy()
+    label[3] = 1 - label[3]
+    assert replace(data, pairs=replace(data.pairs, label=label)).digest() != data.digest()

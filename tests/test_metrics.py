@@ -1,0 +1,88 @@
+"""Scores against scikit-learn and closed forms."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+from harness.data import Items, Pairs
+from harness.metrics import BINS, calibration_error, per_person, temperature_scale, user_auc
+
+
+def queries(counts, label):
+    user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    sides = np.zeros(len(user), np.int32)
+    return Pairs(user, np.arange(len(counts), dtype=np.int32), sides, sides + 1, np.asarray(label, np.float32), Items(np.eye(2, dtype=np.float32)))
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_agrees_with_scikit_learn(counts, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(2, size=sum(counts))
+    z = rng.integers(-3, 4, size=len(y)).astype(np.float32)  # whole numbers: many ties
+    pairs = queries(counts, y)
+    found = per_person(pairs, z, scale=0.7)
+    for u in range(len(counts)):
+        rows = pairs.user == u
+        p = expit(0.7 * z[rows].astype(float))
+        assert found["log_loss"][u] == pytest.approx(log_loss(y[rows], p, labels=[0, 1]))
+        assert found["brier"][u] == pytest.approx(brier_score_loss(y[rows], p))
+        both = roc_auc_score(np.r_[y[rows], 1 - y[rows]], np.r_[z[rows], -z[rows]])
+        assert found["auc"][u] == pytest.approx(both)
+        credit = [0.5 if a == 0 else float((a > 0) == b) for a, b in zip(z[rows], y[rows], strict=True)]
+        assert found["accuracy"][u] == pytest.approx(np.mean(credit))
+
+
+def test_soft_labels_weigh_both_ways():
+    """A pair judged .8: right earns .8, wrong .2; as AUC, weights .8 and .2 on the two orders."""
+    pairs = queries([1, 1, 1], [0.8, 0.8, 0.8])
+    found = per_person(pairs, np.array([1.0, -1.0, 0.0]), 1.0)
+    assert found["accuracy"] == pytest.approx([0.8, 0.2, 0.5])
+    weights = np.array([0.8, 0.2])  # up-weights of scores +1 and -1; down-weights are the other way round
+    expected = (weights[0] * weights[0] + weights @ weights[::-1] / 2) / 1
+    assert user_auc(pairs.user, 3, np.array([1.0, -1, 0]), np.full(3, 0.8))[0] == pytest.approx(expected)
+
+
+def test_temperature_undoes_overconfidence():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=40_000) * 2
+    y = rng.random(len(z)) < expit(z)
+    assert temperature_scale(5 * z, y) == pytest.approx(0.2, rel=0.05)
+    assert temperature_scale(z * 1e-6, y) == pytest.approx(1e6, rel=0.05)
+
+
+def test_temperature_at_its_limits():
+    assert temperature_scale(np.zeros(5), np.ones(5)) == 1
+    assert 1 < temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable: capped
+    assert temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong: says nothing
+
+
+def bins(p, y):
+    order = np.argsort(p, kind="stable")
+    cell = np.empty(len(p), int)
+    cell[order] = np.arange(len(p)) * BINS // len(p)
+    return [np.bincount(cell, w, minlength=BINS) for w in (None, p, y)]
+
+
+def test_calibration_error_sees_what_is_there():
+    """Calibrated answers read near zero, whatever the number; answers off by .1 read .1."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.15, 0.85, size=200_000)
+    assert calibration_error(*bins(p, rng.random(len(p)) < p)) < 0.01
+    assert calibration_error(*bins(p, rng.random(len(p)) < p + 0.1)) == pytest.approx(0.1, abs=0.01)
+
+
+def test_calibration_error_is_debiased():
+    """Its square averages zero over small calibrated samples, where the plain one averages the noise."""
+    rng = np.random.default_rng(1)
+    plain, debiased = [], []
+    for _ in range(400):
+        p = rng.uniform(0.2, 0.8, size=200)
+        n, sp, sy = bins(p, rng.random(200) < p)
+        plain.append((n * ((sp - sy) / n) ** 2).sum() / n.sum())
+        debiased.append((n * (((sp - sy) / n) ** 2 - (sy / n) * (1 - sy / n) / (n - 1))).sum() / n.sum())
+        assert calibration_error(n, sp, sy) == pytest.approx(np.sqrt(max(0, debiased[-1])))
+    assert abs(np.mean(debiased)) < np.mean(plain) / 10

@@ -1,0 +1,216 @@
+"""Trials on Ray: the same results as in process, whatever the workers and whoever is killed."""
+
+import os
+
+os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import find, on_ray
+from harness.mistake import Mistake
+from harness.plan import unfinished
+from harness.run import finish_all
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+from harness.trial import Trial
+
+pytestmark = pytest.mark.timeout(300)
+
+SUITE = """
+seeds = 6
+controls = false
+tasks = [{ name = "low_rank", n_users = 30, new_users = 10, pairs_per_user = 30 }]
+methods = [%s]
+"""
+# `find` knows a method by the name of its base class, hence the aliases.
+COUNTED = '''"""per_user, with a line in a log for every fit; while there is a file `hold`, all fits after the fifth wait."""
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+from harness.methods.per_user import PerUser as PerUserMethod
+
+@dataclass(frozen=True)
+class Counted(PerUserMethod):
+    variant: int = 0
+
+    def fit(self, train, validation, run):
+        log, hold = (Path(__file__).with_name(name) for name in ("fits.log", "hold"))
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        while hold.exists() and len(log.read_text().splitlines()) > 5:
+            time.sleep(0.05)
+        return super().fit(train, validation, run)
+'''
+RAISING = '''"""Raises where the seed is odd."""
+from dataclasses import dataclass
+from harness.methods.chance import Chance as ChanceMethod
+
+@dataclass(frozen=True)
+class Raising(ChanceMethod):
+    def fit(self, train, validation, run):
+        if run.seed % 2:
+            raise ArithmeticError(f"seed {run.seed} is odd")
+        return super().fit(train, validation, run)
+'''
+FULL = '''"""Meets a store that is full."""
+from dataclasses import dataclass
+from harness.methods.chance import Chance as ChanceMethod
+from harness.mistake import Mistake
+
+@dataclass(frozen=True)
+class Full(ChanceMethod):
+    def fit(self, train, validation, run):
+        raise Mistake("the store is full", "free some space")
+'''
+DRIVER = """
+import sys
+from tests.test_on_ray import ready
+from harness.on_ray import run_on_ray
+store, trials, plugin = ready({folder!r}, "counted", ["counted"])
+run_on_ray(trials, store, plugins=[plugin], workers=2)
+"""
+
+
+def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, list[Trial], Path]:
+    """A store under the folder with a small suite prepared, its unfinished trials, and the plug-in of that name."""
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    plugin = folder / f"{name}.py"
+    plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL}[name])
+    find.add_plugins([plugin])
+    suite = folder / "suite.toml"
+    suite.write_text(SUITE % ", ".join(f'{{ name = "{m}" }}' if m != "counted" else '{ name = "counted", variant = [0, 1] }' for m in methods))
+    store = Store(folder / "store").open()
+    return store, unfinished(make_plan(read_suite(suite), store), store), plugin
+
+
+def results(store: Store) -> dict[str, dict]:
+    """Key -> the digests of its predictions and scores."""
+    assert not [key for key in store.keys("trials") if store.diverged(key)]
+    return {key: store.read("trials", key)["files"] for key in store.keys("trials")}
+
+
+def fits(folder: Path) -> list[int]:
+    """The process of every fit so far."""
+    log = folder / "fits.log"
+    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(what, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with on_ray._cluster(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, dict]:
+    """What `counted` finds in this process."""
+    store, trials, _ = ready(tmp_path_factory.mktemp("undisturbed"), "counted", ["counted"])
+    assert all(good for _, good in finish_all(trials, store))
+    return results(store)
+
+
+def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path):
+    methods = ["chance", "per_user", "shared", "raising"]
+    store, trials, plugin = ready(tmp_path / "local", "raising", methods)
+    list(finish_all(trials, store))
+    expected = results(store)
+    assert len(expected) == 21
+    for workers in (1, 2):
+        store, trials, plugin = ready(tmp_path / f"ray{workers}", "raising", methods)
+        progress, groups = [], []
+        on_ray.run_on_ray(trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2)
+        assert results(store) == expected
+        assert sum(progress) == len(trials) == 24
+        assert sorted(t.key for group in groups for t in group) == sorted(t.key for t in trials)
+        failed = {t.seed for t in unfinished_of(trials, store)}
+        assert failed == {1, 3, 5}
+        assert all("is odd" in store.failure(t.key)["reason"] for t in unfinished_of(trials, store))
+
+
+def unfinished_of(trials: list[Trial], store: Store) -> list[Trial]:
+    return [t for t in trials if t.key not in store.keys("trials")]
+
+
+def test_a_killed_worker_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
+    store, trials, plugin = ready(tmp_path, "counted", ["counted"])
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    def kill(n: int) -> None:
+        if hold.exists():
+            wait_for(lambda: len(set(fits(tmp_path)[-2:])) == 2 and len(fits(tmp_path)) > 5)
+            os.kill(fits(tmp_path)[-1], signal.SIGKILL)
+            hold.unlink()
+
+    on_ray.run_on_ray(trials, store, [plugin], 2, on_progress=kill)
+    assert results(store) == undisturbed
+    assert len(trials) < len(fits(tmp_path)) <= len(trials) + 2
+
+
+def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
+    (tmp_path / "hold").touch()
+    root = Path(__file__).parent.parent
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=root)
+    wait_for(lambda: len(fits(tmp_path)) > 5)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in set(fits(tmp_path))), 30)
+    (tmp_path / "hold").unlink()
+    done = len(results(Store(tmp_path / "store")))
+
+    store, trials, plugin = ready(tmp_path, "counted", ["counted"])
+    assert 0 < done < 12 and len(trials) == 12 - done
+    on_ray.run_on_ray(trials, store, [plugin], 2)
+    assert results(store) == undisturbed
+    assert 12 < len(fits(tmp_path)) <= 12 + 2
+
+
+def test_a_mistake_in_a_worker_ends_the_run_as_that_mistake(cluster, tmp_path):
+    store, trials, plugin = ready(tmp_path, "full", ["full"])
+    with pytest.raises(Mistake) as caught:
+        on_ray.run_on_ray(trials, store, [plugin], 1)
+    assert (caught.value.message, caught.value.hint) == ("the store is full", "free some space")
+
+
+seconds = st.lists(st.floats(0.01, 1000), min_size=1, max_size=40)
+
+
+@given(seconds, st.integers(1, 8))
+def test_shares_hold_every_trial_once_and_are_balanced(seconds, workers):
+    split = on_ray.shares(seconds, workers)
+    assert sorted(i for share in split for i in share) == list(range(len(seconds)))
+    load = [sum(seconds[i] for i in share) for share in split]
+    assert max(load) <= min(load) + max(seconds) + 1e-6
+
+
+@settings(deadline=None)
+@given(seconds, st.integers(1, 64), st.booleans())
+def test_groups_hold_every_trial_once_and_have_workers(seconds, workers, per_method):
+    class Fake:
+        def __init__(self, i):
+            self.method, self.number = i % 5, i
+
+    trials = [Fake(i) for i in range(len(seconds))]
+    workers = min(workers, len(trials))
+    cost = dict(zip(trials, seconds, strict=True))
+    groups = on_ray.make_groups(trials, cost, workers, per_method)
+    assert sorted(t.number for g in groups for t in g) == list(range(len(trials)))
+    given_ = on_ray.share_out(groups, cost, workers)
+    assert sum(given_) == workers and all(1 <= n <= len(g) for n, g in zip(given_, groups, strict=True))
+    assert per_method or len(groups) == 1

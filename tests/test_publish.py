@@ -1,0 +1,335 @@
+"""What reaches MLflow is what the board says, once, whatever happened on the way."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from harness.board import make_board
+from harness.mistake import Mistake
+from harness.publish import LONGEST, Publisher
+from harness.run import finish_all
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+
+TASK = """
+[[tasks]]
+name = "low_rank"
+n_users = {n_users}
+new_users = 10
+pairs_per_user = 20
+feature_dim = 4
+rank = 2
+shots = [0, 2, 4]
+queries = 10
+"""
+METHOD = '[[methods]]\nname = "{}"\n'
+
+
+class World:
+    """A store with a database, and suites of any name to publish there: each name is an experiment of its own."""
+
+    def __init__(self, folder):
+        self.folder, self.store = folder, Store(folder / "store").open()
+        self.client = None
+
+    def plan(self, name, seeds=2, methods=("shared", "spectral", "oracle"), n_users=(20,), run=True):
+        text = f"seeds = {seeds}\ncontrols = false\n" + "".join(TASK.format(n_users=n) for n in n_users)
+        file = self.folder / f"{name}.toml"
+        file.write_text(text + "".join(METHOD.format(method) for method in methods))
+        plan = make_plan(read_suite(file), self.store)
+        if run:
+            assert all(done for _, done in finish_all(plan.trials, self.store))
+        return plan
+
+    def publish(self, plan):
+        publisher = Publisher(plan, self.store)
+        publisher.everything()
+        from mlflow import MlflowClient  # not before: its settings are those the publisher makes
+
+        self.client = self.client or MlflowClient(tracking_uri=publisher.uri)
+
+    def runs(self, plan, kind="row"):
+        """The live runs of a kind by their row's identity; fails where one is there twice."""
+        experiment = self.client.get_experiment_by_name(f"manyminds/{plan.suite.name}")
+        found = self.client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
+        by_row = {run.data.tags["row"]: run for run in found}
+        assert len(by_row) == len(found)
+        return by_row
+
+    def file(self, run, name):
+        return Path(self.client.download_artifacts(run.info.run_id, name))
+
+    def table(self, run, name):
+        assert {"path": name, "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])  # the UI draws it
+        table = json.loads(self.file(run, name).read_text())
+        return [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
+
+    def published(self):
+        """Every file that MLflow holds."""
+        artifacts = (self.store.root / "mlflow-artifacts").rglob("*")
+        return [self.store.root / "mlflow.db", *(path for path in artifacts if path.is_file())]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World(tmp_path_factory.mktemp("publish"))
+    said = io.StringIO()
+    plan = world.plan("first")
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        world.publish(plan)
+    world.first, world.said = plan, said.getvalue()
+    return world
+
+
+def ids(runs):
+    return {row: run.info.run_id for row, run in runs.items()}
+
+
+def board_rows(world, plan):
+    return {(task.label, row.label): (task, row) for task in make_board(plan, world.store).tasks for row in task.rows}
+
+
+def test_creating_the_database_and_publishing_say_nothing(world):
+    assert world.said == ""
+
+
+def test_a_row_is_one_run_with_its_seeds_inside_and_the_numbers_of_the_board(world):
+    runs, rows = world.runs(world.first), board_rows(world, world.first)
+    assert len(runs) == len(rows) == 3
+    for run in runs.values():
+        task, row = rows[run.data.tags["task"], run.data.tags["method"]]
+        assert run.data.tags["seeds"] == "0 1" and run.data.tags["trials"].split() == list(row.keys)
+        assert run.data.params["task.n_users"] == "20" and run.data.params["task.shots"] == "[0, 2, 4]"
+        told = {
+            "accuracy": row.curves["accuracy"][4].value,
+            "log_loss_high": row.curves["log_loss"][4].high,
+            "ece": row.curves["ece"][4].value,
+            "gain": row.gain and row.gain.value,
+            "gain_low": row.gain and row.gain.low,
+            "rank": row.rank and row.rank[0],
+            "rank_high": row.rank and row.rank[2],
+            "holm_p": row.holm,
+            "swapped": row.swapped,
+            "worse": row.worse,
+            "worst_fitted": row.worst.fitted,
+            "fit_seconds": row.costs["fit_seconds"],
+        }
+        assert {name: run.data.metrics.get(name) for name in told} == pytest.approx(told, abs=1e-12)
+        assert len(run.data.metrics) <= 30
+    assert sum("rank" in run.data.metrics for run in runs.values()) == 2  # the oracle is a line
+
+
+def test_the_steps_of_a_curve_are_the_shots(world):
+    rows = board_rows(world, world.first)
+    for run in world.runs(world.first).values():
+        curve = rows[run.data.tags["task"], run.data.tags["method"]][1].curves["accuracy"]
+        history = world.client.get_metric_history(run.info.run_id, "accuracy")
+        assert {m.step: m.value for m in history} == pytest.approx({shots: point.value for shots, point in curve.items()})
+        assert len(history) == 3
+
+
+def test_the_leaderboard_reads_like_the_board(world):
+    (run,) = world.runs(world.first, "board").values()
+    board = make_board(world.first, world.store)
+    table = world.table(run, "leaderboard.json")
+    rows = [row for task in board.tasks for row in task.rows]
+    assert [line["method"] for line in table] == [row.label for row in rows]
+    for line, row in zip(table, rows, strict=True):
+        assert line["accuracy"] == pytest.approx(row.curves["accuracy"][4].value)
+        assert line["accuracy_low"] == pytest.approx(row.curves["accuracy"][4].low)
+        assert line["rank"] == (None if row.line else row.rank[0])
+        assert line["gain_high"] == (None if row.line else pytest.approx(row.gain.high))
+    assert [line["verdict"] for line in world.table(run, "tasks.json")] == [task.verdict for task in board.tasks]
+    assert board.tasks[0].verdict in run.data.tags["verdicts"]
+    assert run.data.params["board"] == board.digest and run.data.params["suite"] == world.first.suite.digest
+    assert "spectral" in world.file(run, "board.html").read_text()
+
+
+def test_publishing_again_changes_nothing(world):
+    before = ids(world.runs(world.first)) | ids(world.runs(world.first, "board"))
+    world.publish(world.first)
+    assert ids(world.runs(world.first)) | ids(world.runs(world.first, "board")) == before
+
+
+def test_another_task_or_line_replaces_no_row_but_the_board(world):
+    plan = world.plan("more")
+    world.publish(plan)
+    rows, board = ids(world.runs(plan)), ids(world.runs(plan, "board"))
+    more = world.plan("more", methods=("shared", "spectral", "oracle", "true_subspace"), n_users=(20, 25))
+    world.publish(more)
+    after = world.runs(more)
+    assert rows.items() <= ids(after).items() and len(after) == 8
+    assert {run.data.tags["suite"] for run in after.values()} == {more.suite.digest}
+    assert ids(world.runs(more, "board"))["board"] != board["board"]
+
+
+def test_another_method_replaces_the_rows_it_changes(world):
+    plan = world.plan("method")
+    world.publish(plan)
+    before = world.runs(plan)
+    more = world.plan("method", methods=("shared", "spectral", "oracle", "chance", "per_user"))
+    world.publish(more)
+    after = world.runs(more)
+    kept = {after[row].data.tags["method"] for row, run in before.items() if after[row].info.run_id == run.info.run_id}
+    same = {after[row].data.tags["method"] for row, run in before.items() if after[row].data.metrics == run.data.metrics}
+    assert kept == same and "oracle" in kept and "spectral" not in kept  # two more methods: another adjusted p-value
+    rows = board_rows(world, more)
+    for run in after.values():
+        assert run.data.metrics.get("holm_p") == rows[run.data.tags["task"], run.data.tags["method"]][1].holm
+
+
+def test_another_seed_replaces_every_row(world):
+    plan = world.plan("seed")
+    world.publish(plan)
+    before = ids(world.runs(plan))
+    more = world.plan("seed", seeds=3)
+    world.publish(more)
+    after = world.runs(more)
+    assert after.keys() == before.keys() and not set(ids(after).values()) & set(before.values())
+    assert {run.data.tags["seeds"] for run in after.values()} == {"0 1 2"}
+
+
+def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
+    plan = world.plan("live", seeds=4, methods=("spectral", "shared"), run=False)
+    spectral = [t for t in plan.trials if t.method.name == "spectral"]
+    list(finish_all(spectral[:3], world.store))
+    publisher = Publisher(plan, world.store)
+    publisher.trials(spectral[:3])
+    assert world.client.get_experiment_by_name("manyminds/live") is None  # a seed is missing
+    list(finish_all(spectral[3:], world.store))
+    publisher.trials(spectral[3:])
+    publisher.trials(spectral)
+    (run,) = world.runs(plan).values()
+    assert run.data.tags["state"] == "not compared yet" and "rank" not in run.data.metrics
+    list(finish_all(plan.trials, world.store))
+    world.publish(plan)
+    states = {run.data.tags["method"]: (run.data.tags["state"], run.data.metrics["accuracy"]) for run in world.runs(plan).values()}
+    assert states["spectral"] == ("compared", run.data.metrics["accuracy"]) and len(states) == 2
+
+
+@pytest.mark.parametrize("step", ["log_batch", "log_artifacts", "set_terminated", "delete_run"])
+def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, step):
+    plan = world.plan("killed", seeds=2 if step != "delete_run" else 3, methods=("shared", "spectral"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    MlflowClient = type(world.client)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, step, killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            Publisher(plan, world.store).everything()
+    world.publish(plan)
+    runs = world.runs(plan)
+    assert len(runs) == 2 and all(run.info.status == "FINISHED" and "accuracy" in run.data.metrics for run in runs.values())
+    assert all(world.file(run, "users.csv") for run in runs.values())
+    assert len(world.runs(plan, "board")) == 1
+
+
+def test_a_deleted_experiment_comes_back(world):
+    plan = world.plan("deleted")
+    world.publish(plan)
+    before = world.runs(plan)
+    world.client.delete_experiment(next(iter(before.values())).info.experiment_id)
+    world.publish(plan)
+    assert ids(world.runs(plan)) == ids(before)
+
+
+def test_users_are_salted_hashes(world):
+    def users(plan):
+        (run,) = (r for r in world.runs(plan).values() if r.data.tags["method"] == "spectral")
+        return list(csv.DictReader(world.file(run, "users.csv").open()))
+
+    (row,) = (row for _, row in board_rows(world, world.first).values() if row.label == "spectral")
+    table, people = users(world.first), {str(person) for person in row.users["person"]}
+    names = {line["user"] for line in table}
+    assert list(table[0]) == ["user", "asked", "accuracy", "gain"] and len(names) == len(people)
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names) and not names & people
+    assert sorted(float(line["gain"]) for line in table) == pytest.approx(sorted(row.users["gain"]))
+    salt = world.store.root / "salt"
+    assert salt.stat().st_mode & 0o777 == 0o600 and salt.stat().st_size == 32
+    old = salt.read_bytes()
+    same, other = world.plan("same"), world.plan("other")
+    world.publish(same)
+    assert {line["user"] for line in users(same)} == names  # methods and suites of one store can be joined by person
+    salt.unlink()
+    world.publish(other)
+    assert not {line["user"] for line in users(other)} & names
+    published = b"".join(path.read_bytes() for path in world.published())
+    assert old not in published and old.hex().encode() not in published
+
+
+def test_neither_texts_of_errors_nor_pickles_are_published(world):
+    plan = world.plan("failed", seeds=5, run=False)
+    spectral = [t for t in plan.trials if t.method.name == "spectral"]
+    list(finish_all([t for t in plan.trials if t is not spectral[-1]], world.store))
+    world.store.fail(spectral[-1].key, spectral[-1].identity, "KeyError: 'what Ann wrote to Bob'", "Traceback: what Ann wrote to Bob")
+    world.publish(plan)
+    (run,) = (r for r in world.runs(plan).values() if r.data.tags["method"] == "spectral")
+    assert run.data.tags["state"] == "1 of 5 seeds failed" and "rank" not in run.data.metrics and run.data.tags["seeds"] == "0 1 2 3"
+    assert {path.suffix for path in world.published()} == {".csv", ".db", ".html", ".json"}
+    assert not any(b"what Ann wrote" in path.read_bytes() for path in world.published())
+
+
+def test_long_lists_are_cut_in_tags_and_whole_in_the_artifact(world):
+    publisher = Publisher(world.first, world.store)
+    (task,) = make_board(world.first, world.store).tasks
+    row = next(row for row in task.rows if row.label == "shared")
+    record = publisher._row(task, dataclasses.replace(row, keys=row.keys * 300), "compared")
+    client = publisher._client()
+    experiment = client.create_experiment("long", (world.store.root / "mlflow-artifacts").as_uri())
+    publisher._write(client, experiment, record, record.digest, "")
+    (run,) = client.search_runs([experiment])
+    assert len(run.data.tags["trials"]) <= LONGEST and run.data.tags["trials"].endswith(" ...")
+    assert world.file(run, "trials.json").read_text().count('"key"') == 600
+
+
+def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
+    publisher = Publisher(world.first, world.store, "http://ann:secret@127.0.0.1:9")
+    began = time.monotonic()
+    publisher.trials(list(world.first.trials))
+    with pytest.raises(Mistake) as caught:
+        publisher.everything()
+    assert time.monotonic() - began < 20
+    assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value) + publisher.how_to_open()
+    assert "server" in caught.value.hint
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/runs", "mlruns", "127.0.0.1:5000", "postgresql://ann:secret@127.0.0.1:9/x"])
+def test_what_cannot_hold_results_is_a_mistake(world, uri):
+    with pytest.raises(Mistake) as caught:
+        Publisher(world.first, world.store, uri).everything()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_a_mistake(world):
+    (world.folder / "notes.db").write_text("dear diary, " * 100)
+    with pytest.raises(Mistake, match="not a database"):
+        Publisher(world.first, world.store, f"sqlite:///{world.folder / 'notes.db'}").everything()
+
+
+def test_a_moved_store_says_how_to_make_the_view_anew(world):
+    moved = Store(world.folder / "moved")
+    shutil.copytree(world.store.root, moved.root)
+    with pytest.raises(Mistake, match="was moved") as caught:
+        Publisher(world.first, moved).everything()
+    assert str(moved.root / "mlflow.db") in caught.value.hint
+
+
+def test_the_server_line_is_closed_to_others(world, tmp_path):
+    store = Store(tmp_path / "Ann's store").open()
+    line = Publisher(world.first, store).how_to_open()
+    assert re.search(r"mlflow --env-file .* server  # http://127.0.0.1:5000", line)
+    settings = dotenv_values(store.root / "mlflow.env")
+    assert settings["MLFLOW_HOST"] == "127.0.0.1" and settings["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{store.root}/mlflow.db"
+    assert settings["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == settings["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    assert not (store.root / "mlflow.db").exists()

@@ -1,0 +1,130 @@
+"""The store under crashes, rivals, damage and full disks: whole or not at all."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.mistake import Mistake
+from harness.store import STEPS, Store
+
+FILES = {"a": b"alpha" * 1000, "b": b"beta"}
+COMMIT = """
+import sys
+from harness.store import Store
+store = Store(sys.argv[1]).open()
+print(store.commit("trials", "k" * 16, {"of": 1}, {"a": b"alpha" * 1000, "b": b"beta"}, {"by": "child"}))
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store").open()
+
+
+def contents(store, key="k" * 16):
+    manifest = store.read("trials", key)
+    return manifest and {name: store.load(manifest, name) for name in manifest["files"]}
+
+
+def test_what_is_committed_is_read(store):
+    assert contents(store) is None
+    assert store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
+    assert contents(store) == FILES
+    assert store.keys("trials") == {"k" * 16}
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
+    """SIGKILL at each step: a reader sees nothing or everything, and the next run completes it, once."""
+    crashed = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], env=os.environ | {"MANYMINDS_CRASH": step}, check=False)
+    assert crashed.returncode == -signal.SIGKILL
+    assert contents(store) == (FILES if step in ("linked", "cleaned") else None)
+    again = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], capture_output=True, text=True, check=True)
+    assert again.stdout == ("False\n" if step in ("linked", "cleaned") else "True\n")
+    assert contents(store) == FILES
+    assert store.keys("trials") == {"k" * 16} and not store.diverged("k" * 16)
+
+
+def test_the_crash_steps_are_all_there():
+    """A step that the protocol no longer reaches would make the test above visit nothing."""
+    source = Path(Store.commit.__code__.co_filename).read_text()
+    assert all(f'_reach("{step}")' in source for step in STEPS)
+
+
+def _rival(root, content, barrier, firsts):
+    barrier.wait()
+    firsts.put(Store(root).commit("trials", "r" * 16, {}, {"a": content}, {"pid": os.getpid()}))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_rivals_one_wins_and_a_difference_is_noted(store, same):
+    context = multiprocessing.get_context("fork")
+    barrier, firsts = context.Barrier(8), context.Queue()
+    rivals = [context.Process(target=_rival, args=(store.root, b"x" if same else str(i).encode(), barrier, firsts)) for i in range(8)]
+    for rival in rivals:
+        rival.start()
+    won = [firsts.get(timeout=30) for _ in rivals]
+    for rival in rivals:
+        rival.join()
+    assert sum(won) == 1
+    assert store.diverged("r" * 16) is not same
+    assert store.keys("trials") == {"r" * 16}
+
+
+def test_a_file_cut_short_is_not_finished_and_is_mended(store):
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    path = store.file(store.read("trials", "k" * 16), "a")
+    path.write_bytes(b"alp")
+    assert store.read("trials", "k" * 16) is None
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    assert contents(store) == FILES
+
+
+def test_a_changed_file_is_told(store):
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    manifest = store.read("trials", "k" * 16)
+    store.file(manifest, "b").write_bytes(b"BETA")
+    with pytest.raises(Mistake, match="damaged"):
+        store.load(manifest, "b")
+
+
+def test_a_failure_is_no_result(store):
+    store.fail("f" * 16, {"of": 2}, "ValueError: no", "trace")
+    assert store.failure("f" * 16)["reason"] == "ValueError: no"
+    assert store.read("trials", "f" * 16) is None and store.keys("trials") == set()
+
+
+def test_a_full_disk_loses_nothing(store):
+    """A limit on file size stops the write as a full disk does; what was committed stays, and the hint says what to do."""
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(Mistake, match="full") as caught:
+            store.commit("trials", "n" * 16, {}, {"big": os.urandom(50_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "--store" in caught.value.hint
+    assert store.read("trials", "n" * 16) is None and contents(store) == FILES
+
+
+def test_a_store_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Mistake, match="cannot be written"):
+        Store(tmp_path / "file" / "store").open()
+
+
+def test_manifests_are_plain_json(store):
+    store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
+    told = json.loads((store.root / "trials" / ("k" * 16 + ".json")).read_text())
+    assert set(told) == {"key", "identity", "files", "facts"}

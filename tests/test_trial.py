@@ -1,0 +1,149 @@
+"""Identity: keys never move by accident, and everything is classified as identity or fact."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from harness.find import make
+from harness.run import FACTS, derangement, finish, load_scores, run_trial
+from harness.trial import KEY_VERSION, Trial, task_identity
+
+GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
+    1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
+}
+
+
+def trials():
+    low_rank = make("task", "low_rank", {"n_users": 40, "temperature": 1, "shots": [0, 2]})
+    return [
+        Trial(low_rank, make("method", "per_user", {}), 0, "d" * 64),
+        Trial(low_rank, make("method", "per_user", {"scale": 2}), 3, "d" * 64),
+        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8}), 0, "d" * 64),
+    ]
+
+
+def test_golden_keys():
+    assert [t.key for t in trials()] == GOLDEN[KEY_VERSION]
+
+
+def test_every_field_of_a_trial_is_identity():
+    """A new field must be put into `identity` (and KEY_VERSION raised), or among the facts."""
+    fields = {f.name for f in dataclasses.fields(Trial)}
+    assert fields == {"task", "method", "seed", "data"}
+    trial = trials()[0]
+    other_task = dataclasses.replace(trial.task, rank=4)
+    other_method = dataclasses.replace(trial.method, scale=0.5)
+    for change in ({"task": other_task}, {"method": other_method}, {"seed": 1}, {"data": "e" * 64}):
+        assert dataclasses.replace(trial, **change).key != trial.key
+
+
+@pytest.mark.parametrize("kind", ["task", "method"])
+def test_every_field_of_every_setting_is_identity(kind):
+    from harness import find
+
+    for name in find.names(kind):
+        thing = find.load(kind, name)()
+        identity = trials()[0]
+        shown = dataclasses.replace(identity, **{kind: thing}).identity[f"{kind}_fields"]
+        assert set(shown) == {f.name for f in dataclasses.fields(thing)}
+
+
+def test_versions_are_identity(monkeypatch):
+    trial = trials()[0]
+    key, task_key = trial.key, trial.task_key
+    monkeypatch.setattr(type(trial.method), "version", 2)
+    assert dataclasses.replace(trial).key != key and dataclasses.replace(trial).task_key == task_key
+    monkeypatch.setattr(type(trial.task), "version", 2)
+    assert dataclasses.replace(trial).task_key != task_key
+
+
+def test_whole_numbers_and_floats_are_one_setting():
+    assert make("task", "low_rank", {"temperature": 1}) == make("task", "low_rank", {"temperature": 1.0})
+
+
+def test_changed_files_are_another_task():
+    snacks = make("task", "snacks", {})
+    assert task_identity(snacks, 0)["files"] == snacks.files_digest() != ""
+
+
+def test_facts_are_beside_the_result_and_all_classified(tiny):
+    _, plan, store = tiny
+    for trial in plan.trials:
+        manifest = store.read("trials", trial.key)
+        assert set(manifest["facts"]) == set(FACTS)
+        assert manifest["identity"] == trial.identity or manifest["identity"] == {**trial.identity, "task_fields": {**trial.identity["task_fields"], "shots": [0, 4]}}
+        assert not set(manifest["identity"]) & set(FACTS)
+
+
+def test_predictions_are_the_record(tiny):
+    """Scores recomputed from stored predictions are those stored, and a run again gives the same bits."""
+    _, plan, store = tiny
+    from harness.metrics import score_table
+    from harness.prepare import open_prepared
+    from harness.run import ipc
+
+    for trial in plan.trials:
+        manifest, prepared = store.read("trials", trial.key), open_prepared(store, trial.task_key)
+        predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
+        assert bytes(ipc(score_table(predictions, prepared.splits))) == store.load(manifest, "scores.arrow")
+        again = run_trial(trial, prepared.splits, prepared.truth)
+        assert all(np.array_equal(again.predictions[name], predictions[name]) for name in predictions)
+
+
+def test_old_scores_are_recomputed(tiny):
+    _, plan, store = tiny
+    trial = plan.trials[0]
+    manifest = store.read("trials", trial.key)
+    fresh = load_scores(store, trial, manifest)
+    old = dict(manifest, facts=dict(manifest["facts"], metrics_version=0), files=dict(manifest["files"]))
+    del old["files"]["scores.arrow"]
+    assert load_scores(store, trial, old).equals(fresh)
+
+
+def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
+    _, plan, store = tiny
+    monkeypatch.setattr("harness.run.run_trial", lambda *_: pytest.fail("fitted again"))
+    assert all(finish(trial, store) for trial in plan.trials)
+
+
+def test_nobody_swaps_with_himself():
+    for n in range(2, 40):
+        other = derangement(n)
+        assert sorted(other) == list(range(n)) and (other != np.arange(n)).all()
+
+
+def test_only_privileged_methods_see_the_truth(tiny):
+    _, plan, store = tiny
+    from harness.prepare import open_prepared
+
+    seen = {}
+    for trial in plan.trials[:6]:
+        prepared = open_prepared(store, trial.task_key)
+
+        class Spy(type(trial.method)):
+            def fit(self, train, validation, run):
+                seen[type(self).__mro__[1].__name__] = run.truth is not None
+                return super().fit(train, validation, run)
+
+        run_trial(dataclasses.replace(trial, method=Spy()), prepared.splits, prepared.truth)
+    assert seen == {"Chance": False, "Shared": False, "PerUser": False, "Spectral": False, "MixedLogit": False, "Bayes": True}
+
+
+def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
+    """With every test label changed, all predictions stay: they cannot depend on what they are judged by."""
+    _, plan, store = tiny
+    from harness.data import Splits
+    from harness.prepare import open_prepared
+
+    for trial in plan.trials[:6]:
+        splits = open_prepared(store, trial.task_key).splits
+        truth = open_prepared(store, trial.task_key).truth
+        flipped = {
+            name: panel if name == "validation" else dataclasses.replace(panel, query=dataclasses.replace(panel.query, label=1 - panel.query.label))
+            for name, panel in splits.panels.items()
+        }
+        a = run_trial(trial, splits, truth).predictions
+        b = run_trial(trial, Splits(splits.train, flipped), truth).predictions
+        assert all(np.array_equal(a[name], b[name]) for name in a)
