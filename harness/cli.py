@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
@@ -245,9 +245,13 @@ def _show_board(planned, opened: Store, as_json: bool) -> None:
 @contextlib.contextmanager
 def _bar(what: str, total: int) -> Iterator:
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda n: progress.advance(task, n)
+    try:
+        with Progress(*columns, console=err, transient=True) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda n: progress.advance(task, n)
+    except KeyboardInterrupt:
+        err.print("interrupted: what is finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager
@@ -264,8 +268,9 @@ def main() -> None:
     try:
         app()
     except Mistake as mistake:
-        err.print(f"[red]error:[/red] {mistake.message}\n\nhint: {mistake.hint}", soft_wrap=True)
+        err.print(f"[red]error:[/red] {mistake.message}\n\nhint: {mistake.hint}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("\ninterrupted; what is finished is kept, and the same command goes on from there")
-        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,10 +22,9 @@ PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` from what
 
 
 def names(kind: str) -> dict[str, str]:
-    """Name -> the first line of its file's docstring, read without importing anything."""
+    """Name -> the first line of its file's docstring; built-ins are read without importing any."""
     files = [f for f in FOLDERS[kind][1].glob("*.py") if f.stem != "__init__"]
-    base = kind.capitalize()
-    files += [f for f in PLUGINS.values() if re.search(rf"^class \w+\(\w*({base})\w*\)", f.read_text(), re.M)]
+    files += [file for name, file in PLUGINS.items() if _members(_import(name), kind)]
     return {file.stem: _first_line(file) for file in sorted(files)}
 
 

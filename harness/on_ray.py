@@ -247,7 +247,7 @@ def _cluster(workers: int) -> Iterator[str]:
     """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards."""
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}  # what went wrong is told by the error this module raises
     try:
         if not joined and address:
             _join(address, **quiet)

@@ -200,7 +200,6 @@ class Publisher:
         ]
         verdicts = "\n".join(f"{t.label}: {t.verdict}" for t in board.tasks)
         flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
-
         failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
@@ -235,7 +234,7 @@ class Publisher:
 
     def _publish(self, records: list[Record]) -> None:
         """Makes MLflow hold each record once, as it is now."""
-        with _one_at_a_time(self.store), self._explained():
+        with self._explained(), _one_at_a_time(self.store):
             client = self._client()
             experiment = self._experiment(client)
             self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
@@ -397,4 +396,4 @@ def _quoted(value: str) -> str:
 
 def _shown(text: str) -> str:
     """Without the user and password of a URI."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
+    return re.sub(r"//[^/\s]+@", "//", text)

@@ -106,7 +106,7 @@ def test_a_row_is_one_run_with_its_seeds_inside_and_the_numbers_of_the_board(wor
     runs, rows = world.runs(world.first), board_rows(world, world.first)
     assert len(runs) == len(rows) == 3
     for run in runs.values():
-        task, row = rows[run.data.tags["task"], run.data.tags["method"]]
+        _, row = rows[run.data.tags["task"], run.data.tags["method"]]
         assert run.data.tags["seeds"] == "0 1" and run.data.tags["trials"].split() == list(row.keys)
         assert run.data.params["task.n_users"] == "20" and run.data.params["task.shots"] == "[0, 2, 4]"
         told = {
@@ -294,7 +294,7 @@ def test_long_lists_are_cut_in_tags_and_whole_in_the_artifact(world):
 
 
 def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
-    publisher = Publisher(world.first, world.store, "http://ann:secret@127.0.0.1:9")
+    publisher = Publisher(world.first, world.store, "http://ann:top@secret@127.0.0.1:9")
     began = time.monotonic()
     publisher.trials(list(world.first.trials))
     with pytest.raises(Mistake) as caught:
@@ -304,7 +304,7 @@ def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
     assert "server" in caught.value.hint
 
 
-@pytest.mark.parametrize("uri", ["file:///tmp/runs", "mlruns", "127.0.0.1:5000", "postgresql://ann:secret@127.0.0.1:9/x"])
+@pytest.mark.parametrize("uri", ["file:///tmp/runs", "mlruns", "127.0.0.1:5000", "postgresql://ann:secret@127.0.0.1:9/x", "http://ann:secret@127.0.0.1:port"])
 def test_what_cannot_hold_results_is_a_mistake(world, uri):
     with pytest.raises(Mistake) as caught:
         Publisher(world.first, world.store, uri).everything()

@@ -192,37 +192,42 @@ def test_order_names_and_constants_do_not_matter(board):
 # --- many comparisons -----------------------------------------------------------------------------------------------
 
 
-def test_familywise_error_is_kept():
-    """Ranks, joint limits and Holm each err on about 5 % of boards of seven methods, whatever the design and mix."""
+def test_familywise_error_is_kept(monkeypatch):
+    """Joint limits, Holm and rank intervals each err on about 5 % of boards of seven methods, in any design and mix."""
+    monkeypatch.setattr(stats, "DRAWS", 500)  # for speed; costs 1 % of accuracy
     rng = np.random.default_rng(8)
-    true = np.array([0, 0.0, 0.5, 0.5, 1, 3, 3])
-    true_best, true_worst = 1 + (true[:, None] < true).sum(1), 7 - (true[:, None] > true).sum(1)
     wrong = {}
     for design, mix in [
         ("31 people, 5 folds", "seeds"),
         ("31 people, a fifth, 5 seeds", "seeds and noise"),
         ("31 people, a fifth, 10 seeds", "all"),
         ("42 people in all of 5 seeds", "all"),
-        ("42 people, 5 folds, 10 seeds", "people"),
     ]:
         make, people, seeds = DESIGNS[design]
-        for _ in range(300):
+        for _ in range(150):
             person, seed = make(rng, people, seeds)
             equal = equal_methods(rng, 7, person, seed, MIXES[mix])
-            gained = stats.gains(equal + true[:, None], person, seed, reference=2)
-            ranked = stats.ranks(equal + true[:, None], person, seed)
-            missed = (gained.joint_low > true - 0.5) | (gained.joint_high < true - 0.5)
-            errors = (
-                missed.any(),
-                (stats.gains(equal, person, seed).holm < 0.05).any(),
-                ((stats.ranks(equal, person, seed).worst < 7).any()),
-                ((ranked.best > true_best) | (ranked.worst < true_worst)).any(),
-            )
-            wrong.setdefault((design, mix), []).append(errors)
-    each = np.array([np.mean(x, 0) for x in wrong.values()])
-    assert each.max() < 0.10, each  # 4 standard errors of 1.26 % above 5 %
-    assert ((0.02 < each.mean(0)[:3]) & (each.mean(0)[:3] < 0.07)).all(), each  # one standard error: 0.56 %
-    assert each.mean(0)[3] < 0.07, each
+            gained = stats.gains(equal, person, seed)
+            excluded = (gained.joint_low > 0) | (gained.joint_high < 0)
+            told_apart = stats.ranks(equal, person, seed).worst < 7
+            wrong.setdefault((design, mix), []).append((excluded.any(), (gained.holm < 0.05).any(), told_apart.any()))
+    each = np.array([np.mean(boards, 0) for boards in wrong.values()])
+    assert each.max() < 0.12, each  # 5 % and 4 standard errors of 1.8 %
+    assert ((0.02 < each.mean(0)) & (each.mean(0) < 0.08)).all(), each  # 5 % and 3 standard errors of 0.9 %
+
+
+def test_rank_intervals_hold_the_true_ranks(monkeypatch):
+    monkeypatch.setattr(stats, "DRAWS", 500)
+    rng = np.random.default_rng(15)
+    true = np.array([0, 0, 2, 2, 8])
+    person, seed = fifth(rng, 31, 10)
+    held, width = [], []
+    for _ in range(150):
+        ranked = stats.ranks(equal_methods(rng, 5, person, seed, MIXES["all"]) + true[:, None], person, seed)
+        held.append(((ranked.best <= [4, 4, 2, 2, 1]) & (ranked.worst >= [5, 5, 3, 3, 1])).all())
+        width.append(ranked.worst - ranked.best)
+    assert np.mean(held) > 0.9  # 95 % less 3 standard errors
+    assert np.mean(width, 0)[4] < 1 < np.mean(width, 0)[:4].min()  # the clear winner is found, equals are not parted
 
 
 def test_two_methods_need_no_correction():
@@ -261,13 +266,20 @@ def test_verdicts():
     assert stats.verdict(board(4, 0.02), 0.01).text == "cannot tell"
 
 
-@pytest.mark.parametrize("gain, text", [(0.02, "gain"), (0, "nothing to personalise here")])
-def test_the_stated_number_of_people_could_tell(gain, text):
-    needed = [stats.verdict(board(10, gain, seed), 0.01).people for seed in range(40)]
-    needed = int(np.median([n for n in needed if n]))  # of all people; there are 10 seeds
-    assert needed > 100
-    told = [stats.verdict(board(round(k * needed / 10), gain, seed), 0.01).text for k in (4, 0.1) for seed in range(40)]
-    assert told[:40].count(text) > 36 and told[40:].count(text) < 20  # four times as many surely, a tenth not
+@pytest.mark.parametrize(
+    "value, half, people",
+    [
+        ([0, 0.02, 0.005], 0.04, 1600),  # 0.01 above the margin, so the half-width must shrink to a quarter
+        ([0, 0.005, -0.01], 0.02, 1600),  # all below: the nearest, 0.005 below, needs most
+        ([0, 0.01, -0.01], 0.02, None),  # on the margin: no number of people tells
+    ],
+)
+def test_the_stated_number_of_people_brings_a_limit_to_the_margin(value, half, people):
+    value, half = np.array(value), np.array([0, half, half])
+    nothing = np.full(3, np.nan)
+    limits = stats.Gains(value, *[nothing] * 3, value - half, value + half, *[nothing] * 2, 0, 100, None)
+    needed = stats.verdict(limits, 0.01).people
+    assert needed == people or abs(needed - people) <= 1  # rounded up
 
 
 def test_detectable_difference_is_found_as_often_as_promised():

@@ -1,0 +1,157 @@
+"""The board: hand-worked numbers, holes, one seed, flags, and a page that stands alone."""
+
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from harness.board import labels, make_board
+from harness.find import make
+from harness.report import figures, number, print_board, span, write_html
+from harness.run import finish_all, load_scores
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+
+
+def row(board, label):
+    return next(r for r in board.tasks[0].rows if r.label == label)
+
+
+def test_scores_are_means_over_people_and_seeds(tiny):
+    """Recomputed from the stored tables with polars alone."""
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    mine = [t for t in plan.trials if t.method.name == "per_user"]
+    tables = [load_scores(store, t, store.read("trials", t.key)) for t in mine]
+    test = pl.concat(tables).filter(panel="test", shots=4, swapped=False)
+    assert row(board, "per_user").curves["accuracy"][4].value == pytest.approx(test["accuracy"].mean())
+    assert row(board, "per_user").curves["auc"][4].value == pytest.approx(test["auc"].mean())
+    swapped = pl.concat(tables).filter(panel="test", shots=4, swapped=True)
+    assert row(board, "per_user").swapped == pytest.approx(swapped["accuracy"].mean())
+    point = row(board, "per_user").curves["accuracy"][4]
+    seeds = [t.filter(panel="test", shots=4, swapped=False)["accuracy"].mean() for t in tables]
+    half = 4.302653 * np.std(seeds, ddof=1) / np.sqrt(3)  # people nested in seeds: the t interval of three seed means
+    assert (point.low, point.high) == pytest.approx((point.value - half, point.value + half), abs=1e-6)
+
+
+def test_gains_are_paired(tiny):
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    gain = row(board, "spectral").gain
+    assert gain.value == pytest.approx(row(board, "spectral").curves["accuracy"][4].value - row(board, "shared").curves["accuracy"][4].value)
+    users = row(board, "spectral").users
+    assert users["gain"].mean() == pytest.approx(gain.value)
+    assert row(board, "spectral").worse == pytest.approx((users["gain"] < 0).mean())
+    told = board.tasks[0].differences.filter(shots=4, a="spectral", b="shared").to_dicts()[0]
+    assert (told["value"], told["low"]) == pytest.approx((gain.value, gain.low))
+
+
+def test_lines_are_drawn_and_never_ranked(tiny):
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    bayes = row(board, "bayes")
+    assert bayes.line and bayes.rank is None and bayes.holm is None and bayes.curves["accuracy"][4].low is not None
+    assert sorted(r.rank[0] for r in board.tasks[0].rows if r.rank) == sorted(r.rank[0] for r in board.tasks[0].rows if not r.line)
+
+
+def test_a_hole_is_shown_and_not_ranked(tiny, capsys):
+    _, plan, store = tiny
+    gone = next(t for t in plan.trials if t.method.name == "spectral" and t.seed == 1)
+    (store.root / "trials" / f"{gone.key}.json").unlink()
+    store.fail(gone.key, gone.identity, "ValueError: lost", "")
+    board = make_board(plan, store)
+    spectral = row(board, "spectral")
+    assert spectral.rank is None and spectral.gain is None and "1 of 3 seeds failed: ValueError: lost" in spectral.hole
+    assert spectral.curves["accuracy"][4].low is None
+    assert sorted(r.rank[2] for r in board.tasks[0].rows if r.rank)[-1] == 4  # of four complete methods
+    print_board(board)
+    assert "hole: spectral: 1 of 3 seeds failed: ValueError: lost" in capsys.readouterr().out
+
+
+def test_one_seed_has_no_interval(tiny, tmp_path, capsys):
+    file, _, store = tiny
+    file.write_text(file.read_text().replace("seeds = 3", "seeds = 1"))
+    board = make_board(make_plan(read_suite(file), store), store)
+    assert board.tasks[0].note == "one seed" and row(board, "per_user").curves["accuracy"][4].low is None
+    assert row(board, "spectral").rank[1:] == (1, 5) and row(board, "spectral").holm is None
+    print_board(board)
+    assert "no interval: one seed" in capsys.readouterr().out
+
+
+def test_mixed_code_and_divergence_are_flagged(tiny):
+    _, plan, store = tiny
+    trial = plan.trials[0]
+    path = store.root / "trials" / f"{trial.key}.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"facts": manifest["facts"] | {"code": "another"}}))
+    store.commit("trials", trial.key, trial.identity, {"predictions.safetensors": b"other"}, {})
+    flags = " ".join(make_board(plan, store).tasks[0].flags)
+    assert "2 code states" in flags and "another" in flags and f"a second run of {trial.key} found something else" in flags
+
+
+def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
+    file, _, _ = tiny
+    board = make_board(make_plan(read_suite(file), Store(tmp_path / "empty").open()), Store(tmp_path / "empty"))
+    assert board.tasks[0].verdict == "nothing has run"
+    assert all("not run yet" in r.hole for r in board.tasks[0].rows)
+    assert write_html(board, Store(tmp_path / "empty")).exists()
+
+
+def test_verdicts_name_the_margin(tmp_path):
+    file = tmp_path / "gain.toml"
+    text = 'seeds = 5\nmargin = {}\n[[tasks]]\nname = "low_rank"\nn_users = 60\nnew_users = 30\nfeature_dim = 6\nrank = 2\n'
+    store = Store(tmp_path / "store").open()
+    verdicts = []
+    for margin in (0.01, 0.4, 0.8):
+        file.write_text(text.format(margin))
+        plan = make_plan(read_suite(file), store)
+        list(finish_all(plan.trials, store))
+        verdicts.append(make_board(plan, store).tasks[0].verdict)
+    assert verdicts[0].startswith("personalising pays") and "margin 0.01" in verdicts[0]
+    assert verdicts[1].startswith("nothing to personalise here") and verdicts[2].startswith("nothing to personalise here")
+
+
+def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    page = write_html(board, store)
+    text = page.read_text()
+    assert not re.search(r'(?:src|href)\s*=\s*"(?!#)', text) and "@import" not in text and "url(http" not in text
+    assert text.count("<svg") == 4 and 'name="viewport"' in text
+    for label in ("per_user", "mixed_logit", "bayes"):
+        assert label in text
+    before = page.stat().st_mtime_ns
+    monkeypatch.setattr("harness.report.figures", lambda task: pytest.fail("drawn again"))
+    assert write_html(board, store).stat().st_mtime_ns == before
+
+
+def test_hostile_names_are_escaped(tiny):
+    file, _, store = tiny
+    file.write_text(file.read_text().replace('"tiny"', "'<script>alert(1)</script>'"))
+    page = write_html(make_board(make_plan(read_suite(file), store), store), store).read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_figures_are_the_same_twice(tiny):
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    assert figures(board.tasks[0]) == figures(board.tasks[0])
+
+
+def test_labels_tell_settings_apart():
+    methods = [make("method", "rfm", {}), make("method", "rfm", {"dim": 8})]
+    assert list(labels(methods).values()) == ["rfm", "rfm(dim=8)"]
+
+
+def test_numbers_read_as_in_papers(tiny):
+    assert [number(0.8734), number(-0.0512, signed=True), number(1.25), number(None)] == [".873", "-.051", "1.250", ""]
+    _, plan, store = tiny
+    assert re.fullmatch(r"\.\d{3} \(\.\d{3} \.\d{3}\)", span(row(make_board(plan, store), "per_user").curves["accuracy"][4]))
+
+
+def test_the_board_as_json_is_plain(tiny):
+    _, plan, store = tiny
+    told = json.loads(json.dumps(make_board(plan, store).as_dict()))
+    assert {r["label"] for r in told["tasks"][0]["rows"]} == {"chance", "shared", "per_user", "spectral", "mixed_logit", "bayes"}

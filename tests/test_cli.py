@@ -1,0 +1,270 @@
+"""The command line as a person meets it: what a mistake says, and that nothing is lost by it."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from harness import cli
+from harness.source import Source
+from harness.store import Store
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["manyminds", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out = capsys.readouterr()
+        assert "Traceback" not in out.err
+        return ended.value.code or 0, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def suite(tmp_path):
+    def write(text, name="suite.toml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def told(answer, *said):
+    """Exit code 2, the message, a blank line, and a hint."""
+    code, out, err = answer
+    err = " ".join(err.split("\x1b")[0].split(" "))
+    assert code == 2 and out == "" and "\n\nhint: " in err, err
+    for words in said:
+        assert words in err, err
+
+
+def test_unknown_names(call, suite, tmp_path):
+    told(call("check", "low_rnak"), "no task 'low_rnak'", "did you mean 'low_rank'?")
+    told(call("run", suite('[[tasks]]\nname = "two_mods"')), "no task 'two_mods'", "did you mean 'two_modes'?")
+    told(call("run", suite('[[tasks]]\nname = "low_rank"\nranks = 3')), "no field 'ranks'", "did you mean 'rank'?")
+    told(call("run", tmp_path / "nothing.toml"), "does not exist")
+    told(call("run", suite("[[")), "is not TOML")
+    told(call("show", "abc", "--store", tmp_path), "no trial abc")
+
+
+def test_an_unknown_verb_or_option_is_exit_code_2(call):
+    assert call("rnu")[0] == 2 and call("run", "--stor", "x")[0] == 2
+
+
+def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
+    people = suite('seeds = 5\n[[tasks]]\nname = "snacks"')
+    told(call("run", people, "--data", tmp_path / "nowhere", "--store", tmp_path / "s"), "data folder", "does not exist")
+    (tmp_path / "empty").mkdir()
+    told(call("run", people, "--data", tmp_path / "empty", "--store", tmp_path / "s"), "no ClitheroDataset.csv under")
+    monkeypatch.delenv("MANYMINDS_DATA")
+    monkeypatch.setattr("tasks.snacks.CHOICES", Source("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64))
+    told(call("run", people, "--store", tmp_path / "s"), "could not be fetched", "--data DIR")
+
+
+def test_data_is_fetched_once_and_believed_by_its_checksum(tmp_path, no_data, monkeypatch):
+    import hashlib
+
+    origin = tmp_path / "origin.csv"
+    origin.write_text("a,b\n1,2\n")
+    source = Source("origin.csv", origin.as_uri(), hashlib.sha256(origin.read_bytes()).hexdigest())
+    found = source.path()
+    assert found.read_text() == "a,b\n1,2\n" and found != origin
+    origin.unlink()
+    assert source.path() == found
+    found.write_text("a,b\n1,3\n")
+    with pytest.raises(cli.Mistake, match="is not the file its source serves"):
+        source.path()
+
+
+def edited(data_folder, tmp_path, monkeypatch, change):
+    """A copy of the snack choices with one change, its checksum accepted."""
+    import hashlib
+
+    import tasks.snacks
+
+    text = next(data_folder.rglob("ClitheroDataset.csv")).read_text()
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    (folder / "ClitheroDataset.csv").write_text(change(text))
+    sha256 = hashlib.sha256((folder / "ClitheroDataset.csv").read_bytes()).hexdigest()
+    monkeypatch.setattr(tasks.snacks, "CHOICES", Source("ClitheroDataset.csv", "https://nowhere.invalid", sha256))
+    return folder
+
+
+def test_bad_files(call, suite, tmp_path, data_folder, monkeypatch):
+    people = suite('seeds = 5\n[[tasks]]\nname = "snacks"')
+    where = ["--store", tmp_path / "s"]
+    shutil.copytree(next(data_folder.rglob("ClitheroDataset.csv")).parent, tmp_path / "copy")
+    with open(tmp_path / "copy" / "ClitheroDataset.csv", "a") as file:
+        file.write("\n")
+    told(call("run", people, "--data", tmp_path / "copy", *where), "is not the file its source serves", "sha256")
+    cases = {
+        lambda t: t.replace("choice", "chose", 1): "no column choice",
+        lambda t: t.replace("2.089112", "fast", 1): "line 2, column rt: 'fast' is not a number",
+        lambda t: "\n".join(t.split("\n")[:2]) + "\n": "a user with one pair",
+    }
+    for change, says in cases.items():
+        with monkeypatch.context() as patch:
+            folder = edited(data_folder, tmp_path, patch, change)
+            told(call("run", people, "--data", folder, *where), says)
+        shutil.rmtree(folder)
+
+
+BAD_TASK = '''"""A task with something wrong in it, for the tests."""
+from dataclasses import dataclass
+import numpy as np
+from harness.data import Items, PreferenceDataset
+from harness.task import Task
+
+@dataclass(frozen=True)
+class Bad(Task):
+    def build(self, seed):
+        user = np.repeat(np.arange(10), 30)
+        left, right = np.arange(300) % 20, (np.arange(300) + 1 + np.arange(300) % 7) % 20
+        label, features = np.arange(300) % 2, np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+        {}
+        return PreferenceDataset.from_pairs(user, left, right, label, Items(features))
+'''
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("label = label * 3", "a label outside [0, 1]"),
+        ("features[3, 1] = np.nan", "a NaN or infinite feature"),
+        ("user[-1] = 99", "a user with one pair"),
+        ("user = user // 4", "3 people are too few"),
+        ("user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10", "shots go up to"),
+    ],
+)
+def test_bad_values_in_a_plugin(call, suite, tmp_path, line, says):
+    plugin = suite(BAD_TASK.format(line), "bad_task.py")
+    wanted = suite('seeds = 5\n[[tasks]]\nname = "bad_task"')
+    told(call("run", wanted, "--plugin", plugin, "--store", tmp_path / "s", "--local"), says)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("no_task.py", "x = 1", "holds neither a task nor a method"),
+        ("broken.py", "def (", "cannot be imported: SyntaxError"),
+        ("two_modes.py", "", "the name of a built-in"),
+        ("My-Task.py", "", "cannot name a task"),
+        ("..sneaky.py", "", "cannot name a task"),
+    ],
+)
+def test_a_plugin_that_is_none(call, suite, name, text, says):
+    told(call("check", suite(text, name)), says)
+
+
+def test_a_store_that_cannot_be_written(call, suite, tmp_path):
+    (tmp_path / "file").write_text("")
+    told(call("run", suite(TINY), "--store", tmp_path / "file", "--local"), "cannot be written", "--store DIR")
+
+
+def test_a_full_disk_keeps_what_is_finished(call, suite, tmp_path):
+    """The store fills in mid-run; the same command goes on once there is room, and the board is the undisturbed one."""
+    file, where = suite(TINY), ["--store", tmp_path / "s", "--local", "--mlflow", f"sqlite:///{tmp_path}/m.db"]
+    assert call("prepare", file, "--store", tmp_path / "s")[0] == 0
+    plugin = suite(
+        '"""Fills the disk."""\nimport resource, signal\nfrom harness.methods.chance import Chance\n'
+        "class Filler(Chance):\n    def fit(self, train, validation, run):\n"
+        "        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))\n"
+        "        return {}\n",
+        "filler.py",
+    )
+    full = suite(TINY + '\n[[methods]]\nname = "filler"\n', "full.toml")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.getsignal(signal.SIGXFSZ)
+    try:
+        answer = call("run", full, *where, "--plugin", plugin)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    told(answer, "is full")
+    assert Store(tmp_path / "s").keys("trials")
+    code, out, _ = call("run", file, *where)
+    assert code == 0 and "hole" not in out
+
+
+RAISES = '''"""Raises on every second seed."""
+from harness.methods.per_user import PerUser
+
+class Raises(PerUser):
+    def fit(self, train, validation, run):
+        if run.seed % 2:
+            raise ValueError("odd seeds are not for me")
+        return super().fit(train, validation, run)
+'''
+
+
+def test_a_method_that_raises_fails_alone(call, suite, tmp_path):
+    plugin = suite(RAISES, "raises.py")
+    file = suite(TINY + '\n[[methods]]\nname = "raises"\n')
+    where = ["--store", tmp_path / "s", "--local", "--plugin", plugin, "--mlflow", f"sqlite:///{tmp_path}/m.db"]
+    code, out, err = call("run", file, *where)
+    assert code == 1 and "odd seeds are not for me" in err
+    assert "hole: raises: 1 of 3 seeds failed: ValueError: odd seeds are not for me" in out
+    key = err.split("manyminds show ")[1].split()[0]
+    code, out, _ = call("show", key, "--store", tmp_path / "s")
+    assert code == 0 and "raise ValueError" in out
+    assert len(Store(tmp_path / "s").keys("trials")) == 6 * 3 + 2
+
+
+def test_json_for_programs(call, suite, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "no-token-yet"))
+    file, where = suite(TINY), ["--store", tmp_path / "s"]
+    assert set(json.loads(call("list", "--json")[1])) == {"tasks", "methods"}
+    plan = json.loads(call("plan", file, *where, "--json")[1])
+    assert plan["trials"] == 18 and plan["finished"] == 0
+    board = json.loads(call("run", file, *where, "--local", "--json", "--mlflow", f"sqlite:///{tmp_path}/m.db")[1])
+    keys = board["tasks"][0]["rows"][0]["keys"]
+    assert json.loads(call("show", keys[0], *where, "--json")[1])["key"] == keys[0]
+    assert json.loads(call("board", file, *where, "--json")[1])["digest"] == board["digest"]
+    assert all(not f["problem"] for f in json.loads(call("check", "chance", "--json")[1]))
+    assert {f["state"] for f in json.loads(call("doctor", *where, "--json")[1])} <= {"ok", "warn"}
+
+
+def test_doctor_sees_what_is_unsafe(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    token = tmp_path / "token"
+    token.write_text("hush-hush")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    code, out, _ = call("doctor", "--store", tmp_path / "s")
+    assert code == 1 and "BAD  ray access" in out and "BAD  ray token" in out and "hush-hush" not in out
+
+
+def test_a_finished_suite_fits_nothing_and_starts_no_ray(suite, tmp_path, call):
+    """In a process of its own: no Ray is imported, nothing is fitted, and it is over well within ten seconds."""
+    file, where = suite(TINY), ["--store", str(tmp_path / "s"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
+    assert call("run", file, *where, "--local")[0] == 0
+    code = "import sys; from harness import cli, run; run.run_trial = None; sys.argv[1:1] = ['run']\ntry: cli.main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
+    again = subprocess.run([sys.executable, "-c", code, str(file), *where], capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parent.parent)
+    assert again.stdout.endswith("NONE\n") and "18 finished before" in again.stderr
+
+
+def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
+    slow = suite('"""Slow."""\nimport time\nfrom harness.methods.chance import Chance\nclass Slow(Chance):\n    def fit(self, *a):\n        time.sleep(60)\n', "slow.py")
+    file = suite(TINY + '\n[[methods]]\nname = "slow"\n')
+    command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", tmp_path / "s", "--plugin", slow]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    store = Store(tmp_path / "s")
+    while not store.keys("trials") and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "what is finished is kept" in err and "Traceback" not in err
+    assert all(store.read("trials", key) for key in store.keys("trials"))

@@ -1,0 +1,118 @@
+"""TOML suites: grids, controls, refusals, and what a person gets wrong."""
+
+import pytest
+
+from harness import find
+from harness.mistake import Mistake
+from harness.plan import forecast, unfinished
+from harness.store import Store
+from harness.suite import CONTROLS, make_plan, read_suite
+from harness.trial import fields_of
+
+
+def suite(tmp_path, text):
+    file = tmp_path / "suite.toml"
+    file.write_text(text)
+    return read_suite(file)
+
+
+def test_lists_are_grids(tmp_path):
+    found = suite(
+        tmp_path,
+        """
+        seeds = [3, 5]
+        controls = false
+        [[tasks]]
+        name = "low_rank"
+        n_users = [20, 40]
+        rank = [1, 2, 3]
+        shots = [0, 5]
+        [[tasks]]
+        name = "two_modes"
+        shots = [[0, 1], [0, 2]]
+        [[methods]]
+        name = "rfm"
+        dim = [8, 32]
+        decay = 1
+        """,
+    )
+    assert len(found.tasks) == 6 + 2 and len(found.methods) == 2 and found.seeds == (3, 5)
+    assert {t.shots for t in found.tasks if t.name == "two_modes"} == {(0, 1), (0, 2)}
+    assert {(t.n_users, t.rank) for t in found.tasks if t.name == "low_rank"} == {(n, r) for n in (20, 40) for r in (1, 2, 3)}
+    assert all(m.decay == 1.0 and type(m.decay) is float for m in found.methods)
+
+
+def test_controls_are_on_every_board(tmp_path):
+    found = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\n[[methods]]\nname = "per_user"\nscale = 2')
+    assert [m.name for m in found.methods] == [c for c in CONTROLS if c != "per_user"] + ["per_user"]
+
+
+def test_the_digest_is_of_settings_not_of_words(tmp_path):
+    text = 'seeds = 2\n[[tasks]]\nname = "low_rank"\n'
+    a = suite(tmp_path, text)
+    assert suite(tmp_path, f'title = "other"\n{text}temperature = 1').digest == a.digest
+    assert suite(tmp_path, f"{text}temperature = 2").digest != a.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('seeds = 2\n[[tasks]]\nname = "low_rnak"', "there is no task 'low_rnak'", "'low_rank'"),
+        ('[[tasks]]\nname = "low_rank"\n[[methods]]\nname = "per_usr"', "there is no method 'per_usr'", "'per_user'"),
+        ('[[tasks]]\nname = "low_rank"\nn_user = 5', "has no field 'n_user'", "'n_users'"),
+        ('[[tasks]]\nname = "low_rank"\nn_user = [5, 6]', "has no field 'n_user'", "'n_users'"),
+        ('[[tasks]]\nname = "low_rank"\nn_users = "many"', "is not int", "n_users"),
+        ('[[tasks]]\nname = "low_rank"\nn_users = [20, 2.5]', "is not int", "n_users"),
+        ('[[tasks]]\nname = "low_rank"\nweights = "cauchy"', "is not 'gaussian' or 'dirichlet'", "weights"),
+        ('[[tasks]]\nname = "low_rank"\ntemperature = nan', "is not float", "temperature"),
+        ('[[tasks]]\nname = "low_rank"\nshots = [5, 5]', "must rise", "shots"),
+        ('[[tasks]]\nname = "low_rank"\n[[tasks]]\nname = "low_rank"', "twice", "remove"),
+        ('seeds = [1, 1]\n[[tasks]]\nname = "low_rank"', "different whole numbers", "seeds = 5"),
+        ('seed = 3\n[[tasks]]\nname = "low_rank"', "unknown key 'seed'", "'seeds'"),
+        ("seeds = 3", "names no tasks", "[[tasks]]"),
+        ("[[tasks]]\nn_users = 3", "is a table with a name", "name ="),
+        ("[[tasks", "is not TOML", "quick.toml"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, text, message, hint):
+    with pytest.raises(Mistake) as caught:
+        suite(tmp_path, text)
+    assert message in caught.value.message and hint in caught.value.hint
+
+
+def test_a_missing_suite_is_explained(tmp_path):
+    with pytest.raises(Mistake, match="does not exist"):
+        read_suite(tmp_path / "nowhere.toml")
+
+
+def test_methods_sit_out_with_a_reason(tmp_path):
+    read = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\nfeature_dim = 600\nn_users = 5\nnew_users = 5')
+    plan = make_plan(read, Store(tmp_path / "store").open())
+    assert [(r.method.name, "512" in r.reason) for r in plan.refusals] == [("mixed_logit", True)]
+    assert {t.method.name for t in plan.trials} == set(CONTROLS) - {"mixed_logit"}
+
+
+def test_adding_a_method_leaves_the_rest_finished(tiny):
+    file, plan, store = tiny
+    file.write_text(file.read_text() + '\n[[methods]]\nname = "per_user"\nscale = 3.0\n[[methods]]\nname = "per_user"')
+    grown = make_plan(read_suite(file), store)
+    left = unfinished(grown, store)
+    assert len(left) == 3 and all(t.method.scale == 3.0 for t in left)
+    assert {t.key for t in plan.trials} < {t.key for t in grown.trials}
+
+
+def test_forecast(tiny):
+    _, plan, store = tiny
+    told = forecast(plan, store)
+    assert told["trials"] == told["finished"] == 18 and told["seconds_left"] == 0
+    assert told["tasks"][0]["people"] == 3 * 10  # three worlds of ten new people each
+    z = 1.959964 + 0.841621
+    assert told["tasks"][0]["detectable"] == pytest.approx(z * (0.2 * (1 + 9 * 0.05) / (30 * 10)) ** 0.5, rel=1e-4)
+
+
+def test_every_suite_of_the_project_can_be_read():
+    files = sorted((find.ROOT / "jobs" / "suites").glob("*.toml"))
+    assert len(files) >= 2
+    for file in files:
+        read = read_suite(file)
+        assert read.tasks and all(fields_of(t) for t in read.tasks) and len(read.seeds) >= 5
