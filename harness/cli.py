@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
@@ -36,7 +36,7 @@ DataDir = Annotated[
 ]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
-Tracking = Annotated[str | None, typer.Option("--mlflow", help="MLflow tracking URI. [default: SQLite in the store]", show_default=False)]
+Tracking = Annotated[str | None, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI. [default: SQLite in the store]", show_default=False)]
 
 
 @app.command("list")
@@ -142,15 +142,16 @@ def run(
 
                 run_on_ray(todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=publisher.trials)
     failed = unfinished(planned, opened)
-    _show_board(planned, opened, as_json)
+    made = _show_board(planned, opened, as_json)
     with _aside("MLflow"):
-        publisher.everything()
+        publisher.everything(made)
     if not as_json:
         err.print(f"MLflow:  {publisher.how_to_open()}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
     for trial in failed:
-        note = opened.failure(trial.key)
-        err.print(f"[red]failed[/red] {trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {note['reason']}")
+        reason = (opened.failure(trial.key) or {"reason": "did not run"})["reason"]
+        err.print("failed", style="red", end=" ")
+        err.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
     if failed:
         err.print(f"\nhint: manyminds show {failed[0].key} prints the traceback; the same command runs them again")
         raise typer.Exit(1)
@@ -229,17 +230,18 @@ def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None
         return make_plan(read, opened, lambda: step(1)), opened
 
 
-def _show_board(planned, opened: Store, as_json: bool) -> None:
+def _show_board(planned, opened: Store, as_json: bool):
     from harness.board import make_board
 
     made = make_board(planned, opened)
     if as_json:
         print(json.dumps(made.as_dict(), indent=1))
-        return
-    from harness.report import print_board, write_html
+    else:
+        from harness.report import print_board, write_html
 
-    print_board(made)
-    err.print(f"\nboard:   {write_html(made, opened)}")
+        print_board(made)
+        err.print(f"\nboard:   {write_html(made, opened)}")
+    return made
 
 
 @contextlib.contextmanager
@@ -260,7 +262,8 @@ def _aside(what: str) -> Iterator[None]:
     try:
         yield
     except Mistake as mistake:
-        err.print(f"[yellow]{what}:[/yellow] {mistake.message}\nhint: {mistake.hint}; results are safe, `manyminds publish` tries again")
+        err.print(f"{what}:", style="yellow", end=" ")
+        err.print(f"{mistake.message}\nhint: {mistake.hint}; results are safe, `manyminds publish` tries again")
 
 
 def main() -> None:
@@ -268,7 +271,8 @@ def main() -> None:
     try:
         app()
     except Mistake as mistake:
-        err.print(f"[red]error:[/red] {mistake.message}\n\nhint: {mistake.hint}")
+        err.print("error:", style="red", end=" ")
+        err.print(f"{mistake.message}\n\nhint: {mistake.hint}")
         sys.exit(2)
 
 

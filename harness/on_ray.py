@@ -28,7 +28,7 @@ SETTINGS = {  # read while Ray is imported or started, hence set above its impor
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a group ends, and a dead worker is noticed, that much sooner
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only node; 1.3 s of start-up
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only node: one thing less to start
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 
@@ -70,8 +70,9 @@ def run_on_ray(
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
+        _begun(store, trial).unlink(missing_ok=True)
     seconds = estimated_seconds(list(trials), store)
-    with _cluster(min(workers or os.cpu_count(), len(trials))) as results:
+    with _cluster(store, min(workers or os.cpu_count(), len(trials))) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(trials))
         groups = make_groups(trials, seconds, workers, nodes > 1 if per_method is None else per_method)
@@ -93,6 +94,10 @@ def run_on_ray(
     for error in ended.errors:
         if mistake := _mistake(error):
             raise mistake
+    for trial in trials:
+        if trial.key in watch.pending and _begun(store, trial).exists():
+            store.fail(trial.key, trial.identity, f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?", "")
+    watch.look()
     if watch.pending:
         raise Mistake(
             f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
@@ -172,8 +177,16 @@ def _run_share(group: dict) -> None:
     store, context = Store(group["store"]), ray.train.get_context()
     mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
     trials = [_trial(group["trials"][i]) for i in mine]
-    for _ in finish_all([t for t in trials if not store.failure(t.key)], store):  # after a restart, some have failed already
-        pass
+    left = [t for t in trials if not store.read("trials", t.key) and not store.failure(t.key)]
+    suspects = [t for t in left if _begun(store, t).exists()]  # ran when a worker died: last, lest one stops all others
+    for some in ([t for t in left if t not in suspects], suspects):
+        for trial, _ in finish_all(some, store, before=lambda t: _begun(store, t).touch()):
+            _begun(store, trial).unlink()
+
+
+def _begun(store: Store, trial: Trial) -> Path:
+    """Exists while the trial runs; a worker that dies leaves it behind."""
+    return store.root / "tmp" / f"begun.{trial.key}"
 
 
 def _spec(trial: Trial) -> dict:
@@ -243,12 +256,18 @@ class _Watch(TrialProgressCallback):
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[str]:
-    """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards."""
+def _cluster(store: Store, workers: int) -> Iterator[str]:
+    """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards.
+
+    On a cluster that folder must be one all nodes share, as the store is.
+    """
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}  # what went wrong is told by the error this module raises
     try:
+        if joined or address:
+            shutil.rmtree(folder)
+            folder = tempfile.mkdtemp(prefix="ray-", dir=store.root / "tmp")
         if not joined and address:
             _join(address, **quiet)
         elif not joined:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard
@@ -54,8 +55,8 @@ def print_board(board: Board) -> None:
         for row in task.rows:
             accuracy = row.curves.get("accuracy", {})
             table.add_row(
-                rank_text(row),
-                row.label,
+                escape(rank_text(row)),
+                escape(row.label),
                 *(number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
                 "" if row.gain is None or row.worse is None else span(row.gain, signed=True),
                 p_text(row.holm) if row.worse is not None else "",
@@ -63,10 +64,10 @@ def print_board(board: Board) -> None:
                 "" if row.worse is None else f"{row.worse:.0%}",
                 style="dim" if row.line else None,
             )
-        console.print(f"\n[bold]{task.label}[/bold]  accuracy on {task.people} test people, {task.seeds} seeds")
+        console.print(f"\n{escape(task.label)}  accuracy on {task.people} test people, {task.seeds} seeds")
         console.print(table)
         for line in remarks(task):
-            console.print(line)
+            console.print(line, markup=False)
 
 
 def remarks(task: TaskBoard) -> list[str]:

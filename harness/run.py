@@ -8,7 +8,7 @@ import resource
 import subprocess
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -62,7 +62,7 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     method, predictions = trial.method, {}
     run = Run(trial.seed, truth=truth if method.privileged else None)
     torch.manual_seed(trial.seed)
-    _reset_peak_memory()
+    reset_peak_memory()
     began = time.perf_counter()
     state = method.fit(splits.train, splits.panels["validation"], run)
     fit_seconds = time.perf_counter() - began
@@ -90,7 +90,7 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
         "fit_seconds": fit_seconds,
         "machine": f"{platform.machine()} {platform.system()}",
         "metrics_version": METRICS_VERSION,
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "seconds": time.perf_counter() - began,
         "versions": library_versions(),
     }
@@ -135,12 +135,15 @@ def finish(trial: Trial, store: Store, prepared: Prepared | None = None) -> bool
     return True
 
 
-def finish_all(trials: Iterable[Trial], store: Store) -> Iterable[tuple[Trial, bool]]:
+def finish_all(
+    trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
+) -> Iterator[tuple[Trial, bool]]:
     """Finishes trials one after another, yielding each with whether it succeeded; a task is opened once for its trials."""
     key, prepared = None, None
     for trial in sorted(trials, key=lambda t: t.task_key):
         if trial.task_key != key:
             key, prepared = trial.task_key, open_prepared(store, trial.task_key)
+        before(trial)
         yield trial, finish(trial, store, prepared)
 
 
@@ -191,7 +194,7 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("manyminds", "numpy", "torch", "pyarrow", "polars", "scipy")}
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     """Linux keeps a process's peak memory and lets it be reset; elsewhere the peak is that of the process's life."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -199,7 +202,8 @@ def _reset_peak_memory() -> None:
         pass
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """The most this process held since the last reset, in MiB."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024

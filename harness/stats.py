@@ -32,7 +32,6 @@ import numpy as np
 from scipy import sparse, special, stats
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
-from statsmodels.stats.multitest import multipletests
 
 DRAWS = 2000  # the familywise 5 % is then within ±0.5 % (one standard error)
 
@@ -161,14 +160,21 @@ def gains(values, person, seed, reference=0, level=0.95):
         holm, half = np.full_like(p, np.nan), np.full_like(p, np.nan)
     else:
         holm = np.ones_like(p)
-        if len(others):
-            holm[others] = multipletests(gain.p(gain.family_df)[others], method="holm")[1]
+        holm[others] = _holm(gain.p(gain.family_df)[others])
         each = joint_level(values, person, seed, (others, np.full_like(others, reference)), level)
         half = stats.t.ppf(1 - each / 2, gain.family_df) * gain.se
     return Gains(
         gain.value, gain.se, *gain.interval(level), gain.value - half, gain.value + half, p, holm, reference,
         every.people, every.note,
     )  # fmt: skip
+
+
+def _holm(p):
+    """Holm's adjusted p-values (statsmodels' `multipletests` gives the same, but collects garbage at every call)."""
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
 
 
 class Ranks(NamedTuple):

@@ -43,9 +43,10 @@ class Store:
             probe = self._private("probe")
             probe.write_bytes(b"x")
             probe.unlink()
-            for left in (self.root / "tmp").iterdir():
-                if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink(missing_ok=True)
+            for left in filter(Path.is_file, (self.root / "tmp").iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # another driver was quicker
+                    if time.time() - left.stat().st_mtime > STALE:
+                        left.unlink()
         return self
 
     def read(self, kind: str, key: str) -> dict | None:

@@ -63,6 +63,6 @@ class Trial:
     def key(self) -> str:
         return hashed(self.identity)
 
-    @property
+    @cached_property
     def task_key(self) -> str:
         return hashed(task_identity(self.task, self.seed))

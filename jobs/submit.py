@@ -9,6 +9,7 @@ from ray import exceptions, job_submission  # noqa: E402
 
 async def submit(address: str, file: str, *options: str) -> bool:
     """Starts the job, or finds it running; one that has ended goes on from what its store holds. Returns whether it failed."""
+    find.add_plugins(file for option, file in zip(options, options[1:]) if option == "--plugin")
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and not re.match(r"https?://(127\.|localhost[:/]|\[::1\])", address):
         raise mistake.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before RAY_ADDRESS, and that before an argument
@@ -18,8 +19,7 @@ async def submit(address: str, file: str, *options: str) -> bool:
     if state is None or state.is_terminal() and client.delete_job(name):
         there = {"working_dir": str(find.ROOT), "env_vars": {"MANYMINDS_CODE": run.code_state()}}
         client.submit_job(entrypoint=shlex.join(["python", "-m", "jobs.run", file, *options]), submission_id=name, runtime_env=there)
-    async for lines in client.tail_job_logs(name):
-        print(lines, end="", flush=True)
+    [print(lines, end="", flush=True) async for lines in client.tail_job_logs(name)]
     return client.get_job_status(name) != "SUCCEEDED"
 
 if __name__ == "__main__":

@@ -30,15 +30,14 @@ controls = false
 tasks = [{ name = "low_rank", n_users = 30, new_users = 10, pairs_per_user = 30 }]
 methods = [%s]
 """
-# `find` knows a method by the name of its base class, hence the aliases.
 COUNTED = '''"""per_user, with a line in a log for every fit; while there is a file `hold`, all fits after the fifth wait."""
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
-from harness.methods.per_user import PerUser as PerUserMethod
+from harness.methods.per_user import PerUser
 
 @dataclass(frozen=True)
-class Counted(PerUserMethod):
+class Counted(PerUser):
     variant: int = 0
 
     def fit(self, train, validation, run):
@@ -51,10 +50,10 @@ class Counted(PerUserMethod):
 '''
 RAISING = '''"""Raises where the seed is odd."""
 from dataclasses import dataclass
-from harness.methods.chance import Chance as ChanceMethod
+from harness.methods.chance import Chance
 
 @dataclass(frozen=True)
-class Raising(ChanceMethod):
+class Raising(Chance):
     def fit(self, train, validation, run):
         if run.seed % 2:
             raise ArithmeticError(f"seed {run.seed} is odd")
@@ -62,13 +61,25 @@ class Raising(ChanceMethod):
 '''
 FULL = '''"""Meets a store that is full."""
 from dataclasses import dataclass
-from harness.methods.chance import Chance as ChanceMethod
+from harness.methods.chance import Chance
 from harness.mistake import Mistake
 
 @dataclass(frozen=True)
-class Full(ChanceMethod):
+class Full(Chance):
     def fit(self, train, validation, run):
         raise Mistake("the store is full", "free some space")
+'''
+DEADLY = '''"""Takes its worker with it where the seed is two."""
+import os, signal
+from dataclasses import dataclass
+from harness.methods.chance import Chance
+
+@dataclass(frozen=True)
+class Deadly(Chance):
+    def fit(self, train, validation, run):
+        if run.seed == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit(train, validation, run)
 '''
 DRIVER = """
 import sys
@@ -84,7 +95,7 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     plugin = folder / f"{name}.py"
-    plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL}[name])
+    plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL, "deadly": DEADLY}[name])
     find.add_plugins([plugin])
     suite = folder / "suite.toml"
     suite.write_text(SUITE % ", ".join(f'{{ name = "{m}" }}' if m != "counted" else '{ name = "counted", variant = [0, 1] }' for m in methods))
@@ -112,8 +123,8 @@ def wait_for(what, seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with on_ray._cluster(2):
+def cluster(tmp_path_factory):
+    with on_ray._cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 
@@ -125,7 +136,8 @@ def undisturbed(tmp_path_factory) -> dict[str, dict]:
     return results(store)
 
 
-def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path):
+def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "GROUP_SECONDS", 0)  # else trials as short as these are one group
     methods = ["chance", "per_user", "shared", "raising"]
     store, trials, plugin = ready(tmp_path / "local", "raising", methods)
     list(finish_all(trials, store))
@@ -137,6 +149,7 @@ def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path):
         on_ray.run_on_ray(trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2)
         assert results(store) == expected
         assert sum(progress) == len(trials) == 24
+        assert len(groups) == workers  # two groups at once, of one worker each, where there are two
         assert sorted(t.key for group in groups for t in group) == sorted(t.key for t in trials)
         failed = {t.seed for t in unfinished_of(trials, store)}
         assert failed == {1, 3, 5}
@@ -179,6 +192,14 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
     on_ray.run_on_ray(trials, store, [plugin], 2)
     assert results(store) == undisturbed
     assert 12 < len(fits(tmp_path)) <= 12 + 2
+
+
+def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
+    store, trials, plugin = ready(tmp_path, "deadly", ["deadly", "per_user"])
+    on_ray.run_on_ray(trials, store, [plugin], 1)
+    (lost,) = unfinished_of(trials, store)
+    assert lost.method.name == "deadly" and lost.seed == 2
+    assert "a worker died while it ran" in store.failure(lost.key)["reason"]
 
 
 def test_a_mistake_in_a_worker_ends_the_run_as_that_mistake(cluster, tmp_path):

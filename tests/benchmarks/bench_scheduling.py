@@ -25,10 +25,10 @@ methods = [{{ name = "nothing", number = {list(range(TRIALS + 1))} }}]
 """
 PLUGIN = '''"""chance, as often as one likes."""
 from dataclasses import dataclass
-from harness.methods.chance import Chance as ChanceMethod
+from harness.methods.chance import Chance
 
 @dataclass(frozen=True)
-class Nothing(ChanceMethod):
+class Nothing(Chance):
     number: int = 0
 '''
 
