@@ -96,6 +96,8 @@ class Publisher:
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
         self.artifacts = store.root / "mlflow-artifacts"  # where a database is written directly; a server has its own place
+        for name, value in SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
+            os.environ.setdefault(name, value)
         self.down = False
         self.page = ""  # of the suite's experiment, once it is known
 
@@ -281,8 +283,6 @@ class Publisher:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:  # MLflow would try for 100 s
                 database.execute("BEGIN IMMEDIATE")
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         if not self.uri.startswith("http"):

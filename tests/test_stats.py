@@ -258,6 +258,15 @@ def test_rank_intervals_hold_the_true_ranks(monkeypatch):
     assert np.mean(width, 0)[4] < 1 < np.mean(width, 0)[:4].min()  # the clear winner is found, equals are not parted
 
 
+@pytest.mark.parametrize("loud, level", [([1, 0.01], 0.05), ([0.01, 1], 1 - 0.95**0.2)])
+def test_joint_level_knows_how_comparisons_hang_together(loud, level):
+    """Five gains over a loud reference are one comparison; over a quiet one they are independent (Šidák)."""
+    person, seed = fresh(np.random.default_rng(18), 2, 300)
+    values = np.array([loud[0]] + [loud[1]] * 5)[:, None] * np.random.default_rng(19).normal(size=(6, 600))
+    found = stats.joint_level(values, person, seed, (np.arange(1, 6), np.zeros(5, int)))
+    assert found == pytest.approx(level, rel=0.3)  # two standard errors
+
+
 def test_two_methods_need_no_correction():
     rng = np.random.default_rng(9)
     person, seed = folds(rng, 31, 10)
