@@ -12,16 +12,21 @@ import numpy as np
 import polars as pl
 
 from harness import stats
-from harness.metrics import calibration_error
 from harness.method import Method
+from harness.metrics import calibration_error
 from harness.run import load_scores
 from harness.store import Store
 from harness.suite import Plan, Suite
 from harness.task import Task
-from harness.trial import Trial, fields_of, name_at_version
+from harness.trial import Trial, fields_of
 
 REFERENCE = "shared"  # every gain is over the one reward for all
-MEANS = {"accuracy": 1.0, "auc": 1.0, "log_loss": np.inf, "brier": 1.0}  # macro over users; with the largest value there is
+MEANS = {
+    "accuracy": 1.0,
+    "auc": 1.0,
+    "log_loss": np.inf,
+    "brier": 1.0,
+}  # macro over users; with the largest value there is
 PANEL = "test"
 
 
@@ -105,7 +110,11 @@ class Board:
                     "refusals": t.refusals,
                     "differences": t.differences.to_dicts(),
                     "rows": [
-                        {f.name: _plain(getattr(r, f.name)) for f in dataclasses.fields(r) if f.name not in ("method", "users")}
+                        {
+                            f.name: _plain(getattr(r, f.name))
+                            for f in dataclasses.fields(r)
+                            if f.name not in ("method", "users")
+                        }
                         for r in t.rows
                     ],
                 }
@@ -163,7 +172,9 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             hole = f"{len(missing)} of {len(wanted)} seeds {'failed: ' + note['reason'] if note else 'not run yet'}"
         facts = [manifests[t.key]["facts"] for t in done]
         codes.update(f["code"] for f in facts)
-        rows[method] = Row(method, method_labels[method], tuple(t.key for t in done), method.privileged, hole, costs=_costs(facts))
+        rows[method] = Row(
+            method, method_labels[method], tuple(t.key for t in done), method.privileged, hole, costs=_costs(facts)
+        )
         if done:
             cells[method] = _cells(store, done, manifests)
     complete = [m for m in rows if m in cells and rows[m].hole is None]
@@ -184,7 +195,9 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             found = stats.ranks(top, first.person, first.seed)
             note = found.note
             for i, m in enumerate(ranked):
-                rows[m] = dataclasses.replace(rows[m], rank=(int(found.rank[i]), int(found.best[i]), int(found.worst[i])))
+                rows[m] = dataclasses.replace(
+                    rows[m], rank=(int(found.rank[i]), int(found.best[i]), int(found.worst[i]))
+                )
         if reference is not None:
             gains = stats.gains(top, first.person, first.seed, reference)
             per_person = _by_person(first, top)
@@ -192,12 +205,16 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
                 gain = Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i]))
                 users = _users(cells[m], max(task.shots), per_person[i] - per_person[reference])
                 worse = None if i == reference else float((users["gain"] < 0).mean())
-                rows[m] = dataclasses.replace(rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users)
+                rows[m] = dataclasses.replace(
+                    rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users
+                )
             if len(ranked) > 1:
                 verdict = _verdict(gains, plan.suite.margin, [method_labels[m] for m in ranked])
     order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
     flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
-    flags += [f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)]
+    flags += [
+        f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)
+    ]
     return TaskBoard(
         task=task,
         label=labels([task])[task],
@@ -239,15 +256,21 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
         found = stats.estimate(values, cells.person, cells.seed)
         low, high = np.clip(found.interval(), 0, list(MEANS.values()))
         for i, metric in enumerate(MEANS):
-            curves[metric][shots] = Point(float(found.value[i]), *(_or_none(x[i]) if complete else None for x in (low, high)))
+            curves[metric][shots] = Point(
+                float(found.value[i]), *(_or_none(x[i]) if complete else None for x in (low, high))
+            )
         seeds = np.unique(cells.seed)
-        bins = [np.stack([block[c].to_numpy()[cells.seed == s].sum(0) for s in seeds]) for c in ("bin_n", "bin_p", "bin_y")]
+        bins = [
+            np.stack([block[c].to_numpy()[cells.seed == s].sum(0) for s in seeds]) for c in ("bin_n", "bin_p", "bin_y")
+        ]
         error = calibration_error(*bins)[None]  # one per seed: the unit of its interval is the seed
         found = stats.estimate(error, np.arange(len(seeds)), seeds)
         limits = np.clip(found.interval(), 0, 1)
         curves["ece"][shots] = Point(float(found.value[0]), *(_or_none(x[0]) if complete else None for x in limits))
     last = cells.blocks[max(task.shots), False]
-    people = last.group_by("person").agg(correct=(pl.col("accuracy") * pl.col("asked")).sum(), asked=pl.col("asked").sum())
+    people = last.group_by("person").agg(
+        correct=(pl.col("accuracy") * pl.col("asked")).sum(), asked=pl.col("asked").sum()
+    )
     people = people.sort("person")
     swapped = cells.blocks.get((max(task.shots), True))
     return {
@@ -278,7 +301,14 @@ def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]
     found = stats.differences(values, cells.person, cells.seed)
     low, high = found.interval()
     return [
-        {"shots": shots, "a": names[a], "b": names[b], "value": float(found.value[a, b]), "low": _or_none(low[a, b]), "high": _or_none(high[a, b])}
+        {
+            "shots": shots,
+            "a": names[a],
+            "b": names[b],
+            "value": float(found.value[a, b]),
+            "low": _or_none(low[a, b]),
+            "high": _or_none(high[a, b]),
+        }
         for a in range(len(names))
         for b in range(len(names))
         if a != b
@@ -290,7 +320,8 @@ def _verdict(gains: stats.Gains, margin: float, names: list[str]) -> str:
         return f"no verdict: {gains.note}, no interval"
     found = stats.verdict(gains, margin)
     best = names[found.best]
-    limits = f"{gains.value[found.best]:+.3f} over {REFERENCE}, limits for all methods at once {gains.joint_low[found.best]:+.3f} to {gains.joint_high[found.best]:+.3f}"
+    value, low, high = (x[found.best] for x in (gains.value, gains.joint_low, gains.joint_high))
+    limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
     if found.text == "gain":
         return f"personalising pays: {best} gains {limits} (margin {margin:g})"
     if found.text == "cannot tell":

@@ -71,7 +71,9 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
     def position() -> str | None:
         everyone = data.pairs.label
         bound = 4.5 * 0.5 / np.sqrt(len(everyone))  # labels are at most as spread as coin flips
-        return None if abs(everyone.mean() - 0.5) < bound else f"left wins {everyone.mean():.3f} of {len(everyone)} pairs"
+        return (
+            None if abs(everyone.mean() - 0.5) < bound else f"left wins {everyone.mean():.3f} of {len(everyone)} pairs"
+        )
 
     def another_seed() -> str | None:
         other = task.split(task.build(1), 1)
@@ -86,14 +88,26 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
         return None
 
     yield "the same seed builds the same data", lambda: _differ(digest(arrays(task.build(0))), digest(arrays(data)))
-    yield "the same seed splits the same way", lambda: _differ(digest(arrays_of(task.split(data, 0))), digest(arrays_of(splits)))
+    yield (
+        "the same seed splits the same way",
+        lambda: _differ(digest(arrays_of(task.split(data, 0))), digest(arrays_of(splits))),
+    )
     yield "another seed gives another split", another_seed
-    yield "panels are at least validation, seen and test", lambda: _missing({"validation", "seen", "test"} - set(splits.panels))
+    yield (
+        "panels are at least validation, seen and test",
+        lambda: _missing({"validation", "seen", "test"} - set(splits.panels)),
+    )
     yield "no split leaks", leaks
-    yield "validation and test people are different", lambda: _missing(users.get("validation", set()) & users.get("test", set()))
+    yield (
+        "validation and test people are different",
+        lambda: _missing(users.get("validation", set()) & users.get("test", set())),
+    )
     yield "everybody has enough pairs to show and one to ask", enough
     yield "features are float32 and finite", lambda: _features(query)
-    yield "labels are shares", lambda: None if ((query.label >= 0) & (query.label <= 1)).all() else "a label is outside [0, 1]"
+    yield (
+        "labels are shares",
+        lambda: None if ((query.label >= 0) & (query.label <= 1)).all() else "a label is outside [0, 1]",
+    )
     yield "position tells nothing", position
 
 
@@ -107,7 +121,11 @@ def arrays_of(splits) -> dict[str, np.ndarray]:
 
 def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
     """(question, check) for each rule of a method, asked on a small simulated task."""
-    task = find.make("task", "low_rank", {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]})
+    task = find.make(
+        "task",
+        "low_rank",
+        {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]},
+    )
     data = task.build(0)
     splits = task.split(data, 0)
     panel = splits.panels["test"]
@@ -133,7 +151,9 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
 
     def shapes() -> str | None:
         users = method.adapt(fitted(), context, run)
-        if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == context.n_users for t in users):
+        if not isinstance(users, tuple) or not all(
+            isinstance(t, torch.Tensor) and len(t) == context.n_users for t in users
+        ):
             return "adapt must return a tuple of tensors with leading dimension n_users"
         if not isinstance(fitted(), dict) or not all(isinstance(t, torch.Tensor) for t in fitted().values()):
             return "fit must return a dict of tensors"
@@ -193,7 +213,14 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
 
     yield "its file says in one line what it is", lambda: _described(method)
     yield "its settings can be a key", keyed
-    yield "it is a frozen dataclass", lambda: None if dataclasses.is_dataclass(method) and type(method).__dataclass_params__.frozen else "write @dataclass(frozen=True)"
+    yield (
+        "it is a frozen dataclass",
+        lambda: (
+            None
+            if dataclasses.is_dataclass(method) and type(method).__dataclass_params__.frozen
+            else "write @dataclass(frozen=True)"
+        ),
+    )
     yield "it answers why it sits out, or None", refusal
     yield "state and users are tensors", shapes
     yield "it holds nothing learned", frozen
@@ -211,7 +238,9 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
 
 def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
     gap = float(np.abs(found - wanted).max(initial=0))
-    return None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"log-odds differ by up to {gap:.3g}"
+    return (
+        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"log-odds differ by up to {gap:.3g}"
+    )
 
 
 def _differ(a: str, b: str) -> str | None:
@@ -226,7 +255,11 @@ def _features(pairs: Pairs) -> str | None:
     features = pairs.items.features
     if features is None:
         return None if pairs.items.text is not None else "items have neither features nor text"
-    return None if features.dtype == np.float32 and np.isfinite(features).all() else f"features are {features.dtype}, or not all finite"
+    return (
+        None
+        if features.dtype == np.float32 and np.isfinite(features).all()
+        else f"features are {features.dtype}, or not all finite"
+    )
 
 
 def _described(thing: Task | Method) -> str | None:

@@ -30,13 +30,26 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
-StoreDir = Annotated[Path, typer.Option("--store", envvar="MANYMINDS_STORE", help="Folder of prepared tasks and results.")]
-DataDir = Annotated[
-    Path | None, typer.Option("--data", envvar="MANYMINDS_DATA", help="Folder of public data files; without it they are fetched.")
+StoreDir = Annotated[
+    Path, typer.Option("--store", envvar="MANYMINDS_STORE", help="Folder of prepared tasks and results.")
 ]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="MANYMINDS_DATA", help="Folder of public data files; without it they are fetched."),
+]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
-Tracking = Annotated[str | None, typer.Option("--mlflow", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI. [default: SQLite in the store]", show_default=False)]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow tracking URI. [default: SQLite in the store]",
+        show_default=False,
+    ),
+]
 
 
 @app.command("list")
@@ -71,7 +84,9 @@ def check(
         failed += found.problem is not None
         findings.append(dataclasses.asdict(found))
         if not as_json:
-            print(f"{'ok  ' if found.problem is None else 'FAIL'} {found.what}{f': {found.problem}' if found.problem else ''}")
+            print(
+                f"{'ok  ' if found.problem is None else 'FAIL'} {found.what}{f': {found.problem}' if found.problem else ''}"
+            )
     if as_json:
         print(json.dumps(findings, indent=1))
     err.print(f"{name}: {len(findings)} checks ran, {failed} failed")
@@ -87,7 +102,11 @@ def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = N
 
 @app.command()
 def plan(
-    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, as_json: Json = False
+    suite: SuiteFile,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """What a run would do: trials, what it could detect, and how long it would take."""
     planned, opened = _plan(suite, store, data, plugin)
@@ -98,13 +117,17 @@ def plan(
         print(json.dumps(told, indent=1))
         return
     print(f"{planned.suite.title}  [{planned.suite.name} {planned.suite.digest}]")
-    print(f"trials: {told['trials']}, of which {told['finished']} are finished; about {told['seconds_left']:.0f} s of work left")
+    print(
+        f"trials: {told['trials']}, of which {told['finished']} are finished; about {told['seconds_left']:.0f} s of work left"
+    )
     for task in told["tasks"]:
         print(
             f"  {task['task']}: {task['people']} test people, {task['queries']} queries each, {task['seeds']} seeds; "
             f"detects a gain of {task['detectable']:.3f} (margin {planned.suite.margin:g})"
         )
-    print("detects: with 80 % power at 5 %, if two methods differ on a fifth of the queries (intra-person correlation .05)")
+    print(
+        "detects: with 80 % power at 5 %, if two methods differ on a fifth of the queries (intra-person correlation .05)"
+    )
     for refusal in told["refusals"]:
         print(f"  {refusal['method']} sits out {refusal['task']}: {refusal['reason']}")
 
@@ -116,7 +139,9 @@ def run(
     data: DataDir = None,
     plugin: Plugins = None,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
+    ] = None,
     mlflow: Tracking = None,
     as_json: Json = False,
 ) -> None:
@@ -140,7 +165,9 @@ def run(
             else:
                 from harness.on_ray import run_on_ray
 
-                run_on_ray(todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=publisher.trials)
+                run_on_ray(
+                    todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=publisher.trials
+                )
     failed = unfinished(planned, opened)
     made = _show_board(planned, opened, as_json)
     with _aside("MLflow"):
@@ -159,7 +186,11 @@ def run(
 
 @app.command()
 def board(
-    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, as_json: Json = False
+    suite: SuiteFile,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
     planned, opened = _plan(suite, store, data, plugin)
@@ -168,7 +199,11 @@ def board(
 
 @app.command()
 def publish(
-    suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None, mlflow: Tracking = None
+    suite: SuiteFile,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    mlflow: Tracking = None,
 ) -> None:
     """Writes the suite's results to MLflow; again and again without duplicates."""
     planned, opened = _plan(suite, store, data, plugin)
@@ -180,7 +215,9 @@ def publish(
 
 
 @app.command()
-def show(key: Annotated[str, typer.Argument(help="A trial's key.")], store: StoreDir = Path("store"), as_json: Json = False) -> None:
+def show(
+    key: Annotated[str, typer.Argument(help="A trial's key.")], store: StoreDir = Path("store"), as_json: Json = False
+) -> None:
     """One trial: what it was, how it ran, and why it failed if it did."""
     opened = Store(store)
     matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
@@ -196,7 +233,10 @@ def show(key: Annotated[str, typer.Argument(help="A trial's key.")], store: Stor
             if name == "curves":
                 value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
             print(f"{name:24} {json.dumps(value)}")
-    print(found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]), end="")
+    print(
+        found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]),
+        end="",
+    )
 
 
 @app.command()

@@ -158,9 +158,19 @@ class PreferenceDataset:
         ids, person = np.unique(user, return_inverse=True)
         order = np.argsort(person, kind="stable")
         label = np.asarray(label, dtype=np.float32)
-        _refuse(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, "labels are P(left preferred): use 1, 0, or a share between")
+        _refuse(
+            ~((label >= 0) & (label <= 1)),
+            "a label outside [0, 1]",
+            label,
+            "labels are P(left preferred): use 1, 0, or a share between",
+        )
         bad = ~np.isfinite(items.features).all(axis=1) if items.features is not None else np.zeros(len(items), bool)
-        _refuse(bad, "a NaN or infinite feature", np.arange(len(items)), "drop the item or fill the value in before building the data set")
+        _refuse(
+            bad,
+            "a NaN or infinite feature",
+            np.arange(len(items)),
+            "drop the item or fill the value in before building the data set",
+        )
         pairs = Pairs(
             user=person[order].astype(np.int32),
             people=np.arange(len(ids), dtype=np.int32),
@@ -170,11 +180,21 @@ class PreferenceDataset:
             items=items,
             seconds=None if seconds is None else np.asarray(seconds, dtype=np.float32)[order],
         )
-        _refuse(pairs.left == pairs.right, "a pair of one item with itself", pairs.left, "drop rows whose two options are the same")
+        _refuse(
+            pairs.left == pairs.right,
+            "a pair of one item with itself",
+            pairs.left,
+            "drop rows whose two options are the same",
+        )
         outside = (np.minimum(pairs.left, pairs.right) < 0) | (np.maximum(pairs.left, pairs.right) >= len(items))
         _refuse(outside, "an item that does not exist", pairs.left, f"items are numbered 0..{len(items) - 1}")
         alone = np.diff(pairs.offsets) < 2
-        _refuse(alone, "a user with one pair", ids, "a user needs one pair to show and one to ask: drop users with fewer than two")
+        _refuse(
+            alone,
+            "a user with one pair",
+            ids,
+            "a user needs one pair to show and one to ask: drop users with fewer than two",
+        )
         return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
 
     @classmethod
@@ -197,7 +217,9 @@ class PreferenceDataset:
             )
         texts = frame.select(needed[1:])
         if wrong := [name for name, kind in texts.schema.items() if kind != pl.String]:
-            raise Mistake(f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text", "turn messages into one string each")
+            raise Mistake(
+                f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text", "turn messages into one string each"
+            )
         for name, nulls in frame.select(pl.col(needed).null_count()).to_dicts()[0].items():
             if nulls:
                 raise Mistake(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
@@ -260,15 +282,22 @@ class Splits:
             for where, shown in (("context", _judged(panel.context, same)), ("train", train)):
                 if (both := np.intersect1d(asked, shown)).size:
                     person = both[0] // len(same) ** 2
-                    raise Leak(f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}")
+                    raise Leak(
+                        f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}"
+                    )
 
 
 def _content(items: Items) -> np.ndarray:
     """int64[n]: a number per item, equal for items of equal content."""
     if items.text is not None:
-        return pl.from_arrow(items.text).select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy().astype(np.int64) - 1
+        return (
+            pl.from_arrow(items.text).select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy().astype(np.int64)
+            - 1
+        )
     rows = np.ascontiguousarray(items.features)
-    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[1]
+    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[
+        1
+    ]
 
 
 def _judged(pairs: Pairs, same: np.ndarray) -> np.ndarray:

@@ -40,7 +40,8 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
         name = file.stem
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or file.suffix != ".py":
             raise Mistake(
-                f"{file.name} cannot name a task or method", "use lower-case letters, digits and _, for example my_task.py"
+                f"{file.name} cannot name a task or method",
+                "use lower-case letters, digits and _, for example my_task.py",
             )
         if any((folder / file.name).exists() for _, folder in FOLDERS.values()):
             raise Mistake(f"the plug-in {file} has the name of a built-in", "rename the file")
@@ -84,7 +85,9 @@ def _import(name: str) -> types.ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise Mistake(f"{file} cannot be imported: {type(error).__name__}: {error}", f"python {file} shows where") from error
+        raise Mistake(
+            f"{file} cannot be imported: {type(error).__name__}: {error}", f"python {file} shows where"
+        ) from error
     return module
 
 
@@ -97,7 +100,10 @@ def make(kind: str, name: str, fields: dict[str, object]) -> object:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
             shown = ", ".join(sorted(known)) or "none"
-            raise Mistake(f"{kind} {name!r} has no field {field!r}", f"did you mean {near[0]!r}?" if near else f"its fields: {shown}")
+            raise Mistake(
+                f"{kind} {name!r} has no field {field!r}",
+                f"did you mean {near[0]!r}?" if near else f"its fields: {shown}",
+            )
     return cls(**{field: coerce(value, hints[field], f"{name}.{field}") for field, value in fields.items()})
 
 

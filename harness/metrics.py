@@ -91,7 +91,9 @@ def temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
     if not z.any():
         return 1.0
     unit = np.abs(z).mean()  # so that the search is over comparable numbers, whatever a method's log-odds' size
-    found = minimize_scalar(lambda s: log_loss(s * z / unit, y), bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        lambda s: log_loss(s * z / unit, y), bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6}
+    )
     return float(found.x / unit)
 
 

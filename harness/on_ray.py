@@ -79,12 +79,20 @@ def run_on_ray(
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ} | {"MANYMINDS_CODE": code_state()}
         common = {"store": str(store.root), "plugins": [str(p) for p in plugins], "environment": environment}
         work = [
-            common | {"trials": [_spec(t) for t in group], "seconds": [seconds[t] for t in group], "workers": n, "results": results}
+            common
+            | {
+                "trials": [_spec(t) for t in group],
+                "seconds": [seconds[t] for t in group],
+                "workers": n,
+                "results": results,
+            }
             for group, n in zip(groups, share_out(groups, seconds, workers), strict=True)
         ]
         watch = _Watch(store, groups, on_progress, on_group)
         # The head keeps the control processes, which work little: they take no worker's core.
-        runnable = ray.tune.with_resources(ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001})
+        runnable = ray.tune.with_resources(
+            ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001}
+        )
         ended = ray.tune.Tuner(
             runnable,
             param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
@@ -96,7 +104,9 @@ def run_on_ray(
             raise mistake
     for trial in trials:
         if trial.key in watch.pending and _begun(store, trial).exists():
-            store.fail(trial.key, trial.identity, f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?", "")
+            store.fail(
+                trial.key, trial.identity, f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?", ""
+            )
     watch.look()
     if watch.pending:
         raise Mistake(
@@ -105,7 +115,9 @@ def run_on_ray(
         ) from next(iter(ended.errors), None)
 
 
-def make_groups(trials: Sequence[Trial], seconds: dict[Trial, float], workers: int, per_method: bool) -> list[list[Trial]]:
+def make_groups(
+    trials: Sequence[Trial], seconds: dict[Trial, float], workers: int, per_method: bool
+) -> list[list[Trial]]:
     """One group of all trials, or one per method setting, small ones together.
 
     A group is worth starting where it keeps a worker busy as long as the whole run lasts, and long enough to pay for its start.
@@ -214,7 +226,7 @@ class _Stop(UserCallback):
 
 def _mistake(error: BaseException | None) -> Mistake | None:
     """The Mistake that Tune's and Train's errors are wrapped around."""
-    while error is not None and not type(error) is Mistake:
+    while error is not None and type(error) is not Mistake:
         error = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
     return error
 
@@ -263,7 +275,10 @@ def _cluster(store: Store, workers: int) -> Iterator[str]:
     """
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": "CRITICAL"}  # what went wrong is told by the error this module raises
+    quiet = {
+        "log_to_driver": False,
+        "logging_level": "CRITICAL",
+    }  # what went wrong is told by the error this module raises
     try:
         if joined or address:
             shutil.rmtree(folder)

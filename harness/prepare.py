@@ -45,7 +45,13 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         "pairs": {where: len(pairs) for where, pairs in _parts(splits).items()},
         "data": digest(named),
     }
-    store.commit("tasks", key, identity, {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _bytes(v) for n, v in named.items()}, facts)
+    store.commit(
+        "tasks",
+        key,
+        identity,
+        {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _bytes(v) for n, v in named.items()},
+        facts,
+    )
     return store.read("tasks", key)
 
 
@@ -83,22 +89,30 @@ def open_prepared(store: Store, key: str) -> Prepared:
         raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
 
     def load(name: str) -> np.ndarray | None:
-        return np.load(store.file(manifest, f"{name}.npy"), mmap_mode="c") if f"{name}.npy" in manifest["files"] else None
+        return (
+            np.load(store.file(manifest, f"{name}.npy"), mmap_mode="c") if f"{name}.npy" in manifest["files"] else None
+        )
 
     text = store.file(manifest, "text.arrow") if "text.arrow" in manifest["files"] else None
     items = Items(load("features"), None if text is None else pa.ipc.open_file(pa.memory_map(str(text))).read_all())
     parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
     pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items) for part in parts}
-    panels = {p.split("/")[0]: Panel(pairs[p], pairs[p.replace("context", "query")]) for p in parts if p.endswith("/context")}
+    panels = {
+        p.split("/")[0]: Panel(pairs[p], pairs[p.replace("context", "query")]) for p in parts if p.endswith("/context")
+    }
     truth = None
     if manifest["facts"]["has_truth"]:
-        truth = Truth(load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population"))
+        truth = Truth(
+            load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population")
+        )
     return Prepared(Splits(pairs["train"], panels), truth)
 
 
 def _parts(splits: Splits) -> dict[str, Pairs]:
     """Every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
-    panels = {f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")}
+    panels = {
+        f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")
+    }
     return {"train": splits.train} | panels
 
 

@@ -83,7 +83,10 @@ class Record:
     @property
     def digest(self) -> str:
         """16 hex digits: the same for the same content, whatever the store's salt."""
-        return hashed({"version": PUBLISH_VERSION} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"})
+        return hashed(
+            {"version": PUBLISH_VERSION}
+            | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
+        )
 
 
 class Publisher:
@@ -95,7 +98,9 @@ class Publisher:
         self.uri = uri or f"sqlite:///{store.root / 'mlflow.db'}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
-        self.artifacts = store.root / "mlflow-artifacts"  # where a database is written directly; a server has its own place
+        self.artifacts = (
+            store.root / "mlflow-artifacts"
+        )  # where a database is written directly; a server has its own place
         for name, value in SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
@@ -122,7 +127,9 @@ class Publisher:
         """
         board = board or make_board(self.plan, self.store)
         rows = [self._row(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
-        self._publish([*rows[::-1], self._board(board)])  # the UI lists the latest first: the board, then rank 1, 2, ...
+        self._publish(
+            [*rows[::-1], self._board(board)]
+        )  # the UI lists the latest first: the board, then rank 1, 2, ...
 
     def how_to_open(self) -> str:
         """What to type to see the results: a server on loopback for a SQLite file, else the URI, without its password.
@@ -131,7 +138,10 @@ class Publisher:
         """
         if not self.uri.startswith("sqlite:"):
             return _shown(self.uri) + (self.page if self.uri.startswith("http") else "")
-        settings = SERVER | {"MLFLOW_BACKEND_STORE_URI": self.uri, "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri()}
+        settings = SERVER | {
+            "MLFLOW_BACKEND_STORE_URI": self.uri,
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
+        }
         file = self.store.root / "mlflow.env"
         file.write_text("".join(f"{name}={_quoted(value)}\n" for name, value in settings.items()))
         beside = Path(sys.executable).with_name("mlflow")
@@ -166,7 +176,9 @@ class Publisher:
         users = "" if row.users is None else row.users.write_csv()
 
         def files() -> dict[str, bytes]:
-            told = [{"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys]
+            told = [
+                {"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys
+            ]
             made = {"trials.json": json.dumps(told, indent=1).encode()}
             return made | ({"users.csv": self._hidden(task, row.users).write_csv().encode()} if users else {})
 
@@ -174,7 +186,9 @@ class Publisher:
             identity=identity,
             name=f"{row.label} on {task.label}",
             tags={"kind": "row"} | tags,
-            params={f"{kind}.{name}": _text(value) for kind, values in fields.items() for name, value in values.items()},
+            params={
+                f"{kind}.{name}": _text(value) for kind, values in fields.items() for name, value in values.items()
+            },
             metrics=tuple(_metrics(row, task)),
             files=files,
             files_digest=hashlib.sha256(users.encode()).hexdigest(),
@@ -186,7 +200,9 @@ class Publisher:
             for row in task.rows:
                 last = {name: value for name, value, step in _metrics(row, task) if step == task.shots}
                 state = row.hole.partition(":")[0] if row.hole else "privileged: not ranked" if row.line else "ranked"
-                lines.append({"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last)
+                lines.append(
+                    {"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last
+                )
         tasks = [
             {
                 "task": t.label,
@@ -214,7 +230,12 @@ class Publisher:
         return Record(
             identity="board",
             name="board",
-            tags={"kind": "board", "verdicts": verdicts, "flags": flags or "none", "mlflow.note.content": verdicts.replace("\n", "\n\n")},
+            tags={
+                "kind": "board",
+                "verdicts": verdicts,
+                "flags": flags or "none",
+                "mlflow.note.content": verdicts.replace("\n", "\n\n"),
+            },
             params={
                 "title": board.suite.title,
                 "suite": board.suite.digest,
@@ -239,7 +260,9 @@ class Publisher:
         with self._explained(), _one_at_a_time(self.store):
             client = self._client()
             experiment = self._experiment(client)
-            self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
+            self.page = (
+                f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
+            )
             wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
             found: dict[str, list] = {}
             for run in _runs(client, experiment, wanted):
@@ -265,7 +288,9 @@ class Publisher:
         tags = {name: _cut(value) for name, value in tags.items()}
         run = client.create_run(experiment, start_time=now, tags=tags, run_name=record.name[:LONGEST_NAME]).info.run_id
         metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
-        client.log_batch(run, metrics, [Param(name, _cut(value)) for name, value in record.params.items()])  # at once: 7 times faster
+        client.log_batch(
+            run, metrics, [Param(name, _cut(value)) for name, value in record.params.items()]
+        )  # at once: 7 times faster
         with tempfile.TemporaryDirectory() as folder:
             for name, content in record.files().items():
                 Path(folder, name).write_bytes(content)
@@ -318,7 +343,9 @@ class Publisher:
                 raise
             said = _shown((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[:300]
             if self.uri.startswith("http"):
-                hint = "is the server up, and does it let you write? Without --mlflow, results go to a file in the store"
+                hint = (
+                    "is the server up, and does it let you write? Without --mlflow, results go to a file in the store"
+                )
             elif self.own:
                 hint = "is another program holding it, or the disk full? It may be removed: it is a view of the store and is made anew"
             else:
@@ -338,7 +365,9 @@ def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
     if row.rank:
-        told += [(name, float(value), last) for name, value in zip(("rank", "rank_low", "rank_high"), row.rank, strict=True)]
+        told += [
+            (name, float(value), last) for name, value in zip(("rank", "rank_low", "rank_high"), row.rank, strict=True)
+        ]
     told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
     told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
     told += [(name, value, last) for name, value in row.costs.items()]

@@ -88,8 +88,20 @@ def write_html(board: Board, store: Store) -> Path:
         return path
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    page = Environment(loader=PackageLoader("harness", "."), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True)
-    helpers = {"number": number, "span": span, "p_text": p_text, "rank_text": rank_text, "remarks": remarks, "words": WORDS}
+    page = Environment(
+        loader=PackageLoader("harness", "."),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = {
+        "number": number,
+        "span": span,
+        "p_text": p_text,
+        "rank_text": rank_text,
+        "remarks": remarks,
+        "words": WORDS,
+    }
     html = page.get_template("report.html").render(board=board, reference=REFERENCE, figures=figures, **helpers)
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -131,15 +143,37 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": "manyminds", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "manyminds",
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     drawn = []
     with plt.rc_context(style | {"font.family": "sans-serif", "legend.frameon": False}):
         looks = {row.label: LOOKS[i % len(LOOKS)] for i, row in enumerate(r for r in task.rows if not r.line)}
         for caption, draw, needed in (
-            ("Accuracy against shots, with 95 % bands over people and seeds. Thin grey: lines that know the truth.", _curves, any(r.curves for r in task.rows)),
-            ("Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored.", _ranks, any(r.rank for r in task.rows)),
-            (f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero a person is worse off.", _gains, any(r.worse is not None for r in task.rows)),
-            (f"Quality against cost: accuracy at {task.shots} shots against seconds to fit.", _cost, any(r.costs and r.curves for r in task.rows)),
+            (
+                "Accuracy against shots, with 95 % bands over people and seeds. Thin grey: lines that know the truth.",
+                _curves,
+                any(r.curves for r in task.rows),
+            ),
+            (
+                "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored.",
+                _ranks,
+                any(r.rank for r in task.rows),
+            ),
+            (
+                f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero a person is worse off.",
+                _gains,
+                any(r.worse is not None for r in task.rows),
+            ),
+            (
+                f"Quality against cost: accuracy at {task.shots} shots against seconds to fit.",
+                _cost,
+                any(r.costs and r.curves for r in task.rows),
+            ),
         ):
             if not needed:
                 continue
@@ -162,7 +196,15 @@ def _curves(axes, task: TaskBoard, looks: dict) -> None:
         values = [p.value for p in points]
         if row.line:
             axes.plot(place, values, color="#999999", lw=1)
-            axes.annotate(row.label, (place[-1], values[-1]), xytext=(4, 0), textcoords="offset points", color="#666666", fontsize=9, va="center")
+            axes.annotate(
+                row.label,
+                (place[-1], values[-1]),
+                xytext=(4, 0),
+                textcoords="offset points",
+                color="#666666",
+                fontsize=9,
+                va="center",
+            )
             continue
         color, marker, dash = looks[row.label]
         axes.plot(place, values, color=color, marker=marker, ls=dash, label=row.label, ms=6)
@@ -171,7 +213,7 @@ def _curves(axes, task: TaskBoard, looks: dict) -> None:
     axes.set_xticks(place, task.task.shots)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
     axes.margins(x=0.12)
-    axes.legend(fontsize=9, ncols=2)
+    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")
 
 
 def _ranks(axes, task: TaskBoard, looks: dict) -> None:
@@ -193,10 +235,19 @@ def _gains(axes, task: TaskBoard, looks: dict) -> None:
         if row.worse is not None:
             gain = np.sort(row.users["gain"].to_numpy())
             color, marker, dash = looks[row.label]
-            axes.plot((np.arange(len(gain)) + 0.5) / len(gain), gain, color=color, ls=dash, marker=marker, markevery=0.2, ms=5, label=row.label)
+            axes.plot(
+                (np.arange(len(gain)) + 0.5) / len(gain),
+                gain,
+                color=color,
+                ls=dash,
+                marker=marker,
+                markevery=0.2,
+                ms=5,
+                label=row.label,
+            )
     axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.legend(fontsize=9)
+    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")
 
 
 def _cost(axes, task: TaskBoard, looks: dict) -> None:
@@ -209,4 +260,4 @@ def _cost(axes, task: TaskBoard, looks: dict) -> None:
         axes.errorbar(x, y.value, error, color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
     axes.set_xscale("log")
     axes.set(xlabel="seconds to fit, median over seeds (log)", ylabel=f"accuracy at {task.shots} shots")
-    axes.legend(fontsize=9)
+    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")

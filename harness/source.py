@@ -35,7 +35,9 @@ class Source:
 
     def _under(self, folder: Path) -> Path:
         if not folder.is_dir():
-            raise Mistake(f"the data folder {folder} does not exist", f"name a folder that holds {self.file}: --data DIR")
+            raise Mistake(
+                f"the data folder {folder} does not exist", f"name a folder that holds {self.file}: --data DIR"
+            )
         found = sorted(folder.rglob(self.file))
         if not found:
             raise Mistake(f"no {self.file} under {folder}", f"download it from {self.url} into that folder")
@@ -79,7 +81,8 @@ def read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFr
         if wrong.any():
             row = int(wrong.arg_true()[0])
             raise Mistake(
-                f"{path.name}, line {row + 2}, column {name}: {frame[name][row]!r} is not a number", "mend or drop that line"
+                f"{path.name}, line {row + 2}, column {name}: {frame[name][row]!r} is not a number",
+                "mend or drop that line",
             )
     return typed
 
@@ -89,6 +92,8 @@ def file_digest(*paths: str | Path) -> str:
     total = hashlib.sha256()
     for path in map(Path, paths):
         if not path.is_file():
-            raise Mistake(f"the file {path} does not exist", "run from the folder that holds it, or write its whole path")
+            raise Mistake(
+                f"the file {path} does not exist", "run from the folder that holds it, or write its whole path"
+            )
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

@@ -66,7 +66,9 @@ class Store:
     def keys(self, kind: str) -> set[str]:
         """Keys of everything committed."""
         with contextlib.suppress(FileNotFoundError):
-            return {name[:-5] for name in os.listdir(self.root / kind) if name.endswith(".json") and "." not in name[:-5]}
+            return {
+                name[:-5] for name in os.listdir(self.root / kind) if name.endswith(".json") and "." not in name[:-5]
+            }
         return set()
 
     def file(self, manifest: Mapping, name: str) -> Path:
@@ -84,7 +86,9 @@ class Store:
             )
         return content
 
-    def commit(self, kind: str, key: str, identity: Mapping, files: Mapping[str, bytes | memoryview], facts: Mapping) -> bool:
+    def commit(
+        self, kind: str, key: str, identity: Mapping, files: Mapping[str, bytes | memoryview], facts: Mapping
+    ) -> bool:
         """Makes a result visible, whole. Returns False where the key was there already: the first commit wins.
 
         Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
@@ -106,7 +110,9 @@ class Store:
         """Notes why a trial failed; a later success makes the note moot."""
         with self._explained():
             private = self._private(key)
-            private.write_text(json.dumps({"key": key, "identity": identity, "reason": reason, "trace": trace}, indent=1))
+            private.write_text(
+                json.dumps({"key": key, "identity": identity, "reason": reason, "trace": trace}, indent=1)
+            )
             os.replace(private, self.root / "failures" / f"{key}.json")
 
     def failure(self, key: str) -> dict | None:

@@ -15,7 +15,7 @@ from harness.mistake import Mistake
 from harness.prepare import manifest_of, prepare
 from harness.store import Store
 from harness.task import Task
-from harness.trial import Trial, hashed, fields_of, name_at_version
+from harness.trial import Trial, fields_of, hashed, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
 KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
@@ -74,7 +74,9 @@ def read_suite(path: str | Path) -> Suite:
     for key, value in content.items():
         if key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, n=1)
-            raise Mistake(f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}")
+            raise Mistake(
+                f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}"
+            )
         if not isinstance(value, KNOWN[key]) or isinstance(value, bool) != (KNOWN[key] is bool):
             raise Mistake(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
     seeds = content.get("seeds", 5)
@@ -84,7 +86,10 @@ def read_suite(path: str | Path) -> Suite:
     tasks = _settings(path, "task", content.get("tasks", []))
     methods = _settings(path, "method", content.get("methods", []))
     if not tasks or not (methods or content.get("controls", True)):
-        raise Mistake(f"{path} names no {'methods' if tasks else 'tasks'}", 'add a table, for example [[tasks]] with name = "two_modes"')
+        raise Mistake(
+            f"{path} names no {'methods' if tasks else 'tasks'}",
+            'add a table, for example [[tasks]] with name = "two_modes"',
+        )
     if content.get("controls", True):
         named = {method.name for method in methods}
         methods = [find.make("method", name, {}) for name in CONTROLS if name not in named] + methods
@@ -100,10 +105,15 @@ def _settings(path: Path, kind: str, tables: list) -> list:
             raise Mistake(f"{path}: every {kind} is a table with a name", f'[[{kind}s]] and name = "..."')
         fields = {k: v for k, v in table.items() if k != "name"}
         find.make(kind, table["name"], {k: v for k, v in fields.items() if not isinstance(v, list)})
-        if unknown := [k for k, v in fields.items() if isinstance(v, list) and k not in fields_of(find.load(kind, table["name"])())]:
+        if unknown := [
+            k for k, v in fields.items() if isinstance(v, list) and k not in fields_of(find.load(kind, table["name"])())
+        ]:
             find.make(kind, table["name"], {unknown[0]: None})
         grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
-        found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in itertools.product(*grids)]
+        found += [
+            find.make(kind, table["name"], dict(zip(fields, values, strict=True)))
+            for values in itertools.product(*grids)
+        ]
     if len(set(found)) < len(found):
         raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
     return found

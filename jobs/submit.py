@@ -1,26 +1,41 @@
 """Submits a suite to a Ray cluster and follows it: python -m jobs.submit http://HEAD:8265 SUITE --store DIR ..."""
 
-import asyncio, logging, os, re, shlex, sys  # noqa: E401
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
 
 os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
-from harness import find, mistake, run, suite  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
+from harness import find, mistake, run, suite  # noqa: E402
+
+HERE = r"https?://(127\.|localhost[:/]|\[::1\])"
+
+
 async def submit(address: str, file: str, *options: str) -> bool:
-    """Starts the job, or finds it running; one that has ended goes on from what its store holds. Returns whether it failed."""
-    find.add_plugins(file for option, file in zip(options, options[1:]) if option == "--plugin")
-    if requests.get(f"{address}/api/jobs/", timeout=30).ok and not re.match(r"https?://(127\.|localhost[:/]|\[::1\])", address):
-        raise mistake.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")
+    """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed."""
+    find.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
+    name = f"manyminds-{suite.read_suite(file).digest}"
+    if requests.get(f"{address}/api/jobs/", timeout=30).ok and not re.match(HERE, address):
+        raise mistake.Mistake(
+            f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token"
+        )
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before RAY_ADDRESS, and that before an argument
-    client, name = job_submission.JobSubmissionClient(address), f"manyminds-{suite.read_suite(file).digest}"
+    client = job_submission.JobSubmissionClient(address)
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or state.is_terminal() and client.delete_job(name):
+        command = shlex.join(["python", "-m", "jobs.run", file, *options])
         there = {"working_dir": str(find.ROOT), "env_vars": {"MANYMINDS_CODE": run.code_state()}}
-        client.submit_job(entrypoint=shlex.join(["python", "-m", "jobs.run", file, *options]), submission_id=name, runtime_env=there)
-    [print(lines, end="", flush=True) async for lines in client.tail_job_logs(name)]
+        client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
+    async for lines in client.tail_job_logs(name):
+        print(lines, end="", flush=True)
     return client.get_job_status(name) != "SUCCEEDED"
+
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)  # Ray tells every file it leaves out

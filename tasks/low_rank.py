@@ -37,9 +37,7 @@ class LowRank(Task):
         gap = np.einsum("nk,nk->n", utility[left] - utility[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
         population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
-        truth = Truth(
-            w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32)
-        )
+        truth = Truth(w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32))
         return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:

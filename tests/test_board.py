@@ -40,7 +40,9 @@ def test_gains_are_paired(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
     gain = row(board, "spectral").gain
-    assert gain.value == pytest.approx(row(board, "spectral").curves["accuracy"][4].value - row(board, "shared").curves["accuracy"][4].value)
+    assert gain.value == pytest.approx(
+        row(board, "spectral").curves["accuracy"][4].value - row(board, "shared").curves["accuracy"][4].value
+    )
     users = row(board, "spectral").users
     assert users["gain"].mean() == pytest.approx(gain.value)
     assert row(board, "spectral").worse == pytest.approx((users["gain"] < 0).mean())
@@ -53,7 +55,9 @@ def test_lines_are_drawn_and_never_ranked(tiny):
     board = make_board(plan, store)
     bayes = row(board, "bayes")
     assert bayes.line and bayes.rank is None and bayes.holm is None and bayes.curves["accuracy"][4].low is not None
-    assert sorted(r.rank[0] for r in board.tasks[0].rows if r.rank) == sorted(r.rank[0] for r in board.tasks[0].rows if not r.line)
+    assert sorted(r.rank[0] for r in board.tasks[0].rows if r.rank) == sorted(
+        r.rank[0] for r in board.tasks[0].rows if not r.line
+    )
 
 
 def test_a_hole_is_shown_and_not_ranked(tiny, capsys):
@@ -88,7 +92,9 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     path.write_text(json.dumps(manifest | {"facts": manifest["facts"] | {"code": "another"}}))
     store.commit("trials", trial.key, trial.identity, {"predictions.safetensors": b"other"}, {})
     flags = " ".join(make_board(plan, store).tasks[0].flags)
-    assert "2 code states" in flags and "another" in flags and f"a second run of {trial.key} found something else" in flags
+    assert (
+        "2 code states" in flags and "another" in flags and f"a second run of {trial.key} found something else" in flags
+    )
 
 
 def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
@@ -110,7 +116,9 @@ def test_verdicts_name_the_margin(tmp_path):
         list(finish_all(plan.trials, store))
         verdicts.append(make_board(plan, store).tasks[0].verdict)
     assert verdicts[0].startswith("personalising pays") and "margin 0.01" in verdicts[0]
-    assert verdicts[1].startswith("nothing to personalise here") and verdicts[2].startswith("nothing to personalise here")
+    assert verdicts[1].startswith("nothing to personalise here") and verdicts[2].startswith(
+        "nothing to personalise here"
+    )
 
 
 def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
@@ -148,10 +156,19 @@ def test_labels_tell_settings_apart():
 def test_numbers_read_as_in_papers(tiny):
     assert [number(0.8734), number(-0.0512, signed=True), number(1.25), number(None)] == [".873", "-.051", "1.250", ""]
     _, plan, store = tiny
-    assert re.fullmatch(r"\.\d{3} \(\.\d{3} \.\d{3}\)", span(row(make_board(plan, store), "per_user").curves["accuracy"][4]))
+    assert re.fullmatch(
+        r"\.\d{3} \(\.\d{3} \.\d{3}\)", span(row(make_board(plan, store), "per_user").curves["accuracy"][4])
+    )
 
 
 def test_the_board_as_json_is_plain(tiny):
     _, plan, store = tiny
     told = json.loads(json.dumps(make_board(plan, store).as_dict()))
-    assert {r["label"] for r in told["tasks"][0]["rows"]} == {"chance", "shared", "per_user", "spectral", "mixed_logit", "bayes"}
+    assert {r["label"] for r in told["tasks"][0]["rows"]} == {
+        "chance",
+        "shared",
+        "per_user",
+        "spectral",
+        "mixed_logit",
+        "bayes",
+    }

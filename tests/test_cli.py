@@ -14,8 +14,10 @@ import pytest
 from conftest import TINY
 
 from harness import cli
+from harness.board import make_board
 from harness.source import Source
-from harness.store import Store
+from harness.store import STEPS, Store
+from harness.suite import make_plan, read_suite
 
 
 @pytest.fixture
@@ -64,11 +66,15 @@ def test_an_unknown_verb_or_option_is_exit_code_2(call):
 
 def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
     people = suite('seeds = 5\n[[tasks]]\nname = "snacks"')
-    told(call("run", people, "--data", tmp_path / "nowhere", "--store", tmp_path / "s"), "data folder", "does not exist")
+    told(
+        call("run", people, "--data", tmp_path / "nowhere", "--store", tmp_path / "s"), "data folder", "does not exist"
+    )
     (tmp_path / "empty").mkdir()
     told(call("run", people, "--data", tmp_path / "empty", "--store", tmp_path / "s"), "no ClitheroDataset.csv under")
     monkeypatch.delenv("MANYMINDS_DATA")
-    monkeypatch.setattr("tasks.snacks.CHOICES", Source("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64))
+    monkeypatch.setattr(
+        "tasks.snacks.CHOICES", Source("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64)
+    )
     told(call("run", people, "--store", tmp_path / "s"), "could not be fetched", "--data DIR")
 
 
@@ -145,7 +151,10 @@ class Bad(Task):
         ("features[3, 1] = np.nan", "a NaN or infinite feature"),
         ("user[-1] = 99", "a user with one pair"),
         ("user = user // 4", "3 people are too few"),
-        ("user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10", "shots go up to"),
+        (
+            "user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10",
+            "shots go up to",
+        ),
     ],
 )
 def test_bad_values_in_a_plugin(call, suite, tmp_path, line, says):
@@ -252,15 +261,73 @@ def test_a_finished_suite_fits_nothing_and_starts_no_ray(suite, tmp_path, call):
     file, where = suite(TINY), ["--store", str(tmp_path / "s"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
     assert call("run", file, *where, "--local")[0] == 0
     code = "import sys; from harness import cli, run; run.run_trial = None; sys.argv[1:1] = ['run']\ntry: cli.main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
-    again = subprocess.run([sys.executable, "-c", code, str(file), *where], capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parent.parent)
+    again = subprocess.run(
+        [sys.executable, "-c", code, str(file), *where],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
     assert again.stdout.endswith("NONE\n") and "18 finished before" in again.stderr
 
 
+def results(store):
+    """Key -> digests of predictions and scores; nothing diverged, nothing half-written."""
+    found = {key: store.read("trials", key) for key in store.keys("trials")}
+    assert all(found.values()) and not any(store.diverged(key) for key in found)
+    return {key: manifest["files"] for key, manifest in found.items()}
+
+
+def in_background(file, store, **environment):
+    command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", store, "--json"]
+    environment = {k: str(v) for k, v in environment.items()}
+    where = Path(__file__).parent.parent
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where, env=os.environ | environment
+    )
+
+
+def test_killed_at_every_step_and_resumed(tiny, tmp_path):
+    """A suite killed at each step of the commit protocol in turn, then finished: as if nothing had happened."""
+    file, plan, undisturbed = tiny
+    store = Store(tmp_path / "killed").open()
+    make_plan(read_suite(file), store)
+    for step in STEPS:
+        killed = in_background(file, store.root, MANYMINDS_CRASH=step)
+        killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL
+        results(store)  # readable at any moment
+    last = in_background(file, store.root)
+    out, err = last.communicate(timeout=60)
+    assert last.returncode == 0, err
+    assert results(store) == results(undisturbed)
+    assert json.loads(out)["digest"] == make_board(plan, undisturbed).digest
+
+
+def test_two_drivers_on_one_store(tiny, tmp_path):
+    file, _, undisturbed = tiny
+    both = [in_background(file, tmp_path / "both") for _ in range(2)]
+    outs = [driver.communicate(timeout=120) for driver in both]
+    assert [driver.returncode for driver in both] == [0, 0], outs
+    assert results(Store(tmp_path / "both")) == results(undisturbed)
+    assert outs[0][0] == outs[1][0]
+
+
 def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
-    slow = suite('"""Slow."""\nimport time\nfrom harness.methods.chance import Chance\nclass Slow(Chance):\n    def fit(self, *a):\n        time.sleep(60)\n', "slow.py")
+    slow = suite(
+        '"""Slow."""\nimport time\nfrom harness.methods.chance import Chance\nclass Slow(Chance):\n    def fit(self, *a):\n        time.sleep(60)\n',
+        "slow.py",
+    )
     file = suite(TINY + '\n[[methods]]\nname = "slow"\n')
     command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", tmp_path / "s", "--plugin", slow]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
     store = Store(tmp_path / "s")
     while not store.keys("trials") and process.poll() is None:
         time.sleep(0.1)

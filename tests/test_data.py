@@ -94,7 +94,9 @@ def test_whole_users_never_leak(n_users, n_pairs, seed):
     splits = whole_users(data, seed, n_context=3, n_query=4)
     splits.check()
     assert sum(len(splits.panels[p].query.people) for p in ("validation", "test")) + splits.train.n_users == n_users
-    assert all(np.diff(panel.query.offsets).max(initial=0) <= 4 for name, panel in splits.panels.items() if name != "seen")
+    assert all(
+        np.diff(panel.query.offsets).max(initial=0) <= 4 for name, panel in splits.panels.items() if name != "seen"
+    )
 
 
 def test_every_person_is_a_test_person_once_in_five_seeds():
@@ -150,7 +152,9 @@ class TestLeak:
         splits = self.splits()
         features = splits.train.items.features
         twins = Items(np.concatenate([features, features]))
-        moved = {n: Panel(replace(p.context, items=twins), replace(p.query, items=twins)) for n, p in splits.panels.items()}
+        moved = {
+            n: Panel(replace(p.context, items=twins), replace(p.query, items=twins)) for n, p in splits.panels.items()
+        }
         shown = moved["test"].context
         moved["test"] = Panel(shown, replace(shown, left=shown.left + len(features)))
         with pytest.raises(Leak, match="own user's context"):
@@ -159,7 +163,10 @@ class TestLeak:
     def test_a_test_person_in_train_is_caught(self):
         splits = self.splits()
         with pytest.raises(Leak, match="are in train"):
-            Splits(replace(splits.train, people=splits.train.people + splits.panels["test"].query.people.min()), splits.panels).check()
+            Splits(
+                replace(splits.train, people=splits.train.people + splits.panels["test"].query.people.min()),
+                splits.panels,
+            ).check()
 
     def test_a_seen_query_in_train_is_caught(self):
         splits = self.splits()

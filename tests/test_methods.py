@@ -74,7 +74,12 @@ def test_bayes_is_above_the_true_subspace_where_weights_are_not_gaussian():
 def test_bayes_by_hand():
     """Two kinds of user, one context pair: P(left) = sum of posteriors times sigmoids."""
     items = Items(np.zeros((4, 1), np.float32))
-    truth = Truth(np.eye(2, dtype=np.float32)[:1], np.array([[1, 0], [0, 2], [3, 0], [0, 0]], np.float32), 1.0, np.eye(2, dtype=np.float32))
+    truth = Truth(
+        np.eye(2, dtype=np.float32)[:1],
+        np.array([[1, 0], [0, 2], [3, 0], [0, 0]], np.float32),
+        1.0,
+        np.eye(2, dtype=np.float32),
+    )
     one = np.zeros(1, np.int32)
     context = Pairs(one, one, one, one + 1, np.ones(1, np.float32), items)
     query = Pairs(one, one, one + 2, one + 3, np.full(1, np.nan, np.float32), items)

@@ -14,7 +14,14 @@ from harness.metrics import BINS, calibration_error, per_person, temperature_sca
 def queries(counts, label):
     user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     sides = np.zeros(len(user), np.int32)
-    return Pairs(user, np.arange(len(counts), dtype=np.int32), sides, sides + 1, np.asarray(label, np.float32), Items(np.eye(2, dtype=np.float32)))
+    return Pairs(
+        user,
+        np.arange(len(counts), dtype=np.int32),
+        sides,
+        sides + 1,
+        np.asarray(label, np.float32),
+        Items(np.eye(2, dtype=np.float32)),
+    )
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 10_000))

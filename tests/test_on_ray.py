@@ -98,7 +98,12 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
     plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL, "deadly": DEADLY}[name])
     find.add_plugins([plugin])
     suite = folder / "suite.toml"
-    suite.write_text(SUITE % ", ".join(f'{{ name = "{m}" }}' if m != "counted" else '{ name = "counted", variant = [0, 1] }' for m in methods))
+    suite.write_text(
+        SUITE
+        % ", ".join(
+            f'{{ name = "{m}" }}' if m != "counted" else '{ name = "counted", variant = [0, 1] }' for m in methods
+        )
+    )
     store = Store(folder / "store").open()
     return store, unfinished(make_plan(read_suite(suite), store), store), plugin
 

@@ -28,7 +28,17 @@ def test_food_risk_agrees_with_the_raw_file(data_folder):
     total = pairs.gap[:, 0] + pairs.gap[:, 1]
     credit = np.where(np.abs(total) < 1e-6, 0.5, (total > 0) == (pairs.label == 1))
     assert abs((credit.sum() + same.sum() / 2) / 6092 - 0.686) < 0.002
-    assert np.allclose(pairs.gap[:, 4], [ul * dl - ur * dr for ul, dl, ur, dr in raw[~same].sort_values("subj", kind="stable")[["upleftval", "downleftval", "uprightval", "downrightval"]].to_numpy() / 10], atol=1e-5)
+    assert np.allclose(
+        pairs.gap[:, 4],
+        [
+            ul * dl - ur * dr
+            for ul, dl, ur, dr in raw[~same]
+            .sort_values("subj", kind="stable")[["upleftval", "downleftval", "uprightval", "downrightval"]]
+            .to_numpy()
+            / 10
+        ],
+        atol=1e-5,
+    )
 
 
 def test_people_differ_about_snacks(data_folder):

@@ -133,7 +133,9 @@ def test_the_steps_of_a_curve_are_the_shots(world):
     for run in world.runs(world.first).values():
         curve = rows[run.data.tags["task"], run.data.tags["method"]][1].curves["accuracy"]
         history = world.client.get_metric_history(run.info.run_id, "accuracy")
-        assert {m.step: m.value for m in history} == pytest.approx({shots: point.value for shots, point in curve.items()})
+        assert {m.step: m.value for m in history} == pytest.approx(
+            {shots: point.value for shots, point in curve.items()}
+        )
         assert len(history) == 3
 
 
@@ -180,7 +182,9 @@ def test_another_method_replaces_the_rows_it_changes(world):
     world.publish(more)
     after = world.runs(more)
     kept = {after[row].data.tags["method"] for row, run in before.items() if after[row].info.run_id == run.info.run_id}
-    same = {after[row].data.tags["method"] for row, run in before.items() if after[row].data.metrics == run.data.metrics}
+    same = {
+        after[row].data.tags["method"] for row, run in before.items() if after[row].data.metrics == run.data.metrics
+    }
     assert kept == same and "oracle" in kept and "spectral" not in kept  # two more methods: another adjusted p-value
     rows = board_rows(world, more)
     for run in after.values():
@@ -212,7 +216,10 @@ def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
     assert run.data.tags["state"] == "not compared yet" and "rank" not in run.data.metrics
     list(finish_all(plan.trials, world.store))
     world.publish(plan)
-    states = {run.data.tags["method"]: (run.data.tags["state"], run.data.metrics["accuracy"]) for run in world.runs(plan).values()}
+    states = {
+        run.data.tags["method"]: (run.data.tags["state"], run.data.metrics["accuracy"])
+        for run in world.runs(plan).values()
+    }
     assert states["spectral"] == ("compared", run.data.metrics["accuracy"]) and len(states) == 2
 
 
@@ -230,7 +237,9 @@ def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, s
             Publisher(plan, world.store).everything()
     world.publish(plan)
     runs = world.runs(plan)
-    assert len(runs) == 2 and all(run.info.status == "FINISHED" and "accuracy" in run.data.metrics for run in runs.values())
+    assert len(runs) == 2 and all(
+        run.info.status == "FINISHED" and "accuracy" in run.data.metrics for run in runs.values()
+    )
     assert all(world.file(run, "users.csv") for run in runs.values())
     assert len(world.runs(plan, "board")) == 1
 
@@ -272,10 +281,16 @@ def test_neither_texts_of_errors_nor_pickles_are_published(world):
     plan = world.plan("failed", seeds=5, run=False)
     spectral = [t for t in plan.trials if t.method.name == "spectral"]
     list(finish_all([t for t in plan.trials if t is not spectral[-1]], world.store))
-    world.store.fail(spectral[-1].key, spectral[-1].identity, "KeyError: 'what Ann wrote to Bob'", "Traceback: what Ann wrote to Bob")
+    world.store.fail(
+        spectral[-1].key, spectral[-1].identity, "KeyError: 'what Ann wrote to Bob'", "Traceback: what Ann wrote to Bob"
+    )
     world.publish(plan)
     (run,) = (r for r in world.runs(plan).values() if r.data.tags["method"] == "spectral")
-    assert run.data.tags["state"] == "1 of 5 seeds failed" and "rank" not in run.data.metrics and run.data.tags["seeds"] == "0 1 2 3"
+    assert (
+        run.data.tags["state"] == "1 of 5 seeds failed"
+        and "rank" not in run.data.metrics
+        and run.data.tags["seeds"] == "0 1 2 3"
+    )
     assert {path.suffix for path in world.published()} == {".csv", ".db", ".html", ".json"}
     assert not any(b"what Ann wrote" in path.read_bytes() for path in world.published())
 
@@ -304,7 +319,16 @@ def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
     assert "server" in caught.value.hint
 
 
-@pytest.mark.parametrize("uri", ["file:///tmp/runs", "mlruns", "127.0.0.1:5000", "postgresql://ann:secret@127.0.0.1:9/x", "http://ann:secret@127.0.0.1:port"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///tmp/runs",
+        "mlruns",
+        "127.0.0.1:5000",
+        "postgresql://ann:secret@127.0.0.1:9/x",
+        "http://ann:secret@127.0.0.1:port",
+    ],
+)
 def test_what_cannot_hold_results_is_a_mistake(world, uri):
     with pytest.raises(Mistake) as caught:
         Publisher(world.first, world.store, uri).everything()
@@ -330,6 +354,9 @@ def test_the_server_line_is_closed_to_others(world, tmp_path):
     line = Publisher(world.first, store).how_to_open()
     assert re.search(r"mlflow --env-file .* server  # http://127.0.0.1:5000", line)
     settings = dotenv_values(store.root / "mlflow.env")
-    assert settings["MLFLOW_HOST"] == "127.0.0.1" and settings["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{store.root}/mlflow.db"
+    assert (
+        settings["MLFLOW_HOST"] == "127.0.0.1"
+        and settings["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{store.root}/mlflow.db"
+    )
     assert settings["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == settings["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert not (store.root / "mlflow.db").exists()

@@ -44,7 +44,9 @@ def test_what_is_committed_is_read(store):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
     """SIGKILL at each step: a reader sees nothing or everything, and the next run completes it, once."""
-    crashed = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], env=os.environ | {"MANYMINDS_CRASH": step}, check=False)
+    crashed = subprocess.run(
+        [sys.executable, "-c", COMMIT, str(store.root)], env=os.environ | {"MANYMINDS_CRASH": step}, check=False
+    )
     assert crashed.returncode == -signal.SIGKILL
     assert contents(store) == (FILES if step in ("linked", "cleaned") else None)
     again = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], capture_output=True, text=True, check=True)
@@ -68,7 +70,10 @@ def _rival(root, content, barrier, firsts):
 def test_of_rivals_one_wins_and_a_difference_is_noted(store, same):
     context = multiprocessing.get_context("fork")
     barrier, firsts = context.Barrier(8), context.Queue()
-    rivals = [context.Process(target=_rival, args=(store.root, b"x" if same else str(i).encode(), barrier, firsts)) for i in range(8)]
+    rivals = [
+        context.Process(target=_rival, args=(store.root, b"x" if same else str(i).encode(), barrier, firsts))
+        for i in range(8)
+    ]
     for rival in rivals:
         rival.start()
     won = [firsts.get(timeout=30) for _ in rivals]

@@ -38,7 +38,9 @@ def test_lists_are_grids(tmp_path):
     )
     assert len(found.tasks) == 6 + 2 and len(found.methods) == 2 and found.seeds == (3, 5)
     assert {t.shots for t in found.tasks if t.name == "two_modes"} == {(0, 1), (0, 2)}
-    assert {(t.n_users, t.rank) for t in found.tasks if t.name == "low_rank"} == {(n, r) for n in (20, 40) for r in (1, 2, 3)}
+    assert {(t.n_users, t.rank) for t in found.tasks if t.name == "low_rank"} == {
+        (n, r) for n in (20, 40) for r in (1, 2, 3)
+    }
     assert all(m.decay == 1.0 and type(m.decay) is float for m in found.methods)
 
 

@@ -73,7 +73,10 @@ def test_facts_are_beside_the_result_and_all_classified(tiny):
     for trial in plan.trials:
         manifest = store.read("trials", trial.key)
         assert set(manifest["facts"]) == set(FACTS)
-        assert manifest["identity"] == trial.identity or manifest["identity"] == {**trial.identity, "task_fields": {**trial.identity["task_fields"], "shots": [0, 4]}}
+        assert manifest["identity"] == trial.identity or manifest["identity"] == {
+            **trial.identity,
+            "task_fields": {**trial.identity["task_fields"], "shots": [0, 4]},
+        }
         assert not set(manifest["identity"]) & set(FACTS)
 
 
@@ -128,7 +131,14 @@ def test_only_privileged_methods_see_the_truth(tiny):
                 return super().fit(train, validation, run)
 
         run_trial(dataclasses.replace(trial, method=Spy()), prepared.splits, prepared.truth)
-    assert seen == {"Chance": False, "Shared": False, "PerUser": False, "Spectral": False, "MixedLogit": False, "Bayes": True}
+    assert seen == {
+        "Chance": False,
+        "Shared": False,
+        "PerUser": False,
+        "Spectral": False,
+        "MixedLogit": False,
+        "Bayes": True,
+    }
 
 
 def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
@@ -141,7 +151,9 @@ def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
         splits = open_prepared(store, trial.task_key).splits
         truth = open_prepared(store, trial.task_key).truth
         flipped = {
-            name: panel if name == "validation" else dataclasses.replace(panel, query=dataclasses.replace(panel.query, label=1 - panel.query.label))
+            name: panel
+            if name == "validation"
+            else dataclasses.replace(panel, query=dataclasses.replace(panel.query, label=1 - panel.query.label))
             for name, panel in splits.panels.items()
         }
         a = run_trial(trial, splits, truth).predictions

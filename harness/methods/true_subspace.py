@@ -19,7 +19,11 @@ class TrueSubspace(LinearMethod):
         population = torch.from_numpy(run.truth.population).double() / max(run.truth.temperature, 0.01)
         spread = population - population.mean(0)
         second = spread.T @ spread / len(population) + 1e-9 * torch.eye(population.shape[1], dtype=torch.float64)
-        return {"mean": population.mean(0), "root": torch.linalg.cholesky(second), "items": torch.from_numpy(run.truth.items)}
+        return {
+            "mean": population.mean(0),
+            "root": torch.linalg.cholesky(second),
+            "items": torch.from_numpy(run.truth.items),
+        }
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return (map_weights(in_truth(context, state), state["mean"], state["root"]),)

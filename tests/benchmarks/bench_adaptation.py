@@ -33,7 +33,11 @@ def problem(n_users: int, n: int, d: int, items: int = 0) -> Pairs:
     else:
         features = np.concatenate([rng.normal(size=(len(user), d)), np.zeros((1, d))]).astype(np.float32)
         left, right = np.arange(len(user), dtype=np.int32), np.full(len(user), len(user), np.int32)
-    z = rng.normal(size=len(user)) * 2 if items else (features[left] * rng.normal(size=(n_users, d))[user]).sum(1) * 2 / d**0.5
+    z = (
+        rng.normal(size=len(user)) * 2
+        if items
+        else (features[left] * rng.normal(size=(n_users, d))[user]).sum(1) * 2 / d**0.5
+    )
     label = (rng.random(len(user)) < 1 / (1 + np.exp(-z))).astype(np.float32)
     return Pairs(user, np.arange(n_users, dtype=np.int32), left, right, label, Items(features))
 
@@ -102,8 +106,13 @@ def compare(n_users: int, n: int, d: int, aim: float) -> None:
     done = flops(n_users, n, d, newton_steps(pairs)) * median["ours"] / n_users / 1e9
     print(f"{n_users} users x {n} pairs, d = {d}")
     print("  users per CPU second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in median.items()))
-    print(f"  {median['ours'] / median['lbfgs']:.1f} x the default (aim {aim}), {median['ours'] / median[fastest]:.1f} x the fastest ({fastest})")
-    print(f"  largest distance to a tight optimum {error:.1e}; {done:.1f} GFLOP/s of {peak_gflops():.0f} in a large matrix product", flush=True)
+    print(
+        f"  {median['ours'] / median['lbfgs']:.1f} x the default (aim {aim}), {median['ours'] / median[fastest]:.1f} x the fastest ({fastest})"
+    )
+    print(
+        f"  largest distance to a tight optimum {error:.1e}; {done:.1f} GFLOP/s of {peak_gflops():.0f} in a large matrix product",
+        flush=True,
+    )
 
 
 def at_scale(n_users: int) -> None:
@@ -113,7 +122,10 @@ def at_scale(n_users: int) -> None:
     seconds = cpu_seconds(lambda: adapt(pairs))
     after = peak_memory_mb()
     weights = n_users * 16 * 8 / 2**20
-    print(f"{n_users:>9,} users x 20 pairs, d = 16: {n_users / seconds:,.0f} users per CPU second; peak memory grew by {after - before:,.0f} MB, of which {weights:.0f} MB are the answer", flush=True)
+    print(
+        f"{n_users:>9,} users x 20 pairs, d = 16: {n_users / seconds:,.0f} users per CPU second; peak memory grew by {after - before:,.0f} MB, of which {weights:.0f} MB are the answer",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,11 @@ def main() -> None:
         there = Store(Path(folder, "local")).open()
         make_plan(read_suite(suite), there)
         local = seconds(lambda: list(finish_all(trials, there)))
-    per_trial = {"bare run_trial": bare, "--local (with the store)": local, "Ray, 1 worker, less its start": ray - start}
+    per_trial = {
+        "bare run_trial": bare,
+        "--local (with the store)": local,
+        "Ray, 1 worker, less its start": ray - start,
+    }
     for name, total in per_trial.items():
         print(f"{name:32}{1000 * total / TRIALS:8.2f} ms a trial")
     print(f"{'Ray over bare':32}{1000 * (ray - start - bare) / TRIALS:8.2f} ms a trial (aim: 50)")
