@@ -47,24 +47,24 @@ class Estimate:
     people: int
     note: str | None = None  # "one seed" or "one person"
 
-    def interval(self, level=0.95):
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper limits, each of the estimates' shape."""
         half = stats.t.ppf((1 + level) / 2, self.df) * self.se
         return self.value - half, self.value + half
 
-    def p(self, df=None):
+    def p(self, df: np.ndarray | None = None) -> np.ndarray:
         """Two-sided p-values; 1 where a difference is exactly zero."""
         return 2 * special.stdtr(self.df if df is None else df, -_ratio(np.abs(self.value), self.se))
 
 
-def estimate(values, person, seed):
+def estimate(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Mean of each row over cells, as an Estimate of shape [M]."""
     values = np.asarray(values, float)
     sums = _sums(values, person, seed)
     return _estimate(values.mean(1), [np.square(x).sum(1) for x in sums], person, seed)
 
 
-def differences(values, person, seed):
+def differences(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Paired differences on identical cells, as an Estimate of shape [M, M]: value[a, b] = score a - score b."""
     values = np.asarray(values, float)
     sums = _sums(values, person, seed)
@@ -73,7 +73,7 @@ def differences(values, person, seed):
     )
 
 
-def _sums(values, person, seed):
+def _sums(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Deviations from the row's mean over C, summed by person [M, U], by seed [M, S], and not at all [M, C]."""
     cells = values.shape[1]
     if len(person) != cells or len(seed) != cells or not np.isfinite(values).all():
@@ -83,7 +83,7 @@ def _sums(values, person, seed):
     return *(deviations @ sparse.csr_array((np.ones(cells), (np.arange(cells), code))) for code in codes), deviations
 
 
-def _estimate(value, squares, person, seed):
+def _estimate(value: np.ndarray, squares: list[np.ndarray], person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Estimate from the squared totals (by person, by seed, by cell), each of the value's shape."""
     times = np.unique(person, return_counts=True)[1].astype(float)
     people, seeds = len(times), len(np.unique(seed))
@@ -105,7 +105,7 @@ def _estimate(value, squares, person, seed):
     return Estimate(value, np.sqrt(variance), df, np.minimum(df, pooled), people)
 
 
-def _ratio(above, below):
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below; 0 for 0/0, NaN kept."""
     above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
     with np.errstate(divide="ignore"):
@@ -150,7 +150,7 @@ class Gains(NamedTuple):
     note: str | None
 
 
-def gains(values, person, seed, reference=0, level=0.95):
+def gains(values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: int = 0, level: float = 0.95) -> Gains:
     """Paired gain of every method over the row `reference`."""
     every = differences(values, person, seed)
     gain = Estimate(*(x[:, reference] for x in (every.value, every.se, every.df, every.family_df)), every.people)
@@ -169,7 +169,7 @@ def gains(values, person, seed, reference=0, level=0.95):
     )  # fmt: skip
 
 
-def _holm(p):
+def _holm(p: np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (statsmodels' `multipletests` gives the same, but collects garbage at every call)."""
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -186,7 +186,7 @@ class Ranks(NamedTuple):
     note: str | None
 
 
-def ranks(values, person, seed, level=0.95):
+def ranks(values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float = 0.95) -> Ranks:
     """Simultaneous rank intervals from all pairs by max-t (Mogstad et al. 2024, "Inference for ranks").
 
     One seed tells nothing apart: every interval is then [1, M].
@@ -208,7 +208,7 @@ class Verdict(NamedTuple):
     people: int | None  # only where it cannot tell: how many people could, None if no number would
 
 
-def verdict(gains, margin):
+def verdict(gains: Gains, margin: float) -> Verdict:
     """What a board says of a task: is some gain over the reference above `margin` (>= 0), is none, or can it not tell?
 
     The number of people takes the gains as they are and limits that shrink as 1/√people; the part of the error that
@@ -229,7 +229,9 @@ def verdict(gains, margin):
     return Verdict("cannot tell", best, int(np.ceil(needed)) if np.isfinite(needed) else None)
 
 
-def detectable(people, per_person, disagree, icc, alpha=0.05, power=0.8):
+def detectable(
+    people: int, per_person: int, disagree: float, icc: float, alpha: float = 0.05, power: float = 0.8
+) -> float:
     """Least difference in accuracy of two methods that a paired test of level `alpha` finds with probability `power`.
 
     `people` are asked `per_person` queries each; the methods disagree on a share `disagree` of queries, whose results
@@ -247,7 +249,9 @@ class WorstUsers(NamedTuple):
     fitted: float  # of the Beta distribution fitted to people's true accuracies
 
 
-def worst_users(correct, asked, share=0.1, draws=1000, random_state=0):
+def worst_users(
+    correct: np.ndarray, asked: np.ndarray, share: float = 0.1, draws: int = 1000, random_state: int = 0
+) -> WorstUsers:
     """WorstUsers from `correct`[U] of `asked`[U] queries, one entry a person; a tie may count one half as correct."""
     correct, asked = np.asarray(correct, float), np.asarray(asked, int)
     if asked.min() < 1:
@@ -259,14 +263,14 @@ def worst_users(correct, asked, share=0.1, draws=1000, random_state=0):
     return WorstUsers(float(_lowest(accuracy, share)), float(_lowest(chance, share).mean()), float(fitted))
 
 
-def _lowest(accuracy, share):
+def _lowest(accuracy: np.ndarray, share: float) -> np.ndarray:
     """Mean of the lowest share of the last axis, the person at its edge counting in part."""
     people = accuracy.shape[-1]
     weight = np.clip(share * people - np.arange(people), 0, 1)
     return np.sort(accuracy, -1) @ weight / weight.sum()
 
 
-def beta_binomial(correct, asked):
+def beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, float]:
     """(a, b) of the Beta distribution of people's accuracies by maximum likelihood; fractions of `correct` allowed."""
     correct, asked = np.asarray(correct, float), np.asarray(asked, float)
 

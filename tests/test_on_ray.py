@@ -69,6 +69,27 @@ class Full(Chance):
     def fit(self, train, validation, run):
         raise Mistake("the store is full", "free some space")
 '''
+TWO_NODES = """
+import os
+from ray.cluster_utils import Cluster
+from tests.test_on_ray import Path, on_ray, ready
+
+cluster = Cluster()
+cluster.add_node(num_cpus=1)
+second = cluster.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = cluster.address
+store, trials, plugin = ready({folder!r}, "counted", ["counted"])
+hold = Path({folder!r}, "hold")
+hold.touch()  # fits after the fifth wait for it to go
+
+def kill(n):
+    if hold.exists():
+        cluster.remove_node(second, allow_graceful=False)
+        hold.unlink()
+
+on_ray.run_on_ray(trials, store, plugins=[plugin], on_progress=kill)
+cluster.shutdown()
+"""
 DEADLY = '''"""Takes its worker with it where the seed is two."""
 import os, signal
 from dataclasses import dataclass
@@ -197,6 +218,17 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
     on_ray.run_on_ray(trials, store, [plugin], 2)
     assert results(store) == undisturbed
     assert 12 < len(fits(tmp_path)) <= 12 + 2
+
+
+def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path):
+    """In a process of its own, with a token that Ray reads as it is imported."""
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    command = [sys.executable, "-c", TWO_NODES.format(folder=str(tmp_path))]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True, timeout=240)
+    store = Store(tmp_path / "store")
+    assert results(store) == undisturbed
+    assert len(undisturbed) <= len(fits(tmp_path)) <= len(undisturbed) + 2
+    assert not any((store.root / "tmp").iterdir())
 
 
 def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
