@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -28,15 +29,17 @@ LOOKS = [
 ]
 WORDS = {
     "rank": "as scored, and in brackets the ranks it may have (95 %, all methods at once)",
-    "accuracy": "share of observed labels predicted, mean over people, 95 % interval over people and seeds; a tie scores one half",
+    "accuracy": "share of observed labels predicted, mean over people, 95 % interval over people and seeds; "
+    "a tie scores one half",
     "gain": f"paired gain in accuracy over {REFERENCE}, 95 % interval; p adjusted over all methods (Holm)",
-    "swapped": "accuracy when a user is answered with another user's state: a gain that survives the swap is not personal",
+    "swapped": "accuracy when a user is answered with another user's state: "
+    "a gain that survives the swap is not personal",
     "worse": f"share of people with lower accuracy than under {REFERENCE}",
     "AUC": "over both orders of each pair, mean over people",
-    "log loss, Brier, ECE": "after one temperature fitted on validation users; log loss in nats; ECE is the debiased root mean square gap "
-    "over ten bins of equal mass, its interval over seeds",
-    "worst tenth": "mean accuracy of the worst tenth of people: as scored (selects on noise), what that would read if all people were "
-    "alike, and by a beta-binomial model of true accuracies",
+    "log loss, Brier, ECE": "after one temperature fitted on validation users; log loss in nats; ECE is the debiased "
+    "root mean square gap over ten bins of equal mass, its interval over seeds",
+    "worst tenth": "mean accuracy of the worst tenth of people: as scored (selects on noise), what that would read if "
+    "all people were alike, and by a beta-binomial model of true accuracies",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes kept per user; peak memory of the process",
 }
 
@@ -83,7 +86,8 @@ def remarks(task: TaskBoard) -> list[str]:
 def write_html(board: Board, store: Store) -> Path:
     """Writes `boards/<suite>.html` in the store unless it shows this very board already; returns its path."""
     path = store.root / "boards" / f"{board.suite.name}.html"
-    stamp = f"<!-- board {board.digest} -->"
+    look = hashlib.sha256(Path(__file__).read_bytes() + Path(__file__).with_name("report.html").read_bytes())
+    stamp = f"<!-- board {board.digest}, drawn by {look.hexdigest()[:16]} -->"
     if path.exists() and path.read_text().startswith(stamp):
         return path
     from jinja2 import Environment, PackageLoader, select_autoescape
@@ -143,6 +147,14 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
+    curves = "Accuracy against shots, with 95 % bands over people and seeds."
+    if any(row.line for row in task.rows):
+        curves += " Thin grey: lines that know the truth."
+    ranks = "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored."
+    gains = (
+        f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero they are worse off."
+    )
+    cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": "manyminds",
@@ -154,26 +166,10 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
     with plt.rc_context(style | {"font.family": "sans-serif", "legend.frameon": False}):
         looks = {row.label: LOOKS[i % len(LOOKS)] for i, row in enumerate(r for r in task.rows if not r.line)}
         for caption, draw, needed in (
-            (
-                "Accuracy against shots, with 95 % bands over people and seeds. Thin grey: lines that know the truth.",
-                _curves,
-                any(r.curves for r in task.rows),
-            ),
-            (
-                "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored.",
-                _ranks,
-                any(r.rank for r in task.rows),
-            ),
-            (
-                f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero a person is worse off.",
-                _gains,
-                any(r.worse is not None for r in task.rows),
-            ),
-            (
-                f"Quality against cost: accuracy at {task.shots} shots against seconds to fit.",
-                _cost,
-                any(r.costs and r.curves for r in task.rows),
-            ),
+            (curves, _curves, any(r.curves for r in task.rows)),
+            (ranks, _ranks, any(r.rank for r in task.rows)),
+            (gains, _gains, any(r.worse is not None for r in task.rows)),
+            (cost, _cost, any(r.costs and r.curves for r in task.rows)),
         ):
             if not needed:
                 continue

@@ -112,7 +112,9 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.divide(above, below, out=np.zeros(above.shape), where=(above != 0) | (below != 0))
 
 
-def joint_level(values, person, seed, pairs, level=0.95):
+def joint_level(
+    values: np.ndarray, person: np.ndarray, seed: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], level: float = 0.95
+) -> float:
     """The p-value below which any of the `pairs` (a, b), two int[K], falls with probability 1 - level if all are equal.
 
     Max-t by resampling: a draw gives every person and every seed one Gaussian weight, *shared by all methods*, and the
