@@ -14,7 +14,7 @@ import polars as pl
 from harness import stats
 from harness.method import Method
 from harness.metrics import calibration_error
-from harness.run import load_scores
+from harness.run import load_scores, source_state
 from harness.store import Store
 from harness.suite import Plan, Suite
 from harness.task import Task
@@ -190,7 +190,8 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             differences += _differences(accuracy[shots], first, shots, [method_labels[m] for m in complete])
         top = accuracy[max(task.shots)][[complete.index(m) for m in ranked]]
         reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE), None)
-        verdict = f"no verdict: the suite has no {REFERENCE}"
+        holed = any(m.name == REFERENCE for m in rows)
+        verdict = f"no verdict: {REFERENCE} has a hole" if holed else f"no verdict: the suite has no {REFERENCE}"
         if ranked:
             found = stats.ranks(top, first.person, first.seed)
             note = found.note
@@ -204,7 +205,9 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             for i, m in enumerate(ranked):
                 gain = Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i]))
                 users = _users(cells[m], max(task.shots), per_person[i] - per_person[reference])
-                worse = None if i == reference else float((users["gain"] < 0).mean())
+                worse = (
+                    None if i == reference else float((users["gain"] < -1e-12).mean())
+                )  # a tie up to rounding is a tie
                 rows[m] = dataclasses.replace(
                     rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users
                 )
@@ -212,6 +215,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
                 verdict = _verdict(gains, plan.suite.margin, [method_labels[m] for m in ranked])
     order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
     flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
+    flags += _changed(trials, manifests)
     flags += [
         f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)
     ]
@@ -227,6 +231,18 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         flags=tuple(flags),
         differences=pl.DataFrame(differences),
     )
+
+
+def _changed(trials: dict[Method, list[Trial]], manifests: dict) -> list[str]:
+    """Where the file of the task or of a method is not the one its results came from."""
+    found = []
+    for method, wanted in trials.items():
+        done = [t for t in wanted if manifests[t.key]]
+        now = source_state(wanted[0])
+        changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
+        found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
+    told = "changed since its results were made: if scores should change with it, raise its `version`"
+    return [f"{kind} {name}: its file {told}" for kind, name in dict.fromkeys(found)]
 
 
 def _at(row: Row, task: Task) -> float:

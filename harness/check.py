@@ -69,11 +69,18 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
         return None
 
     def position() -> str | None:
-        everyone = data.pairs.label
-        bound = 4.5 * 0.5 / np.sqrt(len(everyone))  # labels are at most as spread as coin flips
-        return (
-            None if abs(everyone.mean() - 0.5) < bound else f"left wins {everyone.mean():.3f} of {len(everyone)} pairs"
-        )
+        label = data.pairs.label
+        bound = 4.5 * 0.5 / np.sqrt(len(label))  # labels are at most as spread as coin flips
+        return None if abs(label.mean() - 0.5) < bound else f"left wins {label.mean():.3f} of {len(label)} pairs"
+
+    def number() -> str | None:
+        left, right = data.pairs.left, data.pairs.right
+        times = np.bincount(np.r_[left, right], minlength=len(data.pairs.items))
+        once = (times[left] == 1) & (times[right] == 1)  # nothing else is known of these items
+        label = np.where(left < right, data.pairs.label, 1 - data.pairs.label)[once]
+        if not once.any() or abs(label.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(once.sum()):
+            return None
+        return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
 
     def another_seed() -> str | None:
         other = task.split(task.build(1), 1)
@@ -109,14 +116,16 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
         lambda: None if ((query.label >= 0) & (query.label <= 1)).all() else "a label is outside [0, 1]",
     )
     yield "position tells nothing", position
+    yield "an item's number tells nothing", number
 
 
 def arrays_of(splits) -> dict[str, np.ndarray]:
     """Who is shown and asked what, under stable names."""
     parts = {"train": splits.train}
     parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
-    columns = ("user", "people", "left", "right", "label")
-    return {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
+    columns = ("user", "people", "left", "right", "label", "seconds")
+    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
@@ -131,7 +140,12 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     panel = splits.panels["test"]
     context, query = panel.context, panel.query.without_labels()
     run = Run(0, truth=data.truth if method.privileged else None)
-    untouched = digest(arrays_of(splits))
+
+    def everything() -> dict[str, np.ndarray]:
+        gaps = {"train.gap": splits.train.gap, "context.gap": context.gap, "query.gap": query.gap}
+        return arrays(data) | gaps
+
+    untouched = digest(arrays_of(splits) | everything())
     states: list[dict] = []
 
     def fitted() -> dict:
@@ -198,18 +212,22 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
 
     def unchanged() -> str | None:
         answers(context, query)
-        return None if digest(arrays_of(splits)) == untouched else "fit, adapt or score wrote into its input"
+        return (
+            None
+            if digest(arrays_of(splits) | everything()) == untouched
+            else "fit, adapt or score wrote into its input"
+        )
 
     def whole() -> str | None:
-        result = run_trial(Trial(task, method, 0, "check"), splits, data.truth)
+        result = run_trial(Trial(task, method, 0, "check", "check"), splits, data.truth)
         return _missing({f"test/{k}" for k in task.shots} - set(result.predictions))
 
     def keyed() -> str | None:
         return hashed({"fields": fields_of(method)}) and None
 
     def refusal() -> str | None:
-        said = method.refuses(Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False))
-        return None if said is None or isinstance(said, str) else "refuses must return a reason or None"
+        said = [method.refuses(Manifest(d, has_text=True, has_seconds=False, has_truth=False)) for d in (None, 6)]
+        return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
 
     yield "its file says in one line what it is", lambda: _described(method)
     yield "its settings can be a key", keyed

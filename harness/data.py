@@ -13,9 +13,14 @@ import pyarrow as pa
 
 from harness.mistake import Mistake
 
+TEXT = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 
-class Leak(Exception):
+
+class Leak(Mistake):
     """A split shows a method something it is later asked."""
+
+    def __init__(self, message: str, hint: str = "mend the task's split; `manyminds check` shows each rule") -> None:
+        super().__init__(message, hint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +159,7 @@ class PreferenceDataset:
 
         Raises Mistake where a row cannot be used, naming the first such row.
         """
-        user = np.asarray(user)
-        ids, person = np.unique(user, return_inverse=True)
-        order = np.argsort(person, kind="stable")
+        user, left, right = np.asarray(user), np.asarray(left), np.asarray(right)
         label = np.asarray(label, dtype=np.float32)
         _refuse(
             ~((label >= 0) & (label <= 1)),
@@ -164,36 +167,34 @@ class PreferenceDataset:
             label,
             "labels are P(left preferred): use 1, 0, or a share between",
         )
-        bad = ~np.isfinite(items.features).all(axis=1) if items.features is not None else np.zeros(len(items), bool)
+        _refuse(left == right, "a pair of one item with itself", left, "drop rows whose two options are the same")
+        outside = (np.minimum(left, right) < 0) | (np.maximum(left, right) >= len(items))
+        _refuse(outside, "an item that does not exist", left, f"items are numbered 0..{len(items) - 1}")
+        if items.features is not None:
+            bad = ~np.isfinite(items.features).all(axis=1)
+            _refuse(
+                bad,
+                "a NaN or infinite feature",
+                np.arange(len(items)),
+                "drop the item or fill the value in before building the data set",
+                "item",
+            )
+        ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
         _refuse(
-            bad,
-            "a NaN or infinite feature",
-            np.arange(len(items)),
-            "drop the item or fill the value in before building the data set",
+            counts[person] < 2,
+            "a user with one pair",
+            user,
+            "a user needs one pair to show and one to ask: drop users with fewer than two",
         )
+        order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),
             people=np.arange(len(ids), dtype=np.int32),
-            left=np.asarray(left)[order].astype(np.int32),
-            right=np.asarray(right)[order].astype(np.int32),
+            left=left[order].astype(np.int32),
+            right=right[order].astype(np.int32),
             label=label[order],
             items=items,
             seconds=None if seconds is None else np.asarray(seconds, dtype=np.float32)[order],
-        )
-        _refuse(
-            pairs.left == pairs.right,
-            "a pair of one item with itself",
-            pairs.left,
-            "drop rows whose two options are the same",
-        )
-        outside = (np.minimum(pairs.left, pairs.right) < 0) | (np.maximum(pairs.left, pairs.right) >= len(items))
-        _refuse(outside, "an item that does not exist", pairs.left, f"items are numbered 0..{len(items) - 1}")
-        alone = np.diff(pairs.offsets) < 2
-        _refuse(
-            alone,
-            "a user with one pair",
-            ids,
-            "a user needs one pair to show and one to ask: drop users with fewer than two",
         )
         return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
 
@@ -202,12 +203,12 @@ class PreferenceDataset:
         cls,
         frame: pl.DataFrame,
         features: Callable[[pl.DataFrame], np.ndarray] | None = None,
-        seed: int = 0,
     ) -> PreferenceDataset:
         """From the columns user, prompt, chosen, rejected (Hugging Face preference columns plus a user id).
 
         Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
-        items (columns prompt, response) to float32[n, d]. Sides are drawn at random, so position tells nothing.
+        items (columns prompt, response) to float32[n, d]. Sides are drawn at random and items numbered by content, so
+        neither position nor number tells anything.
         """
         needed = ["user", "prompt", "chosen", "rejected"]
         if missing := [name for name in needed if name not in frame.columns]:
@@ -224,10 +225,10 @@ class PreferenceDataset:
             if nulls:
                 raise Mistake(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
-        items = options.unique(maintain_order=True).with_row_index("item")
+        items = options.unique().sort("prompt", "response").with_row_index("item")
         of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
         chosen, rejected = of[: len(frame)], of[len(frame) :]
-        left_wins = np.random.default_rng([seed, len(frame)]).random(len(frame)) < 0.5
+        left_wins = np.random.default_rng(len(frame)).random(len(frame)) < 0.5
         label = frame["label"].to_numpy() if "label" in frame.columns else np.ones(len(frame))
         items = items.drop("item")
         return cls.from_pairs(
@@ -235,7 +236,9 @@ class PreferenceDataset:
             left=np.where(left_wins, chosen, rejected),
             right=np.where(left_wins, rejected, chosen),
             label=np.where(left_wins, label, 1 - label),
-            items=Items(None if features is None else np.asarray(features(items), dtype=np.float32), items.to_arrow()),
+            items=Items(
+                None if features is None else np.asarray(features(items), dtype=np.float32), items.to_arrow().cast(TEXT)
+            ),
             seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
         )
 
@@ -244,10 +247,10 @@ class PreferenceDataset:
         return digest(arrays(self))
 
 
-def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str) -> None:
+def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise Mistake(f"row {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
+        raise Mistake(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,18 +269,21 @@ class Splits:
     panels: Mapping[str, Panel] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raises Leak where a new user was trained on, or a query pair was shown to its own user.
+        """Raises Leak where a new user was trained on or helps choose settings, or a query was shown to its own user.
 
         A pair counts as shown in either orientation, and also where the very same two options have other row
         numbers (items are compared by their content).
         """
         same = _content(self.train.items)
         train = _judged(self.train, same)
+        chooses = self.panels["validation"].query.people if "validation" in self.panels else []
         for name, panel in self.panels.items():
             if not np.array_equal(panel.context.people, panel.query.people):
                 raise Leak(f"panel {name}: context and query do not list the same users")
             if name != "seen" and (both := np.intersect1d(panel.query.people, self.train.people)).size:
                 raise Leak(f"panel {name}: {both.size} of its users are in train, for example person {both[0]}")
+            if name != "validation" and (both := np.intersect1d(panel.query.people, chooses)).size:
+                raise Leak(f"panel {name}: {both.size} of its users are in validation, for example person {both[0]}")
             asked = _judged(panel.query, same)
             for where, shown in (("context", _judged(panel.context, same)), ("train", train)):
                 if (both := np.intersect1d(asked, shown)).size:
@@ -291,8 +297,11 @@ def _content(items: Items) -> np.ndarray:
     """int64[n]: a number per item, equal for items of equal content."""
     if items.text is not None:
         return (
-            pl.from_arrow(items.text).select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy().astype(np.int64)
-            - 1
+            pl.from_arrow(items.text)
+            .select(pl.struct(pl.all()).rank("dense") - 1)
+            .to_series()
+            .to_numpy()
+            .astype(np.int64)
         )
     rows = np.ascontiguousarray(items.features)
     return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[

@@ -17,11 +17,11 @@ from harness.source import FOLDER
 from harness.store import Store
 
 PACKAGES = {
-    "ray": (2, 52),
-    "torch": (2, 6),
-    "mlflow": (3, 0),
+    "ray": (2, 60),
+    "torch": (2, 13),
+    "mlflow": (3, 17),
     "pyarrow": (20, 0),
-    "polars": (1, 0),
+    "polars": (2, 0),
     "safetensors": (0, 5),
 }
 ROOM = 2  # GiB: the suites here write well under one

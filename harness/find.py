@@ -29,7 +29,10 @@ def names(kind: str) -> dict[str, str]:
 
 
 def _first_line(file: Path) -> str:
-    return (ast.get_docstring(ast.parse(file.read_text())) or "(no docstring)").splitlines()[0]
+    try:
+        return (ast.get_docstring(ast.parse(file.read_text())) or "(no docstring)").splitlines()[0]
+    except SyntaxError as error:
+        raise Mistake(f"{file} is not Python: {error}", f"mend line {error.lineno}") from error
 
 
 def add_plugins(files: typing.Iterable[str | Path]) -> None:

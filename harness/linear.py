@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.method import Method, Run, State, Users
+from harness.method import Manifest, Method, Run, State, Users
 from harness.metrics import log_loss, temperature_scale
 
 CACHE = 2**20  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
@@ -23,6 +23,9 @@ STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 class LinearMethod(Method):
     """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}."""
+
+    def refuses(self, task: Manifest) -> str | None:
+        return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return (map_weights(context, state["mean"], state["root"]),)

@@ -86,7 +86,7 @@ def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np
 
 
 def temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
-    """The factor s in [0, SHARPEST] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
+    """The factor s in [0, SHARPEST / mean |z|] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
     z, y = z.astype(np.float64), y.astype(np.float64)
     if not z.any():
         return 1.0

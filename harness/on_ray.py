@@ -70,14 +70,18 @@ def run_on_ray(
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
-        _begun(store, trial).unlink(missing_ok=True)
-    seconds = estimated_seconds(list(trials), store)
+    seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
     with _cluster(store, min(workers or os.cpu_count(), len(trials))) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(trials))
         groups = make_groups(trials, seconds, workers, nodes > 1 if per_method is None else per_method)
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ} | {"MANYMINDS_CODE": code_state()}
-        common = {"store": str(store.root), "plugins": [str(p) for p in plugins], "environment": environment}
+        common = {
+            "store": str(store.root),
+            "plugins": [str(p) for p in plugins],
+            "environment": environment,
+            "run": run,
+        }
         work = [
             common
             | {
@@ -103,7 +107,8 @@ def run_on_ray(
         if mistake := _mistake(error):
             raise mistake
     for trial in trials:
-        if trial.key in watch.pending and _begun(store, trial).exists():
+        if trial.key in watch.pending and _begun(store, trial, run).exists():
+            _begun(store, trial, run).unlink()
             store.fail(
                 trial.key, trial.identity, f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?", ""
             )
@@ -190,29 +195,37 @@ def _run_share(group: dict) -> None:
     mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
     trials = [_trial(group["trials"][i]) for i in mine]
     left = [t for t in trials if not store.read("trials", t.key) and not store.failure(t.key)]
-    suspects = [t for t in left if _begun(store, t).exists()]  # ran when a worker died: last, lest one stops all others
+    suspects = [
+        t for t in left if _begun(store, t, group["run"]).exists()
+    ]  # ran when a worker died: last, lest one stops all others
     for some in ([t for t in left if t not in suspects], suspects):
-        for trial, _ in finish_all(some, store, before=lambda t: _begun(store, t).touch()):
-            _begun(store, trial).unlink()
+        for trial, _ in finish_all(some, store, before=lambda t: _begun(store, t, group["run"]).touch()):
+            _begun(store, trial, group["run"]).unlink()
 
 
-def _begun(store: Store, trial: Trial) -> Path:
-    """Exists while the trial runs; a worker that dies leaves it behind."""
-    return store.root / "tmp" / f"begun.{trial.key}"
+def _begun(store: Store, trial: Trial, run: str) -> Path:
+    """Exists while the trial runs in this run, of which there may be several; a worker that dies leaves it behind."""
+    return store.root / "tmp" / f"begun.{trial.key}.{run}"
 
 
 def _spec(trial: Trial) -> dict:
     from harness.trial import fields_of
 
     things = {kind: [thing.name, fields_of(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))}
-    return things | {"seed": trial.seed, "data": trial.data}
+    return things | {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
 
 
 def _trial(spec: dict) -> Trial:
     from harness import find
     from harness.trial import Trial
 
-    return Trial(find.make("task", *spec["task"]), find.make("method", *spec["method"]), spec["seed"], spec["data"])
+    return Trial(
+        find.make("task", *spec["task"]),
+        find.make("method", *spec["method"]),
+        spec["seed"],
+        spec["data"],
+        spec["task_key"],
+    )
 
 
 class _Stop(UserCallback):

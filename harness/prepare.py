@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +27,8 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     key = hashed(identity)
     if found := store.read("tasks", key):
         return found
-    data = task.build(seed)
-    splits = task.split(data, seed)
+    data = _attempt(task, "build", task.build, seed)
+    splits = _attempt(task, "split", task.split, data, seed)
     splits.check()
     enough_context(task, splits)
     named: dict[str, np.ndarray | pa.Table] = {}
@@ -53,6 +56,19 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         facts,
     )
     return store.read("tasks", key)
+
+
+def _attempt(task: Task, step: str, function: Callable, *arguments: object) -> object:
+    try:
+        return function(*arguments)
+    except Mistake:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise Mistake(
+            f"task {task.name}: {step} raised {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})",
+            "are its fields possible together? `manyminds check` builds it with its defaults",
+        ) from error
 
 
 def enough_context(task: Task, splits: Splits) -> None:
@@ -90,10 +106,12 @@ def open_prepared(store: Store, key: str) -> Prepared:
 
     def load(name: str) -> np.ndarray | None:
         return (
-            np.load(store.file(manifest, f"{name}.npy"), mmap_mode="c") if f"{name}.npy" in manifest["files"] else None
+            np.load(store.verified(manifest, f"{name}.npy"), mmap_mode="c")
+            if f"{name}.npy" in manifest["files"]
+            else None
         )
 
-    text = store.file(manifest, "text.arrow") if "text.arrow" in manifest["files"] else None
+    text = store.verified(manifest, "text.arrow") if "text.arrow" in manifest["files"] else None
     items = Items(load("features"), None if text is None else pa.ipc.open_file(pa.memory_map(str(text))).read_all())
     parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
     pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items) for part in parts}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -86,8 +87,10 @@ def remarks(task: TaskBoard) -> list[str]:
 def write_html(board: Board, store: Store) -> Path:
     """Writes `boards/<suite>.html` in the store unless it shows this very board already; returns its path."""
     path = store.root / "boards" / f"{board.suite.name}.html"
-    look = hashlib.sha256(Path(__file__).read_bytes() + Path(__file__).with_name("report.html").read_bytes())
-    stamp = f"<!-- board {board.digest}, drawn by {look.hexdigest()[:16]} -->"
+    shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict()]).encode())
+    for file in (Path(__file__), Path(__file__).with_name("report.html")):
+        shown.update(file.read_bytes())
+    stamp = f"<!-- {shown.hexdigest()} -->"
     if path.exists() and path.read_text().startswith(stamp):
         return path
     from jinja2 import Environment, PackageLoader, select_autoescape
@@ -164,7 +167,7 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
     }
     drawn = []
     with plt.rc_context(style | {"font.family": "sans-serif", "legend.frameon": False}):
-        looks = {row.label: LOOKS[i % len(LOOKS)] for i, row in enumerate(r for r in task.rows if not r.line)}
+        looks = {row.label: _look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
         for caption, draw, needed in (
             (curves, _curves, any(r.curves for r in task.rows)),
             (ranks, _ranks, any(r.rank for r in task.rows)),
@@ -181,6 +184,12 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
             svg = sink.getvalue()
             drawn.append((caption, svg[svg.index("<svg") :]))
     return drawn
+
+
+def _look(i: int) -> tuple:
+    """Colour, marker and dash; past the eighth they combine anew."""
+    again = i // len(LOOKS)
+    return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
 
 
 def _curves(axes, task: TaskBoard, looks: dict) -> None:

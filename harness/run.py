@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import platform
 import resource
@@ -25,7 +27,7 @@ from harness.data import Splits, Truth
 from harness.method import Run
 from harness.metrics import METRICS_VERSION, score_table
 from harness.mistake import Mistake
-from harness.prepare import Prepared, open_prepared
+from harness.prepare import open_prepared
 from harness.store import Store
 from harness.trial import Trial
 
@@ -40,6 +42,7 @@ FACTS = (  # how and where a trial ran: never part of its identity
     "metrics_version",
     "peak_memory_mb",
     "seconds",
+    "source",
     "versions",
 )
 
@@ -92,6 +95,7 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
         "metrics_version": METRICS_VERSION,
         "peak_memory_mb": peak_memory_mb(),
         "seconds": time.perf_counter() - began,
+        "source": source_state(trial),
         "versions": library_versions(),
     }
     return Result(predictions, score_table(predictions, splits), facts)
@@ -114,7 +118,7 @@ def derangement(n: int) -> np.ndarray:
     return other
 
 
-def finish(trial: Trial, store: Store, prepared: Prepared | None = None) -> bool:
+def finish(trial: Trial, store: Store) -> bool:
     """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
 
     A Mistake (a store that is full, say) is no failure of the trial and is raised.
@@ -122,7 +126,7 @@ def finish(trial: Trial, store: Store, prepared: Prepared | None = None) -> bool
     if store.read("trials", trial.key):
         return True
     try:
-        prepared = prepared or open_prepared(store, trial.task_key)
+        prepared = open_prepared(store, trial.task_key)  # anew: a method that writes into it harms itself alone
         with threadpool_limits(1), one_torch_thread():
             result = run_trial(trial, prepared.splits, prepared.truth)
     except Mistake:
@@ -138,13 +142,10 @@ def finish(trial: Trial, store: Store, prepared: Prepared | None = None) -> bool
 def finish_all(
     trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
 ) -> Iterator[tuple[Trial, bool]]:
-    """Finishes trials one after another, yielding each with whether it succeeded; a task is opened once for its trials."""
-    key, prepared = None, None
+    """Finishes trials one after another, task by task, yielding each with whether it succeeded."""
     for trial in sorted(trials, key=lambda t: t.task_key):
-        if trial.task_key != key:
-            key, prepared = trial.task_key, open_prepared(store, trial.task_key)
         before(trial)
-        yield trial, finish(trial, store, prepared)
+        yield trial, finish(trial, store)
 
 
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
@@ -179,14 +180,18 @@ def code_state() -> str:
     """The commit this code is at, `-dirty` where files differ from it; MANYMINDS_CODE says it where git is not."""
     if told := os.environ.get("MANYMINDS_CODE"):
         return told
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return "unknown"
     return described.stdout.strip() or "unknown"
+
+
+def source_state(trial: Trial) -> dict[str, str]:
+    """16 hex digits of the task's and the method's file: where they change and `version` does not, the board says so."""
+    files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
+    return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}
 
 
 @lru_cache(1)

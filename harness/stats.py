@@ -206,7 +206,7 @@ def ranks(values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float
 
 class Verdict(NamedTuple):
     text: str  # "gain", "nothing to personalise here" or "cannot tell"
-    best: int  # row of the largest gain
+    best: int  # row of the largest gain; where the text is "gain", of the surest
     people: int | None  # only where it cannot tell: how many people could, None if no number would
 
 
@@ -222,7 +222,7 @@ def verdict(gains: Gains, margin: float) -> Verdict:
     best = int(np.flatnonzero(others)[np.argmax(gains.value[others])])
     value, low, high = gains.value[others], gains.joint_low[others], gains.joint_high[others]
     if low.max() > margin:
-        return Verdict("gain", best, None)
+        return Verdict("gain", int(np.flatnonzero(others)[np.argmax(low)]), None)
     if high.max() < margin:
         return Verdict("nothing to personalise here", best, None)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -21,6 +21,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from harness.mistake import Mistake
@@ -77,14 +78,22 @@ class Store:
 
     def load(self, manifest: Mapping, name: str) -> bytes:
         """A committed file's content, verified. Raises Mistake where it is not what was committed."""
+        content = self.file(manifest, name).read_bytes()
+        self._verify(self.file(manifest, name), hashlib.sha256(content).hexdigest())
+        return content
+
+    def verified(self, manifest: Mapping, name: str) -> Path:
+        """Where a committed file lies, for memory-mapping; read through once per process. Raises Mistake as `load`."""
         path = self.file(manifest, name)
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != path.name:
+        self._verify(path, _digest(path, path.stat().st_mtime_ns))
+        return path
+
+    def _verify(self, path: Path, digest: str) -> None:
+        if digest != path.name:
             raise Mistake(
                 f"{path} is damaged: its content is not what was committed",
                 f"remove it (rm {path}) and run the suite again: what it held is made anew",
             )
-        return content
 
     def commit(
         self, kind: str, key: str, identity: Mapping, files: Mapping[str, bytes | memoryview], facts: Mapping
@@ -102,7 +111,11 @@ class Store:
             first = self._link(kind, f"{key}.json", manifest)
             if not first:
                 winner = json.loads((self.root / kind / f"{key}.json").read_bytes())
-                if winner["files"] != listed:
+                if self.read(kind, key) is None:  # its files are gone: what was lost may be made anew
+                    private = self._private(key)
+                    _write(private, _json(manifest))
+                    os.replace(private, self.root / kind / f"{key}.json")
+                elif winner["files"] != listed:
                     self._link(kind, f"{key}.diverged.json", manifest)
             return first
 
@@ -142,7 +155,7 @@ class Store:
 
     def _link(self, kind: str, name: str, manifest: Mapping) -> bool:
         private = self._private(name)
-        _write(private, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        _write(private, _json(manifest))
         _reach("described")
         try:
             os.link(private, self.root / kind / name)
@@ -169,11 +182,21 @@ class Store:
             raise
 
 
+def _json(manifest: Mapping) -> bytes:
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+
+
 def _write(path: Path, content: bytes | memoryview) -> None:
     with open(path, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@lru_cache(10_000)
+def _digest(path: Path, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

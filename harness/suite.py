@@ -94,6 +94,8 @@ def read_suite(path: str | Path) -> Suite:
         named = {method.name for method in methods}
         methods = [find.make("method", name, {}) for name in CONTROLS if name not in named] + methods
     margin = float(content.get("margin", Suite.margin))
+    if not 0 <= margin < 1:
+        raise Mistake(f"{path}: margin = {margin} is no gain in accuracy", "for example margin = 0.01")
     return Suite(path.stem, content.get("title", path.stem), tuple(seeds), tuple(tasks), tuple(methods), margin)
 
 
@@ -134,7 +136,7 @@ def make_plan(suite: Suite, store: Store, prepared: Callable[[], None] = lambda:
                 if reason := method.refuses(manifest_of(manifest)):
                     refusals[task, method] = Refusal(task, method, reason)
                 else:
-                    trials.append(Trial(task, method, seed, facts["data"]))
+                    trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
             populations[facts["population"]] = facts["people"]
             counted += facts["users"]["test/context"]
             prepared()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from harness.method import Method
@@ -38,7 +38,7 @@ def task_identity(task: Task, seed: int) -> dict[str, object]:
 class Trial:
     """Fitted once, judged at every number of shots on every panel.
 
-    Every field here is identity. How and where a trial ran (code state, device, seconds, ...) are facts, listed in
+    Every field here but `task_key` is identity. How and where a trial ran (code state, device, seconds, ...) are facts, listed in
     `harness.run.FACTS` and stored beside the result.
     """
 
@@ -46,6 +46,7 @@ class Trial:
     method: Method
     seed: int
     data: str  # digest of the prepared task
+    task_key: str = field(compare=False)  # where the store keeps the prepared task: no identity, `data` is
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -62,7 +63,3 @@ class Trial:
     @cached_property
     def key(self) -> str:
         return hashed(self.identity)
-
-    @cached_property
-    def task_key(self) -> str:
-        return hashed(task_identity(self.task, self.seed))

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.mistake import Mistake
 from harness.task import Task, in_order
 
 
@@ -23,6 +24,15 @@ class LowRank(Task):
     rank: int = 5
     weights: Literal["gaussian", "dirichlet"] = "gaussian"
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.n_users, self.new_users, self.pairs_per_user, self.rank) < 1 or self.temperature <= 0:
+            raise Mistake(
+                "low_rank: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks"
+            )
+        if self.rank > self.feature_dim:
+            raise Mistake(f"low_rank: rank {self.rank} is more than feature_dim {self.feature_dim}", "lower the rank")
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.mistake import Mistake
 from harness.task import Task, in_order
 
 
@@ -26,6 +27,14 @@ class TwoModes(Task):
     query_conflict_rate: float = 0.5
 
     shots: tuple[int, ...] = (0, 1, 3, 5, 10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
+        if min(self.n_users, self.pairs_per_user, self.feature_dim) < 1 or not all(0 <= rate <= 1 for rate in rates):
+            raise Mistake(
+                "two_modes: a count is below 1, or a conflict rate outside [0, 1]", "conflict_rate = 0.5 is natural"
+            )
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 """The board: hand-worked numbers, holes, one seed, flags, and a page that stands alone."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from harness import find
 from harness.board import labels, make_board
 from harness.find import make
 from harness.report import figures, number, print_board, span, write_html
@@ -97,6 +99,22 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     )
 
 
+def test_a_changed_source_file_is_flagged(tiny, tmp_path):
+    """The same settings from a file that says something else: the old results stand, and the board says so."""
+    file, _, store = tiny
+    plugin = tmp_path / "mine.py"
+    text = '"""Mine, for a test."""\nfrom harness.methods.per_user import PerUser\nclass Mine(PerUser):\n    pass\n'
+    plugin.write_text(text)
+    find.add_plugins([plugin])
+    file.write_text(file.read_text() + '\n[[methods]]\nname = "mine"')
+    plan = make_plan(read_suite(file), store)
+    list(finish_all(plan.trials, store))
+    assert make_board(plan, store).tasks[0].flags == ()
+    plugin.write_text(text + "# another thought\n")
+    (flag,) = make_board(plan, store).tasks[0].flags
+    assert "method mine: its file changed" in flag and "version" in flag
+
+
 def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
     file, _, _ = tiny
     board = make_board(make_plan(read_suite(file), Store(tmp_path / "empty").open()), Store(tmp_path / "empty"))
@@ -133,6 +151,8 @@ def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
     before = page.stat().st_mtime_ns
     monkeypatch.setattr("harness.report.figures", lambda task: pytest.fail("drawn again"))
     assert write_html(board, store).stat().st_mtime_ns == before
+    renamed = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="another title"), tasks=())
+    assert "another title" in write_html(renamed, store).read_text()
 
 
 def test_hostile_names_are_escaped(tiny):

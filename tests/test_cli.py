@@ -151,6 +151,7 @@ class Bad(Task):
         ("features[3, 1] = np.nan", "a NaN or infinite feature"),
         ("user[-1] = 99", "a user with one pair"),
         ("user = user // 4", "3 people are too few"),
+        ("raise OSError('no such table')", "task bad_task: build raised OSError: no such table (bad_task.py:"),
         (
             "user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10",
             "shots go up to",

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Items, Leak, Panel, PreferenceDataset, Splits
+from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, arrays, digest
 from harness.mistake import Mistake
 from harness.task import halves, in_order, whole_users
 
@@ -168,6 +169,11 @@ class TestLeak:
                 splits.panels,
             ).check()
 
+    def test_a_test_person_in_validation_is_caught(self):
+        splits = self.splits()
+        with pytest.raises(Leak, match="are in validation"):
+            Splits(splits.train, dict(splits.panels) | {"test": splits.panels["validation"]}).check()
+
     def test_a_seen_query_in_train_is_caught(self):
         splits = self.splits()
         seen = Panel(splits.panels["seen"].context.first(0), splits.train.first(2))
@@ -186,9 +192,39 @@ def test_pairs_slices():
     assert pairs.pooled().n_users == 1 and len(pairs.pooled()) == len(pairs)
 
 
+def test_item_numbers_tell_nothing():
+    """Distinct responses: were chosen ones numbered first, `left < right` would say who won."""
+    rng = np.random.default_rng(0)
+    n = 2000
+    texts = [str(x) for x in rng.permutation(2 * n)]
+    frame = pl.DataFrame(
+        {"user": rng.integers(20, size=n), "prompt": "p", "chosen": texts[:n], "rejected": texts[n:]}, strict=False
+    )
+    pairs = PreferenceDataset.from_choices(frame.with_columns(pl.lit("p").alias("prompt"))).pairs
+    assert abs(((pairs.left < pairs.right) == (pairs.label == 1)).mean() - 0.5) < 4.5 * 0.5 / np.sqrt(n)
+
+
+def test_mistakes_name_the_row_as_it_was_given():
+    items = Items(np.eye(3, dtype=np.float32))
+    with pytest.raises(Mistake, match="row 1 has a label"):
+        PreferenceDataset.from_pairs(["b", "a", "b", "a"], [0, 1, 0, 1], [1, 2, 2, 2], [1, 7, 1, 0], items)
+
+
 def test_the_digest_sees_every_value():
-    data = people(6, 7)
-    assert data.digest() == people(6, 7).digest()
-    label = data.pairs.label.copy()
-    label[3] = 1 - label[3]
-    assert replace(data, pairs=replace(data.pairs, label=label)).digest() != data.digest()
+    """Each array and table of a data set, changed in one place, changes the digest."""
+    frame = FRAME.with_columns(seconds=pl.Series([1.0, 2, 3, 4, 5, 6]))
+    data = PreferenceDataset.from_choices(frame, features=lambda items: np.arange(len(items) * 2).reshape(-1, 2))
+    draws = np.ones((3, 2), np.float32)
+    data = replace(data, truth=Truth(draws, np.ones((5, 2), np.float32), 1.0, draws))
+    named = arrays(data)
+    expected = {"user", "people", "left", "right", "label", "seconds", "features", "text", "users"}
+    assert set(named) == expected | {f"truth.{n}" for n in ("users", "items", "population", "temperature")}
+    for name, value in named.items():
+        if isinstance(value, pa.Table):
+            first = value.column(0).to_pylist()
+            changed = value.set_column(0, value.column_names[0], [[first[0] + "!", *first[1:]]])
+        else:
+            changed = np.array(value)
+            changed.flat[0] += 1
+        assert digest(named | {name: changed}) != digest(named), name
+    assert data.digest() == digest(named)

@@ -93,6 +93,14 @@ def test_a_file_cut_short_is_not_finished_and_is_mended(store):
     assert contents(store) == FILES
 
 
+def test_lost_files_are_made_anew_even_if_they_differ(store):
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    store.file(store.read("trials", "k" * 16), "a").unlink()
+    assert store.read("trials", "k" * 16) is None
+    store.commit("trials", "k" * 16, {}, {"a": b"another"}, {})
+    assert contents(store) == {"a": b"another"}
+
+
 def test_a_changed_file_is_told(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
     manifest = store.read("trials", "k" * 16)

@@ -8,7 +8,7 @@ import safetensors.numpy
 
 from harness.find import make
 from harness.run import FACTS, derangement, finish, load_scores, run_trial
-from harness.trial import KEY_VERSION, Trial, task_identity
+from harness.trial import KEY_VERSION, Trial, hashed, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
     1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
@@ -18,9 +18,9 @@ GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are neve
 def trials():
     low_rank = make("task", "low_rank", {"n_users": 40, "temperature": 1, "shots": [0, 2]})
     return [
-        Trial(low_rank, make("method", "per_user", {}), 0, "d" * 64),
-        Trial(low_rank, make("method", "per_user", {"scale": 2}), 3, "d" * 64),
-        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8}), 0, "d" * 64),
+        Trial(low_rank, make("method", "per_user", {}), 0, "d" * 64, "t"),
+        Trial(low_rank, make("method", "per_user", {"scale": 2}), 3, "d" * 64, "t"),
+        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8}), 0, "d" * 64, "t"),
     ]
 
 
@@ -31,10 +31,11 @@ def test_golden_keys():
 def test_every_field_of_a_trial_is_identity():
     """A new field must be put into `identity` (and KEY_VERSION raised), or among the facts."""
     fields = {f.name for f in dataclasses.fields(Trial)}
-    assert fields == {"task", "method", "seed", "data"}
+    assert fields == {"task", "method", "seed", "data"} | {"task_key"}  # the last says where the data lies
     trial = trials()[0]
     other_task = dataclasses.replace(trial.task, rank=4)
     other_method = dataclasses.replace(trial.method, scale=0.5)
+    assert dataclasses.replace(trial, task_key="elsewhere").key == trial.key
     for change in ({"task": other_task}, {"method": other_method}, {"seed": 1}, {"data": "e" * 64}):
         assert dataclasses.replace(trial, **change).key != trial.key
 
@@ -52,11 +53,11 @@ def test_every_field_of_every_setting_is_identity(kind):
 
 def test_versions_are_identity(monkeypatch):
     trial = trials()[0]
-    key, task_key = trial.key, trial.task_key
+    key, task_key = trial.key, hashed(task_identity(trial.task, 0))
     monkeypatch.setattr(type(trial.method), "version", 2)
-    assert dataclasses.replace(trial).key != key and dataclasses.replace(trial).task_key == task_key
+    assert dataclasses.replace(trial).key != key and hashed(task_identity(trial.task, 0)) == task_key
     monkeypatch.setattr(type(trial.task), "version", 2)
-    assert dataclasses.replace(trial).task_key != task_key
+    assert hashed(task_identity(trial.task, 0)) != task_key
 
 
 def test_whole_numbers_and_floats_are_one_setting():
