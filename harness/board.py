@@ -336,13 +336,13 @@ def _verdict(gains: stats.Gains, margin: float, names: list[str]) -> str:
         return f"no verdict: {gains.note}, no interval"
     found = stats.verdict(gains, margin)
     best = names[found.best]
-    value, low, high = (x[found.best] for x in (gains.value, gains.joint_low, gains.joint_high))
+    value, low, high = (np.clip(x[found.best], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
     limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
     if found.text == "gain":
         return f"personalising pays: {best} gains {limits} (margin {margin:g})"
     if found.text == "cannot tell":
-        people = f"about {found.people} people could" if found.people else "no number of people could"
-        return f"cannot tell: {best} gains {limits} (margin {margin:g}; {people})"
+        people = f"about {found.people} people could, or more seeds" if found.people else "more seeds might"
+        return f"cannot tell: {best} is at {limits} (margin {margin:g}; {people})"
     highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
     return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE} (margin {margin:g})"
 

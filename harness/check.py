@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,8 +35,15 @@ class Finding:
 def check_name(name: str) -> Iterator[Finding]:
     """Every check of the task and of the method of that name. Raises Mistake where there is neither."""
     kinds = [kind for kind in ("task", "method") if name in find.names(kind)]
+    if not kinds:
+        known = find.names("task") | find.names("method")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else "manyminds list shows all; a file of yours is named by its path"
+        )
+        raise Mistake(f"there is no task or method {name!r}", hint)
     with threadpool_limits(1), one_torch_thread():
-        for kind in kinds or ["method" if name in find.names("method") else "task"]:
+        for kind in kinds:
             thing = find.load(kind, name)
             yield _ask("every field has a default", lambda: thing() and None)
             battery = task_checks(thing()) if kind == "task" else method_checks(thing())
@@ -176,7 +184,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     def again() -> str | None:
         state = method.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth))
         other = method.score(state, method.adapt(state, context, run), query).numpy()
-        return None if np.array_equal(other, answers(context, query)) else "two runs of one seed differ"
+        return None if np.array_equal(other, answers(context, query), equal_nan=True) else "two runs of one seed differ"
 
     def reordered() -> str | None:
         order = np.lexsort((-context.rank, context.user))
@@ -243,6 +251,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     yield "state and users are tensors", shapes
     yield "it holds nothing learned", frozen
     yield "the same seed gives the same answers", again
+    yield "with context its answers are finite", lambda: _finite(answers(context, query))
     yield "without context it answers", no_shots
     yield "swapping the sides of a query flips the sign", swapped_sides
     yield "swapping the sides of the context changes nothing", swapped_context
@@ -259,6 +268,10 @@ def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
     return (
         None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"log-odds differ by up to {gap:.3g}"
     )
+
+
+def _finite(z: np.ndarray) -> str | None:
+    return None if np.isfinite(z).all() else f"{int((~np.isfinite(z)).sum())} of {len(z)} log-odds are not finite"
 
 
 def _differ(a: str, b: str) -> str | None:

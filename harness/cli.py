@@ -163,6 +163,7 @@ def run(
                 for _ in finish_all(todo, opened):
                     step(1)
             else:
+                err.print("starting Ray, which takes some 15 s")
                 from harness.on_ray import run_on_ray
 
                 run_on_ray(
@@ -180,7 +181,9 @@ def run(
         err.print("failed", style="red", end=" ")
         err.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
     if failed:
-        err.print(f"\nhint: manyminds show {failed[0].key} prints the traceback; the same command runs them again")
+        err.print(
+            f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
+        )
         raise typer.Exit(1)
 
 
@@ -303,7 +306,7 @@ def _aside(what: str) -> Iterator[None]:
         yield
     except Mistake as mistake:
         err.print(f"{what}:", style="yellow", end=" ")
-        err.print(f"{mistake.message}\nhint: {mistake.hint}; results are safe, `manyminds publish` tries again")
+        err.print(f"{mistake.message}\n\nhint: {mistake.hint}; results are safe, `manyminds publish SUITE` tries again")
 
 
 def main() -> None:

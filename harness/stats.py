@@ -87,9 +87,10 @@ def _estimate(value: np.ndarray, squares: list[np.ndarray], person: np.ndarray, 
     """Estimate from the squared totals (by person, by seed, by cell), each of the value's shape."""
     times = np.unique(person, return_counts=True)[1].astype(float)
     people, seeds = len(times), len(np.unique(seed))
-    if seeds < 2 or people < 2:
+    if seeds < 3 or people < 2:  # two seeds that happen to agree would give an interval of no width
         none = np.full(np.shape(value), np.nan)
-        return Estimate(value, none, none, none, people, "one seed" if seeds < 2 else "one person")
+        few = "one seed" if seeds == 1 else "two seeds"
+        return Estimate(value, none, none, none, people, few if seeds < 3 else "one person")
     by_person, by_seed, by_cell = squares
     seed_part = by_seed * seeds / (seeds - 1)
     person_part = np.maximum(by_person - by_cell, 0) * seeds / (seeds - 1) * people / (people - 1)

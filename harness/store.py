@@ -54,7 +54,7 @@ class Store:
         """The manifest, or None where nothing is committed or one of its files is missing or cut short."""
         try:
             manifest = json.loads((self.root / kind / f"{key}.json").read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, json.JSONDecodeError):  # not there, or cut short: to be made anew
             return None
         for file in manifest["files"].values():
             try:
@@ -110,8 +110,8 @@ class Store:
             manifest = {"key": key, "identity": identity, "files": listed, "facts": facts}
             first = self._link(kind, f"{key}.json", manifest)
             if not first:
-                winner = json.loads((self.root / kind / f"{key}.json").read_bytes())
-                if self.read(kind, key) is None:  # its files are gone: what was lost may be made anew
+                winner = self.read(kind, key)
+                if winner is None:  # it or its files are gone: what was lost may be made anew
                     private = self._private(key)
                     _write(private, _json(manifest))
                     os.replace(private, self.root / kind / f"{key}.json")
@@ -176,7 +176,7 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 hint = f"free some space or name another folder: --store DIR; what is finished is safe in {self.root}"
                 raise Mistake(f"the store {self.root} is full", hint) from error
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
                 hint = "name a folder you may write: --store DIR"
                 raise Mistake(f"the store {self.root} cannot be written ({error.strerror})", hint) from error
             raise

@@ -69,7 +69,7 @@ def read_suite(path: str | Path) -> Suite:
     except FileNotFoundError as error:
         near = ", ".join(sorted(f.as_posix() for f in Path("jobs/suites").glob("*.toml")))
         raise Mistake(f"the suite {path} does not exist", f"name a TOML file{f': {near}' if near else ''}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise Mistake(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
     for key, value in content.items():
         if key not in KNOWN:

@@ -19,6 +19,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 async def submit(address: str, file: str, *options: str) -> bool:
     """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed."""
+    store = dict(zip(options, options[1:])).get("--store", "")
+    if not store.startswith("/"):
+        raise mistake.Mistake(
+            "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
+        )
     find.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
     name = f"manyminds-{suite.read_suite(file).digest}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
@@ -42,5 +47,13 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)  # Ray tells every file it leaves out
     try:
         sys.exit(asyncio.run(submit(*sys.argv[1:])) if len(sys.argv) > 2 else __doc__)
-    except (mistake.Mistake, OSError, exceptions.AuthenticationError) as error:
-        sys.exit(f"error: {error}")
+    except mistake.Mistake as error:
+        message = str(error)
+    except (OSError, RuntimeError, exceptions.AuthenticationError) as error:
+        message = (
+            f"{error}\n\nhint: is the cluster up, its address http://HOST:8265, and the token the same on both sides?"
+        )
+    except KeyboardInterrupt:
+        message = "no longer following\n\nhint: the job goes on; the same command follows it, `ray job stop` ends it"
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

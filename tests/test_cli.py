@@ -52,7 +52,9 @@ def told(answer, *said):
 
 
 def test_unknown_names(call, suite, tmp_path):
-    told(call("check", "low_rnak"), "no task 'low_rnak'", "did you mean 'low_rank'?")
+    told(call("check", "low_rnak"), "no task or method 'low_rnak'", "did you mean 'low_rank'?")
+    told(call("check", "rf"), "no task or method 'rf'", "did you mean 'rfm'?")
+    told(call("run", tmp_path), "is not TOML")
     told(call("run", suite('[[tasks]]\nname = "two_mods"')), "no task 'two_mods'", "did you mean 'two_modes'?")
     told(call("run", suite('[[tasks]]\nname = "low_rank"\nranks = 3')), "no field 'ranks'", "did you mean 'rank'?")
     told(call("run", tmp_path / "nothing.toml"), "does not exist")
@@ -181,6 +183,7 @@ def test_a_plugin_that_is_none(call, suite, name, text, says):
 def test_a_store_that_cannot_be_written(call, suite, tmp_path):
     (tmp_path / "file").write_text("")
     told(call("run", suite(TINY), "--store", tmp_path / "file", "--local"), "cannot be written", "--store DIR")
+    told(call("run", suite(TINY), "--store", "/proc/x", "--local"), "cannot be written", "--store DIR")
 
 
 def test_a_full_disk_keeps_what_is_finished(call, suite, tmp_path):

@@ -75,7 +75,7 @@ from ray.cluster_utils import Cluster
 from tests.test_on_ray import Path, on_ray, ready
 
 cluster = Cluster()
-cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=2)  # enough for a group of two once the other node is gone
 second = cluster.add_node(num_cpus=1)
 os.environ["RAY_ADDRESS"] = cluster.address
 store, trials, plugin = ready({folder!r}, "counted", ["counted"])
@@ -87,7 +87,7 @@ def kill(n):
         cluster.remove_node(second, allow_graceful=False)
         hold.unlink()
 
-on_ray.run_on_ray(trials, store, plugins=[plugin], on_progress=kill)
+on_ray.run_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
 cluster.shutdown()
 """
 DEADLY = '''"""Takes its worker with it where the seed is two."""
@@ -237,6 +237,30 @@ def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
     assert "a worker died while it ran" in store.failure(lost.key)["reason"]
+
+
+def test_two_drivers_on_one_store(cluster, undisturbed, tmp_path):
+    """Both run the same trials at once, and neither disturbs the other."""
+    store, trials, plugin = ready(tmp_path, "counted", ["counted"])
+    other = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=Path(__file__).parent.parent
+    )
+    on_ray.run_on_ray(trials, store, [plugin], 1)
+    assert other.wait(120) == 0
+    assert results(store) == undisturbed and not any((store.root / "tmp").iterdir())
+
+
+def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):
+    import asyncio
+
+    from jobs import submit
+
+    monkeypatch.setattr(submit.requests, "get", lambda *_, **__: type("Answer", (), {"ok": True}))
+    suite = tmp_path / "suite.toml"
+    suite.write_text(SUITE % '{ name = "chance" }')
+    for address in ("http://10.0.0.5:8265", "http://127.evil.example:8265", "http://127.0.0.1@evil.example:8265"):
+        with pytest.raises(Mistake, match="asks for no token"):
+            asyncio.run(submit.submit(address, str(suite), "--store", "/s"))
 
 
 def test_a_mistake_in_a_worker_ends_the_run_as_that_mistake(cluster, tmp_path):

@@ -101,6 +101,14 @@ def test_lost_files_are_made_anew_even_if_they_differ(store):
     assert contents(store) == {"a": b"another"}
 
 
+def test_a_manifest_cut_short_is_made_anew(store):
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    (store.root / "trials" / ("k" * 16 + ".json")).write_text("{")
+    assert store.read("trials", "k" * 16) is None
+    store.commit("trials", "k" * 16, {}, FILES, {})
+    assert contents(store) == FILES
+
+
 def test_a_changed_file_is_told(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
     manifest = store.read("trials", "k" * 16)

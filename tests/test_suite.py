@@ -3,6 +3,7 @@
 import pytest
 
 from harness import find
+from harness.method import Manifest
 from harness.mistake import Mistake
 from harness.plan import forecast, unfinished
 from harness.store import Store
@@ -96,6 +97,13 @@ def test_methods_sit_out_with_a_reason(tmp_path):
     plan = make_plan(read, Store(tmp_path / "store").open())
     assert [(r.method.name, "512" in r.reason) for r in plan.refusals] == [("mixed_logit", True)]
     assert {t.method.name for t in plan.trials} == set(CONTROLS) - {"mixed_logit"}
+
+
+def test_linear_methods_sit_out_where_items_have_no_numbers():
+    text_only = Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False)
+    for name in ("shared", "per_user", "spectral", "mixed_logit", "rfm"):
+        assert "numeric features" in find.make("method", name, {}).refuses(text_only)
+    assert find.make("method", "chance", {}).refuses(text_only) is None
 
 
 def test_adding_a_method_leaves_the_rest_finished(tiny):

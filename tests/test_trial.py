@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from harness import find
 from harness.find import make
 from harness.run import FACTS, derangement, finish, load_scores, run_trial
+from harness.store import Store
+from harness.suite import make_plan
 from harness.trial import KEY_VERSION, Trial, hashed, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
@@ -110,6 +113,22 @@ def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
     _, plan, store = tiny
     monkeypatch.setattr("harness.run.run_trial", lambda *_: pytest.fail("fitted again"))
     assert all(finish(trial, store) for trial in plan.trials)
+
+
+def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
+    """It overwrites features in place; the trials that run after it on the same task find what they find without it."""
+    file, plan, undisturbed = tiny
+    plugin = tmp_path / "vandal.py"
+    plugin.write_text(
+        '"""Overwrites what it is given."""\nfrom harness.methods.chance import Chance\nclass Vandal(Chance):\n'
+        "    def fit(self, train, validation, run):\n        train.items.features[:] = 0\n        return {}\n"
+    )
+    find.add_plugins([plugin])
+    vandal = make("method", "vandal", {})
+    store = Store(tmp_path / "vandalised").open()
+    for trial in make_plan(plan.suite, store).trials:
+        assert finish(dataclasses.replace(trial, method=vandal), store) and finish(trial, store)
+        assert store.read("trials", trial.key)["files"] == undisturbed.read("trials", trial.key)["files"]
 
 
 def test_nobody_swaps_with_himself():
