@@ -41,7 +41,7 @@ class World:
         self.folder, self.store = folder, Store(folder / "store").open()
         self.client = None
 
-    def plan(self, name, seeds=2, methods=("shared", "spectral", "oracle"), n_users=(20,), run=True):
+    def plan(self, name, seeds=3, methods=("shared", "spectral", "oracle"), n_users=(20,), run=True):
         text = f"seeds = {seeds}\ncontrols = false\n" + "".join(TASK.format(n_users=n) for n in n_users)
         file = self.folder / f"{name}.toml"
         file.write_text(text + "".join(METHOD.format(method) for method in methods))
@@ -107,7 +107,7 @@ def test_a_row_is_one_run_with_its_seeds_inside_and_the_numbers_of_the_board(wor
     assert len(runs) == len(rows) == 3
     for run in runs.values():
         _, row = rows[run.data.tags["task"], run.data.tags["method"]]
-        assert run.data.tags["seeds"] == "0 1" and run.data.tags["trials"].split() == list(row.keys)
+        assert run.data.tags["seeds"] == "0 1 2" and run.data.tags["trials"].split() == list(row.keys)
         assert run.data.params["task.n_users"] == "20" and run.data.params["task.shots"] == "[0, 2, 4]"
         told = {
             "accuracy": row.curves["accuracy"][4].value,
@@ -195,15 +195,15 @@ def test_another_seed_replaces_every_row(world):
     plan = world.plan("seed")
     world.publish(plan)
     before = ids(world.runs(plan))
-    more = world.plan("seed", seeds=3)
+    more = world.plan("seed", seeds=4)
     world.publish(more)
     after = world.runs(more)
     assert after.keys() == before.keys() and not set(ids(after).values()) & set(before.values())
-    assert {run.data.tags["seeds"] for run in after.values()} == {"0 1 2"}
+    assert {run.data.tags["seeds"] for run in after.values()} == {"0 1 2 3"}
 
 
 def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
-    plan = world.plan("live", seeds=4, methods=("spectral", "shared"), run=False)
+    plan = world.plan("live", seeds=4, methods=("spectral", "shared"), n_users=(21,), run=False)
     spectral = [t for t in plan.trials if t.method.name == "spectral"]
     list(finish_all(spectral[:3], world.store))
     publisher = Publisher(plan, world.store)
@@ -225,7 +225,7 @@ def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
 
 @pytest.mark.parametrize("step", ["log_batch", "log_artifacts", "set_terminated", "delete_run"])
 def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, step):
-    plan = world.plan("killed", seeds=2 if step != "delete_run" else 3, methods=("shared", "spectral"))
+    plan = world.plan("killed", seeds=3 if step != "delete_run" else 4, methods=("shared", "spectral"))
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -305,7 +305,7 @@ def test_long_lists_are_cut_in_tags_and_whole_in_the_artifact(world):
     publisher._write(client, experiment, record, record.digest, "")
     (run,) = client.search_runs([experiment])
     assert len(run.data.tags["trials"]) <= LONGEST and run.data.tags["trials"].endswith(" ...")
-    assert world.file(run, "trials.json").read_text().count('"key"') == 600
+    assert world.file(run, "trials.json").read_text().count('"key"') == 900
 
 
 def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
