@@ -23,6 +23,7 @@ from harness.trial import Trial, fields_of
 REFERENCE = "shared"  # every gain is over the one reward for all
 MEANS = {
     "accuracy": 1.0,
+    "sign_accuracy": 1.0,  # where the truth is known
     "auc": 1.0,
     "log_loss": np.inf,
     "brier": 1.0,
@@ -265,13 +266,14 @@ def _cells(store: Store, trials: list[Trial], manifests: dict) -> _Cells:
 
 def _own(cells: _Cells, task: Task, complete: bool) -> dict:
     """What a row says without regard to any other: curves, swap control, worst users."""
-    curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*MEANS, "ece")}
+    known = [m for m in MEANS if not cells.blocks[task.shots[0], False][m].null_count()]
+    curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*known, "ece")}
     for shots in task.shots:
         block = cells.blocks[shots, False]
-        values = np.stack([block[metric] for metric in MEANS])
+        values = np.stack([block[metric] for metric in known])
         found = stats.estimate(values, cells.person, cells.seed)
-        low, high = np.clip(found.interval(), 0, list(MEANS.values()))
-        for i, metric in enumerate(MEANS):
+        low, high = np.clip(found.interval(), 0, [MEANS[metric] for metric in known])
+        for i, metric in enumerate(known):
             curves[metric][shots] = Point(
                 float(found.value[i]), *(_or_none(x[i]) if complete else None for x in (low, high))
             )

@@ -132,6 +132,11 @@ class Truth:
     temperature: float = 1.0
     population: np.ndarray | None = None
 
+    def gap(self, pairs: Pairs) -> np.ndarray:
+        """float32[n]: utility of left minus utility of right, for each row's own person."""
+        rows = self.users[pairs.people[pairs.user]]
+        return np.einsum("nk,nk->n", self.items[pairs.left] - self.items[pairs.right], rows)
+
 
 @dataclass(frozen=True, eq=False)
 class PreferenceDataset:

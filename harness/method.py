@@ -23,6 +23,7 @@ class Manifest:
     has_text: bool
     has_seconds: bool
     has_truth: bool
+    shares_pairs: bool = False  # training users judged pairs that test users are asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,7 @@ class Method:
 
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
+    elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 
     @property
     def name(self) -> str:
@@ -81,3 +83,10 @@ class Method:
         """float[n]: log-odds that left is preferred (Bradley-Terry: the gap of rewards). Labels in `query` are hidden."""
         left = self.reward(state, users, query.items, query.user, query.left)
         return left - self.reward(state, users, query.items, query.user, query.right)
+
+    def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
+        """float[n]: how much an answer to each pair of `pool` would tell; with `elicit = "uncertainty"` the largest is asked.
+
+        Such a method declares the field `elicit: Literal["random", "uncertainty"] = "random"`.
+        """
+        raise NotImplementedError

@@ -7,35 +7,40 @@ import pyarrow as pa
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from harness.data import Pairs, Splits
+from harness.data import Pairs, Splits, Truth
 
-METRICS_VERSION = 1  # raised whenever a score of the same predictions changes; older score tables are then recomputed
+METRICS_VERSION = 2  # raised whenever a score of the same predictions changes; older score tables are then recomputed
 BINS = 10  # of equal mass, for the calibration error
 SHARPEST = 20.0  # largest temperature scale: separable validation answers would ask for infinity
 
 
-def score_table(predictions: dict[str, np.ndarray], splits: Splits) -> pa.Table:
+def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
     """One row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
 
-    Probabilities are calibrated by one temperature fitted on the validation panel at the same number of shots.
+    Probabilities are calibrated by one temperature fitted on the validation panel at the same number of shots. Where
+    the truth is known, sign_accuracy is the share of queries whose side of larger true utility is preferred.
     """
     tables, scales = [], {}
+    better = {
+        name: None if truth is None else np.sign(truth.gap(p.query)) / 2 + 0.5 for name, p in splits.panels.items()
+    }
     for name in sorted(predictions, key=lambda n: (not n.startswith("validation/"), n)):
         panel, shots, *swapped = name.split("/")
         query = splits.panels[panel].query
         if panel == "validation" and not swapped:
             scales[shots] = temperature_scale(predictions[name], query.label)
-        columns = per_person(query, predictions[name], scales[shots])
+        columns = per_person(query, predictions[name], scales[shots], better[panel])
         n = query.n_users
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
     return pa.concat_tables(tables)
 
 
-def per_person(query: Pairs, log_odds: np.ndarray, scale: float) -> dict[str, object]:
+def per_person(query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None) -> dict[str, object]:
     """Columns with a row per user: means over his queries, and his share in every calibration bin.
 
     accuracy: of the side preferred against the observed label, ties one half.  auc: over both orders of his pairs.
+    sign_accuracy: the same against `better`, 1 where the truth prefers left; null where nobody knows it.
     log_loss (nats), brier: of the calibrated probabilities.
     bin_n, bin_p, bin_y: [n_users, BINS] count, sum of probabilities and of labels, in bins of equal mass over the panel.
     """
@@ -46,7 +51,10 @@ def per_person(query: Pairs, log_odds: np.ndarray, scale: float) -> dict[str, ob
         return np.bincount(user, values, minlength=n_users) / asked
 
     p = expit(scale * z)
-    credit = np.where(z > 0, y, np.where(z < 0, 1 - y, 0.5))
+
+    def credit(y: np.ndarray) -> np.ndarray:
+        return mean(np.where(z > 0, y, np.where(z < 0, 1 - y, 0.5)))
+
     order = np.argsort(p, kind="stable")
     bin_of = np.empty(len(p), dtype=np.int64)
     bin_of[order] = np.arange(len(p)) * BINS // len(p)
@@ -58,7 +66,8 @@ def per_person(query: Pairs, log_odds: np.ndarray, scale: float) -> dict[str, ob
 
     return {
         "asked": asked.astype(np.int32),
-        "accuracy": mean(credit),
+        "accuracy": credit(y),
+        "sign_accuracy": pa.nulls(n_users, pa.float64()) if better is None else credit(better),
         "auc": user_auc(user, n_users, z, y),
         "log_loss": mean(np.logaddexp(0, scale * z) - y * scale * z),
         "brier": mean((p - y) ** 2),

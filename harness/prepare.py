@@ -41,6 +41,7 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         "has_text": items.text is not None,
         "has_seconds": data.pairs.seconds is not None,
         "has_truth": data.truth is not None,
+        "shares_pairs": shares_pairs(splits),
         "items": len(items),
         "people": data.pairs.n_users,
         "population": data.digest(),  # seeds of one data set share people, seeds of a simulator do not
@@ -83,6 +84,17 @@ def enough_context(task: Task, splits: Splits) -> None:
                 f"{asked[user]} to ask, but shots go up to {max(task.shots)}",
                 f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
             )
+
+
+def shares_pairs(splits: Splits) -> bool:
+    """Whether most pairs that test users are asked were judged by training users too, in either order."""
+    n = len(splits.train.items)
+
+    def numbers(pairs: Pairs) -> np.ndarray:
+        low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
+        return low.astype(np.int64) * n + high
+
+    return bool(np.isin(numbers(splits.panels["test"].query), numbers(splits.train)).mean() > 0.5)
 
 
 def manifest_of(prepared: dict) -> Manifest:

@@ -23,13 +23,15 @@ import safetensors.numpy
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness.data import Splits, Truth
-from harness.method import Run
+from harness.data import Pairs, Splits, Truth
+from harness.method import Method, Run, State, Users
 from harness.metrics import METRICS_VERSION, score_table
 from harness.mistake import Mistake
 from harness.prepare import open_prepared
 from harness.store import Store
 from harness.trial import Trial
+
+LEARNED = 2**22  # bytes: what is learned is kept beside a trial up to this size, for figures and for use elsewhere
 
 FACTS = (  # how and where a trial ran: never part of its identity
     "adapt_seconds_per_user",
@@ -41,6 +43,7 @@ FACTS = (  # how and where a trial ran: never part of its identity
     "machine",
     "metrics_version",
     "peak_memory_mb",
+    "readings",
     "seconds",
     "source",
     "versions",
@@ -54,6 +57,7 @@ class Result:
     predictions: dict[str, np.ndarray]
     scores: pa.Table
     facts: dict[str, object]
+    learned: dict[str, np.ndarray]  # `state/NAME`, and `users/I` of the test panel at the largest shots; {} if large
 
 
 def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
@@ -69,21 +73,26 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     began = time.perf_counter()
     state = method.fit(splits.train, splits.panels["validation"], run)
     fit_seconds = time.perf_counter() - began
-    adapt_seconds = bytes_per_user = 0.0
+    adapt_seconds, bytes_per_user, test_users = 0.0, 0.0, ()
     for name, panel in splits.panels.items():
         query = panel.query.without_labels()
+        asked = panel.context
+        if method.elicit == "uncertainty":
+            asked = elicited(method, state, panel.context, max(trial.task.shots), run)
         for shots in trial.task.shots:
-            context = panel.context.first(shots)
+            context = asked.first(shots)
             started = time.perf_counter()
             users = method.adapt(state, context, run)
             if name == "test":
                 adapt_seconds = (time.perf_counter() - started) / max(1, query.n_users)
                 bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
+                test_users = users
             predictions[f"{name}/{shots}"] = _log_odds(method.score(state, users, query), len(query), method.name)
         if query.n_users > 1:
             other = torch.from_numpy(derangement(query.n_users))
             swapped = method.score(state, tuple(t[other] for t in users), query)
             predictions[f"{name}/{shots}/swapped"] = _log_odds(swapped, len(query), method.name)
+    seconds = time.perf_counter() - began
     facts = {
         "adapt_seconds_per_user": adapt_seconds,
         "bytes_per_user": bytes_per_user,
@@ -94,11 +103,34 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
         "machine": f"{platform.machine()} {platform.system()}",
         "metrics_version": METRICS_VERSION,
         "peak_memory_mb": peak_memory_mb(),
-        "seconds": time.perf_counter() - began,
+        "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test_users).items()},
+        "seconds": seconds,
         "source": source_state(trial),
         "versions": library_versions(),
     }
-    return Result(predictions, score_table(predictions, splits), facts)
+    return Result(predictions, score_table(predictions, splits, truth), facts, _learned(state, test_users))
+
+
+def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:
+    """Each user's first `shots` pairs in the order in which the method asks for them; answers are seen once asked.
+
+    All users are asked at the same time, and adapted anew after every answer.
+    """
+    order, blank = np.full(len(pool), np.inf), pool.without_labels()
+    for turn in range(shots):
+        users = method.adapt(state, pool.take(np.lexsort((order, pool.user))).first(turn), run)
+        worth = _log_odds(method.uncertainty(state, users, blank), len(pool), method.name).astype(np.float64)
+        worth[np.isfinite(order)] = -np.inf
+        by_worth = np.lexsort((-worth, pool.user))
+        order[by_worth[pool.offsets[:-1][np.diff(pool.offsets) > turn]]] = turn
+    return pool.take(np.lexsort((order, pool.user))).first(shots)
+
+
+def _learned(state: State, users: Users) -> dict[str, np.ndarray]:
+    named = {f"state/{k}": v for k, v in state.items()} | {f"users/{i}": t for i, t in enumerate(users)}
+    if sum(t.nbytes for t in named.values()) > LEARNED:
+        return {}
+    return {k: np.ascontiguousarray(t.detach().cpu().numpy()) for k, t in named.items()}
 
 
 def _log_odds(answer: torch.Tensor, n: int, method: str) -> np.ndarray:
@@ -135,6 +167,8 @@ def finish(trial: Trial, store: Store) -> bool:
         store.fail(trial.key, trial.identity, f"{type(error).__name__}: {error}", traceback.format_exc())
         return False
     files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
+    if result.learned:
+        files["learned.safetensors"] = safetensors.numpy.save(result.learned)
     store.commit("trials", trial.key, trial.identity, files, result.facts)
     return True
 
@@ -153,7 +187,8 @@ def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
     if manifest["facts"]["metrics_version"] == METRICS_VERSION:
         return pl.read_ipc(store.load(manifest, "scores.arrow"))
     predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
-    return pl.from_arrow(score_table(predictions, open_prepared(store, trial.task_key).splits))
+    prepared = open_prepared(store, trial.task_key)
+    return pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth))
 
 
 def ipc(table: pa.Table) -> memoryview:

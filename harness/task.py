@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.data import Pairs, Panel, PreferenceDataset, Splits
+from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
+from harness.method import State, Users
 from harness.mistake import Mistake
 
 FOLDS = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
@@ -49,6 +50,14 @@ class Task:
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         """Whole users 60/20/20 into train, validation and test; context and query drawn once, disjoint."""
         return whole_users(data, seed, max(self.shots), self.queries)
+
+    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        """What the task's truth says of what a method learned, as named numbers stored beside the trial.
+
+        `state` is the method's, `users` the test panel's at the largest number of shots. Says nothing of a method
+        that has not learned what it looks for.
+        """
+        return {}
 
 
 def whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:

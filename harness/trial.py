@@ -11,7 +11,7 @@ from functools import cached_property
 from harness.method import Method
 from harness.task import Task
 
-KEY_VERSION = 1  # raised whenever the same trial would get another key; tests/test_trial.py pins keys per version
+KEY_VERSION = 2  # raised whenever the same trial would get another key; tests/test_trial.py pins keys per version
 
 
 def name_at_version(thing: Task | Method) -> str:

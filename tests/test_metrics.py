@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from harness.data import Items, Pairs
+from harness.data import Items, Pairs, Truth
 from harness.metrics import BINS, calibration_error, per_person, temperature_scale, user_auc
 
 
@@ -93,3 +93,16 @@ def test_calibration_error_is_debiased():
         debiased.append((n * (((sp - sy) / n) ** 2 - (sy / n) * (1 - sy / n) / (n - 1))).sum() / n.sum())
         assert calibration_error(n, sp, sy) == pytest.approx(np.sqrt(max(0, debiased[-1])))
     assert abs(np.mean(debiased)) < np.mean(plain) / 10
+
+
+def test_sign_accuracy_is_against_the_truth_and_not_the_label():
+    """Two queries whose labels both say right: the first truly prefers left, the second is a tie."""
+    pairs = queries([2], [0, 0])
+    found = per_person(pairs, np.array([1.0, 2.0]), 1.0, np.array([1.0, 0.5]))
+    assert found["accuracy"][0] == 0 and found["sign_accuracy"][0] == 0.75
+    assert per_person(pairs, np.array([1.0, 2.0]), 1.0)["sign_accuracy"].null_count == 1
+    truth = Truth(np.array([[2.0, 0], [0, -3]]), np.array([[1.0, 1], [4, 0]]))
+    assert truth.gap(pairs).tolist() == [-6, -6]
+    assert truth.gap(
+        Pairs(pairs.user, np.array([1]), *(pairs.left, pairs.right, pairs.label), pairs.items)
+    ).tolist() == [-3, -3]

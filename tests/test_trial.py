@@ -15,6 +15,7 @@ from harness.trial import KEY_VERSION, Trial, hashed, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
     1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
+    2: ["152a218975199120", "9d4cb5fa84df4004", "4676c27a97336333"],
 }
 
 
@@ -94,7 +95,9 @@ def test_predictions_are_the_record(tiny):
     for trial in plan.trials:
         manifest, prepared = store.read("trials", trial.key), open_prepared(store, trial.task_key)
         predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
-        assert bytes(ipc(score_table(predictions, prepared.splits))) == store.load(manifest, "scores.arrow")
+        assert bytes(ipc(score_table(predictions, prepared.splits, prepared.truth))) == store.load(
+            manifest, "scores.arrow"
+        )
         again = run_trial(trial, prepared.splits, prepared.truth)
         assert all(np.array_equal(again.predictions[name], predictions[name]) for name in predictions)
 

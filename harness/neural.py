@@ -1,0 +1,57 @@
+"""Small networks as plain dicts of tensors, and the one training loop of every method that has one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.functional import gelu, linear
+
+from harness.method import Run, State
+
+
+def mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
+    """Layers `prefix.0.weight`, `prefix.0.bias`, ... from sizes[0] inputs to sizes[-1] outputs, uniform(+-1/sqrt(inputs))."""
+    state = {}
+    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for name, shape in (("weight", (n_out, n_in)), ("bias", (n_out,))):
+            state[f"{prefix}.{i}.{name}"] = (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(n_in)
+    return state
+
+
+def forward(state: State, prefix: str, x: torch.Tensor, activation: Callable = gelu) -> torch.Tensor:
+    """float32[..., sizes[-1]]: the network's answer to float32[..., sizes[0]]."""
+    for i in range(sum(name.startswith(f"{prefix}.") and name.endswith(".weight") for name in state)):
+        x = linear(activation(x) if i else x, state[f"{prefix}.{i}.weight"], state[f"{prefix}.{i}.bias"])
+    return x
+
+
+def train(
+    state: State,
+    loss: Callable[[int], torch.Tensor],
+    steps: int,
+    rate: float,
+    run: Run,
+    warmup: float = 0.05,
+    name: str = "train_loss",
+) -> State:
+    """Minimises loss(step) over the tensors of `state`, in place, by Adam; returns them detached.
+
+    The rate rises linearly over the first share `warmup` of the steps and falls to zero as a cosine.
+    """
+    for tensor in state.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.Adam(state.values(), lr=rate)
+    first = max(1, round(warmup * steps))
+    for step in range(steps):
+        share = (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(step)
+        value.backward()
+        optimizer.step()
+        if step % max(1, steps // 200) == 0:  # 200 points draw a curve
+            run.log(**{name: value.item()})
+    return {key: tensor.detach() for key, tensor in state.items()}
