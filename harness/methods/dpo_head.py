@@ -1,0 +1,92 @@
+"""A linear unembedding trained with DPO on fixed features, its margins logged over time (Generalization of DPO, 2024)."""
+
+from dataclasses import dataclass
+from math import ceil, log
+
+import torch
+from torch.nn.functional import softplus
+
+from harness.data import Pairs, Panel
+from harness.linear import LinearMethod
+from harness.method import Run, State
+
+STEP = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
+TOO_MANY = 100_000  # steps: a minute or more, and a sign that features are not of the order of one
+
+
+@dataclass(frozen=True)
+class DpoHead(LinearMethod):
+    """Gradient flow of the DPO loss over the last layer W, from the reference W_0 (eq. 4 and 6-10; eq. 7 lost its 1/N).
+
+    With item features y (x) g(x), as task `concepts` has them, the log-ratio of two tokens is linear, the normaliser
+    cancels, and the margin of a pair is <u, gap of features> with u = beta (W - W_0). Then eq. 6 reads, in any features,
+        tau du/dt = beta^2 / N  sum_i [label_i - sigmoid(<u, gap_i>)] gap_i
+    which also allows soft labels. It closes in one number per pair (eq. 10) through the gaps' Gram matrix, used where
+    it is the smaller one. Solved by fourth-order Runge-Kutta with steps far below the fastest rate's inverse. The reward
+    is the implicit one at `horizon`, the same for all users: context changes nothing.
+
+    State: `times` float64[T], `weights` float32[T, d] (u over time), `margins` float32[T, n training pairs] (preferred
+    minus rejected), `beta`, `tau`. Curves: loss, accuracy and mean margin on training and on validation pairs.
+    """
+
+    beta: float = 0.1
+    tau: float = 1.0  # the larger, the slower
+    horizon: float = 320 * log(3)  # time trained: at this beta and tau 16 times tau_1 of one concept (theorem 4.1)
+    records: int = 64  # equally spaced times after 0 at which weights and margins are kept
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        X, y = torch.from_numpy(train.gap).double(), torch.from_numpy(train.label).double()
+        n, d = X.shape
+        dual = n <= d
+        gram = X @ X.T if dual else X.T @ X
+        pace = self.beta**2 / (self.tau * n)
+        fastest = pace * float(gram.abs().sum(1).max()) / 4  # no eigenvalue exceeds a row's sum, no sigmoid slopes more
+        apart = self.horizon / self.records
+        steps = max(1, ceil(apart * fastest / STEP))
+        if steps * self.records > TOO_MANY:
+            raise ValueError(f"{steps * self.records} steps: scale the features down, or lower beta^2 horizon / tau")
+
+        def flow(a: torch.Tensor) -> torch.Tensor:
+            """da/dt, where u = sum_i a_i gap_i."""
+            return pace * (y - torch.sigmoid(gram @ a if dual else X @ (a @ X)))
+
+        a = torch.zeros_like(y)
+        path = [a]
+        for _ in range(self.records):
+            for _ in range(steps):
+                a = runge_kutta(flow, a, apart / steps)
+            path.append(a)
+        weights = torch.stack(path) @ X
+        margins = weights @ toward_preferred(train).T
+        unseen = weights @ toward_preferred(validation.query).T
+        for seen, new in zip(margins, unseen, strict=True):
+            run.log(loss=softplus(-seen).mean(), accuracy=(seen > 0).double().mean(), margin=seen.mean())
+            run.log(
+                validation_loss=softplus(-new).mean(),
+                validation_accuracy=(new > 0).double().mean(),
+                validation_margin=new.mean(),
+            )
+        return {
+            "mean": weights[-1],
+            "root": torch.zeros(d, 0, dtype=torch.float64),  # no user differs from the mean
+            "times": torch.arange(self.records + 1, dtype=torch.float64) * apart,
+            "weights": weights.float(),
+            "margins": margins.float(),
+            "beta": torch.tensor(self.beta, dtype=torch.float64),
+            "tau": torch.tensor(self.tau, dtype=torch.float64),
+        }
+
+
+def runge_kutta(flow, a: torch.Tensor, step: float) -> torch.Tensor:
+    """One classical fourth-order step of da/dt = flow(a)."""
+    k1 = flow(a)
+    k2 = flow(a + step / 2 * k1)
+    k3 = flow(a + step / 2 * k2)
+    k4 = flow(a + step * k3)
+    return a + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def toward_preferred(pairs: Pairs) -> torch.Tensor:
+    """float64[n, d]: features of the preferred item minus those of the other."""
+    sign = torch.from_numpy(pairs.label >= 0.5).double() * 2 - 1
+    return torch.from_numpy(pairs.gap).double() * sign.unsqueeze(1)

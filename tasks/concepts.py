@@ -1,0 +1,141 @@
+"""Gaussian clusters of prompts, one pair per concept, each answered by a token (Generalization of DPO, section 4.1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+
+from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.method import State, Users
+from harness.mistake import Mistake
+from harness.task import Task, in_order
+
+UNITS = (1, 2, 5, 16)  # times at which readings are taken, in units of tau_1 of one concept, so that all K compare
+
+
+@dataclass(frozen=True)
+class Concepts(Task):
+    """Prompts g(x) ~ N(+-c_i + b, v^2 I_d) for K concepts, Q in each of the 2K clusters; b = l_b e_1, c_i = e_{1 + i}.
+
+    A prompt is answered by one of two tokens: the + cluster of a concept prefers the first and its - cluster the
+    second, without noise. `tokens` says whether each concept has two tokens of its own, or all share Yes and No (then
+    the paper's "no two pairs of clusters have the same responses" is broken). An item's features are the product
+    y (x) g(x) of the token's one-hot and the prompt, V d numbers: a linear reward on them is an unembedding matrix W.
+
+    Theorem 4.1 asks for width <= 1, d <= 5 Q and Z <= min(1 / (4 l_b^2), Q^(1/4) - 2), Z the times a token is used. Its
+    second part allows even Z = 1 only from Q = 81 on; the band is found to hold at Q = 40 as well.
+
+    There is one preference, hence one user and no context: person 0 is trained on, 1 and 2 are validation and test,
+    alike but for fresh prompts. The unit of an interval is the seed.
+    """
+
+    K: int = 4  # concepts
+    Q: int = 40  # training prompts in each of the 2K clusters
+    width: float = 1.0  # v in units of 1 / (4 sqrt(Q)), the largest that theorem 4.1 allows
+    l_b: float = 0.5  # norm of what all prompts share; 1/2 is the largest that theorem 4.1 allows at Z = 1
+    feature_dim: int = 64  # d, of a prompt
+    tokens: Literal["distinct", "yes_no"] = "distinct"
+
+    shots: tuple[int, ...] = (0,)
+    queries: int = 160  # fresh prompts per panel: at 16 concepts five of each cluster
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.K, self.Q) < 1 or self.feature_dim < self.K + 1 or self.width <= 0 or self.l_b < 0:
+            raise Mistake(
+                "concepts: K and Q must be at least 1, feature_dim more than K, width above 0, l_b at least 0",
+                "the K concepts and what prompts share are orthogonal directions of feature_dim dimensions",
+            )
+        if max(self.shots) > 0:
+            raise Mistake("concepts: there is one preference, so no context to show", "shots = [0]")
+
+    @property
+    def v(self) -> float:
+        """The standard deviation of a cluster along every axis."""
+        return self.width / (4 * np.sqrt(self.Q))
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        per_person = [
+            2 * self.K * self.Q + self.queries,
+            self.queries,
+            self.queries,
+        ]  # train and seen, validation, test
+        user = np.repeat(np.arange(3), per_person)
+        cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)  # so each has Q in train
+        concept, aligned = cluster // 2, cluster % 2 == 0
+        g = self.v * rng.normal(size=(len(user), self.feature_dim))
+        g[:, 0] += self.l_b
+        g[np.arange(len(g)), 1 + concept] += np.where(aligned, 1, -1)
+        first = 2 * concept if self.tokens == "distinct" else np.zeros_like(concept)
+        V = 2 * self.K if self.tokens == "distinct" else 2
+        features = np.zeros((len(g), 2, V, self.feature_dim), dtype=np.float32)  # by prompt and by which of its tokens
+        for token in (0, 1):
+            features[np.arange(len(g)), token, first + token] = g
+        utility = np.column_stack([aligned, ~aligned]).astype(np.float32).reshape(-1, 1)
+        side = rng.integers(2, size=len(g))  # which token is on the left
+        left, right = 2 * np.arange(len(g)) + side, 2 * np.arange(len(g)) + 1 - side
+        one = np.ones((3, 1), dtype=np.float32)
+        items = Items(features.reshape(2 * len(g), V * self.feature_dim))
+        truth = Truth(one, utility, 0.0, one[:1])
+        return PreferenceDataset.from_pairs(user, left, right, aligned == (side == 0), items, truth=truth)
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, 1, self.queries)
+
+    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        """Of a method that keeps its `weights` over `times`, and the `beta` and `tau` they are measured by.
+
+        inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1.
+        mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times tau_1 of ONE concept, an
+        absolute time, and likewise at the other UNITS reached. Each also with `test_`. bound: eq. 11, a share of
+        errors where it is below 1, which it is from `bound_from_Q` on.
+        """
+        if not {"times", "weights", "beta", "tau"} <= state.keys():
+            return {}
+        times, pace = state["times"].numpy(), float(state["beta"] ** 2 / state["tau"])
+        unit = np.log(3) / (5 * pace)  # tau_1 = N tau ln 3 / (10 Q beta^2) with N = 2Q
+        end = times[-1] * (1 + 1e-9)  # rounding is no lack of time
+        early = (times > 0) & (times <= self.K * unit * (1 + 1e-9))
+        lower, upper = limits(times[early, None], self.K, pace)
+        bound, from_Q = generalisation_bound(self.K, self.Q), vacuous_below(self.K)
+        found = {"tau_1": self.K * unit, "bound": bound, "bound_from_Q": from_Q}
+        for name, pairs in (("", splits.train), ("test_", splits.panels["test"].query)):
+            gap = torch.from_numpy(np.where(pairs.label[:, None] >= 0.5, pairs.gap, -pairs.gap))
+            margins = (state["weights"].float() @ gap.T).double().numpy()  # [times, pairs], preferred minus rejected
+            curves = {
+                "mean_margin": margins.mean(1),
+                "loss": np.logaddexp(0, -margins).mean(1),
+                "accuracy": (margins > 0).mean(1),
+            }
+            reached = [n for n in UNITS if n * unit <= end]
+            found |= {f"{name}{w}_{n}tau": np.interp(n * unit, times, c) for w, c in curves.items() for n in reached}
+            if self.K * unit <= end:
+                inside = (lower <= margins[early]) & (margins[early] <= upper)
+                found[f"{name}inside_band"] = inside.all(0).mean()
+        return {name: float(value) for name, value in found.items()}
+
+    def band(self, times: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """r^L and r^U at the times, NaN after tau_1, where the theorem ends; for the figure of a method's margins."""
+        pace = float(state["beta"] ** 2 / state["tau"])
+        lower, upper = limits(times, self.K, pace)
+        late = times > self.K * np.log(3) / (5 * pace) * (1 + 1e-9)
+        return np.where(late, np.nan, lower), np.where(late, np.nan, upper)
+
+
+def limits(times: np.ndarray, K: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
+    """r^L and r^U of theorem 4.1 at times up to tau_1; pace is beta^2 / tau, and Q / N is 1 / (2K)."""
+    return pace * times / (8 * K), 5 * pace * times / K
+
+
+def generalisation_bound(K: int, Q: float) -> float:
+    """Eq. 11: 2 K Q^2 exp(-Q^(1/4) / 6), said to bound the share of errors on unseen prompts at tau_1."""
+    return float(2 * K * Q**2 * np.exp(-(Q**0.25) / 6))
+
+
+def vacuous_below(K: int) -> float:
+    """The Q from which eq. 11 is below one; any smaller number of prompts leaves it without content."""
+    root = brentq(lambda x: np.log(2 * K) + 8 * np.log(x) - x / 6, 48, 1e4)  # x = Q^(1/4); the left side peaks at 48
+    return float(root**4)
