@@ -212,8 +212,8 @@ class PreferenceDataset:
         """From the columns user, prompt, chosen, rejected (Hugging Face preference columns plus a user id).
 
         Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
-        items (columns prompt, response) to float32[n, d]. Sides are drawn at random and items numbered by content, so
-        neither position nor number tells anything.
+        items (columns prompt, response) to float32[n, d]. Sides are drawn at random and items numbered in a random order
+        of their content, so neither position nor number tells anything.
         """
         needed = ["user", "prompt", "chosen", "rejected"]
         if missing := [name for name in needed if name not in frame.columns]:
@@ -230,7 +230,9 @@ class PreferenceDataset:
             if nulls:
                 raise Mistake(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
-        items = options.unique().sort("prompt", "response").with_row_index("item")
+        items = options.unique().sort("prompt", "response")
+        mixed = np.random.default_rng(len(items)).permutation(len(items))  # "I am" stands before "I am not"
+        items = items[mixed].with_row_index("item")
         of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
         chosen, rejected = of[: len(frame)], of[len(frame) :]
         left_wins = np.random.default_rng(len(frame)).random(len(frame)) < 0.5

@@ -13,7 +13,7 @@ from harness.methods.chance import Chance
 from harness.methods.per_user import PerUser
 from tasks.low_rank import LowRank
 
-REAL = {"food_risk", "snacks"}
+REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 
 
 @pytest.mark.parametrize("name", [*find.names("task"), *find.names("method")])

@@ -1,0 +1,49 @@
+"""What most training users said of the very same pair: a control that knows no person and no feature."""
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.data import Pairs, Panel
+from harness.method import Manifest, Method, Run, State, Users
+from harness.mistake import Mistake
+
+
+@dataclass(frozen=True)
+class Majority(Method):
+    """Log-odds log((yes + smoothing) / (no + smoothing)) of the training users' votes on a pair, in either order.
+
+    A tie or a soft label is a split vote; a pair nobody judged gets zero. It scores pairs and gives no item a reward.
+    """
+
+    smoothing: float = 1.0  # one vote for either side (Laplace); calibration rescales, so it sets only the order
+
+    def __post_init__(self) -> None:
+        if not self.smoothing > 0:
+            raise Mistake(f"majority: smoothing = {self.smoothing} must be above 0", "smoothing = 1.0")
+
+    def refuses(self, task: Manifest) -> str | None:
+        return super().refuses(task) if task.shares_pairs else "needs pairs that training users judged as well"
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        pair, forward = unordered(train)
+        pair, row = pair.unique(return_inverse=True)  # ascending
+        label = torch.from_numpy(train.label).double()
+        yes = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, row, torch.where(forward, label, 1 - label))
+        no = torch.bincount(row, minlength=len(pair)) - yes
+        return {"pair": pair, "log_odds": ((yes + self.smoothing) / (no + self.smoothing)).log()}
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (torch.zeros(context.n_users),)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        pair, forward = unordered(query)
+        row = torch.searchsorted(state["pair"], pair).clamp(max=len(state["pair"]) - 1)
+        log_odds = torch.where(state["pair"][row] == pair, state["log_odds"][row], 0.0)
+        return torch.where(forward, log_odds, -log_odds)
+
+
+def unordered(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64[n], a number per unordered pair of items; bool[n], whether left is the item of lower number."""
+    left, right = torch.from_numpy(pairs.left).long(), torch.from_numpy(pairs.right).long()
+    return torch.minimum(left, right) * len(pairs.items) + torch.maximum(left, right), left < right

@@ -1,0 +1,82 @@
+"""Text data: tables found in a data folder, and classical encoders named in one string."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from harness.mistake import Mistake
+from harness.source import FOLDER, Source
+
+WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
+
+
+@dataclass(frozen=True)
+class Table(Source):
+    """A parquet table made from the files at `url`, which are larger or many; the table itself is not served there."""
+
+    def read(self, *columns: str) -> pl.DataFrame:
+        """The named columns, categories as text. Raises Mistake for a missing or changed file, or a missing column."""
+        frame = pl.read_parquet(self.path())
+        if missing := [name for name in columns if name not in frame.columns]:
+            raise Mistake(
+                f"{self.file} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
+                "name one of those it has",
+            )
+        return frame.select(columns).with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+    def _under(self, folder: Path) -> Path:
+        if folder.is_dir() and not any(folder.rglob(self.file)):
+            raise self._absent(f"no {self.file} under {folder}")
+        return super()._under(folder)
+
+    def _fetch(self, to: Path) -> None:
+        raise self._absent(f"{self.file} is in no data folder, and its origin serves other files")
+
+    def _absent(self, message: str) -> Mistake:
+        return Mistake(
+            f"{message}: it is a table made from {self.url}",
+            f"name a folder that holds it: --data DIR, or set {FOLDER}=DIR",
+        )
+
+
+def encoder_dim(name: str) -> int:
+    """The number of features of the encoder `tfidf-svd-DIM`. Raises Mistake for any other name."""
+    found = re.fullmatch(r"tfidf-svd-([1-9]\d*)", str(name))
+    if not found:
+        raise Mistake(
+            f"there is no text encoder {name!r}", 'write tfidf-svd- and a number, for example "tfidf-svd-128"'
+        )
+    return int(found[1])
+
+
+def encode(table: pa.Table, name: str) -> np.ndarray:
+    """float32[n, dim]: each item's response (the prompt is not read) under the encoder `tfidf-svd-DIM`.
+
+    TF-IDF of lower-case unigrams, then truncated SVD (latent semantic analysis; Deerwester et al. 1990), fitted on all
+    texts of the task, those of test users too: it never sees a label. Repeats count by 1 + log(count), and texts are
+    not scaled to length one: a long text is a long vector, and people's choices depend on length. The columns are
+    centred, and one scalar makes their mean variance 1/2, so that a dimension of the gap between two texts has variance
+    1 on average, as in `low_rank`; the leading columns have more, the last ones less.
+    """
+    dim = encoder_dim(name)
+    texts = table["response"].to_pylist()
+    try:
+        counts = TfidfVectorizer(token_pattern=WORD, norm=None, sublinear_tf=True).fit_transform(texts)
+    except ValueError as error:
+        raise Mistake(f"{name}: the {len(texts)} responses hold no word", "look at the column `response`") from error
+    if dim >= min(counts.shape):
+        raise Mistake(
+            f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words have no {dim} dimensions",
+            f"lower it below {min(counts.shape)}",
+        )
+    features = TruncatedSVD(dim, random_state=0).fit_transform(counts)
+    features -= features.mean(0)
+    return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)

@@ -1,0 +1,95 @@
+"""Which of two arguments convinces more: 3,815 crowd workers, about five per pair (Habernal and Gurevych 2016)."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
+from harness.mistake import Mistake
+from harness.task import Task, whole_users
+from harness.text import Table, encode, encoder_dim
+
+ORIGIN = (
+    "https://github.com/UKPLab/acl2016-convincing-arguments/tree/"
+    "ca9d24e41b8805ff2e1d3585d552b49bb64a65f7/data/UKPConvArg1-full-XML"
+)
+ARGUMENTS = Table(
+    file="ukp_convarg1/arguments.parquet",
+    url=ORIGIN,
+    sha256="2b6635335a6c51c30ce0e5d88ad4a9a328f2200d919b4aedc2e9f27dfcbbb65f",
+)
+JUDGEMENTS = Table(
+    file="ukp_convarg1/judgements.parquet",
+    url=ORIGIN,
+    sha256="4bca75ad6f4afc63b060233b8240a5e71e351e9d48733bc4dd459cff1cc7a80e",
+)
+
+
+@dataclass(frozen=True)
+class Arguments(Task):
+    """Items are the arguments, encoded by `encoder`; a worker who found two equally convincing has the label .5.
+
+    Workers with at least `min_judgements` (234 with 50) are split into training, validation and test users. Everybody
+    else with two judgements or more trains too. Pairs are shared: what a test user is asked, training users judged, so
+    `majority` has something to say (all others' majority agrees with a worker in .777 of the judgements that both
+    decide, the longer argument wins .685); a fifth of the judgements are ties, of which every method scores one half.
+    Times are known per bundle of pairs only and left out.
+    """
+
+    min_judgements: int = 50
+    encoder: str = "tfidf-svd-128"
+
+    queries: int = 30  # what 20 shots leave to a worker with 50 judgements
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        encoder_dim(self.encoder)
+        if self.min_judgements <= max(self.shots):
+            raise Mistake(
+                f"arguments: min_judgements = {self.min_judgements} leaves none to ask after {max(self.shots)} shots",
+                "raise min_judgements above the largest number of shots",
+            )
+
+    def files_digest(self) -> str:
+        return ARGUMENTS.sha256 + JUDGEMENTS.sha256
+
+    def build(self, seed: int) -> PreferenceDataset:
+        arguments = ARGUMENTS.read("topic", "arg", "text")
+        judged = JUDGEMENTS.read("topic", "arg1", "arg2", "worker", "choice")
+        items = arguments.select("topic", "text").unique().sort("topic", "text").with_row_index("item")
+        known = arguments.join(items, on=["topic", "text"]).select("topic", "arg", "item")
+        for side in ("arg1", "arg2"):
+            judged = judged.join(
+                known.rename({"arg": side, "item": f"{side}_item"}), on=["topic", side], maintain_order="left"
+            )
+        judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
+        judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # two arguments of the very same words
+        judged = judged.filter(pl.len().over("worker") > 1)
+        judged = judged.with_columns(person=pl.struct(~pl.col("often"), "worker").rank("dense") - 1)  # often first
+        text = items.select(prompt="topic", response="text").to_arrow().cast(TEXT)
+        data = PreferenceDataset.from_pairs(
+            user=judged["person"].to_numpy(),
+            left=judged["arg1_item"].to_numpy(),
+            right=judged["arg2_item"].to_numpy(),
+            label=(judged["choice"].to_numpy() + 1) / 2,
+            items=Items(encode(text, self.encoder), text),
+        )
+        workers = judged.select("person", "worker", "often").unique().sort("person")
+        return replace(data, users=pa.table({"id": workers["worker"].cast(pl.String), "often": workers["often"]}))
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        n_often = int(np.sum(data.users["often"]))
+        often, rest = data.pairs.chunk(0, n_often), data.pairs.chunk(n_often, data.pairs.n_users)
+        splits = whole_users(replace(data, pairs=often), seed, max(self.shots), self.queries)
+        return replace(splits, train=together(splits.train, rest))
+
+
+def together(first: Pairs, second: Pairs) -> Pairs:
+    """The users of both, those of `second` numbered after those of `first`."""
+    joined = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("people", "left", "right")
+    }
+    user = np.concatenate([first.user, second.user + np.int32(first.n_users)])
+    return replace(first, user=user, label=np.concatenate([first.label, second.label]), **joined)

@@ -1,0 +1,79 @@
+"""Helpful or harmless: simulated users who judge one kind of dialogue each. Domain, not personalisation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from harness.data import PreferenceDataset
+from harness.mistake import Mistake
+from harness.source import Source
+from harness.task import Task
+from harness.text import encode, encoder_dim
+
+ORIGIN = (
+    "https://raw.githubusercontent.com/cassidylaidlaw/hidden-context/"
+    "13c98bbaa75d57773c69bf005b214f75821a49e9/data/relabeled_hh_rlhf/"
+)
+HELPFUL = Source(
+    file="helpful_test.jsonl.gz",
+    url=ORIGIN + "helpful/test.jsonl.gz",
+    sha256="502d6c1685eb4d67d101db3b110a37104f9f58c72e31d08c36618444918c282d",
+)
+HARMLESS = Source(
+    file="harmless_test.jsonl.gz",
+    url=ORIGIN + "harmless/test.jsonl.gz",
+    sha256="d7441016843ae9a668d261e08e40a3ffafd4b67de2656aa92d6b6ba14640db78",
+)
+SCHEMA = {"prompt": pl.String, "responses": pl.List(pl.String), "label": pl.Int64}
+
+
+@dataclass(frozen=True)
+class Objectives(Task):
+    """HH-RLHF test pairs relabelled by objective (Siththaranjan et al. 2024; a data set of VPL, Poddar et al. 2024).
+
+    Half the users judge helpfulness and half harmlessness, each by a draw of pairs of that kind; no pair is given to
+    two users. Every pair carries one objective only and its prompt reveals which, so no two users contradict each
+    other: one reward that reads the prompt could serve all. A gain here is a gain in recognising the *domain*, not in
+    *personalisation*, and a board must say so.
+    """
+
+    n_users: int = 90
+    pairs_per_user: int = 40
+    encoder: str = "tfidf-svd-128"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        encoder_dim(self.encoder)
+        if self.n_users < 5 or self.pairs_per_user <= max(self.shots):
+            raise Mistake(
+                f"objectives: {self.n_users} users are fewer than 5, or {self.pairs_per_user} pairs leave none to ask "
+                f"after {max(self.shots)} shots",
+                "n_users = 90, pairs_per_user = 40",
+            )
+
+    def files_digest(self) -> str:
+        return HELPFUL.sha256 + HARMLESS.sha256
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        parts = []
+        for objective, source in (("helpful", HELPFUL), ("harmless", HARMLESS)):
+            first, second = (pl.col("responses").list.get(side) for side in (0, 1))
+            judged = pl.read_ndjson(source.path(), schema=SCHEMA).filter(first != second)
+            judged = judged.select(
+                "prompt",
+                chosen=pl.col("responses").list.get(pl.col("label")),
+                rejected=pl.col("responses").list.get(1 - pl.col("label")),
+            )
+            n_users = (self.n_users + (objective == "helpful")) // 2
+            needed = n_users * self.pairs_per_user
+            if needed > len(judged):
+                raise Mistake(
+                    f"objectives: {needed} {objective} pairs are needed, but there are {len(judged)}",
+                    "lower n_users or pairs_per_user: no pair is given to two users",
+                )
+            user = [f"{objective}-{number:03d}" for number in range(n_users)]
+            rows = rng.permutation(len(judged))[:needed]
+            parts.append(judged[rows].with_columns(user=pl.Series(user).repeat_by(self.pairs_per_user).explode()))
+        return PreferenceDataset.from_choices(pl.concat(parts), lambda items: encode(items.to_arrow(), self.encoder))

@@ -1,0 +1,291 @@
+"""Responses rated by aspect; simulated users follow one aspect or a mixture (Few-shot Steerable Alignment, 4.2)."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
+from harness.mistake import Mistake
+from harness.source import file_digest
+from harness.task import Task, in_order
+from harness.text import Table, encode, encoder_dim
+
+HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
+SQUALITY = "https://github.com/nyu-mll/SQuALITY/tree/dc08d4f574639d773bc64ef3ab3527043108fb4e/data/human-eval"
+TABLES = {
+    name: Table(f"{folder}/{name.partition('/')[2]}.parquet", url, sha256)
+    for folder, url, name, sha256 in (
+        ("hfgs_multiaspect", HFGS, "hfgs/prompts", "b139ea5a44f141be9d20b57caf94f89a15a92b4b59b1acbb94fc25f3f73580b4"),
+        (
+            "hfgs_multiaspect",
+            HFGS,
+            "hfgs/responses",
+            "9831d46a2296ed816dd2672a84a8e21738b45388a47b9e0b87478930da439c6a",
+        ),
+        (
+            "hfgs_multiaspect",
+            HFGS,
+            "hfgs/v1_aspects",
+            "7b9dd409235f8f15654199668921c8e84e463ab890467d9a128086cf92f68a1d",
+        ),
+        ("hfgs_multiaspect", HFGS, "hfgs/v2_style", "fc5a9b7fc45800dc4e535f2a0c10d9b3b1a26aef7711a4c269ccf1b5dd243e82"),
+        (
+            "squality_human_eval",
+            SQUALITY,
+            "squality/ratings",
+            "4a1c6cfa23552bd3fafc08c3451a48fab031fc26d385a396a12a3045ad5b0343",
+        ),
+        (
+            "squality_human_eval",
+            SQUALITY,
+            "squality/responses",
+            "1be897d59ba5a839721880cc8d17e1c1a17177150d5b900813003c16173d3b48",
+        ),
+    )
+}
+FLAGS = ("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope")
+FLAGS += ("fluency", "harmful")  # 1 says that the error is there, so fewer is better
+ASPECTS = {
+    "hfgs/v1_aspects": ("overall", "confidence", "style", "detail", "clarity", "creativity", "useful", *FLAGS),
+    "hfgs/v2_style": ("complexity", "assertive"),
+    "squality/ratings": ("correctness", "selection", "overall"),
+    "ultrafeedback": ("helpfulness", "honesty", "truthfulness", "instruction_following"),
+}
+PARTS = ("training", "context", "validation", "test")  # of the prompts
+ANY = 2  # a pair that may conflict or agree
+NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `attributes` in numbers
+
+
+@dataclass(frozen=True)
+class RatedAspects(Task):
+    """Two responses to one prompt; the one with the higher score in the user's aspect is chosen, without noise.
+
+    A pair is *conflicting* where the aspects do not all prefer the same response (definition 4.2); pairs with a tie in
+    any aspect are left out. Each rate is the share of conflicting pairs; without one, pairs come as the data has them
+    (.29 of `detail` and `clarity` conflict). The paper asks with 1. With `weights = "dirichlet"` a user maximises a
+    mixture of the scores, each of variance 1, with weights from Dirichlet(.5, ...) (appendix D); three aspects are its
+    three modes. With `follow` all users follow that aspect: `shared` on such a task, seed by seed, is the paper's
+    dedicated model.
+
+    Prompts are split at random: half for what training users show; a tenth for what new users show and training users
+    are asked (panel `seen`); a fifth each for what validation and test users are asked. So no prompt of a query is in
+    a context or in training; with both from the same few prompts, chains (a over b, b over c) would answer queries
+    without any model.
+
+    source: "hfgs", 898 responses to 180 prompts with mean ratings on seven aspects and ten error flags (counted
+    negatively), or 1,739 to 300 with `complexity` and `assertive` (Hosking et al. 2024); "squality", 300 summaries on
+    `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", a local `file` (jsonl or parquet, the
+    fields of openbmb/UltraFeedback). encoder: a text encoder, or "numbers": nothing of the text, but the scores of the
+    chosen aspects themselves, rotated into `feature_dim` dimensions with noise of sd .2. It shows what a method does
+    with a representation that holds the aspects, which a few hundred prompts are few to learn from words.
+    """
+
+    source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
+    file: str = ""
+    aspects: tuple[str, ...] = ("detail", "clarity")  # of hfgs' pairs of aspects the one that words tell best
+    weights: Literal["one", "dirichlet"] = "one"
+    follow: str = ""
+    n_users: int = 200  # training users
+    new_users: int = 60  # validation users, and as many test users
+    pairs_per_user: int = 40
+    train_conflict_rate: float | None = None
+    context_conflict_rate: float | None = None
+    query_conflict_rate: float | None = None
+    encoder: str = "tfidf-svd-128"
+    feature_dim: int = 16  # of the encoder "numbers" alone
+
+    shots: tuple[int, ...] = (0, 1, 3, 5, 10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.n_users, self.new_users, self.pairs_per_user) < 1:
+            raise Mistake("rated_aspects: a count is below 1", "n_users = 200, new_users = 60, pairs_per_user = 40")
+        rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
+        if not all(rate is None or 0 <= rate <= 1 for rate in rates):
+            raise Mistake(
+                "rated_aspects: a conflict rate is outside [0, 1]",
+                "name a share, or leave it out for the data's own",
+            )
+        if len(set(self.aspects)) != len(self.aspects) or len(self.aspects) < 2:
+            raise Mistake(
+                f"rated_aspects: aspects = {list(self.aspects)} are not two or more", 'aspects = ["detail", "clarity"]'
+            )
+        if self.follow and (self.follow not in self.aspects or self.weights != "one"):
+            raise Mistake(
+                f"rated_aspects: nobody can follow {self.follow!r}",
+                f'weights = "one" and one of {", ".join(self.aspects)}',
+            )
+        if (self.source == "ultrafeedback") != bool(self.file):
+            raise Mistake(
+                f"rated_aspects: source {self.source!r} " + ("reads no file" if self.file else "needs a file"),
+                'source = "ultrafeedback", file = "ultrafeedback.jsonl", with the fields of openbmb/UltraFeedback',
+            )
+        self.table()
+        if self.encoder != "numbers":
+            encoder_dim(self.encoder)
+        elif self.feature_dim < len(self.aspects):
+            raise Mistake(
+                f"rated_aspects: feature_dim = {self.feature_dim} cannot hold {len(self.aspects)} aspects", "raise it"
+            )
+
+    def table(self) -> str:
+        """The name in ASPECTS of the table that holds the aspects. Raises Mistake where none holds them all."""
+        here = {name: known for name, known in ASPECTS.items() if name.startswith(self.source)}
+        for name, known in here.items():
+            if set(self.aspects) <= set(known):
+                return name
+        raise Mistake(
+            f"rated_aspects: no table of {self.source} rates {' and '.join(self.aspects)}",
+            "choose among " + "; or among ".join(", ".join(known) for known in here.values()),
+        )
+
+    def files_digest(self) -> str:
+        if self.file:
+            return file_digest(self.file)
+        return "".join(table.sha256 for name, table in TABLES.items() if name.startswith(self.source))
+
+    def responses(self) -> pl.DataFrame:
+        """A row per response: prompt, response, and a float column per aspect; sorted."""
+        aspects, name = list(self.aspects), self.table()
+        if name == "ultrafeedback":
+            rated = ultrafeedback(Path(self.file), aspects)
+        elif name == "squality/ratings":
+            keys = ["passage", "question", "system"]
+            columns = {f"{aspect}_rating": aspect for aspect in aspects}
+            scores = TABLES[name].read(*keys, *columns).rename(columns)
+            texts = TABLES["squality/responses"].read(*keys, "question_text", "response")
+            texts = texts.with_columns(prompt=pl.format("{} (story {})", "question_text", "passage"))
+            rated = scores.join(texts, on=keys)
+        else:
+            scores = TABLES[name].read("prompt_id", "response_id", "model", *aspects)
+            scores = scores.filter(pl.col("model") != "distractor")  # attention checks: the response to another prompt
+            rated = scores.join(TABLES["hfgs/prompts"].read("prompt_id", "prompt"), on="prompt_id").join(
+                TABLES["hfgs/responses"].read("response_id", "response"), on="response_id"
+            )
+        better = [-pl.col(a).cast(pl.Float64) if a in FLAGS else pl.col(a).cast(pl.Float64) for a in aspects]
+        mean = [score.mean().round(6) for score in better]  # so that equal means are ties
+        return rated.group_by("prompt", "response").agg(mean).sort("prompt", "response")
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        rated = self.responses()
+        rated = rated[rng.permutation(len(rated))]
+        scores = rated.select(self.aspects).to_numpy()
+        scores = ((scores - scores.mean(0)) / scores.std(0).clip(1e-9)).astype(np.float32)
+        prompt = rated["prompt"].rank("dense").to_numpy().astype(np.int64) - 1
+        first, second = pairs_within(prompt)
+        gap = scores[first] - scores[second]
+        clear = (gap != 0).all(1)
+        first, second, gap = first[clear], second[clear], gap[clear]
+        conflict = (gap > 0).any(1) & (gap < 0).any(1)
+        n_prompts = prompt.max() + 1
+        part = np.searchsorted([0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right")  # of PARTS
+        text = rated.select("prompt", "response").to_arrow().cast(TEXT)
+        features = numbers(rng, scores, self.feature_dim) if self.encoder == "numbers" else encode(text, self.encoder)
+
+        counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
+        user = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(user)) - (np.cumsum(counts) - counts)[user]
+        known, asked = user < self.n_users, place >= counts[user] - self.queries
+        rates = np.array([self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate], dtype=float)
+        rate = rates[np.select([asked, known], [2, 0], 1)]  # None is NaN
+        wish = np.where(np.isnan(rate), ANY, rng.random(len(user)) < rate)
+        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)  # of PARTS
+        pair = deal(rng, user, of, wish, part[prompt[first]], conflict)
+
+        left_first = rng.random(len(user)) < 0.5
+        left, right = np.where(left_first, first[pair], second[pair]), np.where(left_first, second[pair], first[pair])
+        w, population = self.draw(np.random.default_rng([seed, 1]), len(counts))  # whom they follow moves no pair
+        utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
+        truth = Truth(w, scores, 0.0, population)
+        return PreferenceDataset.from_pairs(
+            user, left, right, (np.sign(utility) + 1) / 2, Items(features, text), truth=truth
+        )
+
+    def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weights float32[n, k] of n people, and float32[m, k] of the population they come from."""
+        k = len(self.aspects)
+        if self.weights == "dirichlet":
+            people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(np.float32)  # as many as in `low_rank`
+            return people[:n], people[n:]
+        modes = np.eye(k, dtype=np.float32)
+        if self.follow:
+            modes = modes[[self.aspects.index(self.follow)]]
+        return modes[rng.integers(len(modes), size=n)], modes
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, self.n_users, self.queries)
+
+
+def deal(
+    rng: np.random.Generator,
+    user: np.ndarray,
+    of: np.ndarray,
+    wish: np.ndarray,
+    part: np.ndarray,
+    conflict: np.ndarray,
+) -> np.ndarray:
+    """int64[n]: a pair for each row, no pair twice for one user.
+
+    of: int[n], the part of the prompts it is from.  wish: int[n], 0 an agreeing, 1 a conflicting pair, or ANY; one
+    user's rows of one part wish for pairs by one rate, so ANY never meets 0 or 1 there.
+    part, conflict: int[pairs], of each pair.
+    """
+    pair = np.empty(len(user), dtype=np.int64)
+    for p, w in np.unique(np.column_stack([of, wish]), axis=0):  # at most twelve
+        rows = np.flatnonzero((of == p) & (wish == w))
+        pairs = rng.permutation(np.flatnonzero((part == p) & ((conflict == w) | (w == ANY))))
+        asked = np.bincount(user[rows])
+        if asked.max() > len(pairs):
+            raise Mistake(
+                f"rated_aspects: someone needs {asked.max()} pairs{(' that agree', ' that conflict', '')[w]} of the "
+                f"{PARTS[p]} prompts, which have {len(pairs)}",
+                "lower pairs_per_user, shots or queries, or leave out the conflict rate",
+            )
+        step = np.flatnonzero(np.gcd(np.arange(len(pairs)), len(pairs)) == 1)  # visits every pair before any twice
+        start, step = rng.integers(len(pairs), size=len(asked)), rng.choice(step, size=len(asked))
+        owner = user[rows]
+        nth = np.arange(len(rows)) - (np.cumsum(asked) - asked)[owner]
+        pair[rows] = pairs[(start[owner] + nth * step[owner]) % len(pairs)]
+    return pair
+
+
+def pairs_within(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64[n] each: all unordered pairs of rows of the same group."""
+    frame = pl.DataFrame({"group": group}).with_row_index("row")
+    both = frame.join(frame, on="group", suffix="_2", maintain_order="left_right")
+    both = both.filter(pl.col("row") < pl.col("row_2"))
+    return both["row"].to_numpy().astype(np.int64), both["row_2"].to_numpy().astype(np.int64)
+
+
+def numbers(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarray:
+    """float32[n, dim]: the scores rotated into `dim` dimensions with noise, mean variance 1/2 as for text encoders."""
+    axes = np.linalg.qr(rng.normal(size=(dim, scores.shape[1])))[0]
+    features = scores @ axes.T + NOISE * rng.normal(size=(len(scores), dim))
+    return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
+
+
+def ultrafeedback(file: Path, aspects: list[str]) -> pl.DataFrame:
+    """prompt, response and one float column per aspect, of completions that have all these ratings."""
+    file_digest(file)  # says so where there is none
+    rows = pl.read_parquet(file).iter_rows(named=True) if file.suffix == ".parquet" else map(json.loads, file.open())
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            for answer in row["completions"]:
+                ratings = [(answer["annotations"].get(aspect) or {}).get("Rating", "N/A") for aspect in aspects]
+                if all(re.fullmatch(r"\d+(\.\d+)?", str(rating)) for rating in ratings):
+                    found.append((row["instruction"], answer["response"], *map(float, ratings)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Mistake(
+                f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
+                "instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
+            ) from error
+    if not found:
+        raise Mistake(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
+    return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")
