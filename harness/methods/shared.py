@@ -1,20 +1,101 @@
 """One Bradley-Terry reward for everybody: classic RLHF, the reference every gain is measured against."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from torch.nn.functional import softplus
 
-from harness.data import Pairs, Panel
+from harness import neural
+from harness.data import Items, Pairs, Panel
 from harness.linear import SCALES, LinearMethod, best_on_validation, map_weights
-from harness.method import Run, State
+from harness.method import Run, State, Users
+from harness.metrics import log_loss, temperature_scale
+from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)
 class Shared(LinearMethod):
-    """Ridge logistic regression on all training users' pairs, ignoring who judged; context changes nothing."""
+    """One reward fitted to all training users' pairs, ignoring who judged; context changes nothing.
+
+    linear: ridge logistic regression, at its exact minimum. mlp: a network with two hidden layers, where the reward is
+    no linear function of the features; it is stopped where validation users' answers are told best.
+    """
+
+    head: Literal["linear", "mlp"] = "linear"
+    hidden: int = 64  # the width of each hidden layer; read by `mlp` alone, as all below
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.steps) < 1:
+            raise Mistake("shared: hidden and steps must be at least 1", 'head = "linear" needs neither')
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        if self.head == "mlp":
+            return fit_network(train, validation, 1, [self.hidden] * 2, bradley_terry, self.steps, run)
         d = train.gap.shape[1]
         zero, nothing = torch.zeros(d, dtype=torch.float64), torch.zeros(d, 0, dtype=torch.float64)
         fits = [map_weights(train.pooled(), zero, torch.tensor(scale, dtype=torch.float64))[0] for scale in SCALES]
         return best_on_validation([{"mean": weights, "root": nothing} for weights in fits], validation)
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return super().adapt(state, context, run) if self.head == "linear" else (torch.zeros(context.n_users, 0),)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        if self.head == "linear":
+            return super().reward(state, users, items, user, item)
+        return network(state, items, item).squeeze(1)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        if self.head == "linear":
+            return super().score(state, users, query)
+        return bradley_terry(network(state, query.items, query.left), network(state, query.items, query.right))
+
+
+def bradley_terry(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """float32[n]: log-odds that left is preferred, from rewards float32[n, 1]."""
+    return (left - right).squeeze(1)
+
+
+def network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
+    """float32[n, outputs]: what `fit_network`'s network says of the items' given rows."""
+    return neural.forward(state, "net", (torch.from_numpy(items.features[item]) - state["center"]) / state["scale"])
+
+
+def fit_network(
+    train: Pairs,
+    validation: Panel,
+    outputs: int,
+    hidden: list[int],
+    log_odds: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    steps: int,
+    run: Run,
+) -> State:
+    """A network `net` of `outputs` per item, by cross-entropy of all pairs' labels as if one person had given them.
+
+    `log_odds` says that left is preferred, from both sides' outputs. Inputs are centred on the training items' mean,
+    `center`, and divided by `scale`, the root of their features' mean variance. The weights of the lowest validation
+    loss are kept.
+    """
+    draw = run.generator("network")
+    x = torch.from_numpy(train.items.features[np.stack([train.left, train.right])])
+    center = x.mean((0, 1))
+    scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one for all: rare features stay small
+    x, y = (x - center) / scale, torch.from_numpy(train.label)
+    frame = {"center": center, "scale": scale}
+    net = neural.mlp("net", [x.shape[2], *hidden, outputs], draw)
+
+    def loss(step: int) -> torch.Tensor:
+        rows = torch.randint(len(y), (512,), generator=draw)  # pairs a step: more were slower and no better
+        z = log_odds(*neural.forward(net, "net", x[:, rows]))
+        return (softplus(z) - y[rows] * z).mean()
+
+    def held_out(now: State) -> float:
+        asked = validation.query
+        z = log_odds(*(network(frame | now, asked.items, side) for side in (asked.left, asked.right)))
+        z = z.double().numpy()
+        return log_loss(temperature_scale(z, asked.label) * z, asked.label)
+
+    return frame | neural.train(net, loss, steps, 3e-3, run, held_out=held_out)

@@ -1,0 +1,65 @@
+"""Distributional preference learning: an item's reward is a distribution over people (Siththaranjan et al. 2024)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn.functional import softplus
+
+from harness.data import Items, Pairs, Panel
+from harness.method import Manifest, Method, Run, State, Users
+from harness.methods.shared import fit_network, network
+from harness.mistake import Mistake
+
+
+@dataclass(frozen=True)
+class Dpl(Method):
+    """The utility U of an item is random, as who judges is hidden; P(left) = P(U_left > U_right), sides independent.
+
+    mean_variance: U ~ N(mu, sigma^2), the network says mu and log sigma, and P(left) = Phi(gap of mu / sqrt(sum of
+    sigma^2)) (as in Few-shot Steerable Alignment, section 2.1). Only ratios count, so sigma is kept at 1 or more by a
+    softplus: left free it falls to 0 where all people agree, and training diverges. categorical: U is one of `atoms`
+    equally spaced values on [0, 1], the network says their logits, and a tie counts one half. Trained by cross-entropy
+    on all training users' pairs; context changes nothing. The reward is the mean of U. Departure: the network is
+    stopped where validation users' answers are told best.
+    """
+
+    model: Literal["mean_variance", "categorical"] = "mean_variance"
+    atoms: int = 10  # of the categorical model
+    hidden: int = 64  # width of both hidden layers; 0 for outputs linear in the item's features
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.atoms < 2 or self.hidden < 0 or self.steps < 1:
+            raise Mistake("dpl: atoms must be 2 or more, hidden 0 or more, steps 1 or more", "hidden = 0 is linear")
+
+    def refuses(self, task: Manifest) -> str | None:
+        return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        outputs, hidden = (2, self.atoms)[self.model == "categorical"], [self.hidden] * 2 if self.hidden else []
+        return fit_network(train, validation, outputs, hidden, self.log_odds, self.steps, run)
+
+    def log_odds(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """float[n]: logit P(U_left > U_right), from both sides' outputs float[n, 2] or float[n, atoms]."""
+        if self.model == "mean_variance":
+            variance = torch.exp(2 * softplus(left[:, 1])) + torch.exp(2 * softplus(right[:, 1]))
+            gap = (left[:, 0] - right[:, 0]) / variance.sqrt()
+            return torch.special.log_ndtr(gap) - torch.special.log_ndtr(-gap)
+        joint = left.log_softmax(1).unsqueeze(2) + right.log_softmax(1).unsqueeze(1)
+        above = torch.ones(self.atoms, self.atoms).tril(-1) + torch.eye(self.atoms) / 2
+        return (joint + above.log()).logsumexp((1, 2)) - (joint + above.T.log()).logsumexp((1, 2))
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (torch.zeros(context.n_users, 0),)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        outputs = network(state, items, item)
+        if self.model == "mean_variance":
+            return outputs[:, 0]
+        return outputs.softmax(1) @ torch.linspace(0, 1, self.atoms)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        left, right = (network(state, query.items, side) for side in (query.left, query.right))
+        return self.log_odds(left, right)
