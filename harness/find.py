@@ -58,8 +58,9 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
 
 def load(kind: str, name: str) -> type:
     """The Task or Method class of that name. Raises Mistake with the nearest names."""
-    known = names(kind)
-    if name not in known:
+    built_in = (FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
+    if not built_in and name not in PLUGINS:
+        known = names(kind)
         near = difflib.get_close_matches(name, known, n=1)
         raise Mistake(
             f"there is no {kind} {name!r}",

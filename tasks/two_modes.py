@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.method import State, Users
 from harness.mistake import Mistake
 from harness.task import Task, in_order
 
@@ -58,6 +59,9 @@ class TwoModes(Task):
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return in_order(data, self.n_users, self.queries)
 
+    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        return mode_readings(splits, truth, users)
+
 
 def rewards(y: np.ndarray) -> np.ndarray:
     """float64[n, 2]: the reward of each option in mode 0 and in mode 1."""
@@ -74,3 +78,31 @@ def draw_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.ndarray:
         disagree = (first[:, 0] > second[:, 0]) != (first[:, 1] > second[:, 1])
         open_rows = open_rows[disagree != conflicting[open_rows]]
     return y
+
+
+def mode_readings(splits: Splits, truth: Truth | None, users: Users) -> dict[str, float]:
+    """How well what a method holds of each test user (its first tensor, a row per user) tells his hidden mode.
+
+    probe_accuracy: of a logistic regression on the standardised rows, five-fold cross-validated over test users, so
+    about the share of the commoner mode where nothing is learned. silhouette: of the true modes in these rows, -1..1.
+    A user's mode is the largest of his true weights. Empty where users do not differ, or a mode has under ten of them.
+    """
+    if truth is None or not users:
+        return {}
+    rows = users[0].flatten(1).double().numpy() if users[0].ndim > 1 else users[0].double().numpy()[:, None]
+    mode = truth.users[splits.panels["test"].query.people].argmax(1)
+    sizes = np.bincount(mode)
+    if np.ptp(rows, axis=0).max(initial=0) == 0 or not np.isfinite(rows).all() or np.sort(sizes)[-2:][0] < 10:
+        return {}
+    from sklearn.linear_model import LogisticRegression  # heavy, and needed once a trial
+    from sklearn.metrics import silhouette_score
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows, mode = rows[kept := sizes[mode] >= 10], mode[kept]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return {
+        "probe_accuracy": float(cross_val_score(probe, rows, mode, cv=5).mean()),
+        "silhouette": float(silhouette_score(rows, mode)),
+    }

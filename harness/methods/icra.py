@@ -1,0 +1,212 @@
+"""In-context reward adaptation: one trained matrix, or a small GPT-2, reads a user's choices or choices over times (ICRA)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, softplus
+
+from harness.data import Pairs, Panel
+from harness.linear import LinearMethod, dot, padded
+from harness.method import Manifest, Run, State, Users
+from harness.methods.moment import Signal, moments, refuses_times, shortest, signals, whitener
+from harness.metrics import log_loss, temperature_scale
+from harness.mistake import Mistake
+from harness.neural import train as train_network
+
+# The ridge times the number of training users: one number per method, chosen among seven on validation users.
+DECAYS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
+CHUNK = 64  # users the network reads at once
+HEADS = 4  # heads of its attention
+
+
+@dataclass(frozen=True)
+class Icra(LinearMethod):
+    """What the trained model says of a query x_q after the context's (x_i, signal_i), with no step of learning per user.
+
+    `signal`: the answer y = 2 label - 1 (eq. 2), or y over the response time, means over annotators (section 4).
+    `model="linear"`: xqT G s with s = mean of signal_i x_i (eq. 4); G minimises the cross-entropy of P = sigmoid of it
+    (eq. 5), or the squared error to the query's own signal (eq. 9; half the log-odds). In training each pair of a user
+    is asked after all his others. Departure: a ridge, chosen on validation users, on what distinguishes G from a
+    multiple of E[x xT]^-1, the untrained `moment`; the paper has thousands of users and needs none.
+    `model="gpt2"`: GPT-2's blocks on tokens (x_i, signal_i), then (x_q, 0), and the same two losses. Departures: no
+    positions, and full attention within the context, which is a set; each context pair is turned so that its signal is
+    positive, and the answer is (f(x_q) - f(-x_q)) / 2, so that sides tell nothing; contexts of 0..`length` pairs.
+    """
+
+    model: Literal["linear", "gpt2"] = "linear"
+    signal: Signal = "choice"
+    length: int = 60  # gpt2: pairs in a training context, at most
+    width: int = 64  # gpt2
+    layers: int = 2  # gpt2
+    steps: int = 600  # gpt2: of 64 users and 10 queries each
+    rate: float = 1e-3  # gpt2: of Adam
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.layers, self.steps) < 1 or self.width < HEADS or self.width % HEADS or self.rate <= 0:
+            raise Mistake(
+                "icra: a count below 1, a rate that is not positive, or a width that its heads do not divide",
+                f"width is a multiple of {HEADS}, for example 64",
+            )
+
+    def refuses(self, task: Manifest) -> str | None:
+        if task.feature_dim is not None and task.feature_dim > 512:
+            return "holds a d x d matrix of every pair of features: more than 512 features are too many"
+        return refuses_times(self.signal, task) or super().refuses(task)
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        if self.model == "gpt2":
+            return fit_network(self, train, run)
+        states = fit_linear(train, self.signal, run)
+        return min(states, key=lambda state: validation_loss(self, state, validation, run))
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        if self.model == "gpt2":
+            return tokens(state, context, self.signal)
+        return (moments(context, self.signal, state["floor"]) @ state["gamma"].T,)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        log_odds = 1 if self.signal == "choice" else 2  # P(left) = sigmoid(2 drift)
+        if self.model == "linear":
+            return log_odds * dot(torch.from_numpy(query.gap), users[0], query)
+        answers = []
+        for start in range(0, query.n_users, CHUNK):
+            part = query.chunk(start, min(start + CHUNK, query.n_users))
+            if len(part):
+                X, _, mask = padded(part)
+                X = (X @ state["white"]).float()
+                z = read(state, users[0][start : start + len(X)], users[1][start : start + len(X)], X)
+                answers.append(z[mask.bool()])
+        return log_odds * torch.cat(answers)
+
+
+def validation_loss(method: Icra, state: State, validation: Panel, run: Run) -> float:
+    """Calibrated log loss, averaged over eighths, quarters, halves and whole contexts."""
+    shots = int(np.diff(validation.context.offsets).max(initial=0))
+    y, losses = validation.query.label, []
+    for n in sorted({shots // 8, shots // 4, shots // 2, shots}):
+        users = method.adapt(state, validation.context.first(n), run)
+        z = method.score(state, users, validation.query).numpy()
+        losses.append(log_loss(temperature_scale(z, y) * z, y))
+    return float(np.mean(losses))
+
+
+def fit_linear(train: Pairs, signal: Signal, run: Run) -> list[State]:
+    """{"gamma": float64[d, d]} for each of DECAYS: the convex problems' minima, each begun at the one before.
+
+    In coordinates where E[x xT] = I the matrix is a I + D, and D has the ridge.
+    """
+    white = whitener(train)
+    d = len(white)
+    X, user = torch.from_numpy(train.gap).double() @ white, torch.from_numpy(train.user).long()
+    floor, counts = shortest(train), torch.from_numpy(np.diff(train.offsets))[:, None]
+    own, total = signals(train, signal, floor), moments(train, signal, floor) @ white * counts
+    S = (total[user] - own[:, None] * X) / (counts[user] - 1).clamp(min=1)  # of all his other pairs
+    size, n, y = float(S.square().mean().sqrt()) or 1.0, len(X), torch.from_numpy(train.label).double()
+    S /= size
+
+    def objective(flat: np.ndarray, decay: float) -> tuple[float, np.ndarray]:
+        flat = torch.from_numpy(flat)
+        a, D = flat[0], flat[1:].view(d, d)
+        XG = X @ D + a * X
+        z = (XG * S).sum(1)
+        if signal == "choice":
+            loss, slope = (softplus(z) - y * z).mean(), torch.sigmoid(z) - y
+        else:
+            loss, slope = (z - own).square().mean() / 2, z - own
+        gradient = X.T @ (slope[:, None] * S) / n
+        value = loss + decay / 2 * D.square().sum()
+        return float(value), torch.cat([gradient.trace()[None], (gradient + decay * D).flatten()]).numpy()
+
+    flat, states = np.zeros(1 + d * d), []
+    for decay in DECAYS:
+        found = minimize(
+            objective, flat, (decay / train.n_users,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
+        )
+        flat = found.x
+        run.log(train_loss=found.fun, iterations=found.nit)
+        G = torch.from_numpy(flat[1:].copy()).view(d, d) + flat[0] * torch.eye(d, dtype=torch.float64)
+        states.append({"gamma": white @ G @ white / size, "floor": floor})
+    return states
+
+
+def fit_network(method: Icra, train: Pairs, run: Run) -> State:
+    """GPT-2's tensors, trained on random contexts and queries of random training users."""
+    white, floor = whitener(train), shortest(train)
+    scale = signals(train, method.signal, floor).square().mean().sqrt()
+    inputs = {"white": white, "scale": scale, "floor": floor}
+    draw, d, width = run.generator("icra"), len(white), method.width
+
+    def normal(*shape: int) -> torch.Tensor:
+        return 0.02 * torch.randn(*shape, generator=draw)  # GPT-2's own
+
+    net = {"embed.weight": torch.randn(width, d + 1, generator=draw) / (d + 1) ** 0.5, "embed.bias": torch.zeros(width)}
+    for i in range(method.layers):
+        net |= {f"{i}.norm1": torch.ones(width), f"{i}.norm2": torch.ones(width)}
+        shapes = {
+            "qkv": (3 * width, width),
+            "out": (width, width),
+            "up": (4 * width, width),
+            "down": (width, 4 * width),
+        }
+        for name, shape in shapes.items():
+            net |= {f"{i}.{name}.weight": normal(*shape), f"{i}.{name}.bias": torch.zeros(shape[0])}
+    net |= {"norm": torch.ones(width), "head": normal(1, width)}
+
+    T, mask = tokens(inputs, train, method.signal)
+    length, asked = min(method.length, T.shape[1] - 1), max(1, min(10, T.shape[1] // 2))
+    users = torch.from_numpy(np.flatnonzero(np.diff(train.offsets) > 1))
+
+    def loss(step: int) -> torch.Tensor:
+        chosen = users[torch.randint(len(users), (64,), generator=draw)]
+        order = (torch.rand(64, T.shape[1], generator=draw) + ~mask[chosen]).argsort(1)[:, : asked + length]
+        t, real = T[chosen[:, None], order], mask[chosen[:, None], order]
+        shown = torch.randint(length + 1, (64, 1), generator=draw)  # of the pairs after the ones asked
+        context = real[:, asked:] & (torch.arange(order.shape[1] - asked) < shown)
+        z = read(net, t[:, asked:], context, t[:, :asked, :d])[real[:, :asked]]
+        target = t[:, :asked, d][real[:, :asked]]
+        if method.signal == "choice":  # turned so that the winner is first: a share of .8 has the signal .6
+            return (softplus(z) - (1 + target * scale) / 2 * z).mean()
+        return (z / scale - target).square().mean()
+
+    return train_network(net, loss, method.steps, method.rate, run) | inputs
+
+
+def tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32[n_users, n, d + 1]: whitened gaps and scaled signals, turned so that no signal is negative; bool[n_users, n]."""
+    counts = np.diff(pairs.offsets)
+    own = signals(pairs, signal, state["floor"]) / state["scale"]
+    rows = torch.cat(
+        [torch.from_numpy(pairs.gap).double() @ state["white"] * own.sign()[:, None], own.abs()[:, None]], 1
+    )
+    found = torch.zeros(pairs.n_users, int(counts.max(initial=0)), rows.shape[1])
+    user, rank = torch.from_numpy(pairs.user).long(), torch.from_numpy(pairs.rank).long()
+    found[user, rank] = rows.float()
+    return found, torch.arange(found.shape[1]) < torch.from_numpy(counts)[:, None]
+
+
+def read(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """float32[users, queries]: (f(x) - f(-x)) / 2 for whitened gaps x float32[users, queries, d] after the context tokens.
+
+    Every token sees the context and itself, so that no query sees another.
+    """
+    ask = torch.cat([query, -query], 1)
+    ask = torch.cat([ask, ask.new_zeros(*ask.shape[:2], 1)], 2)
+    h = linear(torch.cat([context, ask], 1), state["embed.weight"], state["embed.bias"])
+    n, width = h.shape[1], h.shape[2]
+    seen = torch.cat([mask, mask.new_zeros(len(mask), ask.shape[1])], 1)[:, None, None] | torch.eye(n, dtype=torch.bool)
+    for i in range(sum(name.endswith(".norm1") for name in state)):
+        x = layer_norm(h, (width,), state[f"{i}.norm1"])
+        qkv = linear(x, state[f"{i}.qkv.weight"], state[f"{i}.qkv.bias"])
+        q, k, v = qkv.view(len(h), n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        x = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(h.shape)
+        h = h + linear(x, state[f"{i}.out.weight"], state[f"{i}.out.bias"])
+        x = layer_norm(h, (width,), state[f"{i}.norm2"])
+        x = gelu(linear(x, state[f"{i}.up.weight"], state[f"{i}.up.bias"]))
+        h = h + linear(x, state[f"{i}.down.weight"], state[f"{i}.down.bias"])
+    plus, minus = (
+        linear(layer_norm(h[:, context.shape[1] :], (width,), state["norm"]), state["head"]).squeeze(2).chunk(2, 1)
+    )
+    return (plus - minus) / 2

@@ -1,0 +1,69 @@
+"""Mean of choice (or choice over time) times feature gap, whitened by the gaps' covariance: the untrained control for ICRA."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from harness.data import Pairs, Panel
+from harness.linear import LinearMethod
+from harness.method import Manifest, Run, State, Users
+
+Signal = Literal["choice", "response_time"]
+
+
+@dataclass(frozen=True)
+class Moment(LinearMethod):
+    """w = 2 S^-1 s: s the mean over a user's context of signal_i x_i, S = E[x xT] over the training pairs.
+
+    The signal is y = 2 label - 1, or y / seconds (ICRA, eq. 8: mean answer over mean time is the drift xT theta / 2, so
+    that w tends to theta). Nothing is trained: on one binary choice it is the closed form that ICRA's matrix competes
+    with, and it knows no population it could be shifted from. Departure: no time is below the training
+    users' first percentile, or the slip of a finger would outweigh all considered answers.
+    """
+
+    signal: Signal = "choice"
+
+    def refuses(self, task: Manifest) -> str | None:
+        return refuses_times(self.signal, task) or super().refuses(task)
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        white = whitener(train)
+        return {"gamma": white @ white, "floor": shortest(train)}
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (2 * moments(context, self.signal, state["floor"]) @ state["gamma"].T,)
+
+
+def refuses_times(signal: Signal, task: Manifest) -> str | None:
+    """Why response times cannot be read, where the signal asks for them and the task has none."""
+    return "reads response times" if signal == "response_time" and not task.has_seconds else None
+
+
+def shortest(train: Pairs) -> torch.Tensor:
+    """float64[]: the response time in seconds that one row in a hundred is below; zero where there are no times."""
+    return torch.tensor(0.0 if train.seconds is None else float(np.quantile(train.seconds, 0.01)), dtype=torch.float64)
+
+
+def signals(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
+    """float64[n]: each row's mean answer in [-1, 1], or that over its mean response time in seconds, at least `floor`."""
+    y = 2 * torch.from_numpy(pairs.label).double() - 1
+    return y if signal == "choice" else y / torch.from_numpy(pairs.seconds).double().clamp(min=floor)
+
+
+def moments(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
+    """float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero without rows."""
+    rows = signals(pairs, signal, floor)[:, None] * torch.from_numpy(pairs.gap)
+    total = torch.zeros(pairs.n_users, rows.shape[1], dtype=torch.float64)
+    total.index_add_(0, torch.from_numpy(pairs.user).long(), rows)
+    return total / torch.from_numpy(np.diff(pairs.offsets)).clamp(min=1)[:, None]
+
+
+def whitener(pairs: Pairs) -> torch.Tensor:
+    """float64[d, d]: the symmetric root of the inverse of E[x xT] over the rows."""
+    X = torch.from_numpy(pairs.gap).double()
+    second = X.T @ X / len(X)
+    second.diagonal().add_(1e-3 * second.diagonal().mean())  # features that never differ have no moment
+    values, vectors = torch.linalg.eigh(second)
+    return vectors * values.rsqrt() @ vectors.T

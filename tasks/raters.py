@@ -1,0 +1,79 @@
+"""Raters with 13 hidden features, who agree, differ or oppose each other (Reward-Feature Models, section 5.1)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.mistake import Mistake
+from harness.task import Task, in_order
+
+FEATURES = 13  # the paper's number of hand-made features of a response
+NORM = 4.0  # of every rater's weights: the truth is then right about .905 (linear) or .952 (tanh) of the labels
+
+
+@dataclass(frozen=True)
+class Raters(Task):
+    """Items x ~ N(0, I_d) with 13 true features; label ~ Bernoulli(sigmoid(gap / temperature)).
+
+    The features are an orthonormal projection of x, or 3 tanh(1.5 x W1 / sqrt(d)) W2 / sqrt(d) with Gaussian W1, W2.
+    A rater's weights are absolute values of normal draws, scaled to norm 4, with signs by scenario: `same_sign` all
+    positive; `independent_signs` drawn for each; `two_camps` all positive or, every other rater, all negative. The
+    definition is ours: the paper computes its 13 features from texts of UltraFeedback.
+    """
+
+    n_users: int = 40  # training raters
+    new_users: int = 40  # validation raters, and as many test raters
+    pairs_per_user: int = 200
+    feature_dim: int = 64
+    scenario: Literal["same_sign", "independent_signs", "two_camps"] = "two_camps"
+    truth: Literal["linear", "tanh"] = "linear"
+    temperature: float = 1.0
+
+    shots: tuple[int, ...] = (0, 5, 20, 200)
+    queries: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.n_users, self.new_users, self.pairs_per_user) < 1 or self.temperature <= 0:
+            raise Mistake("raters: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks")
+        if self.feature_dim < FEATURES:
+            raise Mistake(f"raters: feature_dim {self.feature_dim} is below the {FEATURES} true features", "raise it")
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
+        user = np.repeat(np.arange(len(counts)), counts)
+        x = rng.normal(size=(2 * len(user), self.feature_dim))
+        features = self.features(rng, x)
+        w = self.draw(rng, len(counts))
+        left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
+        gap = np.einsum("nk,nk->n", features[left] - features[right], w[user]) / self.temperature
+        label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
+        population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        truth = Truth(
+            w.astype(np.float32), features.astype(np.float32), self.temperature, population.astype(np.float32)
+        )
+        return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+
+    def features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+        """float64[n, 13]: the true features of the items float64[n, d]."""
+        d = self.feature_dim
+        if self.truth == "linear":
+            return x @ np.linalg.qr(rng.normal(size=(d, FEATURES)))[0]
+        first, second = rng.normal(size=(d, d)), rng.normal(size=(d, FEATURES))
+        return 3 * np.tanh(1.5 * x @ first / np.sqrt(d)) @ second / np.sqrt(d)
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """float64[n, 13]: weights of n raters."""
+        size = np.abs(rng.normal(size=(n, FEATURES)))
+        sign = np.ones((n, FEATURES))
+        if self.scenario == "independent_signs":
+            sign = rng.choice([-1, 1], size=(n, FEATURES))
+        elif self.scenario == "two_camps":
+            sign[1::2] = -1
+        return NORM * sign * size / np.linalg.norm(size, axis=1, keepdims=True)
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, self.n_users, self.queries)

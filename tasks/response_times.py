@@ -1,0 +1,97 @@
+"""Answers and response times of a drift-diffusion process, and people of a kind never trained on (ICRA, sections 4, 5.1)."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.data import Items, Panel, PreferenceDataset, Splits, Truth
+from harness.mistake import Mistake
+from harness.task import Task, in_order
+
+CONDITION = 3.0  # condition number of the gaps' covariance
+
+
+@dataclass(frozen=True)
+class ResponseTimes(Task):
+    """Gap x ~ N(0, S); theta ~ one of two Gaussians with orthogonal means; dV = (xT theta / 2) dt + dB until |V| = 1.
+
+    S has eigenvalues from 1/4 to 3/4 in a random basis, and the three means lie along its leading eigenvectors (the
+    paper gives neither: at this scale choices are far from certain, so that they hide the size of a drift). The label is the mean answer of `annotators` people who share one
+    theta, `seconds` the mean of their times. The panel `shifted` holds people of a third Gaussian, whose mean is
+    orthogonal to both others: inside their span a linear decoder meets nothing new. An annotator's answers and times
+    depend on the seed and his number alone, so that few annotators are the first of many, on the same pairs.
+    """
+
+    n_users: int = 4000  # training users
+    new_users: int = 200  # validation users, and as many in `test` and in `shifted`
+    n_demonstrations: int = 200  # pairs of each training user
+    annotators: int = 10
+    spread: float = 0.3  # standard deviation of theta around its mean, in every direction
+    norm: float = 3.0  # of the three means
+    feature_dim: int = 5
+
+    shots: tuple[int, ...] = (0, 5, 20, 60)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.n_users, self.new_users, self.n_demonstrations, self.annotators)
+        if min(counts) < 1 or self.spread < 0 or self.norm < 0:
+            raise Mistake(
+                "response_times: counts must be at least 1, spread and norm at least 0", "manyminds list; README: tasks"
+            )
+        if self.feature_dim < 3:
+            raise Mistake(
+                f"response_times: feature_dim {self.feature_dim} has no three orthogonal means", "set it to 3 or more"
+            )
+
+    def build(self, seed: int) -> PreferenceDataset:
+        rng = np.random.default_rng(seed)
+        n_new, d = 3 * self.new_users, self.feature_dim
+        counts = np.repeat([self.n_demonstrations, max(self.shots)], [self.n_users, n_new]) + self.queries
+        user = np.repeat(np.arange(len(counts)), counts)
+        basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
+        means = self.norm * basis.T[[-1, -2, -3]]  # along the leading eigenvectors: seeds then differ by .004, not .02
+        kind = rng.integers(2, size=len(counts))
+        kind[-self.new_users :] = 2  # the panel `shifted`
+        theta = means[kind] + self.spread * rng.normal(size=(len(counts), d))
+        variance = np.linspace(1, CONDITION, d) / (1 + CONDITION)
+        scale = np.sqrt(variance / 2)  # of an item: the gap of two has twice its variance
+        x = ((rng.normal(size=(2 * len(user), d)) * scale) @ basis.T).astype(np.float32)
+        population = means[rng.integers(2, size=20_000)] + self.spread * rng.normal(size=(20_000, d))
+        left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
+        drift = np.einsum("nd,nd->n", x[left] - x[right], theta[user]) / 2
+        label, seconds = np.zeros((2, len(user)))
+        for own in rng.spawn(self.annotators):
+            answer, time = decide(own, drift)
+            label += answer
+            seconds += time
+        truth = Truth(theta.astype(np.float32), x, 1.0, population.astype(np.float32))
+        return PreferenceDataset.from_pairs(
+            user, left, right, label / self.annotators, Items(x), seconds / self.annotators, truth
+        )
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        n_known = data.pairs.n_users - self.new_users
+        splits = in_order(replace(data, pairs=data.pairs.of(np.arange(n_known))), self.n_users, self.queries)
+        others = data.pairs.of(np.arange(n_known, data.pairs.n_users))
+        shown = others.rank < max(self.shots)
+        return Splits(splits.train, dict(splits.panels) | {"shifted": Panel(others.take(shown), others.take(~shown))})
+
+
+TERMS = 8  # what further terms would add to a time's variance is below 3e-5 of at most .67
+
+
+def decide(rng: np.random.Generator, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """bool[n], float64[n]: which of +-1 the process dV = drift dt + dB from 0 reaches first (True: +1), and when.
+
+    Between symmetric barriers the side is independent of the time, and P(+) = sigmoid(2 drift). The time's Laplace
+    transform, cosh(mu) / cosh(sqrt(mu^2 + 2 s)), is the product over k = 1, 2, ... of rate_k / (rate_k + s) with
+    rate_k = (mu^2 + (k - 1/2)^2 pi^2) / 2: the time is a sum of independent exponentials (Biane, Pitman and Yor 2001).
+    The first TERMS are drawn, the rest stand at their mean, so that E[time] = tanh(mu) / mu holds exactly.
+    """
+    mu = np.maximum(np.abs(drift), 1e-6)
+    time = np.tanh(mu) / mu
+    for k in range(TERMS):
+        rate = (mu**2 + ((k + 0.5) * np.pi) ** 2) / 2
+        time += (rng.standard_exponential(len(mu)) - 1) / rate
+    return rng.random(len(mu)) < 1 / (1 + np.exp(-2 * drift)), time

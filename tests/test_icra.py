@@ -1,0 +1,138 @@
+"""ICRA and its control against least squares, scikit-learn and planted preferences."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from harness.check import method_checks
+from harness.find import make
+from harness.method import Manifest, Run
+from harness.methods import icra
+from harness.methods.icra import Icra
+from harness.methods.moment import Moment
+from harness.run import run_trial
+from harness.trial import Trial
+from tasks.response_times import ResponseTimes
+
+
+@pytest.fixture(scope="module")
+def times():
+    """Ten annotators: the task's data and split; the first of them alone is another data set on the same pairs."""
+    task = ResponseTimes(n_users=300, new_users=100, n_demonstrations=60)
+    data = task.build(0)
+    return task, data, task.split(data, 0)
+
+
+def vectors(train, signal):
+    """float64[n, d * d], float64[n]: x times the mean signal of the user's other pairs, and the own signal, by loops."""
+    x = train.gap.astype(float)
+    own = 2 * train.label.astype(float) - 1
+    if signal == "response_time":
+        own = own / np.maximum(train.seconds, np.quantile(train.seconds, 0.01))
+    rows = []
+    for i in range(len(train)):
+        others = (train.user == train.user[i]) & (np.arange(len(train)) != i)
+        rows.append(np.outer(x[i], own[others] @ x[others] / others.sum()).ravel())
+    return np.array(rows), own
+
+
+def test_the_matrix_is_the_minimum(times, monkeypatch):
+    """Without a ridge: scikit-learn's logistic regression, and least squares, on the outer products."""
+    train = times[2].train.chunk(0, 40)
+    sharp = replace(train, label=(train.label > 0.5).astype(np.float32))
+    monkeypatch.setattr(icra, "DECAYS", (1e-9,))
+    Z, own = vectors(sharp, "choice")
+    exact = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000).fit(Z, sharp.label).coef_[0]
+    found = icra.fit_linear(sharp, "choice", Run(0))[0]["gamma"].numpy().ravel()
+    assert np.abs(Z @ (found - exact)).max() < 0.02 * np.abs(Z @ exact).max()
+    Z, own = vectors(train, "response_time")
+    exact = np.linalg.lstsq(Z, own, rcond=None)[0]
+    found = icra.fit_linear(train, "response_time", Run(0))[0]["gamma"].numpy().ravel()
+    assert np.abs(Z @ (found - exact)).max() < 0.01 * np.abs(Z @ exact).max()
+
+
+def test_a_heavy_ridge_is_the_moment(times, monkeypatch):
+    monkeypatch.setattr(icra, "DECAYS", (1e9,))
+    _, _, splits = times
+    panel, run = splits.panels["shifted"], Run(0)
+    answers = []
+    for method in (Icra(), Moment()):
+        state = method.fit(splits.train, splits.panels["validation"], run)
+        answers.append(method.score(state, method.adapt(state, panel.context, run), panel.query.without_labels()))
+    assert np.corrcoef(answers)[0, 1] > 1 - 1e-6
+
+
+def test_choices_over_times_give_the_weights_and_choices_do_not():
+    """Mean answer over mean time is half the utility gap (eq. 8), whoever the user is."""
+    task = ResponseTimes(n_users=50, new_users=10, n_demonstrations=4000, annotators=100, shots=(0, 4000), queries=1)
+    data = task.build(0)
+    splits = task.split(data, 0)
+    context, run = splits.panels["shifted"].context, Run(0)
+    theta = data.truth.users[context.people]
+    error = {}
+    for signal in ("choice", "response_time"):
+        method = Moment(signal=signal)
+        weights = method.adapt(method.fit(splits.train, None, run), context, run)[0].numpy()
+        error[signal] = np.linalg.norm(weights - theta) / np.linalg.norm(theta)
+    assert error["response_time"] < 0.06
+    assert error["choice"] > 0.2
+
+
+def sign_accuracy(task, data, splits, method):
+    """{panel: share of test questions whose true sign it answers} at the largest number of shots."""
+    result = run_trial(Trial(task, method, 0, "test", "test"), splits, data.truth)
+    found = {}
+    for name, panel in splits.panels.items():
+        query = panel.query
+        gap = np.einsum("nd,nd->n", query.gap, data.truth.users[query.people[query.user]])
+        found[name] = np.mean(np.sign(result.predictions[f"{name}/{task.shots[-1]}"]) == np.sign(gap))
+    return found
+
+
+def test_times_narrow_the_shift():
+    task = ResponseTimes(n_users=800, n_demonstrations=200, shots=(60,))
+    gaps = {}
+    for annotators, signal in ((1, "choice"), (10, "response_time")):
+        now = replace(task, annotators=annotators)
+        data = now.build(0)
+        found = sign_accuracy(now, data, now.split(data, 0), Icra(signal=signal))
+        assert found["test"] > 0.91
+        gaps[signal] = found["test"] - found["shifted"]
+    assert gaps["choice"] > 0.09 and gaps["response_time"] < 0.07
+
+
+def test_gpt2_keeps_the_contract():
+    small = Icra(model="gpt2", width=16, layers=1, steps=20)
+    assert [(what, problem) for what, ask in method_checks(small) if (problem := ask())] == []
+
+
+@pytest.mark.parametrize("signal", ["choice", "response_time"])
+def test_gpt2_learns_in_context(times, signal):
+    task, data, splits = times
+    found = sign_accuracy(
+        task, data, splits, Icra(model="gpt2", signal=signal, width=32, steps=150, length=30, rate=3e-3)
+    )
+    assert found["test"] > 0.8  # .5 without context
+    assert found["test"] - found["shifted"] > 0.03
+
+
+def test_times_are_asked_for():
+    without = Manifest(5, has_text=False, has_seconds=False, has_truth=False)
+    for name in ("icra", "moment"):
+        assert make("method", name, {"signal": "response_time"}).refuses(without) == "reads response times"
+        assert make("method", name, {"signal": "response_time"}).refuses(replace(without, has_seconds=True)) is None
+        assert make("method", name, {"signal": "choice"}).refuses(without) is None
+
+
+def test_a_slip_of_the_finger_weighs_little(times):
+    train = times[2].train
+    seconds = train.seconds.copy()
+    seconds[0] = 1e-6
+    method, run = Moment(signal="response_time"), Run(0)
+    answers = []
+    for pairs in (train, replace(train, seconds=seconds)):
+        answers.append(method.adapt(method.fit(pairs, None, run), pairs, run)[0])
+    assert torch.dist(*answers) < 0.5
