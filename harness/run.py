@@ -130,7 +130,7 @@ def _learned(state: State, users: Users) -> dict[str, np.ndarray]:
     named = {f"state/{k}": v for k, v in state.items()} | {f"users/{i}": t for i, t in enumerate(users)}
     if sum(t.nbytes for t in named.values()) > LEARNED:
         return {}
-    return {k: np.ascontiguousarray(t.detach().cpu().numpy()) for k, t in named.items()}
+    return {k: t.detach().cpu().contiguous().numpy() for k, t in named.items()}
 
 
 def _log_odds(answer: torch.Tensor, n: int, method: str) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""NP-BTL: a neural process reads the user from context pairs (Few-shot Steerable Alignment 2024, eq. 4-7)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention, silu, softplus
+
+from harness.amortised import AmortisedMethod, Batch, as_shown, divergence, target_loss
+from harness.method import State, Users
+from harness.mistake import Mistake
+from harness.neural import forward, mlp
+
+HEADS = 8  # C.2
+
+
+@dataclass(frozen=True)
+class NpBtl(AmortisedMethod):
+    """z = h_2(sum_j h_1(winner_j, loser_j)) (eq. 5); the log-odds are the gap of rewards under z (eq. 4, 6, 7).
+
+    encoder: `deepset` (C.1), or `attention` between the pairs of a context before the sum (eq. 21, C.2).
+    latent: z is Gaussian (eq. 3) and training maximises the neural process's bound: targets under z ~ q(z | context and
+    targets), less KL(q(z | context and targets) || q(z | context)); rewards are those of the mean of q(z | context).
+    Departures: a sum instead of eq. 5's mean, as in eq. 21, because the number of pairs tells how sure to be; contexts
+    longer than those of training count as their mean times that length; context sizes are drawn per user, not per
+    batch; SiLU for GELU and width 64 for 256; Adam at 3e-3 with warm-up and cosine, for 1e-4.
+    """
+
+    encoder: Literal["deepset", "attention"] = "deepset"
+    latent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.encoder == "attention" and self.width % HEADS:
+            raise Mistake(f"np_btl: width {self.width} cannot be shared among {HEADS} heads", "for example width = 64")
+
+    def networks(self, d: int, generator: torch.Generator) -> State:
+        w, k = self.width, self.latent_dim * (1 + self.latent)
+        state = mlp("pool", [w, w, k], generator)
+        if self.encoder == "deepset":
+            return state | mlp("pair", [2 * d, w, w], generator)
+        state |= mlp("pair", [2 * d, w], generator) | mlp("heads", [w, 3 * w], generator)
+        return state | mlp("mixed", [w, w], generator) | {"empty": torch.zeros(w)}
+
+    def read(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
+        pooled = (self.encoded(state, shown, mask) * mask.unsqueeze(2)).sum(1)
+        longer = (mask.sum(1, keepdim=True) / self.context).clamp(min=1)
+        z = forward(state, "pool", pooled / longer, silu)
+        if not self.latent:
+            return (z,)
+        mean, spread = z.chunk(2, 1)
+        return mean, softplus(spread).square() + 1e-4  # a variance that is never zero, so that the KL is finite
+
+    def encoded(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """float32[users, n, width]: every pair, under attention in the light of the others."""
+        pairs = forward(state, "pair", shown, silu)
+        if self.encoder == "deepset":
+            return pairs
+        pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)  # so that none attends to nothing
+        seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, None, None]
+        query, key, value = forward(state, "heads", pairs).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2)
+        return forward(state, "mixed", mixed)[:, :-1]
+
+    def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+        if not self.latent:
+            return target_loss(state, batch, *self.read(state, batch.shown, batch.mask))
+        prior = self.read(state, batch.shown, batch.mask)
+        everything = torch.cat([batch.shown, as_shown(batch.asked, batch.label)], 1)
+        mean, variance = self.read(state, everything, torch.cat([batch.mask, batch.weight > 0], 1))
+        z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
+        return target_loss(state, batch, z) + divergence(mean, variance, *prior) / self.targets
