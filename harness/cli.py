@@ -156,19 +156,7 @@ def run(
 
     publisher = Publisher(planned, opened, mlflow)
     if todo:
-        with _bar("running", len(todo)) as step:
-            if local:
-                from harness.run import finish_all
-
-                for _ in finish_all(todo, opened):
-                    step(1)
-            else:
-                err.print("starting Ray, which takes some 15 s")
-                from harness.on_ray import run_on_ray
-
-                run_on_ray(
-                    todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=publisher.trials
-                )
+        _run_trials(todo, opened, plugin, local, workers, publisher.trials)
     failed = unfinished(planned, opened)
     made = _show_board(planned, opened, as_json)
     with _aside("MLflow"):
@@ -176,15 +164,7 @@ def run(
     if not as_json:
         err.print(f"MLflow:  {publisher.how_to_open()}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
-    for trial in failed:
-        reason = (opened.failure(trial.key) or {"reason": "did not run"})["reason"]
-        err.print("failed", style="red", end=" ")
-        err.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
-    if failed:
-        err.print(
-            f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
-        )
-        raise typer.Exit(1)
+    _tell_failed(failed, opened)
 
 
 @app.command()
@@ -198,6 +178,52 @@ def board(
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
     planned, opened = _plan(suite, store, data, plugin)
     _show_board(planned, opened, as_json)
+
+
+@app.command()
+def reproduce(
+    what: Annotated[
+        list[str] | None, typer.Argument(help="Papers or claims, such as N1; without any they are listed.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Three seeds and smaller tasks: a first verdict.")] = False,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Runs what published claims rest on, and says of each whether it holds."""
+    from harness import reproduce as claims
+
+    if not what and not every:
+        for file, (paper, listed) in claims.catalogue().items():
+            print(f"{paper}: {claims.title_of(file)} ({file.stem})")
+            print("\n".join(f"  {claim.id:4} {claim.title}" for claim in listed))
+        err.print("\nmanyminds reproduce PAPER or ID checks some, manyminds reproduce --all checks every one")
+        return
+    began = time.monotonic()
+    _use_data(data)
+    find.add_plugins(plugin or [])
+    files, opened = claims.chosen(what or []), Store(store).open()
+    with _bar("preparing", claims.n_prepared(files, quick)) as step:
+        parts = list(claims.chapters(files, opened, quick, step))
+    trials = claims.trials_of(parts)
+    todo = [t for t in trials if opened.read("trials", t.key) is None]
+    err.print(f"{len(files)} suites: {len(trials)} trials, {len(trials) - len(todo)} finished before")
+    if todo:
+        _run_trials(todo, opened, plugin, local, workers)
+    found = claims.verdicts(parts, opened)
+    if as_json:
+        print(json.dumps([judged.as_dict() for judged in found], indent=1))
+    else:
+        claims.print_verdicts(found)
+        err.print(f"\npage:    {claims.write_page(found, parts, opened, quick)}")
+        err.print(f"done in {time.monotonic() - began:.0f} s")
+    _tell_failed([t for t in trials if opened.read("trials", t.key) is None], opened)
 
 
 @app.command()
@@ -271,6 +297,32 @@ def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None
     opened = Store(store).open()
     with _bar("preparing", len(read.tasks) * len(read.seeds)) as step:
         return make_plan(read, opened, lambda: step(1)), opened
+
+
+def _run_trials(todo, opened: Store, plugin, local: bool, workers: int | None, on_group=lambda trials: None) -> None:
+    with _bar("running", len(todo)) as step:
+        if local:
+            from harness.run import finish_all
+
+            for _ in finish_all(todo, opened):
+                step(1)
+        else:
+            err.print("starting Ray, which takes some 15 s")
+            from harness.on_ray import run_on_ray
+
+            run_on_ray(todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=on_group)
+
+
+def _tell_failed(failed, opened: Store) -> None:
+    for trial in failed:
+        reason = (opened.failure(trial.key) or {"reason": "did not run"})["reason"]
+        err.print("failed", style="red", end=" ")
+        err.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
+    if failed:
+        err.print(
+            f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
+        )
+        raise typer.Exit(1)
 
 
 def _show_board(planned, opened: Store, as_json: bool):

@@ -7,9 +7,11 @@ a convex logistic regression.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from harness.data import Items, Pairs, Panel
 from harness.method import Manifest, Method, Run, State, Users
@@ -18,17 +20,33 @@ from harness.metrics import log_loss, temperature_scale
 CACHE = 2**20  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
 MEMORY = 2**24  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not
 TOLERANCE = 1e-4  # last Newton step in log-odds; convergence is quadratic, so what remains is about its square
+BARRIER = 0.1  # of weights on a simplex: a tenth of one answer's worth keeps them off the edge
 STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 
 class LinearMethod(Method):
-    """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}."""
+    """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}.
+
+    One that declares the field `elicit` can ask: it then also keeps every user's posterior covariance.
+    """
 
     def refuses(self, task: Manifest) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return (map_weights(context, state["mean"], state["root"]),)
+        weights = map_weights(context, state["mean"], state["root"])
+        if self.elicit == "random":
+            return (weights,)
+        return weights, covariances(context, weights, state["root"])
+
+    def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
+        """float64[n]: p(1 - p) xT C x, with C the user's posterior covariance: what an answer tells of the weights.
+
+        To first order twice the expected gain of information in nats (MacKay 1992): a pair is asked whose answer is
+        open and whose features the user's earlier answers say little of.
+        """
+        p = torch.sigmoid(self.score(state, users, pool))
+        return p * (1 - p) * variance(state["root"], users[1], pool)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         features = torch.from_numpy(items.features[item]).to(users[0])
@@ -66,18 +84,19 @@ def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch
 
 def padded(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer than n pairs get empty rows."""
+    X, y = torch.from_numpy(pairs.gap).double(), torch.from_numpy(pairs.label).double()
+    return padded_rows(pairs, X, y, torch.ones_like(y))
+
+
+def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[users, n, ...] of each [len(pairs), ...], n the most pairs of a user; rows that do not exist are zero."""
     counts = np.diff(pairs.offsets)
     n = int(counts.max())
-    X = torch.from_numpy(pairs.gap).double()
-    y = torch.from_numpy(pairs.label).double()
     if (counts == n).all():
-        shape = (len(counts), n)
-        return X.view(*shape, X.shape[1]), y.view(shape), torch.ones(shape, dtype=torch.float64)
+        return tuple(c.view(len(counts), n, *c.shape[1:]) for c in columns)
     rows = torch.from_numpy(pairs.user * np.int64(n) + pairs.rank)
-    full = torch.zeros(len(counts) * n, X.shape[1], dtype=torch.float64).index_copy_(0, rows, X)
-    label, mask = torch.zeros(2, len(counts) * n, dtype=torch.float64)
-    label[rows], mask[rows] = y, 1.0
-    return full.view(len(counts), n, -1), label.view(-1, n), mask.view(-1, n)
+    full = [c.new_zeros(len(counts) * n, *c.shape[1:]).index_copy_(0, rows, c) for c in columns]
+    return tuple(c.view(len(counts), n, *c.shape[1:]) for c in full)
 
 
 def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
@@ -164,17 +183,40 @@ def shrunk_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> t
 SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # one number per method, chosen among seven on validation users
 
 
-def best_on_validation(priors: list[State], validation: Panel) -> State:
-    """The prior with the lowest calibrated log loss, averaged over eighths, quarters, halves and whole contexts."""
+def best_on_validation(
+    priors: list[State], validation: Panel, answer: Callable[[State, Pairs], torch.Tensor] | None = None
+) -> State:
+    """The prior with the lowest calibrated log loss, averaged over eighths, quarters, halves and whole contexts.
+
+    `answer` gives the log-odds of the validation queries from a context; without it they are a linear method's.
+    """
     shots = int(np.diff(validation.context.offsets).max(initial=0))
     contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
     gap, y = torch.from_numpy(validation.query.gap), validation.query.label
 
+    def linear(prior: State, context: Pairs) -> torch.Tensor:
+        return dot(gap, map_weights(context, prior["mean"], prior["root"]), validation.query)
+
     def loss(prior: State) -> float:
-        scores = [dot(gap, map_weights(c, prior["mean"], prior["root"]), validation.query).numpy() for c in contexts]
+        scores = [(answer or linear)(prior, context).numpy() for context in contexts]
         return sum(log_loss(temperature_scale(z, y) * z, y) for z in scores)
 
     return min(priors, key=loss)
+
+
+POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # as many as SCALES
+
+
+def tempered(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
+    """Priors whose covariance is that of root float64[d, r] with its eigenvalues raised to powers, at constant trace.
+
+    At 1 new users differ as the training users do; at 0 equally in all r directions, which is safer where few people
+    were trained on; above 1 mostly where people differ most.
+    """
+    vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
+    variances = values**2
+    powered = [variances**power * variances.sum() / (variances**power).sum() for power in POWERS]
+    return [{"mean": mean, "root": vectors * p.sqrt()} for p in powered]
 
 
 def laplace(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,10 +227,125 @@ def laplace(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch
     n = max(1, int(np.diff(pairs.offsets).max()))
     per_chunk = max(1, min(CACHE // (8 * r**2), MEMORY // (8 * n * d)))
     for start in range(0, pairs.n_users, per_chunk):
-        X, _, mask = padded(pairs.chunk(start, min(start + per_chunk, pairs.n_users)))
-        p = torch.sigmoid((X @ weights[start : start + len(X)].unsqueeze(2)).squeeze(2))
-        Z = X @ root
-        hessian = (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z
-        hessian.diagonal(dim1=1, dim2=2).add_(1.0)
-        total += torch.cholesky_inverse(torch.linalg.cholesky_ex(hessian)[0]).sum(0)
+        stop = min(start + per_chunk, pairs.n_users)
+        total += covariances(pairs.chunk(start, stop), weights[start:stop], root).sum(0)
     return weights, root @ total @ root.T
+
+
+def covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    """float64[n_users, r, r]: each user's Laplace covariance of v, where w = mean + root v, at the mode `weights`."""
+    if not len(pairs):
+        return torch.eye(root.shape[1], dtype=torch.float64).repeat(pairs.n_users, 1, 1)
+    X, _, mask = padded(pairs)
+    p = torch.sigmoid((X @ weights.unsqueeze(2)).squeeze(2))
+    Z = X @ root
+    hessian = (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z
+    hessian.diagonal(dim1=1, dim2=2).add_(1.0)
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(hessian)[0])
+
+
+def variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """float64[n]: the posterior variance of each row's log-odds, from `covariances` of its user."""
+    Z = torch.from_numpy(pairs.gap).to(root) @ root
+    counts = np.diff(pairs.offsets)
+    if (counts == counts[0]).all():
+        Z = Z.view(len(counts), counts[0], -1)
+        return ((Z @ covariance) * Z).sum(2).view(-1)
+    return torch.einsum("nr,nrs,ns->n", Z, covariance[torch.from_numpy(pairs.user).long()], Z)
+
+
+def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The users x pairs matrix of labels (1, -1, and 0 where nobody was asked), projected on the features and factorised.
+
+    Returns the singular values float64[min(n_users, d)] and weights float64[d, <= rank] whose gaps, orthonormal over
+    all pairs, are the leading right singular vectors. The matrix is never formed: its product with the features is the
+    sum of each user's signed gaps.
+    """
+    X = torch.from_numpy(train.gap).double()
+    second = X.T @ X
+    second.diagonal().add_(1e-3 * second.diagonal().mean())  # features that never differ tell nothing
+    values, vectors = torch.linalg.eigh(second)
+    whiten = vectors * values.rsqrt() @ vectors.T
+    sums = torch.zeros(train.n_users, X.shape[1], dtype=torch.float64)
+    signed = X * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
+    sums.index_add_(0, torch.from_numpy(train.user).long(), signed)
+    _, singular, Vt = torch.linalg.svd(sums @ whiten, full_matrices=False)
+    return singular, whiten @ Vt[:rank].T
+
+
+def own_weights(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each training user's ridge answer float64[n_users, r] in a basis float64[d, r], rescaled to gaps of variance 1."""
+    basis = basis / (torch.from_numpy(train.gap).to(basis) @ basis).square().mean(0).sqrt().clamp(min=1e-9)
+    zero = torch.zeros(len(basis), dtype=basis.dtype)
+    return map_weights(train, zero, basis) @ torch.linalg.pinv(basis).T, basis
+
+
+def factorise(
+    train: Pairs, weights: torch.Tensor, basis: torch.Tensor, decay: float, steps: int, run: Run, simplex: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minimises the Bradley-Terry loss over weights float[n_users, r] and basis float[d, r] jointly, by L-BFGS.
+
+    An equal ridge on both is a nuclear-norm penalty on their product; `decay` is relative to the spectral norm of the
+    labels' noise, so that one value suits few people and many. With `simplex` a user's weights are the softmax of what
+    is given and penalised. Returns weights and basis as float64.
+    """
+    X, y = torch.from_numpy(train.gap).T.contiguous(), torch.from_numpy(train.label)  # as columns: twice as fast
+    user = torch.from_numpy(train.user).long()
+    (d, n), n_users = X.shape, train.n_users
+    noise = 0.5 * (n / n_users * float(X.square().mean())) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2
+    ridge = decay * noise
+    W, theta = (t.T.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in (weights, basis))
+    optimizer = torch.optim.LBFGS([W, theta], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-8)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        z = ((theta @ X) * (W.softmax(0) if simplex else W).index_select(1, user)).sum(0)
+        misfit = binary_cross_entropy_with_logits(z, y, reduction="sum")
+        total = (misfit + ridge / 2 * (W.square().sum() + theta.square().sum())) / n
+        total.backward()
+        run.log(train_loss=total.item())
+        return total
+
+    optimizer.step(loss)
+    return (W.softmax(0) if simplex else W).detach().T.double(), theta.detach().T.double()
+
+
+def simplex_weights(
+    Z: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor, prior: State
+) -> torch.Tensor:
+    """float64[users, r]: argmin over w > 0, sum w = 1, of the logistic loss of offset + Z w plus a prior around `mean`.
+
+    The prior is (w - mean)T precision (w - mean) / 2 - BARRIER meanT log w: without data the answer is `mean`. Z is
+    float64[users, n, r]. Newton's method under the equality constraint; the barrier keeps its steps inside.
+    """
+    mean, precision = prior["mean"], prior["precision"]
+
+    def value(w: torch.Tensor) -> torch.Tensor:
+        z = offset + (Z @ w.unsqueeze(2)).squeeze(2)
+        ridge = (((w - mean) @ precision) * (w - mean)).sum(1) / 2 - BARRIER * (mean * w.log()).sum(1)
+        return (mask * (softplus(z) - y * z)).sum(1) + ridge
+
+    w = mean.repeat(len(Z), 1)
+    loss = value(w)
+    for _ in range(STEPS):
+        p = torch.sigmoid(offset + (Z @ w.unsqueeze(2)).squeeze(2))
+        gradient = (((p - y) * mask).unsqueeze(1) @ Z).squeeze(1) + (w - mean) @ precision - BARRIER * mean / w
+        hessian = (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z + precision + torch.diag_embed(BARRIER * mean / w**2)
+        both = torch.stack([gradient, torch.ones_like(w)], 2)
+        downhill, level = torch.cholesky_solve(both, torch.linalg.cholesky_ex(hessian)[0]).unbind(2)
+        dw = downhill.sum(1, keepdim=True) / level.sum(1, keepdim=True) * level - downhill  # sums to zero
+        t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # stops short of the boundary
+        while (worse := (reached := value(w + t * dw)) > loss + 1e-9 * loss.abs()).any() and t.min() > 1e-6:
+            t = torch.where(worse.unsqueeze(1), t / 2, t)
+        w, loss = w + t * dw, reached
+        if (t * dw).abs().max() < 1e-6:
+            break
+    return w
+
+
+def mixture_priors(weights: torch.Tensor) -> list[State]:
+    """Priors of a new user's place on the simplex, from training users' float64[n_users, r], at every SCALE."""
+    mean, r = weights.mean(0), weights.shape[1]
+    spread = weights - mean
+    covariance = spread.T @ spread / len(weights) + 1e-4 * torch.eye(r, dtype=weights.dtype)
+    return [{"mean": mean, "precision": torch.linalg.inv(scale**2 * covariance)} for scale in SCALES]

@@ -6,6 +6,9 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board import REFERENCE, Board, Point, Row, TaskBoard
+from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
 from harness.store import Store
+from harness.task import Task
+from harness.trial import fields_of
 
 # Told apart by shape, dash and lightness as well as by hue (Okabe and Ito's palette), so that greyscale is enough.
 LOOKS = [
@@ -28,6 +33,20 @@ LOOKS = [
     ("#e69f00", "X", (0, (3, 1, 1, 1))),
     ("#7f7f7f", "*", (0, (8, 2))),
 ]
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "manyminds",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+SIZE = (6.4, 4.2)  # inches
+WIDE = 12.8  # inches: the whole width of a page
+MANY = (
+    12  # settings of tasks: beyond, a line each on the terminal, and a folded table each, without figures, on the page
+)
 WORDS = {
     "rank": "as scored, and in brackets the ranks it may have (95 %, all methods at once)",
     "accuracy": "share of observed labels predicted, mean over people, 95 % interval over people and seeds; "
@@ -46,8 +65,11 @@ WORDS = {
 
 
 def print_board(board: Board) -> None:
-    """One table per task on stdout."""
+    """One table per task setting on stdout; of many settings a line each."""
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    if len(board.tasks) > MANY:
+        print_many(board, console)
+        return
     for task in board.tasks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name in ("rank", "method"):
@@ -72,6 +94,24 @@ def print_board(board: Board) -> None:
         console.print(table)
         for line in remarks(task):
             console.print(line, markup=False)
+
+
+def print_many(board: Board, console: Console) -> None:
+    """A line per task setting: the best method, its accuracy and gain, what follows; then every remark once."""
+    lines, names = [], told_apart([task.task for task in board.tasks])
+    for task in board.tasks:
+        best = next((row for row in task.rows if row.rank), None)
+        scores = ["", "", ""] if best is None else [best.label, number(best.curves["accuracy"][task.shots].value), ""]
+        if best is not None and best.gain is not None:
+            scores[2] = span(best.gain, signed=True)
+        lines.append([names[task.task], *scores, task.verdict.partition(":")[0]])
+    lines.insert(0, ["task", "best", "accuracy", f"gain over {REFERENCE}", "verdict"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        shown = "  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True))
+        console.print(shown.rstrip(), markup=False, soft_wrap=True)
+    for remark, times in Counter(line for task in board.tasks for line in remarks(task)[1:]).items():
+        console.print(f"{remark} ({times} of {len(board.tasks)} tasks)", markup=False, soft_wrap=True)
 
 
 def remarks(task: TaskBoard) -> list[str]:
@@ -108,8 +148,13 @@ def write_html(board: Board, store: Store) -> Path:
         "rank_text": rank_text,
         "remarks": remarks,
         "words": WORDS,
+        "names": told_apart([task.task for task in board.tasks]),
+        "many": len(board.tasks) > MANY,
+        "looks": looks_of(board),
     }
-    html = page.get_template("report.html").render(board=board, reference=REFERENCE, figures=figures, **helpers)
+    html = page.get_template("report.html").render(
+        board=board, reference=REFERENCE, figures=figures, sweeps=sweep_figures, **helpers
+    )
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(f"{stamp}\n{html}")
@@ -143,13 +188,82 @@ def rank_text(row: Row) -> str:
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
 
 
-def figures(task: TaskBoard) -> list[tuple[str, str]]:
-    """Caption and SVG of each figure that the rows allow."""
-    import matplotlib
+def told_apart(tasks: list[Task]) -> dict[Task, str]:
+    """Name of each task and those of its fields that differ between tasks of that name."""
+    fields = {task: fields_of(task) for task in tasks}
+    found = {}
+    for task in tasks:
+        alike = [fields[t] for t in tasks if t.name == task.name]
+        varied = [f"{k.replace('_', ' ')} {v}" for k, v in fields[task].items() if any(t[k] != v for t in alike)]
+        found[task] = f"{task.name}: {', '.join(varied)}" if varied else task.name
+    return found
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
 
+def svg_of(draw: Callable, size: tuple[float, float] = SIZE) -> str:
+    """The SVG element of what `draw` puts on an empty matplotlib figure of `size` inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    svg = sink.getvalue()
+    svg = svg[svg.index("<svg") :]
+    if size[0] > SIZE[0]:  # letters as large on the screen as in figures of the usual size
+        svg = svg.replace("<svg", f'<svg class="wide" style="max-width: {92 * size[0]:.0f}px"', 1)
+    return svg
+
+
+def look(i: int) -> tuple:
+    """Colour, marker and dash; past the eighth they combine anew."""
+    again = i // len(LOOKS)
+    return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
+
+
+def looks_of(board: Board) -> dict[str, tuple]:
+    """Label -> look of every method that is ranked, the same on all figures of a board."""
+    methods = labels(list(board.suite.methods))
+    return {label: look(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)}
+
+
+def legend(figure, handles: list | None = None) -> None:
+    """Above the axes, in as many columns as the labels leave room for."""
+    handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
+    if handles:
+        longest = max(len(h.get_label()) for h in handles)
+        columns = int(figure.get_figwidth() / (0.6 + 0.078 * longest))  # inches of a handle and of a letter
+        figure.legend(handles=handles, fontsize=9, ncols=min(max(columns, 1), 8), loc="outside upper center")
+
+
+def grey_line(axes, x: np.ndarray, y: list[float], dash: object = "-") -> None:
+    """A line that is no rival: it knows the truth. `name_lines` writes its name beside its end."""
+    axes.plot(x, y, color="#999999", lw=1, ls=dash)
+
+
+def name_lines(axes, ends: list[tuple[float, float, str]]) -> None:
+    """Writes each name beside the end (x, y) of its line, apart from each other.
+
+    Neighbouring names that agree before a comma are written once, without what follows it.
+    """
+    low, high = axes.get_ylim()
+    apart = 0.055 * (high - low)
+    written: list[list] = []  # x, y, name, y of the last line it stands for
+    for x, y, name in sorted(ends, key=lambda end: end[1]):
+        if written and y - written[-1][3] < apart and written[-1][2].partition(",")[0] == name.partition(",")[0]:
+            written[-1][2:] = name.partition(",")[0], y
+        else:
+            written.append([x, max(y, written[-1][1] + apart) if written else y, name, y])
+    for x, y, name, _ in written:
+        axes.annotate(
+            name, (x, y), (5, 0), textcoords="offset points", color="#666666", fontsize=9, va="center",
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tuple[str, str]]:
+    """Caption and SVG of each figure that the rows allow; `looks` are those of the whole board."""
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.line for row in task.rows):
         curves += " Thin grey: lines that know the truth."
@@ -158,67 +272,42 @@ def figures(task: TaskBoard) -> list[tuple[str, str]]:
         f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero they are worse off."
     )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "manyminds",
-        "font.size": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    drawn = []
-    with plt.rc_context(style | {"font.family": "sans-serif", "legend.frameon": False}):
-        looks = {row.label: _look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    looks = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    return [
+        (caption, svg_of(lambda figure, draw=draw: draw(figure.subplots(), task, looks)))
         for caption, draw, needed in (
             (curves, _curves, any(r.curves for r in task.rows)),
             (ranks, _ranks, any(r.rank for r in task.rows)),
             (gains, _gains, any(r.worse is not None for r in task.rows)),
             (cost, _cost, any(r.costs and r.curves for r in task.rows)),
-        ):
-            if not needed:
-                continue
-            figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-            draw(axes, task, looks)
-            sink = io.StringIO()
-            figure.savefig(sink, format="svg", metadata={"Date": None})
-            plt.close(figure)
-            svg = sink.getvalue()
-            drawn.append((caption, svg[svg.index("<svg") :]))
-    return drawn
-
-
-def _look(i: int) -> tuple:
-    """Colour, marker and dash; past the eighth they combine anew."""
-    again = i // len(LOOKS)
-    return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
+        )
+        if needed
+    ]
 
 
 def _curves(axes, task: TaskBoard, looks: dict) -> None:
-    place = np.arange(len(task.task.shots))
-    for row in task.rows:
-        points = list(row.curves.get("accuracy", {}).values())
-        if not points:
-            continue
+    lines = [(row, list(row.curves["accuracy"].values())) for row in task.rows if row.curves]
+    _banded(axes, lines, task.task.shots, looks)
+    axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
+
+
+def _banded(axes, lines: list[tuple[Row, list[Point]]], ticks: tuple, looks: dict) -> None:
+    """A line with its band per row over evenly spaced ticks."""
+    place, ends = np.arange(len(ticks)), []
+    for row, points in lines:
         values = [p.value for p in points]
         if row.line:
-            axes.plot(place, values, color="#999999", lw=1)
-            axes.annotate(
-                row.label,
-                (place[-1], values[-1]),
-                xytext=(4, 0),
-                textcoords="offset points",
-                color="#666666",
-                fontsize=9,
-                va="center",
-            )
+            grey_line(axes, place, values)
+            ends.append((place[-1], values[-1], row.label))
             continue
         color, marker, dash = looks[row.label]
         axes.plot(place, values, color=color, marker=marker, ls=dash, label=row.label, ms=6)
         if all(p.low is not None for p in points):
             axes.fill_between(place, [p.low for p in points], [p.high for p in points], color=color, alpha=0.15, lw=0)
-    axes.set_xticks(place, task.task.shots)
-    axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
+    axes.set_xticks(place, ticks)
     axes.margins(x=0.12)
-    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")
+    name_lines(axes, ends)
+    legend(axes.figure)
 
 
 def _ranks(axes, task: TaskBoard, looks: dict) -> None:
@@ -252,7 +341,7 @@ def _gains(axes, task: TaskBoard, looks: dict) -> None:
             )
     axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")
+    legend(axes.figure)
 
 
 def _cost(axes, task: TaskBoard, looks: dict) -> None:
@@ -265,4 +354,138 @@ def _cost(axes, task: TaskBoard, looks: dict) -> None:
         axes.errorbar(x, y.value, error, color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
     axes.set_xscale("log")
     axes.set(xlabel="seconds to fit, median over seeds (log)", ylabel=f"accuracy at {task.shots} shots")
-    axes.figure.legend(fontsize=9, ncols=4, loc="outside upper center")
+    legend(axes.figure)
+
+
+def sweeps(board: Board) -> list[tuple[str, tuple[str, ...], list[TaskBoard]]]:
+    """Every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
+
+    A pair needs more settings than a cross of two single sweeps. Where still other fields vary, a pair has all settings
+    that repeat its whole grid; a single field has the settings that share the rest.
+    """
+    found = []
+    for name in dict.fromkeys(t.task.name for t in board.tasks):
+        left = tasks = [t for t in board.tasks if t.task.name == name]
+        varied = [f for f in fields_of(tasks[0].task) if len({_value(t, f) for t in tasks}) > 1]
+        for fields in [*combinations(varied, 2), *((f,) for f in varied)]:
+            groups: dict[tuple, dict[tuple, TaskBoard]] = {}  # the other fields -> these fields -> setting
+            for t in tasks:
+                rest = tuple(_value(t, f) for f in varied if f not in fields)
+                groups.setdefault(rest, {})[tuple(_value(t, f) for f in fields)] = t
+            largest = max(groups.values(), key=len)
+            counts = [len(set(values)) for values in zip(*largest, strict=True)]
+            if len(fields) == 2 and min(counts) > 1 and len(largest) > sum(counts) - 1:
+                whole = [t for group in groups.values() if group.keys() == largest.keys() for t in group.values()]
+                left = [t for t in left if t not in whole]
+                found.append((name, fields, whole))
+            elif len(fields) == 1 and min(counts) > 1 and any(t in left for t in largest.values()):
+                found.append((name, fields, list(largest.values())))
+    return found
+
+
+def _value(task: TaskBoard, field: str) -> object:
+    return getattr(task.task, field)
+
+
+def sweep_figures(board: Board, looks: dict[str, tuple]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Heading, and caption and SVG of each figure, of every sweep of a board."""
+    found = []
+    for name, fields, tasks in sweeps(board):
+        heading = f"{name}: {' and '.join(f.replace('_', ' ') for f in fields)}"
+        if len(fields) == 1:
+            caption = f"Accuracy at {_shots(tasks)} shots, with 95 % bands over people and seeds."
+            drawn = [(caption, svg_of(lambda figure, t=tasks, f=fields: _along(figure.subplots(), t, f[0], looks)))]
+            found.append((heading, drawn))
+            continue
+        cells = len({tuple(_value(t, f) for f in fields) for t in tasks})
+        means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
+        drawn = []
+        for what, score, signed in (
+            (f"Accuracy at {_shots(tasks)} shots", _accuracy, False),
+            (f"Gain in accuracy over {REFERENCE} at {_shots(tasks)} shots", _gain, True),
+        ):
+            maps = _maps(tasks, fields, score)
+            maps = {label: maps[label] for label in labels(list(board.suite.methods)).values() if label in maps}
+            if maps:
+                caption = f"{what}, the same colours for all methods.{means}"
+                rows, tall = -(-len(maps) // 4), max(m.shape[0] for m in maps.values())
+                size = (WIDE, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
+                axes = (fields, [sorted({_value(t, f) for t in tasks}, key=_order) for f in fields])
+                drawn.append((caption, svg_of(lambda figure, m=maps, a=axes, s=signed: _heat(figure, m, *a, s), size)))
+        found.append((heading, drawn))
+    return found
+
+
+def _shots(tasks: list[TaskBoard]) -> str:
+    return " or ".join(str(n) for n in sorted({t.shots for t in tasks}))
+
+
+def _order(value: object) -> tuple:
+    """Numbers by size, then anything else by name."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+def _accuracy(row: Row, task: TaskBoard) -> float | None:
+    return row.curves["accuracy"][task.shots].value if row.curves else None
+
+
+def _gain(row: Row, task: TaskBoard) -> float | None:
+    return None if row.worse is None else row.gain.value
+
+
+def _maps(tasks: list[TaskBoard], fields: tuple[str, ...], score: Callable) -> dict[str, np.ndarray]:
+    """Label of a method -> float[values of the second field, values of the first], NaN where there is none."""
+    first, second = (sorted({_value(t, f) for t in tasks}, key=_order) for f in fields)
+    sums: dict[str, np.ndarray] = {}
+    for task in tasks:
+        x, y = first.index(_value(task, fields[0])), second.index(_value(task, fields[1]))
+        for row in task.rows:
+            if (value := score(row, task)) is not None:
+                cell = sums.setdefault(row.label, np.zeros((2, len(second), len(first))))[:, y, x]
+                cell += (value, 1)
+    with np.errstate(invalid="ignore"):
+        return {label: total / count for label, (total, count) in sums.items()}
+
+
+def _heat(figure, maps: dict[str, np.ndarray], fields: tuple[str, ...], ticks: list[list], signed: bool) -> None:
+    """A heat map per method on one scale of colours that grows lighter throughout, the value in every cell."""
+    columns = min(4, len(maps))
+    panels = figure.subplots(-(-len(maps) // columns), columns, squeeze=False, sharex=True, sharey=True)
+    figure.get_layout_engine().set(hspace=0.08)
+    every = np.concatenate([m.ravel() for m in maps.values()])
+    low, high = np.nanmin(every), np.nanmax(every)
+    size = 10 if len(ticks[0]) <= 5 else 8 if len(ticks[0]) <= 8 else 6
+    for axes, (label, values) in zip(panels.flat, maps.items(), strict=False):
+        image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = value < (low + high) / 2
+                axes.text(
+                    x, y, number(value, signed), ha="center", va="center", fontsize=size,
+                    color="#ffffff" if dark else "#000000",
+                )  # fmt: skip
+        axes.set_title(label, fontsize=10)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for set_ticks, values_of in ((axes.set_xticks, ticks[0]), (axes.set_yticks, ticks[1])):
+            set_ticks(range(len(values_of)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values_of])
+    for axes in panels.flat[len(maps) :]:
+        axes.set_visible(False)
+    for axes in panels.T.flat:  # a panel with nothing below it shows its ticks
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel(fields[0].replace("_", " "), fontsize=11)
+    figure.supylabel(fields[1].replace("_", " "), fontsize=11)
+    figure.colorbar(image, ax=panels, pad=0.01, aspect=30)
+
+
+def _along(axes, tasks: list[TaskBoard], field: str, looks: dict) -> None:
+    tasks = sorted(tasks, key=lambda t: _order(_value(t, field)))
+    found: dict[str, list[tuple[Row, Point]]] = {}
+    for task in tasks:
+        for row in task.rows:
+            if row.curves:
+                found.setdefault(row.label, []).append((row, row.curves["accuracy"][task.shots]))
+    whole = [[row for row, _ in found[label]] for label in found if len(found[label]) == len(tasks)]
+    lines = [(rows[0], [point for _, point in found[rows[0].label]]) for rows in whole]
+    _banded(axes, lines, [_value(t, field) for t in tasks], looks)
+    axes.set(xlabel=field.replace("_", " "), ylabel="accuracy")

@@ -19,6 +19,7 @@ from harness.trial import Trial, fields_of, hashed, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
 KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
+KNOWN |= {"paper": str, "claims": list, "quick": dict}  # read by harness/claims.py
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,24 @@ class Plan:
     people: dict[Task, int]  # test people over all seeds
 
 
-def read_suite(path: str | Path) -> Suite:
-    """Raises Mistake for a file that is missing or malformed, and for unknown names, fields and types."""
-    path = Path(path)
+def load_toml(path: Path) -> dict:
+    """The file's tables. Raises Mistake for a file that is missing or no TOML."""
     try:
-        content = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
         near = ", ".join(sorted(f.as_posix() for f in Path("jobs/suites").glob("*.toml")))
         raise Mistake(f"the suite {path} does not exist", f"name a TOML file{f': {near}' if near else ''}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise Mistake(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
+
+
+def read_suite(path: str | Path, quick: bool = False) -> Suite:
+    """Raises Mistake for a file that is missing or malformed, and for unknown names, fields and types.
+
+    quick: with what the file's `[quick]` says instead: seeds, and fields of tasks and methods by name.
+    """
+    path = Path(path)
+    content = load_toml(path)
     for key, value in content.items():
         if key not in KNOWN:
             near = difflib.get_close_matches(key, KNOWN, n=1)
@@ -79,7 +88,12 @@ def read_suite(path: str | Path) -> Suite:
             )
         if not isinstance(value, KNOWN[key]) or isinstance(value, bool) != (KNOWN[key] is bool):
             raise Mistake(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
-    seeds = content.get("seeds", 5)
+    less = content.get("quick", {}) if quick else {}
+    for kind in ("tasks", "methods"):
+        for table in content.get(kind, []):
+            if isinstance(table, dict):
+                table.update(less.get(kind, {}).get(table.get("name"), {}))
+    seeds = less.get("seeds", content.get("seeds", 5))
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
         raise Mistake(f"{path}: seeds must be a count or a list of different whole numbers", "for example seeds = 5")

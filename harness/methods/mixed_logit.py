@@ -1,14 +1,13 @@
 """Hierarchical-Bayes mixed logit: a Gaussian over user weights fitted by empirical Bayes, the classical method to beat."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from harness.data import Pairs, Panel
-from harness.linear import LinearMethod, best_on_validation, laplace, shrunk_mean
+from harness.linear import LinearMethod, best_on_validation, laplace, shrunk_mean, tempered
 from harness.method import Manifest, Run, State
-
-POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # one number per method, chosen among seven on validation users
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class MixedLogit(LinearMethod):
     """
 
     steps: int = 10
+    elicit: Literal["random", "uncertainty"] = "random"
 
     def refuses(self, task: Manifest) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
@@ -39,6 +39,4 @@ class MixedLogit(LinearMethod):
             covariance = (total + d * total.trace() / (n_users * d) * eye) / (n_users + d)
             run.log(sd=(covariance.trace() / d).sqrt())
         mean = shrunk_mean(mean, covariance, n_users)
-        values, vectors = torch.linalg.eigh(covariance)
-        powered = [values**power * values.sum() / (values**power).sum() for power in POWERS]
-        return best_on_validation([{"mean": mean, "root": vectors * p.sqrt()} for p in powered], validation)
+        return best_on_validation(tempered(mean, torch.linalg.cholesky(covariance)), validation)

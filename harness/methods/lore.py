@@ -1,0 +1,64 @@
+"""LoRe: a low-rank basis of rewards, and every user a mixture of them (Bose et al. 2025)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from harness.data import Pairs, Panel
+from harness.linear import (
+    LinearMethod,
+    best_on_validation,
+    empirical_prior,
+    factorise,
+    mixture_priors,
+    moment_svd,
+    own_weights,
+    padded,
+    simplex_weights,
+    tempered,
+)
+from harness.method import Run, State, Users
+
+
+@dataclass(frozen=True)
+class Lore(LinearMethod):
+    """r_i(x, y) = <w_i, B^T e(x, y)>: the basis and all users' weights by maximum likelihood, then weights alone.
+
+    `weights = "simplex"` is the paper's w_i >= 0, sum w_i = 1, trained as a softmax from a random start; "free" drops
+    the constraint and starts from the SVD of the users' moments, or at random (`svd = False`), where it can stay in a
+    poor local optimum. Departures: the likelihood is minimised over both jointly by L-BFGS, not by alternating steps of
+    Adam; there is no penalty towards a reference reward, which few tasks have; and new users' weights have the training
+    users' Gaussian prior, its one number chosen on validation users, as every method's is here.
+    """
+
+    rank: int = 5
+    weights: Literal["simplex", "free"] = "simplex"
+    svd: bool = True  # of free weights
+    steps: int = 60
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        draw, d, simplex = run.generator("lore"), train.gap.shape[1], self.weights == "simplex"
+        if simplex or not self.svd:
+            basis = torch.randn(d, self.rank, generator=draw) / d**0.5
+            weights = torch.randn(train.n_users, self.rank, generator=draw)
+        else:
+            weights, basis = own_weights(train, moment_svd(train, self.rank)[1])
+        weights, basis = factorise(train, weights, basis, 0.0, self.steps, run, simplex)
+        if not simplex:
+            return best_on_validation(tempered(*empirical_prior(weights, basis)), validation)
+        priors = [prior | {"basis": basis} for prior in mixture_priors(weights)]
+        return best_on_validation(priors, validation, lambda prior, shown: self.answer(prior, shown, validation.query))
+
+    def answer(self, state: State, context: Pairs, query: Pairs) -> torch.Tensor:
+        return self.score(state, self.mixtures(state, context), query)
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return self.mixtures(state, context) if "basis" in state else super().adapt(state, context, run)
+
+    def mixtures(self, state: State, context: Pairs) -> Users:
+        w = state["mean"].repeat(context.n_users, 1)
+        if len(context):
+            X, y, mask = padded(context)
+            w = simplex_weights(X @ state["basis"], y, mask, torch.zeros_like(y), state)
+        return (w @ state["basis"].T, w)

@@ -1,0 +1,82 @@
+"""PAL: every user an ideal point among K prototypes, and nearer items are preferred (Chen et al. 2024)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.functional import softplus
+
+from harness.data import Pairs, Panel
+from harness.linear import best_on_validation, mixture_priors, padded_rows, simplex_weights
+from harness.method import Manifest, Method, Run, State, Users
+from harness.neural import forward, mlp, train
+
+
+@dataclass(frozen=True)
+class Pal(Method):
+    """Pluralistic alignment: a user's ideal point a_i = sum_k w_ik p_k is a mixture of K prototypes, w_i on the simplex.
+
+    `variant = "distance"` (model A of the paper) has the reward -|f(x) - a_i|^2; "angle" (model B) has <f(x), a_i>, here
+    with one f for prompt and response together. f is linear, or an MLP with one hidden layer of `hidden` units. f,
+    prototypes and the weights' logits are trained together by Adam; a new user fits w alone, which is convex: a pair's
+    log-odds are linear in w in either variant. Departures: no temperature, as f has any scale, and new users' weights
+    have the training users' Gaussian prior, its one number chosen on validation users, as every method's is here.
+    """
+
+    variant: Literal["distance", "angle"] = "distance"
+    prototypes: int = 16  # K
+    dim: int = 16  # of the space of ideal points
+    hidden: int = 0
+    steps: int = 1200
+    batch: int = 256
+    rate: float = 0.02
+
+    def refuses(self, task: Manifest) -> str | None:
+        return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
+
+    def fit(self, shown: Pairs, validation: Panel, run: Run) -> State:
+        draw = run.generator("pal")
+        d = shown.items.features.shape[1]
+        state = mlp("map", [d, self.hidden, self.dim] if self.hidden else [d, self.dim], draw)
+        state["prototypes"] = torch.randn(self.prototypes, self.dim, generator=draw)
+        state["logits"] = torch.zeros(shown.n_users, self.prototypes)
+        features, y = torch.from_numpy(shown.items.features), torch.from_numpy(shown.label)
+        left, right, user = (torch.from_numpy(x).long() for x in (shown.left, shown.right, shown.user))
+
+        def loss(step: int) -> torch.Tensor:
+            rows = torch.randint(len(y), (self.batch,), generator=draw)
+            slope, offset = self.parts(state, features[left[rows]], features[right[rows]])
+            z = (slope * state["logits"][user[rows]].softmax(1)).sum(1) + offset
+            return (softplus(z) - y[rows] * z).mean()
+
+        state = train(state, loss, self.steps, self.rate, run)
+        weights = state.pop("logits").softmax(1).double()
+        priors = [state | prior for prior in mixture_priors(weights)]
+        return best_on_validation(
+            priors, validation, lambda prior, c: self.score(prior, self.adapt(prior, c, run), validation.query)
+        )
+
+    def parts(self, state: State, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The log-odds of pairs of items float32[n, d] are slope float32[n, K] times w, plus offset float32[n]."""
+        left, right = forward(state, "map", left), forward(state, "map", right)
+        slope = (left - right) @ state["prototypes"].T
+        if self.variant == "angle":
+            return slope, torch.zeros(len(slope))
+        return 2 * slope, right.square().sum(1) - left.square().sum(1)
+
+    def parts_of(self, state: State, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+        features = pairs.items.features
+        slope, offset = self.parts(state, *(torch.from_numpy(features[side]) for side in (pairs.left, pairs.right)))
+        return slope.double(), offset.double()
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        if not len(context):
+            return (state["mean"].repeat(context.n_users, 1),)
+        slope, offset = self.parts_of(state, context)
+        y = torch.from_numpy(context.label).double()
+        Z, y, mask, offset = padded_rows(context, slope, y, torch.ones_like(y), offset)
+        return (simplex_weights(Z, y, mask, offset, state),)
+
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        slope, offset = self.parts_of(state, query)
+        return (slope * users[0][torch.from_numpy(query.user).long()]).sum(1) + offset

@@ -1,0 +1,52 @@
+"""Training PReF, LoRe and PAL: CPU seconds of one thread beside what others needed on a like core.
+
+Prints the median of alternating runs: all of `fit`, and without the choice of the prior on validation users, which the
+baselines lack: OMP_NUM_THREADS=1 python tests/benchmarks/bench_low_rank.py
+"""
+
+import time
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from harness.data import Panel
+from harness.find import make
+from harness.method import Run
+from tasks.low_rank import LowRank
+
+CASES = [  # what is timed, method, fields, and the baseline
+    ("lore, free weights, rank 5", "lore", {"weights": "free"}, "16 s for 60 users (a loop over users); .7 s good"),
+    ("lore, simplex, rank 5", "lore", {}, "16 s for 60 users (a loop over users); .7 s good"),
+    ("pal, distance, 1,200 steps x 256", "pal", {}, "14 s; 2 s good"),
+    ("pal, angle, 1,200 steps x 256", "pal", {"variant": "angle"}, "14 s; 2 s good"),
+    ("pref, rank 8", "pref", {}, "none"),
+]
+RUNS = 3
+
+
+def cpu_seconds(work) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main() -> None:
+    task = LowRank()  # 500 users x 100 pairs, 64 features
+    splits = task.split(task.build(0), 0)
+    validation = splits.panels["validation"]
+    one = Panel(validation.context.chunk(0, 1).first(0), validation.query.chunk(0, 1))  # nothing to choose by
+    seconds = np.zeros((RUNS, len(CASES), 2))
+    for run in range(-1, RUNS):  # the first run warms up
+        for i, (_, name, fields, _) in enumerate(CASES):
+            for j, panel in enumerate((validation, one)):
+                method = make("method", name, fields)
+                seconds[run, i, j] = cpu_seconds(lambda: method.fit(splits.train, panel, Run(0)))  # noqa: B023
+    for (what, *_, baseline), (whole, training) in zip(CASES, np.median(seconds, 0), strict=True):
+        print(f"{what}: {whole:.2f} CPU s, {training:.2f} without choosing the prior (baseline: {baseline})")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        main()
