@@ -37,7 +37,7 @@ class Run:
 
     def generator(self, purpose: str = "") -> torch.Generator:
         """A generator that depends on the seed and the purpose alone."""
-        return torch.Generator(self.device).manual_seed(self.seed * 2**32 + zlib.crc32(purpose.encode()))
+        return torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed}/{purpose}".encode()))  # 32 bits count
 
     def log(self, **values: float) -> None:
         """Appends a point to each named learning curve; curves are stored beside the trial."""

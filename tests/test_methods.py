@@ -144,3 +144,10 @@ def test_shared_is_the_pooled_regression():
 
 def test_per_user_takes_a_scale_by_hand():
     assert prior("per_user", scale=0.7)[0]["root"].item() == 0.7
+
+
+def test_generators_differ_by_seed_and_by_purpose():
+    """torch keeps the low 32 bits of a seed: all of ours must be in them."""
+    draws = {(s, p): torch.rand(4, generator=Run(s).generator(p)).tolist() for s in range(50) for p in ("a", "b")}
+    assert len({tuple(d) for d in draws.values()}) == 100
+    assert draws[3, "a"] == torch.rand(4, generator=Run(3).generator("a")).tolist()
