@@ -354,13 +354,13 @@ class Publisher:
 
 
 def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
-    """At most 29 names. What a row says only once is said at the largest number of shots, where it was found."""
+    """At most 30 names. What a row says only once is said at the largest number of shots, where it was found."""
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
     for metric, curve in row.curves.items():
         for shots, point in curve.items():
             told.append((metric, point.value, shots))
-            if metric != "ece":
+            if metric not in ("ece", "brier"):  # ece has no interval; brier's is on the board
                 told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
