@@ -16,6 +16,7 @@ bench: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_adaptation.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scheduling.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_networks.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_low_rank.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

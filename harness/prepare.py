@@ -73,15 +73,19 @@ def _attempt(task: Task, step: str, function: Callable, *arguments: object) -> o
 
 
 def enough_context(task: Task, splits: Splits) -> None:
-    """Raises Mistake where someone has fewer pairs to show than the largest number of shots, or none to ask."""
+    """Raises Mistake where someone has fewer pairs to show than the largest number of shots, or none to ask.
+
+    Training users (panel `seen`) need only enough for the least: they are scored up to what all of them have.
+    """
     for name, panel in splits.panels.items():
+        needed = min(task.shots) if name == "seen" else max(task.shots)
         shown = np.diff(panel.context.offsets)
         asked = np.diff(panel.query.offsets)
-        if shown.min(initial=max(task.shots)) < max(task.shots) or not asked.all():
+        if shown.min(initial=needed) < needed or not asked.all():
             user = int(np.argmin(np.where(asked == 0, -1, shown)))
             raise Mistake(
                 f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} pairs to show and "
-                f"{asked[user]} to ask, but shots go up to {max(task.shots)}",
+                f"{asked[user]} to ask, but shots go up to {needed}",
                 f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
             )
 

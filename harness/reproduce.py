@@ -115,7 +115,8 @@ def print_verdicts(found: list[Judged]) -> None:
     for judged in found:
         claim = judged.claim
         color = COLORS[judged.verdict]
-        console.print(f"\n[bold]{escape(claim.id)}[/bold]  [{color}]{judged.verdict}[/{color}]  {escape(claim.title)}")
+        title = f"\n[bold]{escape(claim.id)}[/bold]  [{color}]{judged.verdict}[/{color}]  {escape(claim.title)}"
+        console.print(title, soft_wrap=True)
         for text in told(judged):
             console.print(f"    {escape(text)}", soft_wrap=True)
         width = max((len(f.says) for f in judged.checks + judged.beside), default=0)
@@ -181,7 +182,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, quick: b
     html = page.get_template("claims.html").render(
         found=found,
         quick=quick,
-        number=number,
+        figure=figure,
         expected=expected,
         counts={v: sum(j.verdict == v for j in found) for v in COLORS},
         figures=lambda judged: figures(judged.claim, results[judged.suite]) if judged.suite in results else [],

@@ -61,7 +61,7 @@ class Result:
 
 
 def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
-    """Fits once, then scores every panel at every number of shots, and at the largest under the swap control.
+    """Fits once, then scores every panel at every number of shots it has, and at the largest under the swap control.
 
     The swap control answers each user's queries with another user's adapted state, by a fixed derangement: a method
     whose gain survives it ignores the user.
@@ -77,9 +77,11 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     for name, panel in splits.panels.items():
         query = panel.query.without_labels()
         asked = panel.context
+        known = np.diff(asked.offsets).min(initial=max(trial.task.shots))  # training users may have fewer answers
+        counts = [shots for shots in trial.task.shots if shots <= known]
         if method.elicit == "uncertainty":
-            asked = elicited(method, state, panel.context, max(trial.task.shots), run)
-        for shots in trial.task.shots:
+            asked = elicited(method, state, panel.context, max(counts), run)
+        for shots in counts:
             context = asked.first(shots)
             started = time.perf_counter()
             users = method.adapt(state, context, run)
