@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu
 from harness.data import Items, Pairs, Panel
 from harness.method import Manifest, Method, Run, State, Users
 from harness.metrics import log_loss, temperature_scale
+from harness.mistake import Mistake
 from harness.neural import forward, mlp
 from harness.neural import train as minimise
 
@@ -44,6 +45,15 @@ class AmortisedMethod(Method):
     users_per_step: int = 64
     steps: int = 1000
     rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = (self.width, self.latent_dim, self.context, self.targets, self.users_per_step, self.steps)
+        if min(counts) < 1 or self.rate <= 0:
+            raise Mistake(
+                f"{self.name}: width, latent_dim, context, targets, users_per_step, steps must be 1 or more, rate above 0",
+                "contexts of 0 pairs are among those drawn",
+            )
 
     def networks(self, d: int, generator: torch.Generator) -> State:
         """The networks of `read`, for items of d features."""

@@ -13,11 +13,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from harness import find
-from harness.data import Leak, Pairs, arrays, digest
+from harness.data import Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.method import Manifest, Method, Run
 from harness.mistake import Mistake
-from harness.prepare import enough_context
-from harness.run import one_torch_thread, run_trial
+from harness.prepare import enough_context, told
+from harness.run import one_torch_thread, per_pair, run_trial
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, task_identity
 
@@ -45,7 +45,10 @@ def check_name(name: str) -> Iterator[Finding]:
     with threadpool_limits(1), one_torch_thread():
         for kind in kinds:
             thing = find.load(kind, name)
-            yield _ask("every field has a default", lambda: thing() and None)
+            made = _ask("every field has a default", lambda: thing() and None)
+            yield made
+            if made.problem:
+                continue
             battery = task_checks(thing()) if kind == "task" else method_checks(thing())
             for what, ask in battery:
                 yield _ask(f"{kind} {name}: {what}", ask)
@@ -57,15 +60,31 @@ def _ask(what: str, ask: Callable[[], str | None]) -> Finding:
     except Mistake:
         raise
     except Exception as error:
-        return Finding(what, f"{type(error).__name__}: {error}")
+        return Finding(what, told(error))
 
 
 def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """(question, check) for each rule of a task; a check returns what is wrong, or None."""
+    """(question, check) for each rule of a task; a check returns what is wrong, or None.
+
+    Checks are asked as they come: what cannot be built is asked nothing more.
+    """
+    made: list[tuple[PreferenceDataset, Splits]] = []
+
+    def builds() -> str | None:
+        data = task.build(0)
+        splits = task.split(data, 0)
+        if not isinstance(data, PreferenceDataset) or not isinstance(splits, Splits):
+            return "build must return a PreferenceDataset, and split Splits"
+        made.append((data, splits))
+        return None
+
     yield "its file says in one line what it is", lambda: _described(task)
     yield "its settings can be a key", lambda: hashed(task_identity(task, 0)) and None
-    data = task.build(0)
-    splits = task.split(data, 0)
+    yield "its fields take nothing else than they say", lambda: _settled(task)
+    yield "it builds and splits", builds
+    if not made:
+        return
+    data, splits = made[0]
     query = splits.panels["test"].query if "test" in splits.panels else splits.train
     users = {name: set(panel.query.people.tolist()) for name, panel in splits.panels.items()}
 
@@ -226,6 +245,23 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
             else "fit, adapt or score wrote into its input"
         )
 
+    def asks() -> str | None:
+        asking, pool = replace(method, elicit="uncertainty"), context.without_labels()
+        state = asking.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth))
+
+        def worth(shown: Pairs, asked: Pairs) -> np.ndarray:
+            return per_pair(
+                asking.uncertainty(state, asking.adapt(state, shown, run), asked), len(asked), "uncertainty"
+            )
+
+        shown = ragged()
+        together = worth(shown, pool)
+        one = [worth(shown.of([u]), pool.of([u])) for u in range(pool.n_users)]
+        if problem := _apart(np.concatenate(one), together):
+            return f"a user alone and among others: {problem}"
+        problem = _apart(worth(shown, pool.swapped()), together)
+        return problem and f"sides swapped: {problem}"
+
     def whole() -> str | None:
         result = run_trial(Trial(task, method, 0, "check", "check"), splits, data.truth)
         return _missing({f"test/{k}" for k in task.shots} - set(result.predictions))
@@ -247,6 +283,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
             else "write @dataclass(frozen=True)"
         ),
     )
+    yield "its fields take nothing else than they say", lambda: _settled(method)
     yield "it answers why it sits out, or None", refusal
     yield "state and users are tensors", shapes
     yield "it holds nothing learned", frozen
@@ -260,13 +297,15 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     yield "a user alone and among others with longer contexts gets the same answers", alone
     yield "soft labels are allowed", soft
     yield "inputs are left as they were", unchanged
+    if "elicit" in fields_of(method):
+        yield "what it asks next depends on the user and the pair alone", asks
     yield "run_trial scores every number of shots", whole
 
 
 def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
     gap = float(np.abs(found - wanted).max(initial=0))
     return (
-        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"log-odds differ by up to {gap:.3g}"
+        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"answers differ by up to {gap:.3g}"
     )
 
 
@@ -291,6 +330,18 @@ def _features(pairs: Pairs) -> str | None:
         if features.dtype == np.float32 and np.isfinite(features).all()
         else f"features are {features.dtype}, or not all finite"
     )
+
+
+def _settled(thing: Task | Method) -> str | None:
+    for field in dataclasses.fields(thing):
+        try:
+            replace(thing, **{field.name: object()})
+        except Mistake:
+            continue
+        except Exception:
+            pass
+        return f"{field.name} takes anything: begin __post_init__ with super().__post_init__()"
+    return None
 
 
 def _described(thing: Task | Method) -> str | None:

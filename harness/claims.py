@@ -7,12 +7,13 @@ A claim is a `[[claims]]` table in a suite file:
     cannot                           why it cannot be reproduced here; such a claim has no checks
     note                             what a reader should know
     [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, when
-    [[claims.beside]]                says, of, minus: controls, printed beside the checks and never judged
+    [[claims.beside]]                the same less the last three: controls, printed beside the checks and never judged
     [[claims.figures]]               see harness/figures.py
 
 A *selection* (`of`, `minus`, `over`) names trials of the suite: `task` and `method` are a name or a table of the name and
 some fields; `panel` (test), `shots` (the largest), `metric` (accuracy) say which number of theirs, and `less` what to
-subtract: the number of the same selection but for the fields it gives, such as { panel = "shifted" }. A metric is a
+subtract: the number of the same selection but for the fields it gives, such as { panel = "shifted" }. A list of such
+tables subtracts one after the other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A metric is a
 column of the score table, `error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point). Measures:
 
     value    of - minus, or of / over, for each seed
@@ -20,21 +21,26 @@ column of the score table, `error` (1 - accuracy), `reading:NAME` or `curve:NAME
     spread   standard deviation over seeds of `of` as a multiple of that of `over`
     trend    how much `of` changes from the least to the largest value of the field `along`, by least squares
 
-Every number has a 95 % interval. `value` of one panel of one task is paired over people and seeds (harness.stats); all
-others are t intervals over seeds, `spread` by the F distribution. A check *holds* where its interval lies within
-`expected` widened by `tolerance`, *does not reproduce* where it lies outside, and else one *cannot tell*.
+Every number has an interval. `value` of scores of the same people is paired over people and seeds (harness.stats); all
+others are t intervals over seeds: `of / over` of logarithms, `answers` by inversion (see `_answers`), `spread` by Pitman
+and Morgan. A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by
+`tolerance`, *does not reproduce* where it lies outside, and else one *cannot tell*. Where any one of g conditions
+(`when`) is enough for a claim, there are g chances to be wrong: their limits are at 1 - 5 % / g.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import math
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy.stats import f as f_distribution
+from scipy.interpolate import make_interp_spline
+from scipy.stats import t as t_distribution
 
 from harness import find, stats
 from harness.method import Method
@@ -43,7 +49,7 @@ from harness.run import load_scores
 from harness.store import Store
 from harness.suite import Plan, Suite, load_toml
 from harness.task import Task
-from harness.trial import fields_of
+from harness.trial import Trial, fields_of
 
 FOLDER = find.ROOT / "jobs" / "suites" / "claims"
 HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
@@ -53,7 +59,14 @@ HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
     "cannot tell",
     "cannot be reproduced here",
 )
-MEASURES = ("value", "answers", "spread", "trend")
+MEASURES = {
+    "value": ("minus", "over"),
+    "answers": ("over",),
+    "spread": ("over",),
+    "trend": ("along",),
+}  # what each takes
+RISING = ("accuracy", "sign_accuracy", "auc")
+METRICS = (*RISING, "error", "log_loss", "brier")
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,20 @@ class Selection:
     panel: str = "test"
     shots: int | None = None
     metric: str = "accuracy"
-    less: dict | None = None
+    less: tuple[dict, ...] = ()
+
+    def __post_init__(self) -> None:
+        kind, _, name = self.metric.partition(":")
+        if self.metric not in METRICS and not (kind in ("reading", "curve") and name):
+            near = difflib.get_close_matches(self.metric, METRICS, n=1)
+            hint = f"{', '.join(METRICS)}, reading:NAME or curve:NAME"
+            raise Mistake(f"there is no metric {self.metric!r}", f"did you mean {near[0]!r}?" if near else hint)
+        if self.shots is not None and self.shots < 0:
+            raise Mistake(f"shots = {self.shots} is below 0", "0 is before any answer")
+        for table in self.less:
+            if "less" in table:
+                raise Mistake("there is a less within less", "less = [{ ... }, { ... }] subtracts one after the other")
+            read_table(Selection, table, "less")
 
 
 @dataclass(frozen=True)
@@ -78,9 +104,27 @@ class Check:
     minus: Selection | None = None
     over: Selection | None = None
     along: str | None = None
-    expected: tuple[float, float] | None = None
+    expected: tuple[float, ...] | None = None
     tolerance: float = 0.0
     when: str = ""  # the condition under which this check is made
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise Mistake(f"there is no measure {self.measure!r}", f"one of {', '.join(MEASURES)}")
+        takes = MEASURES[self.measure]
+        given = [name for name in ("minus", "over", "along") if getattr(self, name) is not None]
+        if wrong := [name for name in given if name not in takes]:
+            raise Mistake(f"{self.measure} takes no {wrong[0]}", f"it takes {' or '.join(takes)}")
+        if self.measure == "value" and len(given) > 1:
+            raise Mistake("a value has minus or over, not both", "make it two checks")
+        if self.measure != "value" and not given:
+            raise Mistake(f"{self.measure} needs {takes[0]}", "harness/claims.py says what each measure is")
+        if self.measure == "answers" and not {self.of.metric, self.over.metric} <= set(RISING):
+            raise Mistake("answers are counted until a score is reached that rises", f"one of {', '.join(RISING)}")
+        if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):
+            raise Mistake(f"expected = {list(self.expected)} is no range", "for example expected = [0.8, inf]")
+        if not 0 <= self.tolerance < math.inf:
+            raise Mistake(f"tolerance = {self.tolerance} does not widen a range", "for example tolerance = 0.01")
 
 
 @dataclass(frozen=True)
@@ -98,6 +142,16 @@ class Claim:
     beside: tuple[Check, ...] = ()
     figures: tuple[dict, ...] = ()
 
+    def __post_init__(self) -> None:
+        if bool(self.cannot) == bool(self.checks):
+            raise Mistake(f"{self.id} needs either checks or a reason", 'add checks, or cannot = "why"')
+        for check in self.checks:
+            if check.expected is None:
+                raise Mistake(f"{self.id}: {check.says!r} expects nothing", "for example expected = [0.8, inf]")
+        for check in self.beside:
+            if check.expected is not None or check.tolerance or check.when:
+                raise Mistake(f"{self.id}: {check.says!r} stands beside, and is not judged", "move it to the checks")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -107,11 +161,12 @@ class Found:
     value: float | None
     low: float | None
     high: float | None
-    expected: tuple[float, float] | None
+    expected: tuple[float, ...] | None
     tolerance: float
     when: str
     verdict: str
     note: str = ""
+    level: float = 0.95  # of the limits
 
 
 @dataclass(frozen=True)
@@ -123,59 +178,94 @@ class Judged:
     suite: str
     verdict: str
     condition: str
-    checks: tuple[Found, ...]
-    beside: tuple[Found, ...]
+    checks: tuple[Found, ...] = ()
+    beside: tuple[Found, ...] = ()
     seeds: int = 0
 
     def as_dict(self) -> dict:
+        """For JSON, which has no infinity: None stands for it."""
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
         own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "condition", "seeds")}
-        return named | own | {k: [vars(f) for f in getattr(self, k)] for k in ("checks", "beside")}
+        found = {
+            k: [{n: _finite(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
+        }
+        return named | own | found
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_claims(path: Path) -> tuple[str, tuple[Claim, ...]]:
-    """The paper a suite file is about, and its claims. Raises Mistake for what is missing or misspelt."""
+    """The paper a suite file is about, and its claims. Raises Mistake for what is missing, misspelt or impossible."""
     content = load_toml(path)
-    claims = tuple(_table(Claim, table, f"{path}: claim {i + 1}") for i, table in enumerate(content.get("claims", [])))
-    for claim in claims:
-        if bool(claim.cannot) == bool(claim.checks):
-            raise Mistake(f"{path}: claim {claim.id} has neither checks nor a reason", 'add checks or cannot = "why"')
-        for check in claim.checks:
-            if check.expected is None:
-                raise Mistake(
-                    f"{path}: {claim.id}: {check.says!r} expects nothing", "for example expected = [0.8, 1.0]"
-                )
+    claims = read(tuple[Claim, ...], content.get("claims", []), f"{path}: claim")
+    ids = [claim.id for claim in claims]
+    if twice := [i for i in ids if ids.count(i) > 1]:
+        raise Mistake(f"{path}: two claims are called {twice[0]}", "give each an id of its own")
     return str(content.get("paper", path.stem)), claims
 
 
-def _table(kind: type, table: object, where: str) -> object:
-    """A dataclass from a TOML table, every key known and everything without a default given."""
+def read_table(kind: type, table: object, where: str) -> object:
+    """A dataclass from a TOML table: every key known and of its type, and everything without a default given."""
+    hint = f"{kind.__module__.replace('.', '/')}.py says what it holds"
     if not isinstance(table, dict):
-        raise Mistake(f"{where} is {table!r}, not a table", "harness/claims.py says what a claim holds")
-    known = kind.__dataclass_fields__
+        raise Mistake(f"{where} is {table!r}, not a table", hint)
+    hints = typing.get_type_hints(kind)
     for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise Mistake(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else ", ".join(known))
-    values = dict(table)
-    for key, value in table.items():
-        if key in ("of", "minus", "over"):
-            values[key] = _table(Selection, value, f"{where}, {key}")
-            _table(Selection, value.get("less", {}), f"{where}, {key}, less")
-        if key in ("checks", "beside"):
-            values[key] = tuple(_table(Check, v, f"{where}, {key} {i + 1}") for i, v in enumerate(value))
-        if key == "figures":
-            values[key] = tuple(value)
-        if key == "expected":
-            values[key] = (float(value[0]), float(value[1]))
-        if key == "measure" and value not in MEASURES:
-            raise Mistake(f"{where}: there is no measure {value!r}", f"one of {', '.join(MEASURES)}")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise Mistake(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else ", ".join(hints))
+    for one in fields(kind):
+        if one.name not in table and one.default is MISSING:
+            raise Mistake(f"{where}: there is no {one.name}", hint)
+    values = {key: read(hints[key], value, f"{where}, {key}") for key, value in table.items()}
     try:
         return kind(**values)
-    except TypeError as error:
-        raise Mistake(
-            f"{where}: {str(error).partition('() ')[2]}", "harness/claims.py says what a claim holds"
-        ) from None
+    except Mistake as mistake:
+        raise Mistake(f"{where}: {mistake.message}", mistake.hint) from None
+
+
+def read(hint: object, value: object, where: str) -> object:
+    """A TOML value as its annotation wants it; a tuple of one needs no brackets."""
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]  # the other is None
+    if typing.get_origin(hint) is tuple:
+        values = value if isinstance(value, list) else [value]
+        return tuple(read(typing.get_args(hint)[0], v, f"{where} {i + 1}") for i, v in enumerate(values))
+    if is_dataclass(hint):
+        return read_table(hint, value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    kinds = (str, dict) if hint is object else (hint,)
+    if type(value) not in kinds:
+        words = {str: "text", dict: "a table", int: "a whole number", float: "a number", bool: "true or false"}
+        raise Mistake(f"{where} is {value!r}", f"it should be {' or '.join(words[k] for k in kinds)}")
+    return value
+
+
+def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
+    """Raises Mistake where a claim selects what its suite lacks: all that can be told before anything has run."""
+    nothing = Results(Plan(suite, (), (), {}), None)
+    for claim in claims:
+        for check in claim.checks + claim.beside:
+            try:
+                wanted = (check.of, check.minus, check.over)
+                for selection in _sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
+                    for part in _parts(selection):
+                        nothing.resolve(part)
+            except Mistake as mistake:
+                raise Mistake(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
+
+
+def _parts(selection: Selection) -> list[Selection]:
+    """The selections whose numbers are added and subtracted."""
+    found = [replace(selection, less=())]
+    for table in selection.less:
+        found += [replace(part, **table) for part in found]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,12 +274,39 @@ class Values:
 
     seeds: np.ndarray
     value: np.ndarray
-    cells: pl.DataFrame | None  # person, seed, value
-    where: tuple  # equal for selections whose cells are the same people's
+    cells: pl.DataFrame | None = None  # person, seed, value
+
+    @classmethod
+    def of_cells(cls, cells: pl.DataFrame) -> Values:
+        means = cells.group_by("seed").agg(pl.col("value").mean()).sort("seed")
+        return cls(means["seed"].to_numpy(), means["value"].to_numpy(), cells)
+
+
+def difference(a: Values, b: Values) -> Values:
+    """a - b, cell by cell where both have the same ones, and else seed by seed.
+
+    Panels that hold the same people under different seeds, as the folds of a data set do, are paired over people and
+    over seeds: a cell of the smaller panel stands against the person's mean on the larger, taken as if each seed were
+    as easy as the others, plus what the cell's own seed adds there (tests/test_claims.py has the coverage).
+    """
+    if a.cells is not None and b.cells is not None:
+        both = a.cells.join(b.cells, on=["person", "seed"], suffix="_b", maintain_order="left")
+        if len(both) == len(a.cells) == len(b.cells):
+            return Values.of_cells(both.select("person", "seed", value=pl.col("value") - pl.col("value_b")))
+        few, many, sign = (a.cells, b.cells, 1) if len(a.cells) < len(b.cells) else (b.cells, a.cells, -1)
+        value, own = pl.col("value"), pl.col("own")
+        many = many.with_columns(own=value - value.mean().over("person")).with_columns(own=own.mean().over("seed"))
+        people = many.group_by("person").agg(mean=(value - own).mean())
+        both = few.join(people, on="person", maintain_order="left")
+        both = both.join(many.group_by("seed").agg(own.first()), on="seed", maintain_order="left")
+        if len(both) == len(few):
+            found = sign * (value - pl.col("mean") - own)
+            return Values.of_cells(both.select("person", "seed", value=found))
+    return Values(a.seeds, a.value - b.value)
 
 
 class Unfinished(Exception):
-    """Why a number is not there yet."""
+    """Why there is no number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +317,7 @@ class Results:
     store: Store
     tables: dict = field(default_factory=dict)
 
-    @cached_property
+    @property
     def suite(self) -> Suite:
         return self.plan.suite
 
@@ -211,13 +328,13 @@ class Results:
             return list(known)
         if wanted in known:
             return [wanted]
-        name, fields = (wanted, {}) if isinstance(wanted, str) else (wanted.get("name"), dict(wanted))
-        fields.pop("name", None)
+        name, settings = (wanted, {}) if isinstance(wanted, str) else (wanted.get("name"), dict(wanted))
+        settings.pop("name", None)
         fits = [
             x
             for x in known
             if (name is None or x.name == name)
-            and all(_same(fields_of(x).get(k, Ellipsis), v) for k, v in fields.items())
+            and all(_same(fields_of(x).get(k, Ellipsis), v) for k, v in settings.items())
         ]
         if not fits:
             raise Mistake(
@@ -227,55 +344,53 @@ class Results:
         return fits
 
     def one(self, kind: str, wanted: object):
+        """The setting that fits; of several of one name, that with all defaults."""
         fits = self.matching(kind, wanted)
         if len(fits) > 1:
             plain = [x for x in fits if fields_of(x) == fields_of(type(x)())]
-            if len(plain) != 1:
-                raise Mistake(f"{self.suite.name}: {wanted!r} fits {len(fits)} {kind} settings", "add a field to it")
+            if len(plain) != 1 or len({x.name for x in fits}) > 1:
+                raise Mistake(
+                    f"{self.suite.name}: {wanted!r} fits {len(fits)} {kind} settings", f"add a field to `{kind}`"
+                )
             fits = plain
         return fits[0]
 
-    def values(self, selection: Selection) -> Values:
+    def resolve(self, selection: Selection) -> tuple[Task, Method]:
+        """The one task and method selected. Raises Mistake where there is none, or the task has no such shots."""
         task, method = self.one("task", selection.task), self.one("method", selection.method)
-        return self.of(task, method, selection)
+        if selection.shots not in (None, *task.shots):
+            raise Mistake(f"{task.name} has no {selection.shots} shots", f"its shots: {list(task.shots)}")
+        return task, method
 
-    def of(self, task: Task, method: Method, selection: Selection) -> Values:
-        """Raises Unfinished where a trial is missing."""
+    def values(self, selection: Selection) -> Values:
+        """Raises Unfinished where a trial is missing, or has no such number."""
         if selection.less:
-            whole = self.of(task, method, replace(selection, less=None))
-            part = self.values(replace(selection, **({"task": task} | selection.less), less=None))
-            return Values(whole.seeds, whole.value - part.value, None, ())
-        trials = sorted((t for t in self.plan.trials if t.task == task and t.method == method), key=lambda t: t.seed)
-        if not trials:
-            reason = next((r.reason for r in self.plan.refusals if r.task == task and r.method == method), "not in it")
-            raise Unfinished(f"{method.name} sits out {task.name}: {reason}")
-        seeds = np.array([t.seed for t in trials])
+            *before, last = selection.less
+            whole = replace(selection, less=tuple(before))
+            return difference(self.values(whole), self.values(replace(whole, **last)))
+        task, method = self.resolve(selection)
+        trials = self.trials(task, method)
         kind, _, name = selection.metric.partition(":")
         if name:
-            values = [self._fact(t, "readings" if kind == "reading" else "curves", name) for t in trials]
-            return Values(seeds, np.array(values), None, ())
-        shots = max(task.shots) if selection.shots is None else selection.shots
-        if shots not in task.shots:
-            raise Mistake(f"{self.suite.name}: a claim asks for {shots} shots", f"{task.name} has {list(task.shots)}")
-        column, sign = (selection.metric, 1) if selection.metric != "error" else ("accuracy", -1)
-        frames = []
-        for trial in trials:
-            table, population = self._scores(trial)
-            rows = table.filter(panel=selection.panel, shots=shots, swapped=False)
-            if not len(rows) or column not in rows.columns or rows[column].null_count():
-                raise Mistake(
-                    f"{self.suite.name}: {task.name} has no {selection.metric} on panel {selection.panel}",
-                    f"panels: {', '.join(table['panel'].unique().sort())}; columns: {', '.join(table.columns)}",
-                )
-            value = pl.col(column) if sign > 0 else 1 - pl.col(column)
-            frames.append(
-                rows.select(person=pl.col("person").cast(pl.Int64) + population, seed=pl.lit(trial.seed), value=value)
-            )
-        cells = pl.concat(frames)
-        means = cells.group_by("seed", maintain_order=True).agg(pl.col("value").mean())["value"].to_numpy()
-        return Values(seeds, means, cells, (task, selection.panel))
+            facts = [self._fact(t, "readings" if kind == "reading" else "curves", name) for t in trials]
+            found = Values(np.array([t.seed for t in trials]), np.array(facts))
+        else:
+            shots = max(task.shots) if selection.shots is None else selection.shots
+            found = Values.of_cells(pl.concat([self.cells(t, selection, shots) for t in trials]))
+        if not np.isfinite(found.value).all():
+            raise Unfinished(f"{selection.metric} of {method.name} on {task.name} is not finite")
+        return found
 
-    def _manifest(self, trial) -> dict:
+    def trials(self, task: Task, method: Method) -> list[Trial]:
+        """By seed. Raises Unfinished where the method sits the task out."""
+        found = sorted((t for t in self.plan.trials if t.task == task and t.method == method), key=lambda t: t.seed)
+        if not found:
+            reason = next((r.reason for r in self.plan.refusals if r.task == task and r.method == method), "not in it")
+            raise Unfinished(f"{method.name} sits out {task.name}: {reason}")
+        return found
+
+    def manifest(self, trial: Trial) -> dict:
+        """Raises Unfinished where the trial has no result."""
         found = self.store.read("trials", trial.key)
         if found is None:
             failure = self.store.failure(trial.key)
@@ -283,19 +398,37 @@ class Results:
             raise Unfinished(f"{trial.method.name} on {trial.task.name}, seed {trial.seed}, {why}")
         return found
 
-    def _fact(self, trial, kind: str, name: str) -> float:
-        found = self._manifest(trial)["facts"].get(kind, {})
+    def _fact(self, trial: Trial, kind: str, name: str) -> float:
+        found = self.manifest(trial)["facts"].get(kind, {})
         if name not in found:
             known = ", ".join(sorted(found)) or "none"
             raise Unfinished(f"{trial.method.name} on {trial.task.name} has no {kind[:-1]} {name!r}; it has: {known}")
         return float(np.ravel(found[name])[-1])
 
-    def _scores(self, trial) -> tuple[pl.DataFrame, int]:
-        """The trial's score table, and an offset that keeps people of different worlds apart."""
+    def cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        """The selected score of every person of a trial: person, seed, value."""
+        table, rows = self.scores(trial), pl.col("panel") == selection.panel
+        known = table.filter(rows)["shots"].unique().sort().to_list()
+        if not known:
+            panels = ", ".join(table["panel"].unique().sort())
+            raise Unfinished(f"{trial.task.name} has no panel {selection.panel}; it has: {panels}")
+        if shots not in known:
+            raise Unfinished(
+                f"people of panel {selection.panel} of {trial.task.name} have too few answers for {shots} shots"
+            )
+        value = 1 - pl.col("accuracy") if selection.metric == "error" else pl.col(selection.metric)
+        found = table.filter(rows, shots=shots, swapped=False).select("person", seed=pl.lit(trial.seed), value=value)
+        if found["value"].null_count():
+            raise Unfinished(f"nobody knows the {selection.metric} of {trial.task.name}")
+        return found
+
+    def scores(self, trial: Trial) -> pl.DataFrame:
+        """The trial's score table, with people of different worlds numbered apart."""
         if trial.key not in self.tables:
-            table = load_scores(self.store, trial, self._manifest(trial))
+            table = load_scores(self.store, trial, self.manifest(trial))
             population = self.store.read("tasks", trial.task_key)["facts"]["population"]
-            self.tables[trial.key] = table, int(population[:7], 16) * 2**32
+            person = pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32
+            self.tables[trial.key] = table.with_columns(person=person)
         return self.tables[trial.key]
 
 
@@ -303,101 +436,126 @@ def _same(ours: object, wanted: object) -> bool:
     return ours == (tuple(wanted) if isinstance(wanted, list) else wanted)
 
 
-def measured(check: Check, results: Results) -> tuple[float, float | None, float | None, str]:
+def measured(check: Check, results: Results, level: float = 0.95) -> tuple[float, float | None, float | None, str]:
     """Value, lower and upper limit, and a note, of a check. Raises Unfinished."""
     if check.measure == "trend":
-        return _over_seeds(*_trend(check, results))
+        return _over_seeds(*_trend(check, results), level)
     if check.measure == "answers":
-        return _over_seeds(*_answers(check, results))
+        return _answers(check, results, level)
     a = results.values(check.of)
-    if check.measure == "spread":
-        b = results.values(check.over)
-        ratio, n, m = float(a.value.std(ddof=1) / b.value.std(ddof=1)), len(a.value), len(b.value)
-        low, high = (ratio / np.sqrt(f_distribution.ppf(q, n - 1, m - 1)) for q in (0.975, 0.025))
-        return ratio, float(low), float(high), ""
     if check.over is not None:
-        return _over_seeds(a.value / results.values(check.over).value, a.seeds)
-    if check.minus is None:
-        return _over_cells(a.cells) if a.cells is not None else _over_seeds(a.value, a.seeds)
-    b = results.values(check.minus)
-    if a.cells is not None and b.cells is not None and a.where == b.where:
-        both = a.cells.join(b.cells, on=["person", "seed"], suffix="_b", maintain_order="left")
-        return _over_cells(both.with_columns(value=pl.col("value") - pl.col("value_b")))
-    return _over_seeds(a.value - b.value, a.seeds)
+        b = results.values(check.over)
+        return _spread(a.value, b.value, level) if check.measure == "spread" else _ratio(a, b, level)
+    found = a if check.minus is None else difference(a, results.values(check.minus))
+    if found.cells is None:
+        return _over_seeds(found.value, found.seeds, level)
+    values, person, seed = (found.cells[c].to_numpy() for c in ("value", "person", "seed"))
+    return _limits(stats.estimate(values[None], person, seed), level)
 
 
-def _over_cells(cells: pl.DataFrame) -> tuple:
-    found = stats.estimate(cells["value"].to_numpy()[None], cells["person"].to_numpy(), cells["seed"].to_numpy())
-    return _limits(found)
+def _over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> tuple:
+    return _limits(stats.estimate(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
 
 
-def _over_seeds(values: np.ndarray, seeds: np.ndarray, note: str = "") -> tuple:
-    return _limits(stats.estimate(np.asarray(values)[None], np.arange(len(seeds)), seeds), note)
+def _limits(found: stats.Estimate, level: float) -> tuple:
+    low, high = (None if found.note else float(x[0]) for x in found.interval(level))
+    return float(found.value[0]), low, high, found.note or ""
 
 
-def _limits(found: stats.Estimate, note: str = "") -> tuple:
-    low, high = (None if found.note else float(x[0]) for x in found.interval())
-    return float(found.value[0]), low, high, "; ".join(x for x in (note, found.note) if x)
+def _ratio(a: Values, b: Values, level: float) -> tuple:
+    """Geometric mean over seeds, and a t interval of logarithms."""
+    if min(a.value.min(), b.value.min()) <= 0:
+        raise Unfinished("a number is 0 or less under some seed, so there is no ratio")
+    *found, note = _over_seeds(np.log(a.value / b.value), a.seeds, level)
+    return *(None if x is None else float(np.exp(x)) for x in found), note
+
+
+def _spread(a: np.ndarray, b: np.ndarray, level: float) -> tuple:
+    """Ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
+
+    They hold the ratios q for which a / q + b and a / q - b are not found correlated, in closed form.
+    """
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        raise Unfinished("a spread needs three seeds that differ")
+    ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
+    k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
+    wide = float(np.sqrt(k + np.sqrt(k**2 - 1)))
+    return ratio, ratio / wide, ratio * wide, ""
+
+
+def _sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
+    """The values of the field that a trend is along, and a selection for each. Raises Mistake where it is no sweep."""
+    tasks, methods = results.matching("task", check.of.task), results.matching("method", check.of.method)
+    found = {
+        kind: [fields_of(s).get(check.along) for s in every] for kind, every in (("task", tasks), ("method", methods))
+    }
+    kind = "task" if len(set(found["task"])) > 1 else "method"
+    x, settings = found[kind], tasks if kind == "task" else methods
+    if len(set(x)) < 2:
+        raise Mistake(f"there is no sweep along {check.along!r}", "give that field a list of values in the suite")
+    if not all(type(v) in (int, float) for v in x):
+        raise Mistake(f"{check.along} has values that are no numbers", "a trend is along a number")
+    if len(set(x)) < len(x):
+        raise Mistake(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
+    return list(map(float, x)), [replace(check.of, **{kind: setting}) for setting in settings]
 
 
 def _trend(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
     """For each seed, the least-squares change over the whole range of a task's or method's field."""
-    tasks, methods = results.matching("task", check.of.task), results.matching("method", check.of.method)
-    on_task = check.along in fields_of(tasks[0])
-    settings = tasks if on_task else methods
-    if len(settings) < 2 or check.along not in fields_of(settings[0]):
-        raise Mistake(f"{results.suite.name}: {check.says!r} has no sweep along {check.along!r}", "give it a list")
-    other = (methods if on_task else tasks)[0]
-    pairs = [(s, other) if on_task else (other, s) for s in settings]
-    found = [results.of(task, method, check.of) for task, method in pairs]
-    x = np.array([float(fields_of(s)[check.along]) for s in settings])
-    x = (x - x.min()) / (x.max() - x.min())
-    y = np.stack([v.value for v in found])
-    return np.polyfit(x, y, 1)[0], found[0].seeds
+    x, selections = _sweep(check, results)
+    found = [results.values(selection) for selection in selections]
+    x = (np.array(x) - min(x)) / (max(x) - min(x))
+    return np.polyfit(x, np.stack([v.value for v in found]), 1)[0], found[0].seeds
 
 
-def _answers(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray, str]:
-    """For each seed, interpolated answers that `of` needs to reach the score of `over`, over the latter's shots."""
-    goal = results.values(check.over)
-    at = check.over.shots or max(results.one("task", check.over.task).shots)
-    shots = results.one("task", check.of.task).shots
-    curve = np.stack([results.values(replace(check.of, shots=n)).value for n in shots])
-    curve = np.maximum.accumulate(curve, axis=0)
-    needed, never = np.empty(len(goal.value)), 0
-    for i, target in enumerate(goal.value):  # a handful of seeds
-        j = int(np.searchsorted(curve[:, i], target))
-        if j == len(shots):
-            needed[i], never = shots[-1], never + 1
-        elif j == 0:
-            needed[i] = shots[0]
-        else:
-            share = (target - curve[j - 1, i]) / (curve[j, i] - curve[j - 1, i])
-            needed[i] = shots[j - 1] + share * (shots[j] - shots[j - 1])
-    note = f"{never} of {len(needed)} seeds never reach it: at least" if never else ""
-    return needed / at, goal.seeds, note
+def _answers(check: Check, results: Results, level: float) -> tuple:
+    """Answers that `of` needs until its mean over seeds, interpolated, reaches that of `over`, over the latter's shots.
+
+    The limits hold the numbers of answers at which a paired t test over seeds finds the two apart in neither direction
+    (as Fieller's do). A curve that ends below the goal gives a lower bound, and no upper limit.
+    """
+    goal, task = results.values(check.over), results.one("task", check.of.task)
+    at = max(results.one("task", check.over.task).shots) if check.over.shots is None else check.over.shots
+    if at == 0 or len(task.shots) < 2:
+        raise Unfinished("a multiple of answers needs some, and a curve two points")
+    ahead = np.stack([results.values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
+    steps = [np.linspace(*ends, 1001) for ends in zip(task.shots, task.shots[1:], strict=False)]
+    shots = np.unique(np.concatenate(steps))
+    found = stats.estimate(make_interp_spline(task.shots, ahead, k=1)(shots), np.arange(len(goal.seeds)), goal.seeds)
+    reached = shots[found.value >= 0]
+    value, note = (
+        (reached[0], "") if len(reached) else (shots[-1], f"at least: not reached with {shots[-1]:.0f} answers")
+    )
+    if found.note:
+        return float(value / at), None, None, "; ".join(filter(None, (note, found.note)))
+    low, high = found.interval(level)
+    least = 0.0 if high[0] >= 0 else shots[high >= 0][0] if (high >= 0).any() else shots[-1]  # first not surely below
+    most = np.inf if low[-1] <= 0 else shots[low <= 0][-1] if (low <= 0).any() else shots[0]  # last not surely above
+    return float(value / at), float(least / at), float(most / at), note
 
 
 def judge(claim: Claim, paper: str, results: Results) -> Judged:
-    """The claim's verdict and what it rests on."""
-    if claim.cannot:
-        return Judged(claim, paper, results.suite.name, CANNOT, claim.cannot, (), ())
-    checks = tuple(_find(check, results) for check in claim.checks)
+    """The verdict of a claim with checks, and what it rests on."""
+    conditions = len({check.when for check in claim.checks} - {""})
+    checks = tuple(_find(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
     beside = tuple(_find(check, results) for check in claim.beside)
     text, condition = verdict(checks, claim.condition)
     return Judged(claim, paper, results.suite.name, text, condition, checks, beside, len(results.suite.seeds))
 
 
-def _find(check: Check, results: Results) -> Found:
+def _find(check: Check, results: Results, level: float = 0.95) -> Found:
     try:
-        value, low, high, note = measured(check, results)
+        value, low, high, note = measured(check, results, level)
     except Unfinished as why:
-        return Found(check.says, None, None, None, check.expected, check.tolerance, check.when, UNKNOWN, str(why))
+        return Found(
+            check.says, None, None, None, check.expected, check.tolerance, check.when, UNKNOWN, str(why), level
+        )
     text = "" if check.expected is None else _inside(low, high, check.expected, check.tolerance)
-    return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note)
+    return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 
-def _inside(low: float | None, high: float | None, expected: tuple[float, float], tolerance: float) -> str:
-    if low is None or not np.isfinite([low, high]).all():
+def _inside(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
+    if low is None or np.isnan([low, high]).any():
         return UNKNOWN
     least, most = expected[0] - tolerance, expected[1] + tolerance
     return HOLDS if least <= low and high <= most else NOT if high < least or low > most else UNKNOWN
@@ -414,15 +572,18 @@ def verdict(checks: tuple[Found, ...], condition: str = "") -> tuple[str, str]:
         return NOT, ""
     if UNKNOWN in plain:
         return UNKNOWN, ""
-    under: dict[str, list[str]] = {}
+    under: dict[str, set[str]] = {}
     for check in checks:
         if check.when:
-            under.setdefault(check.when, []).append(check.verdict)
-    hold = [when for when, found in under.items() if set(found) == {HOLDS}]
+            under.setdefault(check.when, set()).add(check.verdict)
+    hold = [when for when, found in under.items() if found == {HOLDS}]
+    fail = [when for when, found in under.items() if NOT in found]
+    open_ = [when for when in under if when not in hold + fail]
     if under and not hold:
-        return (NOT if all(NOT in found for found in under.values()) else UNKNOWN), ""
-    fails = [when for when in under if when not in hold]
+        return (UNKNOWN if open_ else NOT), ""
     told = [condition] if condition else []
-    if fails:
-        told += [f"{' and '.join(hold)}; not {' or '.join(fails)}"]
+    if fail or open_:
+        told.append(" and ".join(hold))
+        told += [f"not {' or '.join(fail)}"] if fail else []
+        told += [f"cannot tell: {' or '.join(open_)}"] if open_ else []
     return (CONDITION, "; ".join(told)) if told else (HOLDS, "")

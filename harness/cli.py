@@ -183,10 +183,11 @@ def board(
 @app.command()
 def reproduce(
     what: Annotated[
-        list[str] | None, typer.Argument(help="Papers or claims, such as N1; without any they are listed.")
+        list[str] | None,
+        typer.Argument(help="Papers, claims such as N1, or suite files of your own; without any all are listed."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Three seeds and smaller tasks: a first verdict.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds and smaller tasks: a first verdict.")] = False,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
@@ -208,20 +209,21 @@ def reproduce(
     began = time.monotonic()
     _use_data(data)
     find.add_plugins(plugin or [])
-    files, opened = claims.chosen(what or []), Store(store).open()
-    with _bar("preparing", claims.n_prepared(files, quick)) as step:
-        parts = list(claims.chapters(files, opened, quick, step))
+    names = [] if every else what
+    wanted, opened = claims.chosen(names), Store(store).open()
+    with _bar("preparing", claims.n_prepared(wanted, quick)) as step:
+        parts = claims.chapters(wanted, opened, quick, lambda: step(1))
     trials = claims.trials_of(parts)
     todo = [t for t in trials if opened.read("trials", t.key) is None]
-    err.print(f"{len(files)} suites: {len(trials)} trials, {len(trials) - len(todo)} finished before")
+    err.print(f"{len(parts)} suites: {len(trials)} trials, {len(trials) - len(todo)} finished before")
     if todo:
         _run_trials(todo, opened, plugin, local, workers)
-    found = claims.verdicts(parts, opened)
+    found = claims.verdicts(parts)
     if as_json:
-        print(json.dumps([judged.as_dict() for judged in found], indent=1))
+        print(json.dumps([judged.as_dict() for judged in found], indent=1, allow_nan=False))
     else:
         claims.print_verdicts(found)
-        err.print(f"\npage:    {claims.write_page(found, parts, opened, quick)}")
+        err.print(f"\npage:    {claims.write_page(found, parts, opened, names, quick)}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
     _tell_failed([t for t in trials if opened.read("trials", t.key) is None], opened)
 

@@ -37,6 +37,25 @@ class Items:
     def __len__(self) -> int:
         return len(self.text if self.features is None else self.features)
 
+    def check(self) -> None:
+        """Raises Mistake where the numbers are no table of finite ones, or texts and numbers are not of the same items."""
+        x = self.features
+        if x is None:
+            return
+        if x.ndim != 2 or x.dtype.kind not in "iuf" or self.text is not None and len(x) != len(self.text):
+            raise Mistake(
+                f"features are {x.dtype} of shape {x.shape}"
+                + ("" if self.text is None else f" for {len(self.text)} texts"),
+                "give a row of numbers per item: float32[n, d]",
+            )
+        _refuse(
+            ~np.isfinite(x).all(axis=1),
+            "a NaN or infinite feature",
+            np.arange(len(x)),
+            "drop the item or fill the value in before building the data set",
+            "item",
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -164,8 +183,22 @@ class PreferenceDataset:
 
         Raises Mistake where a row cannot be used, naming the first such row.
         """
-        user, left, right = np.asarray(user), np.asarray(left), np.asarray(right)
-        label = np.asarray(label, dtype=np.float32)
+        user, left, right, label = map(np.asarray, (user, left, right, label))
+        columns = {"user": user, "left": left, "right": right, "label": label}
+        if seconds is not None:
+            seconds = columns["seconds"] = np.asarray(seconds)
+        for name, values in columns.items():
+            if values.shape != user.shape or user.ndim != 1 or not len(user):
+                raise Mistake(
+                    f"column {name} has shape {values.shape}, user {user.shape}",
+                    "give every column one value per judged pair, and at least two pairs",
+                )
+            if name != "user" and values.dtype.kind not in "biuf":
+                raise Mistake(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
+        items.check()
+        missing = (user != user) | (user == None)  # noqa: E711 (of every element)
+        _refuse(missing, "no user", user, "drop rows of which nobody knows whose they are")
+        label = label.astype(np.float32)
         _refuse(
             ~((label >= 0) & (label <= 1)),
             "a label outside [0, 1]",
@@ -173,16 +206,16 @@ class PreferenceDataset:
             "labels are P(left preferred): use 1, 0, or a share between",
         )
         _refuse(left == right, "a pair of one item with itself", left, "drop rows whose two options are the same")
-        outside = (np.minimum(left, right) < 0) | (np.maximum(left, right) >= len(items))
-        _refuse(outside, "an item that does not exist", left, f"items are numbered 0..{len(items) - 1}")
-        if items.features is not None:
-            bad = ~np.isfinite(items.features).all(axis=1)
+        for side in (left, right):
+            exists = (side >= 0) & (side < len(items)) & (side == np.floor(side))
+            _refuse(~exists, "an item that does not exist", side, f"items are numbered 0..{len(items) - 1}")
+        if seconds is not None:
+            seconds = seconds.astype(np.float32)
             _refuse(
-                bad,
-                "a NaN or infinite feature",
-                np.arange(len(items)),
-                "drop the item or fill the value in before building the data set",
-                "item",
+                ~((seconds >= 0) & (seconds < np.inf)),
+                "a response time that is none",
+                seconds,
+                "drop the row, or leave out seconds",
             )
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
         _refuse(
@@ -199,7 +232,7 @@ class PreferenceDataset:
             right=right[order].astype(np.int32),
             label=label[order],
             items=items,
-            seconds=None if seconds is None else np.asarray(seconds, dtype=np.float32)[order],
+            seconds=None if seconds is None else seconds[order],
         )
         return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
 
@@ -293,7 +326,7 @@ class Splits:
                 raise Leak(f"panel {name}: {both.size} of its users are in validation, for example person {both[0]}")
             asked = _judged(panel.query, same)
             for where, shown in (("context", _judged(panel.context, same)), ("train", train)):
-                if (both := np.intersect1d(asked, shown)).size:
+                if (both := np.unique(shown[np.isin(shown, asked)])).size:
                     person = both[0] // len(same) ** 2
                     raise Leak(
                         f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}"
@@ -301,19 +334,12 @@ class Splits:
 
 
 def _content(items: Items) -> np.ndarray:
-    """int64[n]: a number per item, equal for items of equal content."""
-    if items.text is not None:
-        return (
-            pl.from_arrow(items.text)
-            .select(pl.struct(pl.all()).rank("dense") - 1)
-            .to_series()
-            .to_numpy()
-            .astype(np.int64)
-        )
-    rows = np.ascontiguousarray(items.features)
-    return np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel(), return_inverse=True)[
-        1
-    ]
+    """int64[n]: a number per item, equal for items of equal content.
+
+    By 64-bit hashes: that any two of 2 million different items share one has a chance of 1e-7.
+    """
+    table = pl.from_numpy(items.features) if items.text is None else pl.from_arrow(items.text)
+    return np.unique(table.hash_rows().to_numpy(), return_inverse=True)[1]
 
 
 def _judged(pairs: Pairs, same: np.ndarray) -> np.ndarray:

@@ -13,17 +13,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import safetensors.numpy
 from scipy import sparse
 
 from harness import stats
 from harness.board import MEANS, labels
-from harness.claims import Check, Claim, Results, Selection, Unfinished, measured
+from harness.claims import Check, Claim, Results, Selection, Unfinished, measured, read_table
 from harness.data import Pairs
 from harness.method import Method
 from harness.mistake import Mistake
 from harness.prepare import open_prepared
 from harness.report import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, number, svg_of, told_apart
+from harness.suite import Plan, Suite
 from harness.task import Task
 from harness.trial import Trial, fields_of
 
@@ -52,29 +54,41 @@ def read_figures(claim: Claim) -> list[Figure]:
     """The claim's figures, with every kind and key known. Raises Mistake."""
     found = []
     for i, table in enumerate(claim.figures):
-        where, fields = f"claim {claim.id}, figure {i + 1}", dict(table)
-        kind = KINDS[_known(fields.pop("kind", None), KINDS, f"{where}: there is no kind")]
-        for key in fields:
-            _known(key, kind.__dataclass_fields__, f"{where}: {table['kind']} has no key")
-        if isinstance(fields.get("published"), dict):
-            fields["published"] = [fields["published"]]
-        for series in fields.get("published", []):
-            for key in series:
-                _known(key, ("values", "label", "shots", "x"), f"{where}: published has no key")
-        try:
-            found.append(kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
-        except TypeError as error:
-            raise Mistake(
-                f"{where}: {str(error).partition('() ')[2]}", "harness/figures.py says what is needed"
-            ) from None
+        where, kind = f"claim {claim.id}, figure {i + 1}", str(table.get("kind"))
+        if kind not in KINDS:
+            near = difflib.get_close_matches(kind, KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(KINDS)}"
+            raise Mistake(f"{where}: there is no kind {table.get('kind')!r}", hint)
+        made = read_table(KINDS[kind], {k: v for k, v in table.items() if k != "kind"}, where)
+        if any(bool(series.shots) != isinstance(made, Shots) for series in getattr(made, "published", ())):
+            raise Mistake(f"{where}: published lies along the wrong axis", "shots for kind shots, x for others")
+        found.append(made)
     return found
 
 
-def _known(key: object, known: Iterable[str], what: str) -> object:
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        raise Mistake(f"{what} {key!r}", f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}")
-    return key
+def check_figures(suite: Suite, claims: tuple[Claim, ...]) -> None:
+    """Raises Mistake where a figure selects what its suite lacks: drawn of nothing, each stops at its first trial."""
+    for claim in claims:
+        try:
+            figures(claim, Results(Plan(suite, (), (), {}), None))
+        except Mistake as mistake:
+            raise Mistake(f"{suite.name}: a figure of {claim.id}: {mistake.message}", mistake.hint) from None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of a paper, and at which shots or at which x."""
+
+    values: tuple[float, ...]
+    label: str = "published"
+    shots: tuple[float, ...] = ()
+    x: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.shots + self.x):
+            raise Mistake(
+                f"{len(self.values)} values have {len(self.shots + self.x)} places", "shots or x, one for each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +96,7 @@ class Figure:
     """What every kind of figure may hold."""
 
     task: object = None
-    methods: tuple = ()
+    methods: tuple[object, ...] = ()
     caption: str = ""
 
     def size(self, results: Results) -> tuple[float, float]:
@@ -127,13 +141,17 @@ def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ())
     """Lines with 95 % bands, privileged ones thin and grey with their names at the end; published (x, table) as marks."""
     ends, missing, drawn = [], [], 0
     for line in lines:
-        try:
-            points = [point(results, t, m, line.metric, line.panel, shots) for _, t, m, shots in line.at]
-        except Unfinished as why:
-            missing.append(str(why))
+        x, points = [], []
+        for place, task, method, shots in line.at:
+            try:
+                points.append(point(results, task, method, line.metric, line.panel, shots))
+                x.append(place)
+            except Unfinished as why:
+                missing.append(str(why))
+        if not points:
             continue
         drawn += 1
-        x = np.array([x for x, *_ in line.at])
+        x = np.array(x)
         value, low, high = np.array(points, dtype=float).T  # a limit of None becomes NaN, and no band is drawn there
         color, marker, dash = line.look
         if line.privileged:
@@ -148,8 +166,7 @@ def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ())
         raise Unfinished("; ".join(dict.fromkeys(missing)) or "nothing is chosen")
     for (x, table), marker in zip(published, "Dohs*", strict=False):
         axes.plot(
-            x, table["values"], color="#000000", marker=marker, ls="", mfc="none", ms=8,
-            label=table.get("label", "published"),
+            x, table.values, color="#000000", marker=marker, ls="", mfc="none", ms=8, label=table.label,
         )  # fmt: skip
     axes.margins(x=0.12 if ends else 0.05)
     axes.set_ylabel(metric_name(lines[0].metric))
@@ -191,7 +208,7 @@ class Shots(Figure):
 
     metric: str = "accuracy"
     panels: tuple[str, ...] = ("test",)
-    published: tuple[dict, ...] = ()
+    published: tuple[Published, ...] = ()
 
     def says(self) -> str:
         where = (
@@ -212,7 +229,7 @@ class Shots(Figure):
                 several = len(self.panels) > 1
                 told, dash = (f"{label}, {panel}", own) if several else (label, "-" if method.privileged else dash)
                 lines.append(Line(told, (color, marker, dash), at, self.metric, panel))
-        published = [(np.interp(t["shots"], task.shots, place), t) for t in self.published]
+        published = [(np.interp(t.shots, task.shots, place), t) for t in self.published]
         missing = draw_lines(axes, results, lines, published)
         axes.set_xticks(place, task.shots)
         axes.set_xlabel("shots: answers seen of each new user")
@@ -233,7 +250,7 @@ class Along(Figure):
     shots: int | None = None
     panel: str = "test"
     log: bool = False
-    published: tuple[dict, ...] = ()
+    published: tuple[Published, ...] = ()
 
     def says(self) -> str:
         what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
@@ -263,6 +280,10 @@ class Along(Figure):
             raise Mistake(
                 f"{results.suite.name}: a figure sweeps {self.field!r}, which varies nowhere", "give it a list"
             )
+        if self.by and not any(self.by in fields_of(s) for s in [*tasks, *methods]):
+            raise Mistake(
+                f"{results.suite.name}: a figure has a line for each {self.by!r}, which is no field", "drop by"
+            )
         numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         place = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
         found: dict[tuple[str, object], list] = {}
@@ -288,7 +309,7 @@ class Along(Figure):
             ranked += not privileged
         if self.log:
             axes.set_xscale("log")
-        missing = draw_lines(axes, results, lines, [(t["x"], t) for t in self.published])
+        missing = draw_lines(axes, results, lines, [(t.x, t) for t in self.published])
         if not numeric or len(values) <= 8:
             axes.set_xticks(list(place.values()), [f"{v:g}" if numeric else str(v) for v in values])
             axes.minorticks_off()
@@ -354,7 +375,7 @@ class Latents(Figure):
         task, missing, found = results.one("task", self.task), [], []
         for method, label in self.chosen(results).items():
             try:
-                trial = trials_of(results, task, method)[0]
+                trial = results.trials(task, method)[0]
                 rows = learned(results, trial, self.tensor)[0]
                 if np.allclose(rows, rows[0]):
                     raise Unfinished(f"{label} holds the same of everybody")
@@ -392,6 +413,64 @@ def components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Simplex(Figure):
+    """A metric against one of the true weights of each test user, as its share of them all; a line per number of shots.
+
+    Users of all seeds, in ten bins of the share; a panel per method.
+    """
+
+    metric: str = "accuracy"
+    aspect: int = 0
+
+    def size(self, results: Results) -> tuple[float, float]:
+        return panels_size(len(self.chosen(results)), 3.6)
+
+    def says(self) -> str:
+        of = f"the share of aspect {self.aspect + 1} in a user's true weights"
+        return (
+            f"{first_upper(metric_name(self.metric))} against {of}, in tenths, with 95 % bands over people and seeds."
+        )
+
+    def draw(self, figure, results: Results) -> list[str]:
+        task, missing, found = results.one("task", self.task), [], []
+        for method, label in self.chosen(results).items():
+            try:
+                found.append((label, [self.read(results, task, method, n) for n in task.shots]))
+            except Unfinished as why:
+                missing.append(str(why))
+        if not found:
+            raise Unfinished("; ".join(dict.fromkeys(missing)))
+        for axes, (label, lines) in zip(small_multiples(figure, len(found)), found, strict=True):
+            for i, (shots, line) in enumerate(zip(task.shots, lines, strict=True)):
+                x, value, low, high = line
+                color, marker, dash = look(i)
+                axes.plot(x, value, color=color, marker=marker, ls=dash, ms=5, label=f"{shots} shots")
+                axes.fill_between(x, *np.clip((low, high), 0, 1), color=color, alpha=0.12, lw=0)
+            axes.set(xlabel=f"share of aspect {self.aspect + 1}", ylabel=metric_name(self.metric), xlim=(0, 1))
+            axes.set_title(label, fontsize=10)
+        legend(figure, figure.axes[0].get_legend_handles_labels()[0])
+        return missing
+
+    def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
+        """float[4, bins that hold somebody]: middle of the bin, mean, limits."""
+        selection, place, cells = _selection(task, method, self.metric, "test", shots), [], []
+        for trial in results.trials(task, method):
+            cells.append(results.cells(trial, selection, shots))
+            prepared = open_prepared(results.store, trial.task_key)
+            if prepared.truth is None:
+                raise Unfinished(f"nobody knows the weights of {task.name}")
+            weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
+            place.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
+        found, place = pl.concat(cells), np.concatenate(place)
+        person, seed, value = (found[c].to_numpy() for c in ("person", "seed", "value"))
+        rows = []
+        for i in np.unique(place):
+            one = stats.estimate(value[None, place == i], person[place == i], seed[place == i])
+            rows.append((i / 10 + 0.05, one.value[0], *(limit[0] for limit in one.interval())))
+        return np.array(rows).T
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spectrum(Along):
     """A learned spectrum, its largest value 1, a thin line per seed, beside a metric against a method's field."""
 
@@ -409,7 +488,7 @@ class Spectrum(Along):
         task = results.one("task", self.task)
         swept = self.swept(self.chosen(results))
         largest = max(fields_of(m)[self.field] for m in swept)
-        for trial in trials_of(results, task, swept[0]):
+        for trial in results.trials(task, swept[0]):
             try:
                 values = learned(results, trial, self.tensor)[0]
             except Unfinished as why:
@@ -500,7 +579,7 @@ class Margins(Figure):
         missing, found = [], []
         for label, (task, method) in self.settings(results).items():
             try:
-                trial = trials_of(results, task, method)[0]
+                trial = results.trials(task, method)[0]
                 times, margins = learned(results, trial, self.times, self.margins)
             except Unfinished as why:
                 missing.append(str(why))
@@ -540,10 +619,6 @@ class Curves(Figure):
     over: str = ""
     log: bool = False
 
-    def __post_init__(self) -> None:
-        if isinstance(self.curves, str):
-            object.__setattr__(self, "curves", (self.curves,))
-
     def size(self, results: Results) -> tuple[float, float]:
         return SIZE if len(self.curves) == 1 else panels_size(len(self.curves), 4.2)
 
@@ -579,8 +654,8 @@ class Curves(Figure):
         self, results: Results, task: Task, method: Method, name: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x [T], values [T, seeds], seeds; of curves of several lengths, what all have."""
-        trials = trials_of(results, task, method)
-        found = [finished(results, t)["facts"]["curves"].get(name) for t in trials]
+        trials = results.trials(task, method)
+        found = [results.manifest(t)["facts"]["curves"].get(name) for t in trials]
         if not all(found):
             raise Unfinished(f"{method.name} on {task.name} logs no curve {name!r}")
         n = min(map(len, found))
@@ -599,24 +674,9 @@ def settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[T
     return found
 
 
-def trials_of(results: Results, task: Task, method: Method) -> list[Trial]:
-    """By seed. Raises Unfinished where the method sits the task out."""
-    found = sorted((t for t in results.plan.trials if t.task == task and t.method == method), key=lambda t: t.seed)
-    if not found:
-        raise Unfinished(f"{method.name} sits out {task.name}")
-    return found
-
-
-def finished(results: Results, trial: Trial) -> dict:
-    manifest = results.store.read("trials", trial.key)
-    if manifest is None:
-        raise Unfinished(f"{trial.method.name} on {trial.task.name}, seed {trial.seed}, has no result")
-    return manifest
-
-
 def learned_of(results: Results, trial: Trial) -> dict[str, np.ndarray]:
     """What the trial's method learned, by name; empty where it was too large to keep."""
-    manifest = finished(results, trial)
+    manifest = results.manifest(trial)
     if "learned.safetensors" not in manifest["files"]:
         return {}
     return safetensors.numpy.load(bytes(results.store.load(manifest, "learned.safetensors")))
@@ -650,6 +710,7 @@ KINDS: dict[str, type[Figure]] = {
     "along": Along,
     "spread": Spread,
     "latents": Latents,
+    "simplex": Simplex,
     "spectrum": Spectrum,
     "cosines": Cosines,
     "margins": Margins,

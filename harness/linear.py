@@ -7,7 +7,7 @@ a convex logistic regression.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -60,26 +60,39 @@ def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch
     """float64[n_users, d]: every user's maximum a posteriori weights under w ~ N(mean, root rootT).
 
     Minimises, for each user, sum_i [softplus(z_i) - y_i z_i] + |v|^2 / 2 with z = X w and w = mean + root v; labels y
-    may be soft. Users without pairs get exactly `mean`. Works through chunks of users that fit the cache, in the
-    primal (r x r) or the dual (n x n), whichever is smaller. Never holds more than one chunk of features.
+    may be soft. Users without pairs get exactly `mean`. Works through chunks of users in the primal (r x r) or the dual
+    (n x n), whichever is smaller. Never holds more than one chunk of features.
     """
     d = len(mean)
     weights = mean.repeat(context.n_users, 1)
-    counts = np.diff(context.offsets)
-    if not len(context) or root.ndim == 2 and root.shape[1] == 0:
+    r = d if root.ndim == 0 else root.shape[1]
+    if r == 0:
         return weights
-    n, r = int(counts.max()), d if root.ndim == 0 else root.shape[1]
-    per_chunk = max(1, min(CACHE // (8 * min(n, r) ** 2), MEMORY // (8 * n * d)))
-    for start in range(0, context.n_users, per_chunk):
-        part = context.chunk(start, min(start + per_chunk, context.n_users))
-        if not len(part):
-            continue
+    for users, part in chunks(context, d, lambda n: min(n, r)):
         X, y, mask = padded(part)
         offset = X @ mean if mean.any() else torch.zeros_like(y)
         Z = X.mul_(root) if root.ndim == 0 else X @ root
-        v = newton_dual(Z, y, mask, offset) if n < r else newton_primal(Z, y, mask, offset)
-        weights[start : start + len(X)] += v * root if root.ndim == 0 else v @ root.T
+        v = newton_dual(Z, y, mask, offset) if Z.shape[1] < r else newton_primal(Z, y, mask, offset)
+        weights[users] += v * root if root.ndim == 0 else v @ root.T
     return weights
+
+
+def chunks(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[torch.Tensor, Pairs]]:
+    """Users (int64[users]) and their pairs, as many at a time as fit the cache; users without pairs are left out.
+
+    Those of a chunk have about equally many pairs, or one with thousands would make everybody's matrices large.
+    side(n): of the square matrix of a user with n pairs, beside d features of each.
+    """
+    counts = np.diff(pairs.offsets)
+    doubled = np.where(counts > 0, np.frexp(np.maximum(counts, 15))[1], 0)  # below 16, below 32, below 64, ...
+    for size in np.unique(doubled[counts > 0]):
+        users = np.flatnonzero(doubled == size)
+        alike = pairs if len(users) == pairs.n_users else pairs.of(users)
+        n = int(counts[users].max())
+        step = max(1, min(CACHE // (8 * side(n) ** 2), MEMORY // (8 * n * d)))
+        for start in range(0, len(users), step):
+            stop = min(start + step, len(users))
+            yield torch.from_numpy(users[start:stop]), alike.chunk(start, stop)
 
 
 def padded(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -164,7 +177,8 @@ def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
     """The prior of new users' weights, from coordinates float64[n_users, r] of training users in basis float64[d, r]."""
     n_users, r = weights.shape
     spread = weights - weights.mean(0)
-    covariance = spread.T @ spread / n_users + 1e-6 * weights.square().mean() * torch.eye(r, dtype=weights.dtype)
+    least = 1e-6 * weights.square().mean() + 1e-12  # where nobody prefers anything all weights are zero
+    covariance = spread.T @ spread / n_users + least * torch.eye(r, dtype=weights.dtype)
     mean = shrunk_mean(weights.mean(0), covariance, n_users)
     rest = weights.mean(0) - mean
     return basis @ mean, basis @ torch.linalg.cholesky(covariance + torch.outer(rest, rest))
@@ -222,26 +236,37 @@ def tempered(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
 def laplace(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Every user's posterior under the prior: its modes float64[n_users, d], and its covariances' sum float64[d, d]."""
     weights = map_weights(pairs, mean, root)
-    d, r = root.shape
-    total = torch.zeros(r, r, dtype=torch.float64)
-    n = max(1, int(np.diff(pairs.offsets).max()))
-    per_chunk = max(1, min(CACHE // (8 * r**2), MEMORY // (8 * n * d)))
-    for start in range(0, pairs.n_users, per_chunk):
-        stop = min(start + per_chunk, pairs.n_users)
-        total += covariances(pairs.chunk(start, stop), weights[start:stop], root).sum(0)
+    eye = torch.eye(root.shape[1], dtype=torch.float64)
+    total = pairs.n_users * eye
+    for _, covariance in posteriors(pairs, weights, root):
+        total += (covariance - eye).sum(0)
     return weights, root @ total @ root.T
 
 
 def covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
     """float64[n_users, r, r]: each user's Laplace covariance of v, where w = mean + root v, at the mode `weights`."""
-    if not len(pairs):
-        return torch.eye(root.shape[1], dtype=torch.float64).repeat(pairs.n_users, 1, 1)
-    X, _, mask = padded(pairs)
-    p = torch.sigmoid((X @ weights.unsqueeze(2)).squeeze(2))
-    Z = X @ root
-    hessian = (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z
-    hessian.diagonal(dim1=1, dim2=2).add_(1.0)
-    return torch.cholesky_inverse(torch.linalg.cholesky_ex(hessian)[0])
+    found = torch.eye(root.shape[1], dtype=torch.float64).repeat(pairs.n_users, 1, 1)
+    for users, covariance in posteriors(pairs, weights, root):
+        found[users] = covariance
+    return found
+
+
+def posteriors(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Chunks of users with pairs, and their `covariances`."""
+    d, r = root.shape
+    for users, part in chunks(pairs, d, lambda n: r):
+        X, _, mask = padded(part)
+        p = torch.sigmoid((X @ weights[users].unsqueeze(2)).squeeze(2))
+        Z = (X @ root).mul_((p * (1 - p) * mask).sqrt().unsqueeze(2))
+        dual = Z.shape[1] < r
+        hessian = Z @ Z.mT if dual else Z.mT @ Z
+        hessian.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky_ex(hessian)[0]
+        if dual:  # I - ZT (I + Z ZT)^-1 Z
+            known = torch.linalg.solve_triangular(factor, Z, upper=False)
+            yield users, torch.eye(r, dtype=Z.dtype) - known.mT @ known
+        else:
+            yield users, torch.cholesky_inverse(factor)
 
 
 def variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torch.Tensor:
@@ -254,30 +279,52 @@ def variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torc
     return torch.einsum("nr,nrs,ns->n", Z, covariance[torch.from_numpy(pairs.user).long()], Z)
 
 
+def mean_square(pairs: Pairs) -> float:
+    """Of the gaps' entries: the square of the features' unit; 1 where all are zero."""
+    return float(np.square(pairs.gap).mean()) or 1.0
+
+
+def whitener(pairs: Pairs) -> torch.Tensor:
+    """float64[d, d]: the symmetric root of the inverse of E[x xT], x the rows' gaps."""
+    X = torch.from_numpy(pairs.gap).double()
+    second = X.T @ X / len(X)
+    second.diagonal().add_(1e-3 * mean_square(pairs))  # features that never differ tell nothing
+    values, vectors = torch.linalg.eigh(second)
+    return vectors * values.rsqrt() @ vectors.T
+
+
 def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The users x pairs matrix of labels (1, -1, and 0 where nobody was asked), projected on the features and factorised.
 
     Returns the singular values float64[min(n_users, d)] and weights float64[d, <= rank] whose gaps, orthonormal over
     all pairs, are the leading right singular vectors. The matrix is never formed: its product with the features is the
-    sum of each user's signed gaps.
+    sum of each user's signed gaps. A row is divided by the root of its user's number of pairs: all are equally noisy.
     """
-    X = torch.from_numpy(train.gap).double()
-    second = X.T @ X
-    second.diagonal().add_(1e-3 * second.diagonal().mean())  # features that never differ tell nothing
-    values, vectors = torch.linalg.eigh(second)
-    whiten = vectors * values.rsqrt() @ vectors.T
-    sums = torch.zeros(train.n_users, X.shape[1], dtype=torch.float64)
-    signed = X * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
+    whiten = whitener(train) / len(train) ** 0.5
+    signed = torch.from_numpy(train.gap).double() * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
+    sums = torch.zeros(train.n_users, signed.shape[1], dtype=torch.float64)
     sums.index_add_(0, torch.from_numpy(train.user).long(), signed)
-    _, singular, Vt = torch.linalg.svd(sums @ whiten, full_matrices=False)
+    counts = torch.from_numpy(np.diff(train.offsets)).clamp(min=1)
+    _, singular, Vt = torch.linalg.svd(sums / counts.sqrt().unsqueeze(1) @ whiten, full_matrices=False)
     return singular, whiten @ Vt[:rank].T
 
 
 def own_weights(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each training user's ridge answer float64[n_users, r] in a basis float64[d, r], rescaled to gaps of variance 1."""
-    basis = basis / (torch.from_numpy(train.gap).to(basis) @ basis).square().mean(0).sqrt().clamp(min=1e-9)
+    basis = of_unit_gaps(train, basis)
     zero = torch.zeros(len(basis), dtype=basis.dtype)
     return map_weights(train, zero, basis) @ torch.linalg.pinv(basis).T, basis
+
+
+def random_factors(train: Pairs, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where `factorise` can begin: weights float[n_users, rank], and a basis float[d, rank] of gaps of variance 1."""
+    basis = of_unit_gaps(train, torch.randn(train.gap.shape[1], rank, generator=generator))
+    return torch.randn(train.n_users, rank, generator=generator), basis
+
+
+def of_unit_gaps(train: Pairs, basis: torch.Tensor) -> torch.Tensor:
+    """The basis float[d, r] with each column rescaled so that the pairs' gaps in it have variance 1."""
+    return basis / (torch.from_numpy(train.gap).to(basis) @ basis).square().mean(0).sqrt().clamp(min=1e-9)
 
 
 def factorise(
@@ -287,14 +334,17 @@ def factorise(
 
     An equal ridge on both is a nuclear-norm penalty on their product; `decay` is relative to the spectral norm of the
     labels' noise, so that one value suits few people and many. With `simplex` a user's weights are the softmax of what
-    is given and penalised. Returns weights and basis as float64.
+    is given and penalised. Returns weights and basis as float64. Inside, features are in a unit in which their gaps'
+    mean square is 1: in another L-BFGS does not arrive.
     """
-    X, y = torch.from_numpy(train.gap).T.contiguous(), torch.from_numpy(train.label)  # as columns: twice as fast
+    unit = mean_square(train) ** 0.5
+    X, y = torch.from_numpy(train.gap).T / unit, torch.from_numpy(train.label)
+    X = X.contiguous()  # as columns: twice as fast
     user = torch.from_numpy(train.user).long()
     (d, n), n_users = X.shape, train.n_users
-    noise = 0.5 * (n / n_users * float(X.square().mean())) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2
-    ridge = decay * noise
-    W, theta = (t.T.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in (weights, basis))
+    ridge = decay * noise_norm(n, n_users, d)
+    start = (weights, basis * unit)
+    W, theta = (t.T.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in start)
     optimizer = torch.optim.LBFGS([W, theta], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-8)
 
     def loss() -> torch.Tensor:
@@ -307,7 +357,12 @@ def factorise(
         return total
 
     optimizer.step(loss)
-    return (W.softmax(0) if simplex else W).detach().T.double(), theta.detach().T.double()
+    return (W.softmax(0) if simplex else W).detach().T.double(), theta.detach().T.double() / unit
+
+
+def noise_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:
+    """About the spectral norm of the loss's gradient [n_users, d] by noise alone, for gaps of that variance."""
+    return 0.5 * (n / n_users * variance) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2
 
 
 def simplex_weights(

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from harness import find
 from harness.data import Items, Pairs, Panel, Truth
 
 State = dict[str, torch.Tensor]  # whatever a method learned from training users
@@ -24,6 +25,7 @@ class Manifest:
     has_seconds: bool
     has_truth: bool
     shares_pairs: bool = False  # training users judged pairs that test users are asked
+    can_choose: bool = True  # test users have more pairs to show than the largest number of shots
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +52,15 @@ class Method:
     """One file in `harness/methods/` holds one subclass; the file's name is the method's name.
 
     Fields are hyper-parameters, and all of them are part of a trial's identity. A method holds nothing learned:
-    what it learns are the return values of `fit` and `adapt`.
+    what it learns are the return values of `fit` and `adapt`. A `__post_init__` of one's own calls this one first.
     """
 
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
+
+    def __post_init__(self) -> None:
+        find.settle(self)
 
     @property
     def name(self) -> str:
@@ -65,6 +70,8 @@ class Method:
         """Why it cannot run on a task, or None."""
         if self.privileged and not task.has_truth:
             return "needs the truth, which only simulators know"
+        if self.elicit == "uncertainty" and not task.can_choose:
+            return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
         return None
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

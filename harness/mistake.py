@@ -13,3 +13,7 @@ class Mistake(Exception):
 
     def __reduce__(self):
         return type(self), (self.message, self.hint)
+
+
+class Missing(Mistake):
+    """Data that is not at hand: what else was asked for can go on without it."""

@@ -42,6 +42,7 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         "has_seconds": data.pairs.seconds is not None,
         "has_truth": data.truth is not None,
         "shares_pairs": shares_pairs(splits),
+        "can_choose": can_choose(task, splits),
         "items": len(items),
         "people": data.pairs.n_users,
         "population": data.digest(),  # seeds of one data set share people, seeds of a simulator do not
@@ -65,11 +66,16 @@ def _attempt(task: Task, step: str, function: Callable, *arguments: object) -> o
     except Mistake:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         raise Mistake(
-            f"task {task.name}: {step} raised {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})",
+            f"task {task.name}: {step} raised {told(error)}",
             "are its fields possible together? `manyminds check` builds it with its defaults",
         ) from error
+
+
+def told(error: Exception) -> str:
+    """What went wrong, and in which file and line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def enough_context(task: Task, splits: Splits) -> None:
@@ -101,9 +107,15 @@ def shares_pairs(splits: Splits) -> bool:
     return bool(np.isin(numbers(splits.panels["test"].query), numbers(splits.train)).mean() > 0.5)
 
 
+def can_choose(task: Task, splits: Splits) -> bool:
+    """Whether every test user has more pairs to show than the largest number of shots: a method can choose among them."""
+    return bool((np.diff(splits.panels["test"].context.offsets) > max(task.shots)).all())
+
+
 def manifest_of(prepared: dict) -> Manifest:
-    """What methods may know before they run."""
-    return Manifest(**{field.name: prepared["facts"][field.name] for field in fields(Manifest)})
+    """What methods may know before they run; what an older store does not know of keeps its default."""
+    facts = prepared["facts"]
+    return Manifest(**{field.name: facts[field.name] for field in fields(Manifest) if field.name in facts})
 
 
 @dataclass(frozen=True, eq=False)

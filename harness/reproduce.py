@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,90 +22,119 @@ from harness.claims import (
     Found,
     Judged,
     Results,
+    check_selections,
     judge,
     read_claims,
 )
-from harness.figures import figures, read_figures
-from harness.mistake import Mistake
+from harness.figures import check_figures, figures, read_figures
+from harness.mistake import Missing, Mistake
 from harness.report import number
 from harness.store import Store
-from harness.suite import Plan, Suite, load_toml, make_plan, read_suite
+from harness.suite import Suite, load_toml, make_plan, read_suite
 from harness.trial import Trial
 
 COLORS = {HOLDS: "green", CONDITION: "green", NOT: "red", UNKNOWN: "yellow", CANNOT: "dim"}
-QUICK_SEEDS = 3  # the fewest that have an interval
 
 
 @dataclass(frozen=True, eq=False)
 class Chapter:
-    """One suite with its claims, and its plan or why there is none."""
+    """Claims of one suite with its results, or why there are none."""
 
     paper: str
     suite: Suite
     claims: tuple[Claim, ...]
-    plan: Plan | None = None
+    results: Results | None
     missing: str = ""
+
+
+def claims_of(file: Path) -> tuple[str, tuple[Claim, ...]]:
+    """The paper and the claims of a suite file, with every key known, those of figures as well."""
+    paper, claims = read_claims(file)
+    for claim in claims:
+        read_figures(claim)
+    return paper, claims
 
 
 def catalogue(folder: Path = FOLDER) -> dict[Path, tuple[str, tuple[Claim, ...]]]:
     """Every suite file with claims -> its paper and its claims."""
-    found = {file: read_claims(file) for file in sorted(folder.glob("*.toml"))}
-    for _, claims in found.values():
+    found = {file: claims_of(file) for file in sorted(folder.glob("*.toml"))}
+    files: dict[str, Path] = {}
+    for file, (_, claims) in found.items():
         for claim in claims:
-            read_figures(claim)  # a misspelt figure is told before the run, not after it
+            if (other := files.setdefault(claim.id, file)) != file:
+                raise Mistake(f"{file}: {other.name} has a claim {claim.id} already", "give each an id of its own")
     return found
 
 
-def chosen(names: list[str], folder: Path = FOLDER) -> list[Path]:
-    """The suite files of the papers, files or claims of those names; without any, all."""
+def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
+    """The suite files, and the ids of the claims, of papers, claims and files of those names; without any, all."""
     known = catalogue(folder)
-    found: list[Path] = []
+    if not names:
+        return {file: {claim.id for claim in claims} for file, (_, claims) in known.items()}
+    found: dict[Path, set[str]] = {}
     for name in names:
-        fits = [f for f, (paper, claims) in known.items() if name in (paper, f.stem, *(c.id for c in claims))]
-        if not fits:
+        own = Path(name).absolute()
+        fits = {own: claims_of(own)} if own.suffix == ".toml" else known
+        asked = {
+            file: {c.id for c in claims if file == own or name in (paper, file.stem, c.id)}
+            for file, (paper, claims) in fits.items()
+        }
+        if not any(asked.values()):
             papers = sorted({paper for paper, _ in known.values()})
             near = difflib.get_close_matches(name, [*papers, *(c.id for _, cs in known.values() for c in cs)], n=1)
             raise Mistake(
-                f"there is no paper or claim {name!r}",
+                f"{own} has no claims" if own.suffix == ".toml" else f"there is no paper or claim {name!r}",
                 f"did you mean {near[0]!r}?" if near else f"papers: {', '.join(papers)}; or a claim's id, such as N1",
             )
-        found += [f for f in fits if f not in found]
-    return found or list(known)
+        for file, ids in asked.items():
+            if ids:
+                found.setdefault(file, set()).update(ids)
+    return found
 
 
-def chapters(files: list[Path], store: Store, quick: bool, prepared: Callable[[int], object]) -> Iterator[Chapter]:
-    """Plans the suites; where a task cannot be prepared (its data is not at hand, say) the chapter says why."""
-    for file in files:
-        paper, claims = read_claims(file)
+def chapters(
+    wanted: dict[Path, set[str]], store: Store, quick: bool, prepared: Callable[[], object] = lambda: None
+) -> list[Chapter]:
+    """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
+
+    Raises Mistake for all that can be known to be wrong before anything is prepared.
+    """
+    found, read = [], []
+    for file, ids in wanted.items():
+        paper, claims = claims_of(file)
         suite = read_suite(file, quick)
+        check_selections(suite, claims)
+        check_figures(suite, claims)
+        read.append((paper, suite, tuple(c for c in claims if c.id in ids)))
+    for paper, suite, claims in read:
         try:
-            yield Chapter(paper, suite, claims, make_plan(suite, store, lambda: prepared(1)))
-        except Mistake as mistake:
-            yield Chapter(paper, suite, claims, missing=f"{mistake.message} (hint: {mistake.hint})")
+            found.append(Chapter(paper, suite, claims, Results(make_plan(suite, store, prepared), store)))
+        except Missing as missing:
+            found.append(Chapter(paper, suite, claims, None, f"{missing.message} (hint: {missing.hint})"))
+    return found
 
 
-def n_prepared(files: list[Path], quick: bool) -> int:
+def n_prepared(files: Iterable[Path], quick: bool) -> int:
     suites = [read_suite(file, quick) for file in files]
     return sum(len(s.tasks) * len(s.seeds) for s in suites)
 
 
 def trials_of(parts: list[Chapter]) -> list[Trial]:
     """Every trial once: suites share some."""
-    return list({t.key: t for part in parts if part.plan for t in part.plan.trials}.values())
+    return list({t.key: t for part in parts if part.results for t in part.results.plan.trials}.values())
 
 
-def verdicts(parts: list[Chapter], store: Store) -> list[Judged]:
+def verdicts(parts: list[Chapter]) -> list[Judged]:
     """Every claim of the chapters, judged by what is finished."""
     found = []
     for part in parts:
-        results = Results(part.plan, store) if part.plan else None
         for claim in part.claims:
-            if results is None and not claim.cannot:
-                found.append(Judged(claim, part.paper, part.suite.name, UNKNOWN, part.missing, (), ()))
-            elif results is None:
-                found.append(Judged(claim, part.paper, part.suite.name, CANNOT, claim.cannot, (), ()))
+            if claim.cannot:
+                found.append(Judged(claim, part.paper, part.suite.name, CANNOT, claim.cannot))
+            elif part.results is None:
+                found.append(Judged(claim, part.paper, part.suite.name, UNKNOWN, part.missing))
             else:
-                found.append(judge(claim, part.paper, results))
+                found.append(judge(claim, part.paper, part.results))
     return found
 
 
@@ -133,9 +162,7 @@ def told(judged: Judged) -> list[str]:
     claim = judged.claim
     lines = [f"{claim.source}", f"published: {claim.published}"]
     if judged.condition:
-        lines.append(
-            {CONDITION: "condition: ", CANNOT: "because: "}.get(judged.verdict, "because: ") + judged.condition
-        )
+        lines.append(f"{'condition' if judged.verdict == CONDITION else 'because'}: {judged.condition}")
     return lines + ([f"note: {claim.note}"] if claim.note else [])
 
 
@@ -143,15 +170,24 @@ def line(found: Found) -> str:
     """`.931 (.926 .936)  expected .840 to 1.000  holds`."""
     if found.value is None:
         return f"no number: {found.note}"
-    limits = "" if found.low is None else f" ({figure(found.low)} {figure(found.high)})"
-    text = f"{figure(found.value)}{limits}"
+    text = f"{figure(found.value)}{limits(found)}"
     if found.expected is not None:
         text += f"  expected {expected(found)}  {f'{found.when}: ' if found.when else ''}{found.verdict}"
     return text + (f"  [{found.note}]" if found.note else "")
 
 
+def limits(found: Found) -> str:
+    """` (.926 .936)`; with the level where it is not 95 %."""
+    if found.low is None:
+        return ""
+    level = "" if found.level == 0.95 else f"; {100 * found.level:.3g} %"
+    return f" ({figure(found.low)} {figure(found.high)}{level})"
+
+
 def figure(value: float) -> str:
-    """`.931`, `2,104`."""
+    """`.931`, `2,104`, `∞`."""
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "-∞"
     return number(value) if abs(value) < 1000 else f"{value:,.0f}"
 
 
@@ -167,8 +203,11 @@ def expected(found: Found) -> str:
     return text + (f" (±{number(found.tolerance)})" if found.tolerance >= 0.0005 else "")
 
 
-def write_page(found: list[Judged], parts: list[Chapter], store: Store, quick: bool) -> Path:
-    """Writes `boards/claims.html` (`claims-quick.html`) in the store: every claim with its figures. Returns its path."""
+def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: list[str], quick: bool) -> Path:
+    """Writes every claim with its figures to `boards/claims.html` in the store and returns that path.
+
+    The names that were asked for, if not all, and `quick` are part of the file's name: no page replaces a fuller one.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     page = Environment(
@@ -177,12 +216,13 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, quick: b
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    results = {part.suite.name: Results(part.plan, store) for part in parts if part.plan}
-    path = store.root / "boards" / f"claims{'-quick' if quick else ''}.html"
+    results = {part.suite.name: part.results for part in parts if part.results}
+    path = store.root / "boards" / f"{'-'.join(['claims', *(Path(n).stem for n in names)] + ['quick'] * quick)}.html"
     html = page.get_template("claims.html").render(
         found=found,
         quick=quick,
         figure=figure,
+        limits=limits,
         expected=expected,
         counts={v: sum(j.verdict == v for j in found) for v in COLORS},
         figures=lambda judged: figures(judged.claim, results[judged.suite]) if judged.suite in results else [],

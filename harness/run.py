@@ -23,7 +23,7 @@ import safetensors.numpy
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness.data import Pairs, Splits, Truth
+from harness.data import Pairs, Panel, Splits, Truth
 from harness.method import Method, Run, State, Users
 from harness.metrics import METRICS_VERSION, score_table
 from harness.mistake import Mistake
@@ -31,7 +31,7 @@ from harness.prepare import open_prepared
 from harness.store import Store
 from harness.trial import Trial
 
-LEARNED = 2**22  # bytes: what is learned is kept beside a trial up to this size, for figures and for use elsewhere
+LEARNED = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
 
 FACTS = (  # how and where a trial ran: never part of its identity
     "adapt_seconds_per_user",
@@ -71,7 +71,9 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     torch.manual_seed(trial.seed)
     reset_peak_memory()
     began = time.perf_counter()
-    state = method.fit(splits.train, splits.panels["validation"], run)
+    validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
+    shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
+    state = method.fit(splits.train, shown, run)
     fit_seconds = time.perf_counter() - began
     adapt_seconds, bytes_per_user, test_users = 0.0, 0.0, ()
     for name, panel in splits.panels.items():
@@ -89,11 +91,13 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
                 adapt_seconds = (time.perf_counter() - started) / max(1, query.n_users)
                 bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
                 test_users = users
-            predictions[f"{name}/{shots}"] = _log_odds(method.score(state, users, query), len(query), method.name)
+            predictions[f"{name}/{shots}"] = per_pair(
+                method.score(state, users, query), len(query), f"{method.name}.score"
+            )
         if query.n_users > 1:
             other = torch.from_numpy(derangement(query.n_users))
             swapped = method.score(state, tuple(t[other] for t in users), query)
-            predictions[f"{name}/{shots}/swapped"] = _log_odds(swapped, len(query), method.name)
+            predictions[f"{name}/{shots}/swapped"] = per_pair(swapped, len(query), f"{method.name}.score")
     seconds = time.perf_counter() - began
     facts = {
         "adapt_seconds_per_user": adapt_seconds,
@@ -121,7 +125,8 @@ def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) ->
     order, blank = np.full(len(pool), np.inf), pool.without_labels()
     for turn in range(shots):
         users = method.adapt(state, pool.take(np.lexsort((order, pool.user))).first(turn), run)
-        worth = _log_odds(method.uncertainty(state, users, blank), len(pool), method.name).astype(np.float64)
+        worth = per_pair(method.uncertainty(state, users, blank), len(pool), f"{method.name}.uncertainty")
+        worth = worth.astype(np.float64)
         worth[np.isfinite(order)] = -np.inf
         by_worth = np.lexsort((-worth, pool.user))
         order[by_worth[pool.offsets[:-1][np.diff(pool.offsets) > turn]]] = turn
@@ -135,12 +140,13 @@ def _learned(state: State, users: Users) -> dict[str, np.ndarray]:
     return {k: t.detach().cpu().contiguous().numpy() for k, t in named.items()}
 
 
-def _log_odds(answer: torch.Tensor, n: int, method: str) -> np.ndarray:
+def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
+    """float32[n]: what the function `who` answered, one finite number for each of n pairs."""
     values = answer.detach().to("cpu", torch.float32).numpy()
     if values.shape != (n,):
-        raise ValueError(f"{method}.score returned shape {values.shape} for {n} queries")
+        raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
     if not np.isfinite(values).all():
-        raise ValueError(f"{method}.score returned {int((~np.isfinite(values)).sum())} log-odds that are not finite")
+        raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
     return values
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from harness.mistake import Mistake
+from harness.mistake import Missing, Mistake
 
 FOLDER = "MANYMINDS_DATA"  # the environment variable that `--data` sets
 
@@ -35,12 +35,12 @@ class Source:
 
     def _under(self, folder: Path) -> Path:
         if not folder.is_dir():
-            raise Mistake(
+            raise Missing(
                 f"the data folder {folder} does not exist", f"name a folder that holds {self.file}: --data DIR"
             )
         found = sorted(folder.rglob(self.file))
         if not found:
-            raise Mistake(f"no {self.file} under {folder}", f"download it from {self.url} into that folder")
+            raise Missing(f"no {self.file} under {folder}", f"download it from {self.url} into that folder")
         return found[0]
 
     def _fetch(self, to: Path) -> None:
@@ -51,7 +51,7 @@ class Source:
                 part.write_bytes(answer.read())
         except (urllib.error.URLError, OSError) as error:
             part.unlink(missing_ok=True)
-            raise Mistake(
+            raise Missing(
                 f"{self.file} is in no data folder and could not be fetched from {self.url} ({error})",
                 f"bring the file and name its folder: --data DIR, or set {FOLDER}=DIR",
             ) from error

@@ -88,6 +88,7 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
             )
         if not isinstance(value, KNOWN[key]) or isinstance(value, bool) != (KNOWN[key] is bool):
             raise Mistake(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
+    _check_quick(path, content)
     less = content.get("quick", {}) if quick else {}
     for kind in ("tasks", "methods"):
         for table in content.get(kind, []):
@@ -111,6 +112,21 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     if not 0 <= margin < 1:
         raise Mistake(f"{path}: margin = {margin} is no gain in accuracy", "for example margin = 0.01")
     return Suite(path.stem, content.get("title", path.stem), tuple(seeds), tuple(tasks), tuple(methods), margin)
+
+
+def _check_quick(path: Path, content: dict) -> None:
+    """Raises Mistake where `[quick]` says something that no quick run would read."""
+    hint = "for example quick = { seeds = 3, methods = { np_btl = { steps = 500 } } }"
+    for key, value in content.get("quick", {}).items():
+        if key not in ("seeds", "tasks", "methods"):
+            raise Mistake(f"{path}: unknown key {key!r} in quick", hint)
+        if key == "seeds" and isinstance(value, (list, int)):
+            continue
+        if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
+            raise Mistake(f"{path}: quick.{key} = {value!r} is neither seeds nor fields by name", hint)
+        names = [table.get("name") for table in content.get(key, []) if isinstance(table, dict)]
+        if unknown := [name for name in value if name not in names]:
+            raise Mistake(f"{path}: quick.{key} names {unknown[0]!r}, which the suite does not have", hint)
 
 
 def _settings(path: Path, kind: str, tables: list) -> list:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from harness import find
 from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.method import State, Users
 from harness.mistake import Mistake
@@ -29,6 +30,7 @@ class Task:
     queries: int = field(default=20, kw_only=True)  # pairs asked of each user, at most
 
     def __post_init__(self) -> None:
+        find.settle(self)
         if list(self.shots) != sorted(set(self.shots)) or min(self.shots, default=-1) < 0 or self.queries < 1:
             raise Mistake(
                 f"shots = {list(self.shots)}, queries = {self.queries}: shots must rise from 0 or more, queries be 1 or more",

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from harness.mistake import Mistake
+from harness.mistake import Missing, Mistake
 from harness.source import FOLDER, Source
 
 WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
@@ -40,8 +40,8 @@ class Table(Source):
     def _fetch(self, to: Path) -> None:
         raise self._absent(f"{self.file} is in no data folder, and its origin serves other files")
 
-    def _absent(self, message: str) -> Mistake:
-        return Mistake(
+    def _absent(self, message: str) -> Missing:
+        return Missing(
             f"{message}: it is a table made from {self.url}",
             f"name a folder that holds it: --data DIR, or set {FOLDER}=DIR",
         )
@@ -62,9 +62,9 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
 
     TF-IDF of lower-case unigrams, then truncated SVD (latent semantic analysis; Deerwester et al. 1990), fitted on all
     texts of the task, those of test users too: it never sees a label. Repeats count by 1 + log(count), and texts are
-    not scaled to length one: a long text is a long vector, and people's choices depend on length. The columns are
-    centred, and one scalar makes their mean variance 1/2, so that a dimension of the gap between two texts has variance
-    1 on average, as in `low_rank`; the leading columns have more, the last ones less.
+    not scaled to length one: a long text is a long vector, and people's choices depend on length. One scalar makes the
+    columns' mean variance 1/2, so that a dimension of the gap between two texts has variance 1 on average, as in
+    `low_rank`; the leading columns have more, the last ones less. The mean is kept: it is what all texts share.
     """
     dim = encoder_dim(name)
     texts = table["response"].to_pylist()
@@ -78,5 +78,4 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
             f"lower it below {min(counts.shape)}",
         )
     features = TruncatedSVD(dim, random_state=0).fit_transform(counts)
-    features -= features.mean(0)
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)

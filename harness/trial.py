@@ -22,6 +22,12 @@ def fields_of(thing: Task | Method) -> dict[str, object]:
     return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
 
 
+def identity_of(thing: Task | Method) -> dict[str, object]:
+    """The fields, less those declared with metadata={"identity": False}: paths, whose content `files_digest` names."""
+    told = {field.name for field in dataclasses.fields(thing) if field.metadata.get("identity", True)}
+    return {name: value for name, value in fields_of(thing).items() if name in told}
+
+
 def hashed(identity: dict[str, object]) -> str:
     """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -30,7 +36,12 @@ def hashed(identity: dict[str, object]) -> str:
 
 def task_identity(task: Task, seed: int) -> dict[str, object]:
     """What decides the content of a prepared task, known before anything is built."""
-    identity = {"key_version": KEY_VERSION, "task": name_at_version(task), "task_fields": fields_of(task), "seed": seed}
+    identity = {
+        "key_version": KEY_VERSION,
+        "task": name_at_version(task),
+        "task_fields": identity_of(task),
+        "seed": seed,
+    }
     return identity | ({"files": files} if (files := task.files_digest()) else {})
 
 
@@ -53,10 +64,10 @@ class Trial:
         return {
             "key_version": KEY_VERSION,
             "task": name_at_version(self.task),
-            "task_fields": fields_of(self.task),
+            "task_fields": identity_of(self.task),
             "data": self.data,
             "method": name_at_version(self.method),
-            "method_fields": fields_of(self.method),
+            "method_fields": identity_of(self.method),
             "seed": self.seed,
         }
 

@@ -31,7 +31,7 @@ JUDGEMENTS = Table(
 class Arguments(Task):
     """Items are the arguments, encoded by `encoder`; a worker who found two equally convincing has the label .5.
 
-    Workers with at least `min_judgements` (234 with 50) are split into training, validation and test users. Everybody
+    Workers with at least `min_judgements` (233 with 50) are split into training, validation and test users. Everybody
     else with two judgements or more trains too. Pairs are shared: what a test user is asked, training users judged, so
     `majority` has something to say (all others' majority agrees with a worker in .777 of the judgements that both
     decide, the longer argument wins .685); a fifth of the judgements are ties, of which every method scores one half.
@@ -64,8 +64,8 @@ class Arguments(Task):
             judged = judged.join(
                 known.rename({"arg": side, "item": f"{side}_item"}), on=["topic", side], maintain_order="left"
             )
-        judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
         judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # two arguments of the very same words
+        judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
         judged = judged.filter(pl.len().over("worker") > 1)
         judged = judged.with_columns(person=pl.struct(~pl.col("often"), "worker").rank("dense") - 1)  # often first
         text = items.select(prompt="topic", response="text").to_arrow().cast(TEXT)

@@ -31,13 +31,14 @@ class Attributes(Task):
     order, Bernoulli(sigmoid(utility gap / temperature)), so it is 0, 1/2 or 1. Users judge the same `pairs`, each a
     random part of them without those he is exactly indifferent to; queries are pairs of prompts nobody was shown.
     Opposite users are kept together: else what most training users want most test users would not, and one reward for
-    all would fall below chance. Features are `encoder`'s of the responses; with "numbers" the seven trait scores,
-    rotated at random into `feature_dim` dimensions, with noise.
+    all would fall below chance. (Where `new_users` is odd one pair of opposites is a validation and a test user.)
+    Features are `encoder`'s of the responses; with "numbers" the seven trait scores, rotated at random into
+    `feature_dim` dimensions, with noise.
     """
 
     n_users: int = 54  # training users; with those below all 84
     new_users: int = 15  # validation users, and as many test users
-    pairs_per_user: int = 200  # judged by each training user, of `pairs`
+    pairs_per_user: int = 200  # judged by each training user, of `pairs`; ties may leave fewer of nearly all
     pairs: int = 400  # distinct pairs to judge
     pool: int = 200  # judged by each new user, of `pairs`: what elicitation chooses from
     encoder: str = "tfidf-svd-128"  # or "numbers"
@@ -64,6 +65,11 @@ class Attributes(Task):
             raise Mistake(
                 f"attributes: {self.pairs} pairs to judge and {self.n_asked} to ask; there are {len(PROMPTS)} prompts",
                 "lower pairs or queries",
+            )
+        if max(self.pairs_per_user, self.pool) > self.pairs:
+            raise Mistake(
+                f"attributes: someone judges {max(self.pairs_per_user, self.pool)} of {self.pairs} pairs",
+                "lower pairs_per_user or pool, or raise pairs",
             )
         if self.feature_dim < len(TRAITS) or self.noise < 0:
             raise Mistake(
@@ -117,18 +123,23 @@ class Attributes(Task):
         `r2/TRAIT` is the share of a trait's variance that lies in their span, `r2` the mean over traits.
         `cosine/TRAIT/AXIS` is the absolute cosine of the two as centred vectors over items, `cosine` the mean of the
         best where each trait has an axis of its own. Traits are wanted equally often, so choices identify the span
-        alone: seven axes turned at random within it have a cosine of .66.
+        alone: seven axes turned at random within it have a cosine of .66. `elbow`: how many axes stand before the
+        largest ratio of two successive singular values among the first fourteen, where the prior has more axes than
+        traits.
         """
         root, features = state.get("root"), splits.train.items.features
         if root is None or root.ndim != 2 or len(root) != features.shape[1] or not root.any():
             return {}
         rewards = torch.from_numpy(features).double() @ root.double()
-        axes = torch.linalg.svd(rewards - rewards.mean(0), full_matrices=False).U[:, : len(TRAITS)]
+        axes, spectrum, _ = torch.linalg.svd(rewards - rewards.mean(0), full_matrices=False)
+        axes, spectrum = axes[:, : len(TRAITS)], spectrum[spectrum > 1e-6 * spectrum[0]][: 2 * len(TRAITS)]
         true = torch.from_numpy(truth.items).double()
         true = torch.nn.functional.normalize(true - true.mean(0), dim=0)
         cosine = (true.T @ axes).abs().numpy()
         named = {f"cosine/{t}/{j + 1}": c for t, row in zip(TRAITS, cosine, strict=True) for j, c in enumerate(row)}
         named |= {f"r2/{t}": r2 for t, r2 in zip(TRAITS, (cosine**2).sum(1), strict=True)}
+        if len(spectrum) > len(TRAITS):
+            named["elbow"] = int((spectrum[:-1] / spectrum[1:]).argmax()) + 1
         return named | {"r2": (cosine**2).sum(1).mean(), "cosine": cosine[linear_sum_assignment(-cosine)].mean()}
 
 

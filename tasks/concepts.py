@@ -88,7 +88,8 @@ class Concepts(Task):
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """Of a method that keeps its `weights` over `times`, and the `beta` and `tau` they are measured by.
 
-        inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1.
+        inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1;
+        not said where none is recorded there.
         mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times tau_1 of ONE concept, an
         absolute time, and likewise at the other UNITS reached. Each also with `test_`. bound: eq. 11, a share of
         errors where it is below 1, which it is from `bound_from_Q` on.
@@ -112,7 +113,7 @@ class Concepts(Task):
             }
             reached = [n for n in UNITS if n * unit <= end]
             found |= {f"{name}{w}_{n}tau": np.interp(n * unit, times, c) for w, c in curves.items() for n in reached}
-            if self.K * unit <= end:
+            if self.K * unit <= end and early.any():
                 inside = (lower <= margins[early]) & (margins[early] <= upper)
                 found[f"{name}inside_band"] = inside.all(0).mean()
         return {name: float(value) for name, value in found.items()}

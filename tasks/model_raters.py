@@ -1,88 +1,104 @@
 """Reward models as raters: each score column of a table prefers the higher score, and one is left out (RFM, section 5.2)."""
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from harness.data import TEXT, Items, Panel, PreferenceDataset, Splits
+from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits
 from harness.mistake import Mistake
+from harness.source import file_digest
 from harness.task import Task, halves
 
 FEWEST = 4  # raters: two to train on, one for validation, one for the test
+PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a quarter
 
 
 @dataclass(frozen=True)
 class ModelRaters(Task):
     """A csv or parquet table with a row per response and a column of numbers per reward model.
 
-    `raters` names the score columns (empty: all columns of numbers but those that begin with `feature_`). Columns
-    `feature_*` are the items' features; without any, `encoder` makes them of the column `response`. A column `prompt`
-    keeps pairs within a prompt. Each rater judges pairs of his own drawing, ties dropped, and always prefers the higher
-    score. Seed s tests rater s mod n and validates on the next, so n successive seeds leave each rater out once; with
-    one test rater a seed has no interval over users. Without `file`, a small table of simulated reward models, made of
-    a part they share and a part of their own, stands in: it shows that the task runs, and is no finding.
+    `raters` names the score columns (empty: all columns of numbers but `prompt`, `response` and those that begin with
+    `feature_`). Columns `feature_*` are the items' features; without any, `encoder` makes them of the column
+    `response`. A column `prompt` keeps pairs within a prompt. Rows of the same prompt and response are one, with their
+    mean scores. Each rater judges pairs of his own drawing, ties dropped, and always prefers the higher score.
+
+    Prompts (without that column, responses) are split at random: half for what training raters show; a quarter for what
+    new raters show and training raters are asked (panel `seen`); a quarter for what new raters are asked. So no
+    response of a query is in a context or in training. Seed s tests rater s mod n and validates on the next, so n
+    successive seeds leave each rater out once; with one test rater a seed has no interval over users. Without `file`, a
+    small table of simulated reward models, made of a part they share and a part of their own, stands in: it shows that
+    the task runs, and is no finding.
     """
 
-    file: str = ""
+    file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
     raters: tuple[str, ...] = ()
     encoder: str = "tfidf-svd-128"
-    pairs_per_user: int = (
-        500  # drawn of each rater, at most: training raters' pairs, and what the others show and are asked
-    )
+    pairs_per_user: int = 500  # of each rater within each part of the prompts, at most
 
     shots: tuple[int, ...] = (0, 5, 20, 100)
     queries: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pairs_per_user <= max(self.shots):
+        if self.pairs_per_user < max(1, *self.shots):
             raise Mistake(
-                f"model_raters: pairs_per_user {self.pairs_per_user} leaves nothing to ask after {max(self.shots)} shots",
+                f"model_raters: pairs_per_user {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
                 "raise it, or lower shots",
             )
+        if twice := {name for name in self.raters if self.raters.count(name) > 1}:
+            raise Mistake(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
 
     def files_digest(self) -> str:
-        return hashlib.sha256(self.path().read_bytes()).hexdigest() if self.file else ""
-
-    def path(self) -> Path:
-        path = Path(self.file).expanduser()
-        if not path.is_file() or path.suffix not in (".csv", ".parquet"):
-            what = f"ends in {path.suffix or 'nothing'}" if path.is_file() else "does not exist"
-            raise Mistake(f"model_raters: {path} {what}", "file names a .csv or .parquet file")
-        return path
+        return file_digest(self.file) if self.file else ""
 
     def table(self) -> pl.DataFrame:
-        if not self.file:
-            return simulated()
-        path = self.path()
-        return pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
-
-    def build(self, seed: int) -> PreferenceDataset:
-        table = self.table()
-        names = self.raters or tuple(
-            name for name, kind in table.schema.items() if kind.is_numeric() and not name.startswith("feature_")
-        )
-        features = [name for name in table.columns if name.startswith("feature_")]
+        """A row per distinct response with its raters' scores. Raises Mistake where the file cannot be used."""
+        table = read(Path(self.file)) if self.file else simulated()
+        names, features = self.columns(table)
         if missing := [name for name in names if name not in table.columns]:
-            raise Mistake(f"model_raters: there is no column {missing[0]!r}", f"columns: {', '.join(table.columns)}")
+            raise Mistake(f"{self.file}: there is no column {missing[0]!r}", f"columns: {', '.join(table.columns)}")
         if not features and "response" not in table.columns:
             raise Mistake(
-                "model_raters: the table has neither columns feature_* nor a column response",
+                f"{self.file}: the table has neither columns feature_* nor a column response",
                 "items need features: numbers, or a text to encode",
             )
         if len(names) < FEWEST:
             raise Mistake(
-                f"model_raters: {len(names)} raters ({', '.join(names) or 'none'}) are too few",
+                f"{self.file}: {len(names)} raters ({', '.join(names) or 'none'}) are too few",
                 f"bring {FEWEST}: two to train on, one for validation and one to test",
             )
-        numbers(table, [*names, *features])
+        numbers(self.file, table, [*names, *features])
+        texts = [name for name in ("prompt", "response") if name in table.columns]
+        for name in texts:
+            if table[name].null_count():
+                raise Mistake(
+                    f"{self.file}: row {table[name].is_null().arg_true()[0]} of column {name} is empty",
+                    "fill it in or drop the row",
+                )
+        same = texts if "response" in texts else texts + features
+        others = [name for name in dict.fromkeys([*names, *features]) if name not in same]
+        return table.group_by(same, maintain_order=True).agg(pl.col(others).cast(pl.Float64).mean())
+
+    def columns(self, table: pl.DataFrame) -> tuple[list[str], list[str]]:
+        """The names of the raters and of the features."""
+        features = [name for name in table.columns if name.startswith("feature_")]
+        known = {"prompt", "response", *features}
+        found = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in known]
+        return list(self.raters) or found, features
+
+    def build(self, seed: int) -> PreferenceDataset:
+        table = self.table()
+        names, features = self.columns(table)
         rng = np.random.default_rng(len(table))  # a data set: the same pairs for every seed
         table = table[rng.permutation(len(table))]  # the table's order may follow its scores
         scores = table.select(names).cast(pl.Float64).to_numpy()
-        prompt = table["prompt"].rank("dense").to_numpy() if "prompt" in table.columns else np.ones(len(table))
+        unit = np.arange(len(table))  # of what is split
+        prompt = np.zeros_like(unit)
+        if "prompt" in table.columns:
+            unit = prompt = table["prompt"].rank("dense").to_numpy() - 1
+        part = np.searchsorted([0.5, 0.75], rng.permutation(unit.max() + 1) / (unit.max() + 1), side="right")[unit]
         text = None
         if "response" in table.columns:
             asked = pl.col("prompt").cast(pl.String) if "prompt" in table.columns else pl.lit("")
@@ -93,45 +109,72 @@ class ModelRaters(Task):
             from harness.text import encode  # scikit-learn's: heavy
 
             values = encode(text, self.encoder)
-        user, left, right = draw_pairs(rng, prompt, scores, self.pairs_per_user)
-        if len(np.unique(user)) < len(names):
-            short = names[np.setdiff1d(np.arange(len(names)), user)[0]]
-            raise Mistake(f"model_raters: no pair is left on which {short} gives two scores", "is the column constant?")
+        drawn, counts = [], {}
+        for number, name in enumerate(PARTS):
+            rows = np.flatnonzero(part == number)
+            user, left, right = draw_pairs(rng, prompt[rows], scores[rows], self.pairs_per_user)
+            drawn.append((user, rows[left], rows[right]))
+            counts[name] = np.bincount(user, minlength=len(names))
+            if not counts[name].all():
+                raise Mistake(
+                    f"{self.file}: of {(part == number).sum()} responses for the part {name!r} no two to one prompt "
+                    f"have different scores of {names[int(counts[name].argmin())]}",
+                    "is the column constant? bring more prompts, with two responses or more",
+                )
+        user, left, right = map(np.concatenate, zip(*drawn, strict=True))  # a rater's pairs: part after part
         label = scores[left, user] > scores[right, user]
-        return PreferenceDataset.from_pairs(
-            np.array([f"{u:06d} {n}" for u, n in enumerate(names)])[user],
-            left,
-            right,
-            label,
-            Items(np.ascontiguousarray(values), text),
-        )
+        data = PreferenceDataset.from_pairs(user, left, right, label, Items(np.ascontiguousarray(values), text))
+        return replace(data, users=pl.DataFrame({"id": names} | counts).to_arrow())
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         pairs, n = data.pairs, data.pairs.n_users
         rng = np.random.default_rng([seed, n, len(pairs)])
         test, validation = seed % n, (seed + 1) % n
         train = np.setdiff1d(np.arange(n), [test, validation])
+        ends = np.cumsum([data.users[name] for name in PARTS], axis=0)[:, pairs.user]
+        known, shown, asked = (pairs.take((ends <= pairs.rank).sum(0) == number) for number in range(len(PARTS)))
+
+        def some(pairs: Pairs, raters: np.ndarray | list[int], n: int) -> Pairs:
+            """At random n pairs of each of these raters, in random order."""
+            return halves(pairs.of(raters), rng, lambda counts: np.minimum(n, counts))[0]
+
         n_context = max(self.shots)
-        known, held_out = halves(pairs.of(train), rng, lambda counts: counts - np.minimum(self.queries, counts // 5))
-        panels = {"seen": Panel(known.first(n_context), held_out)}
+        panels = {"seen": Panel(some(known, train, n_context), some(shown, train, self.queries))}
         for name, rater in (("validation", validation), ("test", test)):
-            context, query = halves(pairs.of([rater]), rng, lambda counts: np.minimum(n_context, counts - 1))
-            panels[name] = Panel(context, query.first(self.queries))
-        return Splits(known, panels)
+            panels[name] = Panel(some(shown, [rater], n_context), some(asked, [rater], self.queries))
+        return Splits(known.of(train), panels)
 
 
-def numbers(table: pl.DataFrame, names: list[str]) -> None:
+def read(file: Path) -> pl.DataFrame:
+    """The table of a csv or parquet file. Raises Mistake where it holds none."""
+    readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
+    if file.suffix not in readers:
+        raise Mistake(f"model_raters: {file} ends in {file.suffix or 'nothing'}", "file names a .csv or .parquet file")
+    file_digest(file)  # says so where there is none
+    try:
+        table = readers[file.suffix]()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise Mistake(
+            f"{file} is no {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file anew"
+        ) from error
+    if twice := [name for name in table.columns if "_duplicated_" in name]:  # as polars renames them
+        raise Mistake(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
+    if not len(table):
+        raise Mistake(f"{file} has no rows", "bring a row per response")
+    return table
+
+
+def numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
     """Raises Mistake at the first value of these columns that is not a finite number, naming its row."""
     for name in names:
-        if not table[name].dtype.is_numeric():
+        values = table[name].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(bad.argmax())
             raise Mistake(
-                f"model_raters: column {name} holds {table[name].dtype}, no numbers", "leave it out of raters"
-            )
-        values = table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        if (bad := ~np.isfinite(values)).any():
-            raise Mistake(
-                f"model_raters: row {int(np.flatnonzero(bad)[0])} of column {name} is empty or not finite; {int(bad.sum())} such in all",
-                "drop these rows, or the rater",
+                f"{file}: row {row} of column {name} holds {table[name][row]!r}, no finite number; "
+                f"{bad.sum()} such in all",
+                "drop these rows, or the column",
             )
 
 
@@ -144,7 +187,7 @@ def draw_pairs(
     size -= start
     paired = np.flatnonzero(size > 1)
     if not paired.size:
-        raise Mistake("model_raters: no prompt has two responses", "pairs are drawn within a prompt")
+        return order[:0], order[:0], order[:0]
     rater = np.repeat(np.arange(scores.shape[1]), 4 * n)  # four times as many as wanted, for ties and repeats
     left = paired[rng.integers(len(paired), size=len(rater))]
     place = np.empty(len(order), dtype=np.int64)

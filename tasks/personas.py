@@ -1,6 +1,7 @@
 """135 personas choose between statements that match them and statements that do not (Perez et al. 2022)."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -29,11 +30,16 @@ class Personas(Task):
     (mean features of matching less those of other statements) have a larger cosine than `max_cosine` in absolute value
     do not both take part: they are taken in random order, each unless it is too near to one taken before, until there
     are `n_users`.
+
+    `view = "statements"` is the paper's own way to train: a statement is the prompt, the responses are the tokens Yes
+    and No, and Yes is preferred where it matches. The two items' features are +-g / sqrt(2) of the statement's g, whose
+    gaps have the inner products of y (x) g (see `concepts`), and unit variance again.
     """
 
+    view: Literal["pairs", "statements"] = "pairs"
     n_users: int = 135
     max_cosine: float = 1.0
-    pairs_per_user: int = 200
+    pairs_per_user: int = 200  # or statements, half of them matching
     encoder: str = "tfidf-svd-128"
 
     shots: tuple[int, ...] = (0, 10, 50, 100)
@@ -50,7 +56,7 @@ class Personas(Task):
         if self.pairs_per_user <= max(self.shots):
             raise Mistake(
                 f"personas: {self.pairs_per_user} pairs leave nothing to ask after {max(self.shots)} shots",
-                "raise pairs_per_user, at most 250, or lower shots",
+                "raise pairs_per_user, or lower shots",
             )
 
     def files_digest(self) -> str:
@@ -64,12 +70,14 @@ class Personas(Task):
         read = read.sort(*kinds, pl.Series(rng.random(len(read)))).with_columns(
             place=pl.int_range(pl.len()).over(kinds)
         )
-        read = read.filter(pl.col("place") < self.pairs_per_user)
+        whole = self.view == "pairs"
+        needed = self.pairs_per_user if whole else self.pairs_per_user // 2
+        read = read.filter(pl.col("place") < needed)
         fewest = read.group_by(kinds).len()["len"].min()
-        if fewest < self.pairs_per_user:
+        if fewest < needed:
             raise Mistake(
-                f"personas: someone has {fewest} statements of a kind, too few for {self.pairs_per_user} pairs",
-                f"pairs_per_user = {fewest} is the most",
+                f"personas: someone has {fewest} statements of a kind, too few for {self.pairs_per_user} {self.view}",
+                f"pairs_per_user = {fewest if whole else 2 * fewest} is the most",
             )
         matching, other = (read.filter(pl.col("matches") == kind) for kind in (True, False))  # same personas and places
         statements = matching["statement"].append(other["statement"]).unique().to_numpy()
@@ -80,36 +88,43 @@ class Personas(Task):
             part.join(numbered, left_on="statement", right_on="response", how="left", maintain_order="left")["item"]
             for part in (matching, other)
         )
-        left_matches = rng.random(len(yes)) < 0.5
+        user, items = matching["persona"].to_numpy(), Items(encode(text, self.encoder), text)
+        if not whole:
+            user, items = np.concatenate([user, user]), yes_and_no(items)
+            yes, no = np.concatenate([[2 * yes, 2 * yes + 1], [2 * no + 1, 2 * no]], axis=1)  # preferred, rejected
+        left_wins = rng.random(len(yes)) < 0.5
         data = PreferenceDataset.from_pairs(
-            user=matching["persona"].to_numpy(),
-            left=np.where(left_matches, yes, no),
-            right=np.where(left_matches, no, yes),
-            label=left_matches,
-            items=Items(encode(text, self.encoder), text),
+            user, np.where(left_wins, yes, no), np.where(left_wins, no, yes), left_wins, items
         )
         return some(data, self.apart(data, rng))
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """Of the data alone: what embeddings of training personas have in common (DPO generalisation, section 5).
 
-        cosine: average over pairs of personas of the cosines of a statement of one with a statement of the other;
-        cosine_centred: the same less the mean embedding; cosine_directions: mean absolute cosine of directions().
+        cosine: average over pairs of personas of the average cosine of a statement of one with a statement of the
+        other; cosine_centred: the same less the mean embedding, about 0 by construction. cosine_absolute and
+        cosine_centred_absolute: averages over pairs of personas of that average's absolute value. cosine_directions:
+        mean absolute cosine of directions(). Nothing where responses are Yes and No.
         """
+        if self.view == "statements":
+            return {}
         pairs = splits.train
         matching = np.where(pairs.label > 0.5, pairs.left, pairs.right)
         features = pairs.items.features[matching].astype(np.float64)
 
-        def mean_cosine(rows: np.ndarray) -> float:
+        def cosines(rows: np.ndarray) -> np.ndarray:
             means = np.zeros((pairs.n_users, rows.shape[1]))
             np.add.at(means, pairs.user, rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
             means /= np.diff(pairs.offsets)[:, None]
-            return off_diagonal(means @ means.T).mean()
+            return off_diagonal(means @ means.T)
 
+        raw, centred = cosines(features), cosines(features - features.mean(0))
         toward = directions(pairs)
         return {
-            "cosine": mean_cosine(features),
-            "cosine_centred": mean_cosine(features - features.mean(0)),
+            "cosine": raw.mean(),
+            "cosine_absolute": np.abs(raw).mean(),
+            "cosine_centred": centred.mean(),
+            "cosine_centred_absolute": np.abs(centred).mean(),
             "cosine_directions": np.abs(off_diagonal(toward @ toward.T)).mean(),
         }
 
@@ -129,6 +144,13 @@ class Personas(Task):
                 "lower n_users or raise max_cosine",
             )
         return np.sort(taken)
+
+
+def yes_and_no(statements: Items) -> Items:
+    """Two items for each statement, which becomes their prompt: 2 i says Yes to it, 2 i + 1 No."""
+    g, n = statements.features / np.sqrt(2), len(statements)
+    said = pa.table([np.repeat(statements.text["response"].to_numpy(), 2), ["Yes", "No"] * n], schema=TEXT)
+    return Items(np.stack([g, -g], 1).reshape(2 * n, -1).astype(np.float32), said)
 
 
 def directions(pairs: Pairs) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,12 @@ import numpy as np
 import polars as pl
 
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
+from harness.method import State, Users
 from harness.mistake import Mistake
 from harness.source import file_digest
 from harness.task import Task, in_order
 from harness.text import Table, encode, encoder_dim
+from tasks.two_modes import mode_readings
 
 HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
 SQUALITY = "https://github.com/nyu-mll/SQuALITY/tree/dc08d4f574639d773bc64ef3ab3527043108fb4e/data/human-eval"
@@ -69,8 +72,9 @@ class RatedAspects(Task):
     any aspect are left out. Each rate is the share of conflicting pairs; without one, pairs come as the data has them
     (.29 of `detail` and `clarity` conflict). The paper asks with 1. With `weights = "dirichlet"` a user maximises a
     mixture of the scores, each of variance 1, with weights from Dirichlet(.5, ...) (appendix D); three aspects are its
-    three modes. With `follow` all users follow that aspect: `shared` on such a task, seed by seed, is the paper's
-    dedicated model.
+    three modes, which training, validation and test users each follow in equal numbers up to one, so that the commoner
+    mode of a few test users says nothing. With `follow` all users follow that aspect: `shared` on such a task, seed by
+    seed, is the paper's dedicated model.
 
     Prompts are split at random: half for what training users show; a tenth for what new users show and training users
     are asked (panel `seen`); a fifth each for what validation and test users are asked. So no prompt of a query is in
@@ -86,7 +90,7 @@ class RatedAspects(Task):
     """
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
-    file: str = ""
+    file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
     aspects: tuple[str, ...] = ("detail", "clarity")  # of hfgs' pairs of aspects the one that words tell best
     weights: Literal["one", "dirichlet"] = "one"
     follow: str = ""
@@ -200,26 +204,30 @@ class RatedAspects(Task):
 
         left_first = rng.random(len(user)) < 0.5
         left, right = np.where(left_first, first[pair], second[pair]), np.where(left_first, second[pair], first[pair])
-        w, population = self.draw(np.random.default_rng([seed, 1]), len(counts))  # whom they follow moves no pair
+        w, population = self.draw(np.random.default_rng([seed, 1]))  # whom they follow moves no pair
         utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
         truth = Truth(w, scores, 0.0, population)
         return PreferenceDataset.from_pairs(
             user, left, right, (np.sign(utility) + 1) / 2, Items(features, text), truth=truth
         )
 
-    def draw(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weights float32[n, k] of n people, and float32[m, k] of the population they come from."""
-        k = len(self.aspects)
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Weights float32[n, k] of all people, and float32[m, k] of the population they come from."""
+        k, groups = len(self.aspects), (self.n_users, self.new_users, self.new_users)
         if self.weights == "dirichlet":
+            n = sum(groups)
             people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(np.float32)  # as many as in `low_rank`
             return people[:n], people[n:]
         modes = np.eye(k, dtype=np.float32)
         if self.follow:
             modes = modes[[self.aspects.index(self.follow)]]
-        return modes[rng.integers(len(modes), size=n)], modes
+        return modes[np.concatenate([rng.permutation(size) % len(modes) for size in groups])], modes
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return in_order(data, self.n_users, self.queries)
+
+    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        return mode_readings(splits, truth, users) if self.weights == "one" and not self.follow else {}
 
 
 def deal(
@@ -273,14 +281,16 @@ def numbers(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarra
 def ultrafeedback(file: Path, aspects: list[str]) -> pl.DataFrame:
     """prompt, response and one float column per aspect, of completions that have all these ratings."""
     file_digest(file)  # says so where there is none
-    rows = pl.read_parquet(file).iter_rows(named=True) if file.suffix == ".parquet" else map(json.loads, file.open())
     found = []
-    for number, row in enumerate(rows):
+    for number, row in read(file):
         try:
             for answer in row["completions"]:
                 ratings = [(answer["annotations"].get(aspect) or {}).get("Rating", "N/A") for aspect in aspects]
                 if all(re.fullmatch(r"\d+(\.\d+)?", str(rating)) for rating in ratings):
-                    found.append((row["instruction"], answer["response"], *map(float, ratings)))
+                    texts = row["instruction"], answer["response"]
+                    if not all(isinstance(text, str) for text in texts):
+                        raise TypeError("instruction or response is no text")
+                    found.append((*texts, *map(float, ratings)))
         except (KeyError, TypeError, AttributeError) as error:
             raise Mistake(
                 f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
@@ -289,3 +299,19 @@ def ultrafeedback(file: Path, aspects: list[str]) -> pl.DataFrame:
     if not found:
         raise Mistake(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
     return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")
+
+
+def read(file: Path) -> Iterator[tuple[int, dict]]:
+    """Each row of a parquet or jsonl file with its number from 0. Raises Mistake where it cannot be read."""
+    if file.suffix == ".parquet":
+        try:
+            yield from enumerate(pl.read_parquet(file).iter_rows(named=True))
+        except pl.exceptions.PolarsError as error:
+            raise Mistake(f"{file} is no parquet table: {error}", "write the file anew") from error
+        return
+    for number, line in enumerate(file.read_bytes().splitlines()):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise Mistake(f"{file}, row {number}: no JSON ({error})", "one object a line; is it cut off?") from error

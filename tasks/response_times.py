@@ -16,10 +16,11 @@ class ResponseTimes(Task):
     """Gap x ~ N(0, S); theta ~ one of two Gaussians with orthogonal means; dV = (xT theta / 2) dt + dB until |V| = 1.
 
     S has eigenvalues from 1/4 to 3/4 in a random basis, and the three means lie along its leading eigenvectors (the
-    paper gives neither: at this scale choices are far from certain, so that they hide the size of a drift). The label is the mean answer of `annotators` people who share one
-    theta, `seconds` the mean of their times. The panel `shifted` holds people of a third Gaussian, whose mean is
-    orthogonal to both others: inside their span a linear decoder meets nothing new. An annotator's answers and times
-    depend on the seed and his number alone, so that few annotators are the first of many, on the same pairs.
+    paper gives neither: at this scale choices are far from certain, so that they hide the size of a drift). The label
+    is the mean answer of `annotators` people who share one theta, `seconds` the mean of their times. The panel
+    `shifted` holds people of a third Gaussian, whose mean is orthogonal to both others: inside their span a linear
+    decoder meets nothing new. An annotator's answers and times depend on the seed and his number alone, so that few
+    annotators are the first of many, on the same pairs.
     """
 
     n_users: int = 4000  # training users

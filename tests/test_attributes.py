@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import cross_val_predict
 
 from harness.data import TEXT
 from harness.find import make
@@ -19,7 +20,7 @@ from harness.trial import Trial
 from harness.world import DO, LEXICON, PROMPTS, SPREAD, TOPICS, TRAITS, WHAT, WHEN, WHO, respond, traits, words
 from tasks.attributes import PEOPLE, Attributes
 
-SEEDS = range(3)
+SEEDS = range(5)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,14 @@ def test_every_trait_is_linear_in_the_encoders_features(corpus):
     assert (1 - error.var(0) / scores[2000:].var(0)).min() >= 0.85
 
 
+def test_every_trait_is_linear_in_the_features_of_the_tasks_own_texts(built):
+    """Its 1,240 texts alone, each fifth predicted from the others; measured .862 to .972 over traits and seeds."""
+    for _, data, _ in built:
+        features, scores = data.pairs.items.features, data.truth.items
+        error = scores - cross_val_predict(Ridge(1.0), features, scores, cv=5)
+        assert len(scores) == 1240 and ((1 - error.var(0) / scores.var(0)) >= 0.85).all()
+
+
 def test_people_are_all_signed_choices_of_two_traits():
     wanted = {
         tuple(a * (np.arange(7) == i) + b * (np.arange(7) == j))
@@ -171,12 +180,13 @@ def auc(built, method):
 
 
 def test_anchors(built):
-    """Measured over six seeds: oracle .938; spectral .802 and .852 at 10 and 20 answers, per_user .686 and .736."""
+    """Measured at 10 and 20 answers: pref .825 and .868, spectral .802 and .853, per_user .687 and .739; oracle .938."""
     assert 0.92 < auc(built, "oracle")[0] < 0.96
     assert abs(auc(built, "shared")[20] - 0.5) < 0.04
-    spectral, per_user, line = auc(built, "spectral"), auc(built, "per_user"), auc(built, "true_subspace")
+    pref, spectral, per_user, line = (auc(built, m) for m in ("pref", "spectral", "per_user", "true_subspace"))
+    assert (pref - per_user)[10] >= 0.08 and (pref - per_user)[20] >= 0.12  # found .138 and .129
     assert (spectral - per_user)[10] > 0.08 and (spectral - per_user)[20] > 0.09
-    assert (line > spectral)[[5, 10, 20]].all()
+    assert (line > pref)[[5, 10, 20]].all()
 
 
 def test_readings_know_a_prior_that_is_the_traits():
@@ -192,6 +202,7 @@ def test_readings_know_a_prior_that_is_the_traits():
     own = task.readings(splits, data.truth, {"root": directions * scale}, ())
     turned = task.readings(splits, data.truth, {"root": directions @ turn}, ())
     two = task.readings(splits, data.truth, {"root": directions[:, :2]}, ())
+    assert "elbow" not in own | two  # seven axes or fewer have no room for another elbow
     assert own["r2"] == pytest.approx(1, abs=1e-6) and own["cosine"] > 0.95
     assert turned["r2"] == pytest.approx(1, abs=1e-6) and turned["cosine"] < 0.9
     assert two["r2/length"] > 0.99 and two["r2/politeness"] < 0.1
@@ -199,8 +210,29 @@ def test_readings_know_a_prior_that_is_the_traits():
     assert task.readings(splits, data.truth, {"weights": directions}, ()) == {}
 
 
+def test_the_elbow_is_where_the_spectrum_falls():
+    task = Attributes(encoder="numbers", pairs=100, pairs_per_user=50, pool=40, queries=10)
+    data = task.build(0)
+    splits = task.split(data, 0)
+    scores, features = data.truth.items, data.pairs.items.features
+    seven = np.linalg.lstsq(scores, features, rcond=None)[0].T  # float[64, 7]: where the traits are
+    faint = 0.02 * np.random.default_rng(0).normal(size=(64, 9))
+    for wanted, size in ((7, np.ones(7)), (3, np.repeat([1, 0.02], [3, 4]))):
+        root = torch.from_numpy(np.column_stack([seven * size, faint]))
+        assert task.readings(splits, data.truth, {"root": root}, ())["elbow"] == wanted
+
+
 @pytest.mark.parametrize(
-    "fields", [dict(n_users=55), dict(pairs=2100), dict(encoder="word2vec"), dict(feature_dim=6), dict(temperature=0.0)]
+    "fields",
+    [
+        dict(n_users=55),
+        dict(pairs=2100),
+        dict(pairs_per_user=401),
+        dict(pairs=150),
+        dict(encoder="word2vec"),
+        dict(feature_dim=6),
+        dict(temperature=0.0),
+    ],
 )
 def test_impossible_fields_are_refused(fields):
     with pytest.raises(Mistake):

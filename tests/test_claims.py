@@ -2,15 +2,34 @@
 
 import json
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from harness import claims, reproduce
-from harness.claims import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Check, Found, Results, Selection, Values, measured
+from harness import claims, find, reproduce
+from harness.claims import (
+    CANNOT,
+    CONDITION,
+    HOLDS,
+    NOT,
+    UNKNOWN,
+    Check,
+    Claim,
+    Found,
+    Results,
+    Selection,
+    Unfinished,
+    Values,
+    difference,
+    judge,
+    measured,
+)
 from harness.cli import app
+from harness.figures import check_figures
 from harness.mistake import Mistake
 from harness.run import finish_all
 from harness.store import Store
@@ -88,17 +107,89 @@ def test_differences_ratios_and_spread(swept):
     b = column(swept, "per_user", 40, 4)
     one, other = Selection(few(40), {"name": "spectral", "rank": 2}), Selection(few(40), "per_user")
     close(measured(Check("", one, minus=other), swept), (a - b).mean(), *interval(a - b))
-    close(measured(Check("", one, over=other), swept), (a / b).mean(), *interval(a / b))
-    gap = measured(Check("", Selection(few(40), "per_user", shots=4, less={"shots": 0})), swept)
+    ratio = measured(Check("", one, over=other), swept)
+    assert np.log(ratio[:3]) == pytest.approx((np.log(a / b).mean(), *interval(np.log(a / b))))
+    gap = measured(Check("", Selection(few(40), "per_user", shots=4, less=({"shots": 0},))), swept)
     close(gap, (b - column(swept, "per_user", 40, 0)).mean(), *interval(b - column(swept, "per_user", 40, 0)))
     elsewhere = Selection(few(10), "per_user")
     c = column(swept, "per_user", 10, 4)
     close(measured(Check("", one, minus=elsewhere), swept), (a - c).mean(), *interval(a - c))
-    value, low, high, _ = measured(Check("", one, "spread", over=other), swept)
-    ratio = a.var(ddof=1) / b.var(ddof=1)
-    assert value**2 == pytest.approx(ratio)
-    assert stats.f.cdf(ratio / low**2, 3, 3) == pytest.approx(0.975)
-    assert stats.f.cdf(ratio / high**2, 3, 3) == pytest.approx(0.025)
+    value, *limits, _ = measured(Check("", one, "spread", over=other), swept)
+    assert value == pytest.approx(a.std() / b.std())
+    for limit in limits:  # there Pitman's test of equal variances has a p-value of 5 %
+        assert stats.pearsonr(a / limit + b, a / limit - b).pvalue == pytest.approx(0.05)
+    wide = measured(Check("", one, minus=other), swept, 0.99)
+    assert wide[1:3] == pytest.approx(stats.t.interval(0.99, 3, (a - b).mean(), stats.sem(a - b)))
+
+
+def test_a_ratio_needs_numbers_above_0(swept):
+    with pytest.raises(Unfinished, match="0 or less"):
+        change = Selection(few(40), "per_user", shots=4, less=({"shots": 4},))
+        measured(Check("", change, over=Selection(few(40), "per_user")), swept)
+    with pytest.raises(Unfinished, match="seeds that differ"):
+        measured(Check("", change, "spread", over=Selection(few(40), "per_user")), swept)
+
+
+def test_differences_of_differences(swept):
+    """A list is applied one after the other: the gain from shots, less the gain of a method with half the rank."""
+    gain = [column(swept, "spectral", 40, 4, rank=r) - column(swept, "spectral", 40, 0, rank=r) for r in (2, 1)]
+    less = ({"shots": 0}, {"method": {"name": "spectral", "rank": 1}})
+    both = Selection(few(40), {"name": "spectral", "rank": 2}, shots=4, less=less)
+    close(measured(Check("", both), swept), (gain[0] - gain[1]).mean(), *interval(gain[0] - gain[1]))
+
+
+def folds(rng, seeds, same, training, test):
+    """Scores of 42 people in a five-fold cross-validation, those in training and those tested; no gap in truth.
+
+    People differ by .1, seeds by `same` on both panels and by `training` or `test` on one.
+    """
+    fold, people = rng.permutation(42) % 5, rng.normal(0, 0.1, 42)
+    common, panels = rng.normal(0, same, seeds), ([], [])
+    for s in range(seeds):
+        trained = (fold != s % 5) & (fold != (s + 1) % 5)
+        for rows, who, own in zip(panels, (trained, fold == s % 5), (training, test), strict=True):
+            who = np.flatnonzero(who)
+            value = people[who] + common[s] + rng.normal(0, own) + rng.normal(0, 0.05, len(who))
+            rows.append(pl.DataFrame({"person": who, "seed": np.full(len(who), s), "value": value}))
+    return [Values.of_cells(pl.concat(rows)) for rows in panels]
+
+
+@pytest.mark.parametrize("effects", [(0, 0, 0), (0.03, 0, 0), (0, 0.03, 0.03), (0.03, 0.02, 0.02)])
+def test_panels_of_the_same_people_are_paired_over_people_and_seeds(effects):
+    """Nominal 95 % limits cover about that; over seeds alone they are as sure, and wider."""
+    rng, covered, width, alone = np.random.default_rng(0), [], [], []
+    for _ in range(150):
+        a, b = folds(rng, 10, *effects)
+        found = measured(Check("", Selection(method="a"), minus=Selection(method="b")), Panels(a, b))
+        covered.append(found[1] <= 0 <= found[2])
+        width.append(found[2] - found[1])
+        alone.append(np.ptp(interval(a.value - b.value)))
+    assert 0.9 <= np.mean(covered) <= 0.99  # 150 draws: a standard error of .018
+    assert np.mean(width) < 0.8 * np.mean(alone)
+
+
+class Panels:
+    """Stands in for Results: one of two given Values."""
+
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+    def values(self, selection):
+        return self.a if selection.method == "a" else self.b
+
+
+def test_paired_panels_have_the_difference_of_means():
+    a, b = folds(np.random.default_rng(0), 5, 0, 0, 0)
+    found = difference(a, b).cells
+    seen, test = (v.cells.group_by("person").agg(pl.col("value").mean()).sort("person")["value"] for v in (a, b))
+    assert found["person"].sort().to_list() == list(range(42)) and found["value"].mean() == pytest.approx(
+        (seen - test).mean(), abs=0.01
+    )
+    assert difference(b, a).cells["value"].mean() == pytest.approx(-found["value"].mean())
+    other = Values.of_cells(b.cells.with_columns(pl.col("person") + 1000))
+    assert difference(a, other).cells is None
+    again = difference(difference(a, b), difference(a, b))  # as where two methods' gaps are compared
+    assert len(again.cells) == 42 and not again.value.any()
 
 
 def test_trend_is_least_squares_over_the_sweep(swept):
@@ -106,37 +197,131 @@ def test_trend_is_least_squares_over_the_sweep(swept):
     curves = np.stack([column(swept, "per_user", n, 4) for n in (10, 20, 40)])
     slopes = np.array([stats.linregress([0, 1 / 3, 1], curves[:, s]).slope for s in range(4)])
     close(measured(check, swept), slopes.mean(), *interval(slopes))
-    with pytest.raises(Mistake, match="no sweep"):
-        measured(Check("", Selection(few(10), "per_user"), "trend", along="pairs_per_user"), swept)
+    for of, along, told in (
+        (Selection(few(10), "per_user"), "pairs_per_user", "no sweep"),
+        (Selection("low_rank"), "name", "no sweep"),
+    ):
+        with pytest.raises(Mistake, match=told):
+            measured(Check("", of, "trend", along=along), swept)
+    with pytest.raises(Mistake, match="fits 3 task settings"):  # a trend of the rank, over which pairs?
+        measured(Check("", Selection("low_rank", "spectral"), "trend", along="rank"), swept)
+    with pytest.raises(Mistake, match="fits 3 method settings"):
+        measured(Check("", Selection("low_rank"), "trend", along="pairs_per_user"), swept)
 
 
-def test_answers_needed_are_interpolated(swept, monkeypatch):
-    """Active reaches .8 and .7 at 5 answers; random runs .5 .6 .8 and .5 .55 .6 at 0, 5, 10."""
-    suite = swept.suite
-    task = type(suite.tasks[0])(shots=(0, 5, 10))
-    curve = {0: [0.5, 0.5, 0.5], 5: [0.6, 0.55, 0.7], 10: [0.8, 0.6, 0.9]}
+class Curves:
+    """Stands in for Results: per_user's curve over shots, and the goal at one number of them."""
+
+    def __init__(self, shots, curve, goal):
+        self.task, self.curve, self.goal = SimpleNamespace(shots=shots), dict(zip(shots, curve, strict=True)), goal
+
+    def one(self, kind, wanted):
+        return self.task
 
     def values(self, selection):
-        found = [0.8, 0.7, 0.8] if selection.method == "active" else curve[selection.shots]
-        return Values(np.arange(3), np.array(found), None, ())
+        found = np.array(self.goal if selection.method == "goal" else self.curve[selection.shots])
+        return Values(np.arange(len(found)), found)
 
-    monkeypatch.setattr(Results, "values", values)
-    monkeypatch.setattr(Results, "one", lambda self, kind, wanted: task)
-    check = Check("", Selection(method="random"), "answers", over=Selection(method="active", shots=5))
-    value, low, high, note = measured(check, swept)
-    needed = np.array([10, 10, 7.5]) / 5  # the second never gets there: at least 10
-    assert value == pytest.approx(needed.mean()) and "1 of 3 seeds never" in note
-    assert (low, high) == pytest.approx(interval(needed))
+
+def answers(*arguments, at=5):
+    check = Check("", Selection(method="c", metric="auc"), "answers", over=Selection(method="goal", shots=at))
+    return measured(check, Curves(*arguments))
+
+
+def test_answers_needed_are_interpolated_on_the_mean_curve():
+    """The mean curve runs .5, .6, .8 at 0, 5, 10 answers and reaches .75 at 8.75; limits are where t tests turn."""
+    noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
+    curve = [0.5 + noise, 0.6 - noise, 0.8 + noise[::-1]]
+    value, low, high, note = answers((0, 5, 10), curve, [0.75] * 5)
+    assert value == pytest.approx(8.75 / 5, abs=1e-3) and not note
+    for limit, sign in ((low, -1), (high, 1)):
+        share = limit - 1
+        ahead = (1 - share) * curve[1] + share * curve[2] - 0.75
+        assert stats.ttest_1samp(ahead, 0).pvalue == pytest.approx(0.05, abs=4e-3) and np.sign(ahead.mean()) == sign
+
+
+def test_answers_never_enough_are_a_lower_bound():
+    """It may hold by its lower limit, and is never found too small."""
+    noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
+    value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
+    assert (value, low, high) == (2, 2, np.inf) and note == "at least: not reached with 10 answers"
+    assert (
+        claims._inside(low, high, (25, np.inf), 0) == UNKNOWN and claims._inside(low, high, (1.5, np.inf), 0) == HOLDS
+    )
+    value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
+    assert value == 2 and 1.8 < low < 2 and high == np.inf  # nearly there: fewer may do
+    with pytest.raises(Unfinished, match="some"):
+        answers((0, 5), [noise, noise], noise, at=0)
+
+
+def test_a_goal_that_no_answers_reach_needs_none():
+    value, low, high, _ = answers((0, 5, 10), [[0.5, 0.51, 0.49], [0.6, 0.61, 0.6], [0.8, 0.7, 0.9]], [0.3] * 3)
+    assert (value, low) == (0, 0) and high == 0
 
 
 def test_logged_curves_and_readings(swept):
-    with pytest.raises(claims.Unfinished, match="no reading 'nonsense'"):
-        measured(Check("", Selection(few(10), "per_user", metric="reading:nonsense")), swept)
+    """What trials note beside their scores: here the readings that the task gives, and one curve of a network's fit."""
+    manifests = {}
+
+    class Noted(Results):
+        def manifest(self, trial):
+            facts = {"readings": {"cosine": 0.1 * trial.seed}, "curves": {"loss": [9.0, 1.0 + trial.seed]}}
+            return manifests.setdefault(trial.key, {"facts": facts})
+
+    noted = Noted(swept.plan, swept.store)
+    seeds = np.arange(4)
+    close(
+        measured(Check("", Selection(few(10), "per_user", metric="reading:cosine")), noted), 0.15, *interval(seeds / 10)
+    )
+    close(measured(Check("", Selection(few(10), "per_user", metric="curve:loss")), noted), 2.5, *interval(1.0 + seeds))
+    with pytest.raises(Unfinished, match="no reading 'nonsense'; it has: cosine"):
+        measured(Check("", Selection(few(10), "per_user", metric="reading:nonsense")), noted)
+
+
+@pytest.mark.parametrize(
+    ("selection", "why"),
+    [
+        ({"panel": "shifted"}, "no panel shifted; it has: seen, test, validation"),
+        ({"metric": "reading:r2"}, "no reading 'r2'"),
+        ({"metric": "curve:loss"}, "no curve 'loss'; it has: none"),
+    ],
+)
+def test_what_is_known_only_after_the_run_cannot_be_told(swept, selection, why):
+    check = Check("says", Selection(few(10), "per_user", **selection), expected=(0.0, 1.0))
+    found = judge(Claim("X", "", "", "", checks=(check,)), "", swept)
+    assert found.verdict == UNKNOWN and why in found.checks[0].note
+
+
+def test_a_panel_without_the_largest_shots_cannot_be_told(swept):
+    trial = next(t for t in swept.plan.trials if t.method.name == "per_user" and t.task.pairs_per_user == 10)
+    short = swept.scores(trial).filter((pl.col("panel") != "seen") | (pl.col("shots") == 0))
+    part = Results(swept.plan, swept.store, {trial.key: short})
+    check = Check("", Selection(few(10), "per_user", "seen"), expected=(0.0, 1.0))
+    assert "too few answers for 4 shots" in judge(Claim("X", "", "", "", checks=(check,)), "", part).checks[0].note
+    assert measured(Check("", Selection(few(10), "per_user")), part)[0] > 0.5
+
+
+def test_one_of_several_conditions_has_wider_limits(swept):
+    plain = Check("", Selection(few(20), "per_user"), expected=(0.0, 1.0))
+    one, two = (Check("", plain.of, expected=plain.expected, when=when) for when in ("here", "there"))
+    found = judge(Claim("X", "", "", "", checks=(plain, one, two, two)), "", swept)
+    values = column(swept, "per_user", 20, 4)
+    for check, level in zip(found.checks, (0.95, 0.975, 0.975, 0.975), strict=True):
+        expected = stats.t.interval(level, 3, values.mean(), stats.sem(values))
+        assert check.level == level and (check.low, check.high) == pytest.approx(expected)
+    assert "; 97.5 %)" in reproduce.line(found.checks[1]) and "%" not in reproduce.line(found.checks[0])
 
 
 @pytest.mark.parametrize(
     ("low", "high", "text"),
-    [(0.8, 0.9, HOLDS), (0.79, 0.9, HOLDS), (0.7, 0.85, UNKNOWN), (0.6, 0.7, NOT), (None, None, UNKNOWN)],
+    [
+        (0.8, 0.9, HOLDS),
+        (0.79, 0.9, HOLDS),
+        (0.7, 0.85, UNKNOWN),
+        (0.6, 0.7, NOT),
+        (None, None, UNKNOWN),
+        (0.9, np.inf, UNKNOWN),
+    ],
 )
 def test_a_check_is_judged_by_its_whole_interval(low, high, text):
     assert claims._inside(low, high, (0.8, 1.0), 0.01) == text
@@ -165,6 +350,9 @@ def test_verdicts(checks, text):
 
 def test_a_condition_is_told():
     assert claims.verdict((found(HOLDS, "in camps"), found(NOT, "elsewhere"))) == (CONDITION, "in camps; not elsewhere")
+    several = (found(HOLDS, "a"), found(HOLDS, "b"), found(UNKNOWN, "c"), found(NOT, "d"), found(HOLDS, "d"))
+    assert claims.verdict(several) == (CONDITION, "a and b; not d; cannot tell: c")
+    assert claims.verdict(several[1:3]) == (CONDITION, "b; cannot tell: c")
     assert claims.verdict((found(HOLDS),), "only simulated") == (CONDITION, "only simulated")
 
 
@@ -201,7 +389,7 @@ id = "X2"
 title = "Everybody is perfect"
 source = "Somebody 2026, table 2"
 published = "1"
-checks = [{ says = "chance", of = { method = "chance" }, expected = [0.9, 1.0] }]
+checks = [{ says = "chance", of = { method = "chance" }, expected = [0.9, inf] }]
 [[claims]]
 id = "X3"
 title = "People said so"
@@ -228,7 +416,8 @@ def command(*words):
 def test_reproduce_prints_every_claim_with_source_value_interval_and_controls(shelf, tmp_path):
     listed = command().stdout
     assert "somebody" in listed and "X2" in listed and not (tmp_path / "store").exists()
-    out = command("somebody", "--local", "--store", str(tmp_path / "store"))
+    store = ("--local", "--store", str(tmp_path / "store"))
+    out = command("somebody", *store)
     assert out.exit_code == 0
     for words in (
         "X1",
@@ -240,27 +429,138 @@ def test_reproduce_prints_every_claim_with_source_value_interval_and_controls(sh
         "it needs people",
     ):
         assert words in out.stdout
-    again = json.loads(command("X2", "--local", "--store", str(tmp_path / "store"), "--json").stdout)
-    assert [c["verdict"] for c in again] == [HOLDS, NOT, CANNOT]
-    quick = command("X1", "--quick", "--local", "--store", str(tmp_path / "store"), "--json").stdout
-    assert json.loads(quick)[0]["beside"][0]["value"] != again[0]["beside"][0]["value"]  # five queries, not ten
+    every = json.loads(command("somebody", *store, "--json").stdout)
+    assert [c["verdict"] for c in every] == [HOLDS, NOT, CANNOT]
+    assert every[1]["checks"][0]["expected"] == [0.9, None]  # JSON knows no infinity
+    (alone,) = json.loads(command("X2", *store, "--json").stdout)
+    assert alone == every[1]
+    (quick,) = json.loads(command("X1", "--quick", *store, "--json").stdout)
+    assert quick["beside"][0]["value"] != every[0]["beside"][0]["value"]  # five queries, not ten
+
+
+def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
+    store = ("--local", "--store", str(tmp_path / "store"))
+    for words in (["--all"], ["X1", "X2"], ["X1", "--quick"], ["--all", "--quick"], [str(shelf / "tiny.toml")]):
+        assert command(*words, *store).exit_code == 0
+    pages = {page.stem: page.read_text() for page in (tmp_path / "store" / "boards").iterdir()}
+    names = {"claims", "claims-X1-X2", "claims-X1-quick", "claims-quick", "claims-tiny"}
+    assert pages.keys() == names
+    assert {name for name, page in pages.items() if "it needs people" in page} == {
+        "claims",
+        "claims-quick",
+        "claims-tiny",
+    }
+    assert {name for name, page in pages.items() if "Everybody" not in page} == {"claims-X1-quick"}
+
+
+def test_claims_of_ones_own_are_a_path(shelf, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(CLAIM.replace("X", "Z"))
+    assert reproduce.chosen([str(mine), "X1"]) == {mine: {"Z1", "Z2", "Z3"}, shelf / "tiny.toml": {"X1"}}
+    mine.write_text(CLAIM.partition("[[claims]]")[0])
+    with pytest.raises(Mistake, match="mine.toml has no claims"):
+        reproduce.chosen([str(mine)])
+    with pytest.raises(Mistake, match="nobody.toml does not exist"):
+        reproduce.chosen([str(tmp_path / "nobody.toml")])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('method = "chance"', 'methd = "chance"', "unknown key 'methd'"),
+        ("expected = [0.9, inf]", "tolerance = 0.1", "expects nothing"),
+        ('cannot = "it needs people"', "", "needs either checks or a reason"),
+        ('id = "X1"', 'note = "no id"', "there is no id"),
+        ('id = "X1"', 'id = "X2"', "two claims are called X2"),
+        ('says = "chance", of', 'measure = "median", says = "chance", of', "no measure 'median'"),
+        ("expected = [0.9, inf]", "expected = 0.5", "is no range"),
+        ("expected = [0.9, inf]", "expected = [0.5]", "is no range"),
+        ("expected = [0.9, inf]", "expected = [0, 0.5, 1]", "is no range"),
+        ("expected = [0.9, inf]", "expected = [1, 0]", "is no range"),
+        ("expected = [0.9, inf]", 'expected = ["a", "b"]', "expected 1 is 'a'"),
+        ("tolerance = 1e-9", 'tolerance = "x"', "tolerance is 'x'"),
+        ("tolerance = 1e-9", "tolerance = -1", "does not widen"),
+        ("tolerance = 1e-9", "along = 3", "along is 3"),
+        ("tolerance = 1e-9", 'along = "rank"', "value takes no along"),
+        ("tolerance = 1e-9", 'measure = "answers"', "answers needs over"),
+        ("tolerance = 1e-9", 'measure = "spread"', "spread needs over"),
+        ("tolerance = 1e-9", 'measure = "trend"', "trend needs along"),
+        ("tolerance = 1e-9", 'measure = "trend", along = "rank", minus = {}', "trend takes no minus"),
+        ("tolerance = 1e-9", "minus = {}, over = {}", "not both"),
+        ("tolerance = 1e-9", 'measure = "answers", over = { metric = "error" }', "a score is reached that rises"),
+        ("checks = [", "checks = 3 # [", "checks 1 is 3, not a table"),
+        ('method = "true_subspace" } }', 'method = "true_subspace" }, expected = [0, 1] }', "is not judged"),
+        ('of = { method = "chance"', 'of = { metric = "readin:r2", method = "chance"', "no metric 'readin:r2'"),
+        ('of = { method = "chance"', 'of = { metric = "acuracy", method = "chance"', "no metric 'acuracy'"),
+        ('of = { method = "chance"', 'of = { shots = "4", method = "chance"', "shots is '4'"),
+        ('of = { method = "chance"', 'of = { shots = -1, method = "chance"', "below 0"),
+        ('of = { method = "chance"', "of = { method = 3", "method is 3"),
+        ('of = { method = "chance"', 'of = { less = { less = {} }, method = "chance"', "less within less"),
+        ('of = { method = "chance"', 'of = { less = [{ pannel = "seen" }], method = "chance"', "unknown key 'pannel'"),
+        ('of = { method = "chance"', 'of = { less = 3, method = "chance"', "less 1 is 3"),
+        ("tolerance = 1e-9 }]", 'tolerance = 1e-9 }]\nfigures = "x"', "figures 1 is 'x'"),
+        ("tolerance = 1e-9 }]", 'tolerance = 1e-9 }]\nfigures = { kind = "shots", metric = 3 }', "metric is 3"),
+        (
+            "tolerance = 1e-9 }]",
+            'tolerance = 1e-9 }]\nfigures = { kind = "shots", published = [1] }',
+            "published 1 is 1, not a table",
+        ),
+    ],
+)
+def test_what_a_claim_says_wrongly_is_a_mistake(shelf, old, new, told):
+    text = CLAIM.replace(old, new, 1)
+    assert text != CLAIM
+    (shelf / "tiny.toml").write_text(text)
+    with pytest.raises(Mistake, match=told) as mistake:
+        reproduce.catalogue()
+    assert mistake.value.hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('of = { method = "chance"', 'of = { method = "chanse"', "'chanse', which the suite does not have"),
+        ('of = { method = "chance"', "of = { panel = 'test'", "fits 2 method settings"),
+        ('of = { method = "chance"', 'of = { task = { rank = 9 }, method = "chance"', "which the suite does not have"),
+        ('of = { method = "chance"', 'of = { shots = 3, method = "chance"', "no 3 shots"),
+        ('of = { method = "chance"', 'of = { less = [{}, { shots = 3 }], method = "chance"', "no 3 shots"),
+        ("tolerance = 1e-9", 'measure = "trend", along = "rank"', "no sweep along 'rank'"),
+        ("tasks.low_rank = { queries = 5 }", "tasks = 3", "quick.tasks = 3 is neither"),
+        ("tasks.low_rank = { queries = 5 }", "tasks.low_rank = 3", "is neither"),
+        (
+            "tasks.low_rank = { queries = 5 }",
+            "tasks.lowrank = { queries = 5 }",
+            "names 'lowrank', which the suite does not",
+        ),
+        ("tasks.low_rank = { queries = 5 }", "queries = 5", "unknown key 'queries' in quick"),
+        ("[quick]\nseeds = 3", "[quick]\nseeds = 3.5", "quick.seeds = 3.5 is neither"),
+        ("tolerance = 1e-9 }]", 'tolerance = 1e-9 }]\nfigures = { kind = "shots", methods = "no" }', "'no', which the"),
+        ("tolerance = 1e-9 }]", 'tolerance = 1e-9 }]\nfigures = { kind = "shots", metric = "r" }', "no metric 'r'"),
+        ("tolerance = 1e-9 }]", 'tolerance = 1e-9 }]\nfigures = { kind = "along", field = "rank" }', "varies nowhere"),
+    ],
+)
+def test_what_the_suite_lacks_is_told_before_anything_runs(shelf, tmp_path, old, new, told):
+    (shelf / "tiny.toml").write_text(CLAIM.replace(old, new, 1))
+    out = command("--all", "--local", "--store", str(tmp_path / "store"))
+    assert isinstance(out.exception, Mistake) and told in out.exception.message
+    assert not list((tmp_path / "store" / "tasks").iterdir())
 
 
 def test_wrong_names_have_hints(shelf):
-    with pytest.raises(Mistake, match="no paper or claim 'X4'"):
-        reproduce.chosen(["X4"])
-    for wrong, message in [
-        (('method = "chance"', 'methd = "chance"'), "unknown key 'methd'"),
-        (("measure", "measure"), None),
-        (("expected = [0.9, 1.0]", "tolerance = 0.1"), "expects nothing"),
-        (('cannot = "it needs people"', ""), "neither checks nor a reason"),
-        (('id = "X1"', 'note = "no id"'), "missing 1 required"),
-        (('says = "chance", of', 'measure = "median", says = "chance", of'), "no measure 'median'"),
-    ]:
-        if message:
-            (shelf / "tiny.toml").write_text(CLAIM.replace(*wrong))
-            with pytest.raises(Mistake, match=message):
-                reproduce.catalogue()
+    with pytest.raises(Mistake, match="no paper or claim 'sombody'") as mistake:
+        reproduce.chosen(["sombody"])
+    assert "did you mean" in mistake.value.hint
+    (shelf / "more.toml").write_text(CLAIM)
+    with pytest.raises(Mistake, match="tiny.toml: more.toml has a claim X1 already"):
+        reproduce.catalogue()
+
+
+def test_a_suite_that_cannot_be_built_is_a_mistake_not_a_verdict(shelf, tmp_path, monkeypatch):
+    monkeypatch.setattr(find.load("task", "low_rank"), "build", lambda self, seed: 1 / 0)
+    out = command("--all", "--local", "--store", str(tmp_path / "store"))
+    assert (
+        isinstance(out.exception, Mistake) and "task low_rank: build raised ZeroDivisionError" in out.exception.message
+    )
 
 
 def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_data, monkeypatch):
@@ -276,26 +576,14 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_shipped_claims_select_what_their_suite_has(file):
-    """Every selection of a claim fits the suite, in full and quick; ids are unique; ranges are ranges."""
+def test_shipped_claims_and_figures_select_what_their_suites_have(file):
+    read = claims.read_claims(file)[1]
     for quick in (False, True):
         suite = read_suite(file, quick)
-        results = Results(claims.Plan(suite, (), (), {}), None)
-        for claim in claims.read_claims(file)[1]:
-            for check in claim.checks + claim.beside:
-                for selection in filter(None, (check.of, check.minus, check.over)):
-                    if check.measure == "trend":
-                        tasks = results.matching("task", selection.task)
-                        results.matching("method", selection.method)
-                    else:
-                        tasks = [results.one("task", selection.task)]
-                        results.one("method", selection.method)
-                    assert selection.shots is None or all(selection.shots in t.shots for t in tasks), check.says
-                if check.expected:
-                    assert check.expected[0] <= check.expected[1] and check.tolerance >= 0
+        claims.check_selections(suite, read)
+        check_figures(suite, read)
+    assert "paper" in tomllib.loads(file.read_text())
 
 
 def test_ids_are_unique():
-    ids = [claim.id for file in FILES for claim in claims.read_claims(file)[1]]
-    assert len(ids) == len(set(ids))
-    assert all("paper" in tomllib.loads(file.read_text()) for file in FILES)
+    assert reproduce.catalogue().keys() == set(FILES)

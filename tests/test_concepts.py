@@ -129,9 +129,11 @@ def test_the_band_holds_where_allowed_and_not_for_wide_clusters():
             readings = fitted(allowed, seed)[1]
             assert readings["inside_band"] == readings["test_inside_band"] == 1
             assert readings["test_accuracy_1tau"] == 1
+        assert fitted(Concepts(K=1), seed, records=320)[1]["inside_band"] == 1  # at twenty times up to tau_1
     wide = [fitted(Concepts(width=8), seed)[1]["inside_band"] for seed in range(3)]
     assert 0.9 < np.mean(wide) < 1
     assert "inside_band" not in fitted(Concepts(), horizon=80.0)[1]  # tau_1 of four concepts is 87.9: not reached
+    assert "inside_band" not in fitted(Concepts(), records=3)[1]  # reached, but never looked at before
 
 
 def test_pairs_or_features_whichever_are_fewer():

@@ -1,5 +1,6 @@
 """Every task and method keeps the contract, and the contract catches those that do not."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,9 @@ from harness import find
 from harness.check import check_name, method_checks, task_checks
 from harness.data import Splits
 from harness.methods.chance import Chance
+from harness.methods.mixed_logit import MixedLogit
 from harness.methods.per_user import PerUser
+from harness.mistake import Mistake
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
@@ -112,9 +115,45 @@ class Remembers(PerUser):
         return self.state
 
 
+@dataclass(frozen=True)
+class TakesAnything(PerUser):
+    gain: float = 1.0
+
+    def __post_init__(self):
+        pass  # forgets what Method checks
+
+
+ASKS = "what it asks next depends on the user and the pair alone"
+
+
+class AsksThree(MixedLogit):
+    def uncertainty(self, state, users, pool):
+        return torch.ones(3)
+
+
+class AsksByCompany(MixedLogit):
+    def uncertainty(self, state, users, pool):
+        return super().uncertainty(state, users, pool) / pool.n_users
+
+
+class AsksByPosition(MixedLogit):
+    def uncertainty(self, state, users, pool):
+        return self.score(state, users, pool)
+
+
+class AsksNobodyKnows(MixedLogit):
+    def uncertainty(self, state, users, pool):
+        return super().uncertainty(state, users, pool) * torch.nan
+
+
 @pytest.mark.parametrize(
     ("method", "caught"),
     [
+        (TakesAnything, "its fields take nothing else than they say"),
+        (AsksThree, ASKS),
+        (AsksByCompany, ASKS),
+        (AsksByPosition, ASKS),
+        (AsksNobodyKnows, ASKS),
         (LikesTheLeft, "swapping the sides of a query flips the sign"),
         (CountsContext, "a user alone and among others with longer contexts gets the same answers"),
         (FirstPairOnly, "the order of the context changes nothing"),
@@ -124,5 +163,56 @@ class Remembers(PerUser):
     ],
 )
 def test_catches_a_broken_method(method, caught):
+    sound = MixedLogit if issubclass(method, MixedLogit) else PerUser
     assert caught in broken(method_checks(method()))
-    assert caught not in broken(method_checks(PerUser()))
+    assert caught in [what for what, _ in method_checks(sound())] and caught not in broken(method_checks(sound()))
+
+
+BROKEN = '''"""A task that cannot be built, for the tests."""
+from dataclasses import dataclass
+from tasks.low_rank import LowRank
+
+@dataclass(frozen=True)
+class Broken(LowRank):
+    {}
+'''
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "says"),
+    [
+        ("def build(self, seed): return {}['rows']", "it builds and splits", r"KeyError: 'rows' \(broken.py:7\)"),
+        ("def split(self, data, seed): return data.pear", "it builds and splits", r"AttributeError: .*\(broken.py:7\)"),
+        ("def split(self, data, seed): return None", "it builds and splits", "split Splits"),
+        ("def __init__(self, size): pass", "every field has a default", "TypeError: .* 'size'"),
+    ],
+)
+def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(BROKEN.format(line))
+    find.add_plugins([file])
+    (found,) = [finding for finding in check_name("broken") if finding.problem]
+    assert found.what.endswith(what) and re.search(says, found.problem)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fields", "says"),
+    [
+        ("task", "low_rank", {"temperature": float("nan")}, "low_rank.temperature = nan is not float"),
+        ("task", "low_rank", {"weights": "cauchy"}, "is not 'gaussian' or 'dirichlet'"),
+        ("task", "low_rank", {"n_users": 2.5}, "is not int"),
+        ("task", "low_rank", {"shots": 5}, "low_rank.shots = 5"),
+        ("method", "per_user", {"scale": float("inf")}, "per_user.scale = inf is not float"),
+        ("method", "mixed_logit", {"elicit": "always"}, "is not 'random' or 'uncertainty'"),
+        ("method", "mixed_logit", {"steps": True}, "is not int"),
+    ],
+)
+def test_python_may_say_no_more_than_a_suite(kind, name, fields, says):
+    with pytest.raises(Mistake, match=says):
+        find.load(kind, name)(**fields)
+
+
+def test_python_and_a_suite_mean_the_same_setting():
+    task = LowRank(temperature=2, shots=[0, 3])
+    assert task == find.make("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
+    assert type(task.temperature) is float and type(task.shots) is tuple

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, arrays, digest
+from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, _content, arrays, digest
 from harness.mistake import Mistake
 from harness.task import halves, in_order, whole_users
 
@@ -82,9 +82,45 @@ def test_nan_features_are_refused():
         PreferenceDataset.from_choices(FRAME, features=lambda items: np.full((len(items), 1), np.nan))
 
 
-def test_an_item_that_does_not_exist_is_refused():
-    with pytest.raises(Mistake, match="an item that does not exist"):
-        PreferenceDataset.from_pairs([0, 0], [0, 1], [1, 7], [1, 0], Items(np.eye(2, dtype=np.float32)))
+EYE = np.eye(3, dtype=np.float32)
+TEXTS = pa.table({"prompt": ["p"] * 3, "response": ["a", "b", "c"]})
+GOOD = {"user": ["a", "a", "b", "b"], "left": [0, 1, 0, 1], "right": [1, 2, 2, 2], "label": [1, 0, 1, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"right": [1, 2, 2, 7]}, r"row 3 has an item that does not exist \(7\)"),
+        ({"left": [0, -1, 0, 1]}, r"row 1 has an item that does not exist \(-1\)"),
+        ({"left": [np.nan, 1, 0, 1]}, r"row 0 has an item that does not exist \(nan\)"),
+        ({"right": [1, 2, np.inf, 2]}, r"row 2 has an item that does not exist \(inf\)"),
+        ({"left": [0.5, 1, 0, 1]}, r"row 0 has an item that does not exist \(0.5\)"),
+        ({"left": ["x", "y", "x", "y"]}, "column left holds .*, not numbers"),
+        ({"label": ["yes", "no", "no", "no"]}, "column label holds .*, not numbers"),
+        ({"user": [1.0, np.nan, 2.0, np.nan]}, r"row 1 has no user \(nan\); 2 such"),
+        ({"user": np.array(["a", "a", None, "b"], object)}, r"row 2 has no user \(None\); 1 such"),
+        ({"seconds": [1, np.nan, 1, 1]}, "row 1 has a response time that is none"),
+        ({"seconds": [1, 1, 1, -3]}, "row 3 has a response time that is none"),
+        ({"seconds": [1, 1, np.inf, 1]}, "row 2 has a response time that is none"),
+        ({"seconds": [1]}, r"column seconds has shape \(1,\), user \(4,\)"),
+        ({"left": [0, 1, 0, 1, 0]}, r"column left has shape \(5,\), user \(4,\)"),
+        ({"label": [1, 0]}, r"column label has shape \(2,\), user \(4,\)"),
+        ({"user": [], "left": [], "right": [], "label": []}, r"column user has shape \(0,\)"),
+        ({"items": Items(np.eye(9, dtype=np.float32), TEXTS)}, "9, 9.* for 3 texts"),
+        ({"items": Items(np.ones(3, np.float32))}, r"features are float32 of shape \(3,\)"),
+        ({"items": Items(np.array([["1"]] * 3))}, "features are <U1"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(changes, says):
+    good = GOOD | {"items": Items(EYE, TEXTS), "seconds": [1, 2, 3, 0]}
+    assert PreferenceDataset.from_pairs(**good).pairs.seconds.tolist() == [1, 2, 3, 0]
+    with pytest.raises(Mistake, match=says):
+        PreferenceDataset.from_pairs(**good | changes)
+
+
+def test_item_numbers_may_be_whole_floats():
+    data = PreferenceDataset.from_pairs(**GOOD | {"left": [0.0, 1.0, 0.0, 1.0], "items": Items(EYE)})
+    assert data.pairs.left.tolist() == [0, 1, 0, 1] and data.pairs.left.dtype == np.int32
 
 
 @given(st.integers(5, 30), st.integers(6, 25), st.integers(0, 50))
@@ -149,10 +185,14 @@ class TestLeak:
         with pytest.raises(Leak, match="own user's context"):
             self.with_test(query=context.swapped()).check()
 
-    def test_equal_items_under_other_numbers_are_caught(self):
+    @pytest.mark.parametrize("kind", ["features", "text"])
+    def test_equal_items_under_other_numbers_are_caught(self, kind):
         splits = self.splits()
         features = splits.train.items.features
+        table = pa.table({"prompt": ["p"] * len(features), "response": [str(row) for row in features]})
         twins = Items(np.concatenate([features, features]))
+        if kind == "text":  # the numbers then do not count
+            twins = Items(np.arange(2 * len(features), dtype=np.float32)[:, None], pa.concat_tables([table, table]))
         moved = {
             n: Panel(replace(p.context, items=twins), replace(p.query, items=twins)) for n, p in splits.panels.items()
         }
@@ -179,6 +219,16 @@ class TestLeak:
         seen = Panel(splits.panels["seen"].context.first(0), splits.train.first(2))
         with pytest.raises(Leak, match="own user's train"):
             Splits(splits.train, dict(splits.panels) | {"seen": seen}).check()
+
+
+def test_different_items_are_never_taken_for_one():
+    """Rows that differ in one bit, in one place, or in the order of their numbers."""
+    near = 1 + np.arange(2**17) * np.float64(2**-23)
+    x = np.zeros((3 * 2**17, 2), np.float32)
+    x[: 2**17, 0], x[2**17 : 2**18, 1], x[2**18 :, 0], x[2**18 :, 1] = near, near, near, near[::-1]
+    number = _content(Items(np.concatenate([x, x])))
+    assert len(np.unique(number)) == len(x) == len(np.unique(x, axis=0))
+    assert np.array_equal(number[: len(x)], number[len(x) :])
 
 
 def test_pairs_slices():

@@ -103,6 +103,13 @@ def test_answers_are_seen_only_once_asked_and_no_pair_twice():
     assert len(SEEN) == 6
 
 
+def test_a_wrong_answer_of_uncertainty_is_not_blamed_on_score():
+    with pytest.raises(ValueError, match=r"uncertainty returned shape \(3,\) for 25 pairs"):
+        elicited(Spy(), {"worth": torch.ones(3)}, pool(), 2, Run(0))
+    with pytest.raises(ValueError, match="uncertainty returned 25 numbers that are not finite"):
+        elicited(Spy(), {"worth": torch.full((25,), torch.nan)}, pool(), 2, Run(0))
+
+
 def test_fewer_questions_are_the_first_of_more():
     method = make("method", "pref", {"elicit": "uncertainty"})
     state = {"mean": torch.from_numpy(MEAN), "root": torch.from_numpy(ROOT)}
@@ -125,7 +132,9 @@ def test_what_is_asked_does_not_depend_on_answers_to_come(method):
     trial = Trial(task, make("method", method, {"elicit": "uncertainty"}), 0, "", "")
     before = run_trial(trial, splits, data.truth).predictions
     test = splits.panels["test"]
-    state = trial.method.fit(splits.train, splits.panels["validation"], Run(0))
+    validation = splits.panels["validation"]
+    shown = Panel(validation.context.first(4), validation.query)  # of the pool what the largest count shows
+    state = trial.method.fit(splits.train, shown, Run(0))
     asked = elicited(trial.method, state, test.context, 4, Run(0))
     never = ~np.isin(test.context.left, asked.left)
     context = replace(test.context, label=np.where(never, 1 - test.context.label, test.context.label))

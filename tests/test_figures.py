@@ -16,7 +16,6 @@ from harness.board import make_board
 from harness.claims import (
     CANNOT,
     CONDITION,
-    FOLDER,
     HOLDS,
     NOT,
     UNKNOWN,
@@ -27,10 +26,9 @@ from harness.claims import (
     Results,
     Selection,
     measured,
-    read_claims,
 )
 from harness.data import Items, Pairs
-from harness.figures import KINDS, components, figures, preference_cosines, read_figures
+from harness.figures import components, figures, preference_cosines, read_figures
 from harness.find import make
 from harness.mistake import Mistake
 from harness.prepare import open_prepared
@@ -98,7 +96,7 @@ def concepts(tmp_path_factory):
 
 
 def claim(*tables, **fields):
-    said = {"id": "T1", "title": "a title", "source": "a paper", "published": "a number"}
+    said = {"id": "T1", "title": "a title", "source": "a paper", "published": "a number", "cannot": "not asked"}
     return Claim(**(said | fields), figures=tables)
 
 
@@ -203,6 +201,38 @@ def test_latents_show_every_test_user_by_mode(swept):
         assert np.abs(drawn) == pytest.approx(np.abs(expected[mode == m]), abs=1e-5)
 
 
+def test_simplex_draws_people_by_their_true_weights(swept):
+    figure, missing = draw(swept, kind="simplex", task=SMALL, methods=["per_user"], aspect=1)
+    (axes,) = figure.axes
+    assert not missing and [t.get_text() for t in figure.legends[0].get_texts()] == ["0 shots", "4 shots", "8 shots"]
+    share, right = [], []
+    for trial in (t for t in swept.plan.trials if t.method.name == "per_user" and fits(t.task)):
+        table = load_scores(swept.store, trial, swept.store.read("trials", trial.key))
+        rows = table.filter(panel="test", shots=8, swapped=False)
+        weights = np.abs(open_prepared(swept.store, trial.task_key).truth.users[rows["person"].to_numpy()])
+        share += list(weights[:, 1] / weights.sum(1))
+        right += rows["accuracy"].to_list()
+    drawn = line(axes, "8 shots").get_xydata()
+    assert len(share) == 30 and 3 < len(drawn) <= 10
+    for x, y in drawn:
+        assert y == pytest.approx(np.mean([r for s, r in zip(share, right, strict=True) if abs(s - x) <= 0.05]))
+
+
+def fits(task):
+    return all(getattr(task, field) == value for field, value in SMALL.items())
+
+
+def test_a_line_has_the_points_there_are(swept):
+    """Training users may have too few answers for the largest number of shots."""
+    part = Results(swept.plan, swept.store)
+    for trial in part.plan.trials:
+        part.scores(trial)
+        part.tables[trial.key] = part.tables[trial.key].filter((pl.col("panel") != "seen") | (pl.col("shots") < 8))
+    figure, missing = draw(part, kind="shots", task=SMALL, methods=["per_user"], panels=["test", "seen"])
+    assert list(line(figure.axes[0], "per_user, seen").get_xdata()) == [0, 1]
+    assert len(line(figure.axes[0], "per_user, test").get_xdata()) == 3 and "too few answers for 8" in missing[0]
+
+
 def test_components_of_rows_of_one_number():
     xy, share = components(np.array([1.0, 2.0, 4.0]))
     assert np.abs(xy[:, 0]) == pytest.approx([4 / 3, 1 / 3, 5 / 3]) and not xy[:, 1].any()
@@ -302,23 +332,16 @@ def test_a_method_without_trials_is_left_out(swept):
         ({"kind": "shots", "metrics": "auc"}, "did you mean 'metric'"),
         ({"kind": "shots", "published": {"value": [1]}}, "did you mean 'values'"),
         ({"kind": "along"}, "harness/figures.py"),
+        ({"kind": "along", "field": "rank", "published": {"values": [1], "shots": [0]}}, "shots for kind shots"),
+        ({"kind": "shots", "published": {"values": [1, 2], "shots": [0]}}, "one for each"),
+        ({"kind": "shots", "metric": 3}, "text"),
+        ({"kind": "along", "field": "rank", "log": "yes"}, "true or false"),
     ],
 )
 def test_what_is_misspelt_is_a_mistake(table, told):
     with pytest.raises(Mistake, match="claim T1, figure 1") as mistake:
         read_figures(claim(table))
     assert told in mistake.value.hint
-
-
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda f: f.stem)
-def test_figures_of_shipped_claims_select_what_their_suites_hold(file):
-    kinds = set()
-    for quick in (False, True):
-        nothing = Results(Plan(read_suite(file, quick), (), (), {}), None)
-        for one in read_claims(file)[1]:
-            assert all(not svg and caption.startswith("No figure") for caption, svg in figures(one, nothing))
-            kinds |= {table["kind"] for table in one.figures}
-    assert kinds <= KINDS.keys()
 
 
 def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
@@ -332,11 +355,11 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
         Judged(claim(id="C1", cannot="people"), "two", "elsewhere", CANNOT, "people", (), ()),
     ]
     store = Store(tmp_path / "store").open()
-    page = write_page(found, [Chapter("paper_one", swept.suite, (), swept.plan)], store, True)
+    page = write_page(found, [Chapter("paper_one", swept.suite, (), Results(swept.plan, store))], store, [], True)
     assert page.name == "claims-quick.html"
-    # the chapter's own store is the one given: nothing is finished there, so the figure says why
+    # nothing is finished in that store, so the figure says why
     assert "No figure: per_user on low_rank" in page.read_text()
-    text = write_page(found, [Chapter("paper_one", swept.suite, (), swept.plan)], swept.store, False).read_text()
+    text = write_page(found, [Chapter("paper_one", swept.suite, (), swept)], swept.store, ["one"], False).read_text()
     assert (
         "<script" not in text and text.count("&lt;script&gt;") == 4
     )  # in the list, the heading, the check, the figure

@@ -15,6 +15,7 @@ from harness.methods.icra import Icra
 from harness.methods.moment import Moment
 from harness.run import run_trial
 from harness.trial import Trial
+from tasks.low_rank import LowRank
 from tasks.response_times import ResponseTimes
 
 
@@ -26,31 +27,35 @@ def times():
     return task, data, task.split(data, 0)
 
 
-def vectors(train, signal):
-    """float64[n, d * d], float64[n]: x times the mean signal of the user's other pairs, and the own signal, by loops."""
+def vectors(train, signal, length):
+    """float64[n, d * d], float64[n]: x times the mean signal of the user's other pairs (or of the `length` after it, and
+    then from his first on), and the own signal, by loops."""
     x = train.gap.astype(float)
     own = 2 * train.label.astype(float) - 1
     if signal == "response_time":
         own = own / np.maximum(train.seconds, np.quantile(train.seconds, 0.01))
     rows = []
     for i in range(len(train)):
-        others = (train.user == train.user[i]) & (np.arange(len(train)) != i)
-        rows.append(np.outer(x[i], own[others] @ x[others] / others.sum()).ravel())
+        others = np.flatnonzero((train.user == train.user[i]) & (np.arange(len(train)) != i))
+        if length:
+            others = np.r_[others[others > i], others[others < i]][:length]
+        rows.append(np.outer(x[i], own[others] @ x[others] / len(others)).ravel())
     return np.array(rows), own
 
 
-def test_the_matrix_is_the_minimum(times, monkeypatch):
+@pytest.mark.parametrize("length", [0, 7, 500])
+def test_the_matrix_is_the_minimum(times, monkeypatch, length):
     """Without a ridge: scikit-learn's logistic regression, and least squares, on the outer products."""
     train = times[2].train.chunk(0, 40)
     sharp = replace(train, label=(train.label > 0.5).astype(np.float32))
     monkeypatch.setattr(icra, "DECAYS", (1e-9,))
-    Z, own = vectors(sharp, "choice")
+    Z, own = vectors(sharp, "choice", length)
     exact = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000).fit(Z, sharp.label).coef_[0]
-    found = icra.fit_linear(sharp, "choice", Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.fit_linear(sharp, "choice", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.02 * np.abs(Z @ exact).max()
-    Z, own = vectors(train, "response_time")
+    Z, own = vectors(train, "response_time", length)
     exact = np.linalg.lstsq(Z, own, rcond=None)[0]
-    found = icra.fit_linear(train, "response_time", Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.fit_linear(train, "response_time", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.01 * np.abs(Z @ exact).max()
 
 
@@ -95,18 +100,69 @@ def sign_accuracy(task, data, splits, method):
 def test_times_narrow_the_shift():
     task = ResponseTimes(n_users=800, n_demonstrations=200, shots=(60,))
     gaps = {}
-    for annotators, signal in ((1, "choice"), (10, "response_time")):
+    for annotators, signal, length in ((1, "choice", 0), (10, "response_time", 0), (10, "response_time", 60)):
         now = replace(task, annotators=annotators)
         data = now.build(0)
-        found = sign_accuracy(now, data, now.split(data, 0), Icra(signal=signal))
+        found = sign_accuracy(now, data, now.split(data, 0), Icra(signal=signal, length=length))
         assert found["test"] > 0.91
-        gaps[signal] = found["test"] - found["shifted"]
-    assert gaps["choice"] > 0.09 and gaps["response_time"] < 0.07
+        gaps[signal, length] = found["test"] - found["shifted"]
+    assert gaps["choice", 0] > 0.09 and gaps["response_time", 0] < 0.07
+    assert gaps["response_time", 60] > gaps["response_time", 0] + 0.03  # shorter training contexts widen it
 
 
-def test_gpt2_keeps_the_contract():
-    small = Icra(model="gpt2", width=16, layers=1, steps=20)
-    assert [(what, problem) for what, ask in method_checks(small) if (problem := ask())] == []
+SMALL = {"model": "gpt2", "width": 16, "layers": 1, "steps": 20}
+
+
+TIMES = "response_time"
+
+
+@pytest.mark.parametrize(
+    "method", [Icra(**SMALL), Icra(**SMALL, signal=TIMES), Icra(signal=TIMES), Moment(signal=TIMES)]
+)
+def test_variants_keep_the_contract(method, with_seconds):
+    assert [(what, problem) for what, ask in method_checks(method) if (problem := ask())] == []
+
+
+@pytest.fixture()
+def with_seconds(monkeypatch):
+    """The battery's simulated people also take their time."""
+    build = LowRank.build
+
+    def timed(self, seed):
+        data = build(self, seed)
+        seconds = np.random.default_rng(seed).uniform(0.2, 2, len(data.pairs)).astype(np.float32)
+        return replace(data, pairs=replace(data.pairs, seconds=seconds))
+
+    monkeypatch.setattr(LowRank, "build", timed)
+
+
+def test_a_tie_in_context_has_no_side_and_a_tie_in_training_is_learned_from(times):
+    _, _, splits = times
+    tied = replace(splits.train, label=np.full(len(splits.train), 0.5, np.float32))
+    method, run = Icra(**SMALL), Run(0)
+    state = method.fit(splits.train, splits.panels["validation"], run)
+    panel = splits.panels["test"]
+    context = replace(panel.context, label=np.where(panel.context.rank % 3, panel.context.label, 0.5))
+    z = [method.score(state, method.adapt(state, c, run), panel.query) for c in (context, context.swapped())]
+    assert (z[0] - z[1]).abs().max() < 1e-4
+    assert (icra.tokens(state, tied, "choice")[0][..., :-1] != 0).all()  # what training asks of
+    other = method.fit(tied, splits.panels["validation"], Run(0))
+    z = [method.score(s, method.adapt(s, panel.context, run), panel.query).abs().mean() for s in (state, other)]
+    assert z[1] < z[0] / 2  # where all is tied nothing is preferred
+
+
+@pytest.mark.parametrize("signal", ["choice", "response_time"])
+def test_rewards_are_the_log_odds_or_none(times, signal):
+    _, _, splits = times
+    panel, run = splits.panels["test"], Run(0)
+    query = panel.query
+    method = Icra(signal=signal)
+    state = method.fit(splits.train, splits.panels["validation"], run)
+    users = method.adapt(state, panel.context, run)
+    left, right = (method.reward(state, users, query.items, query.user, side) for side in (query.left, query.right))
+    assert torch.allclose(left - right, method.score(state, users, query), atol=1e-6)
+    with pytest.raises(NotImplementedError, match="pairs only"):
+        Icra(model="gpt2", signal=signal).reward(state, users, query.items, query.user, query.left)
 
 
 @pytest.mark.parametrize("signal", ["choice", "response_time"])

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from harness import linear
 from harness.data import Items, Pairs
-from harness.linear import dot, empirical_prior, laplace, map_weights, shrunk_mean
+from harness.linear import covariances, dot, empirical_prior, laplace, map_weights, shrunk_mean
 
 
 def problem(counts, d, seed=0, soft=False):
@@ -94,6 +94,22 @@ def test_chunks_do_not_move_an_answer(memory, monkeypatch):
     assert torch.allclose(map_weights(pairs, zero(6), scalar(2.0)), whole, atol=1e-9)
 
 
+def test_one_heavy_user_makes_nobodys_matrices_large(monkeypatch):
+    """Two pairs are solved two by two, whoever else has hundreds."""
+    pairs, sides = problem([2] * 30 + [300] + [2] * 30, 40), []
+    cholesky = torch.linalg.cholesky_ex
+
+    def seen(matrix):
+        sides.append(matrix.shape[:2])
+        return cholesky(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", seen)
+    found = map_weights(pairs, zero(40), scalar(1.0))
+    assert set(sides) == {(60, 2), (1, 40)}
+    alone = [map_weights(pairs.of([u]), zero(40), scalar(1.0)) for u in (0, 30, 60)]
+    assert torch.allclose(found[[0, 30, 60]], torch.cat(alone), atol=1e-7)
+
+
 def test_separable_users_converge():
     """Few pairs in many dimensions are separable; a wide prior makes full Newton steps overshoot."""
     pairs = problem([6] * 20, 40)
@@ -103,19 +119,22 @@ def test_separable_users_converge():
 
 
 def test_laplace_covariance_is_the_inverse_hessian():
-    pairs = problem([8, 5, 0], 3)
+    pairs = problem([8, 40, 0, 2], 3)  # primal, another chunk, nothing, dual
     mean, root = zero(3), torch.diag(torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
     modes, total = laplace(pairs, mean, root)
     expected = torch.zeros(3, 3, dtype=torch.float64)
     precision = torch.linalg.inv(root @ root.T)
-    for u in range(3):
+    each = covariances(pairs, modes, root)
+    for u in range(4):
         part = pairs.of([u])
         x, y = torch.from_numpy(part.gap).double(), torch.from_numpy(part.label).double()
 
         def loss(w, x=x, y=y):
             return (torch.nn.functional.softplus(x @ w) - y * (x @ w)).sum() + w @ precision @ w / 2
 
-        expected += torch.linalg.inv(torch.autograd.functional.hessian(loss, modes[u]))
+        own = torch.linalg.inv(torch.autograd.functional.hessian(loss, modes[u]))
+        assert torch.allclose(root @ each[u] @ root.T, own, atol=1e-6)
+        expected += own
     assert torch.allclose(total, expected, atol=1e-6)
 
 

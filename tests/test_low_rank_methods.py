@@ -12,6 +12,7 @@ from harness import linear
 from harness.data import Items, Pairs, Panel
 from harness.find import make
 from harness.method import Run
+from harness.mistake import Mistake
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank
@@ -98,8 +99,16 @@ def test_the_matrix_of_shared_pairs_by_hand():
     _, s, Vt = np.linalg.svd(A, full_matrices=False)
     spectrum, basis = make("method", "pref", {"rank": 4}).matrix_svd(train)
     assert np.abs(spectrum.numpy() - s).max() < 1e-10
-    gap = x[0::2] - x[1::2]
-    fitted = np.linalg.lstsq(gap.astype(float), Vt[:4].T * s[:4] ** 0.5, rcond=None)[0]
+    gap, columns = (x[0::2] - x[1::2]).astype(float), Vt[:4].T * s[:4] ** 0.5
+
+    def ridge(rows, penalty):
+        return np.linalg.solve(gap[rows].T @ gap[rows] + penalty * np.eye(6), gap[rows].T @ columns[rows])
+
+    def left_out(penalty):
+        return sum(np.square(gap[k] @ ridge(np.arange(10) != k, penalty) - columns[k]).sum() for k in range(10))
+
+    rows = x[left] - x[right]
+    fitted = ridge(np.arange(10), min(np.square(rows).mean() * 10.0 ** np.arange(-2, 6), key=left_out))
     sign = np.sign((basis.numpy() * fitted).sum(0))  # a singular vector's sign is free
     assert np.abs(basis.numpy() - sign * fitted).max() < 1e-6
 
@@ -113,7 +122,7 @@ def test_the_projected_svd_is_that_of_the_whole_matrix_where_features_tell_pairs
     singular, basis = linear.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()), 9)
     _, wanted, Vt = np.linalg.svd(2 * label - 1, full_matrices=False)
     scale = np.sqrt(9 * 1.001)  # every pair is there nine times; the small ridge on the second moment
-    assert np.abs(singular.numpy() * scale - wanted).max() < 1e-4
+    assert np.abs(singular.numpy() * scale * np.sqrt(12) - wanted).max() < 1e-4  # rows are divided by the root of 12
     assert np.abs(np.abs(gap @ basis.numpy() * scale) - np.abs(Vt.T)).max() < 1e-4
 
 
@@ -138,6 +147,76 @@ def test_refinement_reaches_scipys_optimum():
     weights, basis = linear.factorise(train, weights, basis, 0.12, 500, Run(0))
     assert abs(loss(torch.cat([weights.flatten(), basis.flatten()]).numpy()) - best.fun) < 1e-4
     assert np.abs((weights @ basis.T).numpy() - W @ theta.T).max() < 0.02
+
+
+def rescaled(pairs, factor):
+    return replace(pairs, items=Items((pairs.items.features * factor).astype(np.float32)))
+
+
+EVERY = [
+    ("pref", {}),
+    ("pref", {"svd": False}),
+    ("lore", {}),
+    ("lore", {"weights": "free"}),
+    ("rfm", {}),
+    ("spectral", {}),
+    ("mixed_logit", {}),
+    ("moment", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), EVERY)
+def test_the_unit_of_features_does_not_matter(name, fields):
+    """Log-odds of new users where features are hundredths, or hundreds, of what they were."""
+    task = LowRank(**SMALL | dict(n_users=60, new_users=40, pairs_per_user=30, queries=20))
+    splits = task.split(task.build(0), 0)
+    method, answers = make("method", name, fields), []
+    for factor in (1, 0.01, 100):
+        train, *panels = (rescaled(p, factor) for p in (splits.train, *vars(splits.panels["validation"]).values()))
+        test = splits.panels["test"]
+        state = method.fit(train, Panel(*panels), Run(0))
+        users = method.adapt(state, rescaled(test.context, factor), Run(0))
+        answers.append(method.score(state, users, rescaled(test.query, factor)).double().numpy())
+    if name == "moment":  # its log-odds are in the features' own unit
+        answers = [z / np.sqrt(np.square(z).mean()) for z in answers]
+    z, *others = answers
+    for other in others:
+        assert np.corrcoef(z, other)[0, 1] > 0.99 and 0.9 < np.std(other) / np.std(z) < 1.1
+
+
+@pytest.mark.parametrize(("name", "fields"), [*EVERY, ("rfm", {"features": "mlp", "steps": 1}), ("per_user", {})])
+@pytest.mark.parametrize("nothing", ["labels of one half", "features of zero", "one pair each"])
+def test_where_there_is_nothing_to_learn_answers_are_finite(name, fields, nothing):
+    task = LowRank(n_users=20, new_users=20, pairs_per_user=20, feature_dim=4, rank=2)
+    splits = task.split(task.build(0), 0)
+    validation, test = splits.panels["validation"], splits.panels["test"]
+    pairs = [splits.train, validation.context, validation.query, test.context, test.query]
+    if nothing == "labels of one half":
+        pairs[0] = replace(pairs[0], label=np.full_like(pairs[0].label, 0.5))
+    elif nothing == "features of zero":
+        pairs = [rescaled(p, 0) for p in pairs]
+    else:
+        pairs[0] = pairs[0].first(1)
+    method = make("method", name, fields)
+    state = method.fit(pairs[0], Panel(*pairs[1:3]), Run(0))
+    assert torch.isfinite(method.score(state, method.adapt(state, pairs[3], Run(0)), pairs[4])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("pref", {"rank": -1}),
+        ("pref", {"steps": 0}),
+        ("pref", {"decay": -1.0}),
+        ("lore", {"rank": 0}),
+        ("spectral", {"rank": -1}),
+        ("mixed_logit", {"steps": -1}),
+        ("per_user", {"scale": 0.0}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(name, fields):
+    with pytest.raises(Mistake, match=name):
+        make("method", name, fields)
 
 
 def simplex_problem(n_users=4, n=30, r=3, seed=0):

@@ -32,7 +32,7 @@ def accuracy(task, method, fields=None, seeds=(0,)):
 @pytest.mark.parametrize(
     ("method", "fields"),
     [
-        ("rfm", {"features": "mlp", "steps": 5}),
+        ("rfm", {"features": "mlp", "steps": 1}),
         ("shared", {"head": "mlp", "steps": 50}),
         ("dpl", {"model": "categorical", "steps": 50}),
         ("dpl", {"hidden": 0, "steps": 50}),

@@ -1,5 +1,7 @@
 """Simulated tasks against closed forms: conflict rates, Bayes errors, ceilings, first-passage times, left-out raters."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -154,9 +156,12 @@ def table(tmp_path, change=lambda t: t, name="scores.csv"):
     return rows, str(file)
 
 
+SMALL = ModelRaters(encoder="tfidf-svd-4", pairs_per_user=60, shots=(0, 5), queries=10)
+
+
 def test_every_score_column_is_left_out_once(tmp_path):
     rows, file = table(tmp_path)
-    task = ModelRaters(file=file, encoder="tfidf-svd-4", pairs_per_user=60, shots=(0, 5), queries=10)
+    task = replace(SMALL, file=file)
     data = task.build(0)
     assert data.pairs.n_users == 5 and data.pairs.items.features.shape == (80, 4)
     text = data.pairs.items.text.to_pandas()
@@ -173,6 +178,62 @@ def test_every_score_column_is_left_out_once(tmp_path):
         tested += splits.panels["test"].query.people.tolist()
         assert len(splits.train.people) == 3
     assert sorted(tested) == [0, 1, 2, 3, 4]
+    assert data.digest() == task.build(1).digest()  # a data set
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_no_response_is_shown_and_asked(tmp_path, features):
+    """By prompt, or by response where there is no prompt."""
+
+    def change(t):
+        return t.drop("prompt", "response").with_columns(pl.Series("feature_a", np.arange(80.0)))
+
+    _, file = table(tmp_path, change if features else lambda t: t)
+    task = replace(SMALL, file=file)
+    data = task.build(0)
+    for seed in (0, 1, 5):
+        splits = task.split(data, seed)
+        test, seen = splits.panels["test"], splits.panels["seen"]
+        assert (np.diff(test.context.offsets) == 5).all() and len(test.query) >= 5
+        groups = splits.train, test.context, test.query
+        used = [set(p.left) | set(p.right) for p in groups]
+        if not features:
+            prompt = data.pairs.items.text["prompt"].to_numpy()
+            used = [set(prompt[list(items)]) for items in used]
+            assert set(prompt[seen.query.left]) <= set(prompt) - used[0] - used[2]
+        assert sum(map(len, used)) == len(set.union(*used))
+    other, again = task.split(data, 0).panels["test"], task.split(data, 5).panels["test"]
+    assert other.query.people == again.query.people and not np.array_equal(other.context.left, again.context.left)
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_equal_responses_are_one_with_their_mean_scores(tmp_path, features):
+    def change(t):
+        if features:
+            t = t.drop("response").with_columns(pl.Series("feature_a", np.arange(80.0)))
+        return pl.concat([t, t[:40].with_columns(pl.col("^m.$") + pl.Series(np.arange(40)))])
+
+    rows, file = table(tmp_path, change)
+    task = replace(SMALL, file=file)
+    for seed in range(5):
+        task.split(task.build(seed), seed).check()
+    merged = task.table()
+    assert len(merged) == 80
+    assert np.allclose(
+        merged["m2"], (rows["m2"][:80].to_numpy() + np.r_[rows["m2"][80:].to_numpy(), rows["m2"][40:80]]) / 2
+    )
+
+
+def test_a_score_may_turn_to_decimals_late(tmp_path):
+    lines = [f"r{i},{i},{i % 7},{i % 5},{i % 3 + 0.5 * (i > 110)}" for i in range(120)]  # polars looks at 100 rows
+    (tmp_path / "late.csv").write_text("\n".join(["response,m0,m1,m2,m3", *lines]))
+    assert ModelRaters(file=str(tmp_path / "late.csv")).table()["m3"][-1] == 2.5
+
+
+def test_numbers_of_prompts_are_no_rater(tmp_path):
+    _, file = table(tmp_path, lambda t: t.with_columns(prompt=pl.int_range(80) // 4))
+    data = replace(SMALL, file=file).build(0)
+    assert data.users["id"].to_pylist() == ["m0", "m1", "m2", "m3", "m4"]
 
 
 def test_a_table_may_name_raters_and_bring_features(tmp_path):
@@ -180,7 +241,7 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
         return t.drop("prompt", "response").with_columns(pl.Series("feature_a", np.arange(80.0)), id=pl.lit(1))
 
     _, file = table(tmp_path, change, "scores.parquet")
-    task = ModelRaters(file=file, raters=("m0", "m1", "m2", "m4"), shots=(0, 5))
+    task = replace(SMALL, file=file, raters=("m0", "m1", "m2", "m4"))
     data = task.build(0)
     assert data.pairs.n_users == 4 and data.pairs.items.text is None
     assert sorted(data.pairs.items.features[:, 0]) == list(range(80))
@@ -195,7 +256,7 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
     ("change", "fields", "said"),
     [
         (lambda t: t, {"raters": ("m0", "m1", "m2", "m9")}, "no column 'm9'"),
-        (lambda t: t, {"raters": ("m0", "m1", "m2", "response")}, "no numbers"),
+        (lambda t: t, {"raters": ("m0", "m1", "m2", "response")}, "row 0 of column response holds '.*', no finite"),
         (lambda t: t.drop("m0", "m1"), {}, "too few"),
         (lambda t: t.drop("response"), {}, "neither columns feature_"),
         (
@@ -203,13 +264,44 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
             {},
             "row 7 of column m2",
         ),
-        (lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"), {}, "no prompt has two"),
+        (
+            lambda t: t.with_columns(response=pl.when(pl.int_range(80) == 7).then(None).otherwise("response")),
+            {},
+            "row 7 of column response is empty",
+        ),
+        (
+            lambda t: t.with_columns(prompt=pl.when(pl.int_range(80) > 8).then(None).otherwise("prompt")),
+            {},
+            "row 9 of column prompt is empty",
+        ),
+        (lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"), {}, "no two to one prompt"),
+        (lambda t: t.with_columns(m2=pl.lit(1)), {}, "have different scores of m2"),
+        (lambda t: t[:0], {}, "has no rows"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_why(tmp_path, change, fields, said):
     _, file = table(tmp_path, change)
+    with pytest.raises(Mistake, match=said) as caught:
+        replace(SMALL, file=file, **fields).build(0)
+    assert file in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.csv", b"", "is no csv table"),
+        ("ragged.csv", b"a,b\n1,2,3\n", "is no csv table"),
+        ("twice.csv", b"m0,m0\n1,2\n", "two columns are named 'm0'"),
+        ("broken.parquet", b"PAR1", "is no parquet table"),
+        ("scores.txt", b"m0,m1\n1,2\n", "ends in .txt"),
+    ],
+)
+def test_a_file_that_is_no_table_says_so(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(Mistake, match=said):
-        ModelRaters(file=file, encoder="tfidf-svd-4", **fields).build(0)
+        ModelRaters(file=str(tmp_path / name)).build(0)
+    with pytest.raises(Mistake, match="'m0' twice"):
+        ModelRaters(raters=("m0", "m1", "m0", "m2"))
 
 
 def test_a_table_that_is_not_there(tmp_path):

@@ -99,6 +99,35 @@ def test_methods_sit_out_with_a_reason(tmp_path):
     assert {t.method.name for t in plan.trials} == set(CONTROLS) - {"mixed_logit"}
 
 
+def test_nobody_chooses_where_there_is_no_choice(tmp_path):
+    """The users of `low_rank` have as many pairs as the largest number of shots, those of `attributes` more."""
+    read = suite(
+        tmp_path,
+        """
+        seeds = 1
+        controls = false
+        [[tasks]]
+        name = "low_rank"
+        n_users = 5
+        new_users = 5
+        [[tasks]]
+        name = "attributes"
+        encoder = "numbers"
+        [[methods]]
+        name = "pref"
+        elicit = ["random", "uncertainty"]
+        """,
+    )
+    plan = make_plan(read, Store(tmp_path / "store").open())
+    ((task, method, reason),) = [(r.task.name, r.method.elicit, r.reason) for r in plan.refusals]
+    assert (task, method) == ("low_rank", "uncertainty") and "nothing to choose from" in reason
+    assert [(t.task.name, t.method.elicit) for t in plan.trials] == [
+        ("low_rank", "random"),
+        ("attributes", "random"),
+        ("attributes", "uncertainty"),
+    ]
+
+
 def test_linear_methods_sit_out_where_items_have_no_numbers():
     text_only = Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False)
     for name in ("shared", "per_user", "spectral", "mixed_logit", "rfm"):

@@ -3,12 +3,15 @@
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.numpy
 
 from harness import find
 from harness.find import make
-from harness.run import FACTS, derangement, finish, load_scores, run_trial
+from harness.method import Run
+from harness.prepare import prepare
+from harness.run import FACTS, derangement, elicited, finish, load_scores, run_trial
 from harness.store import Store
 from harness.suite import make_plan
 from harness.trial import KEY_VERSION, Trial, hashed, task_identity
@@ -24,7 +27,7 @@ def trials():
     return [
         Trial(low_rank, make("method", "per_user", {}), 0, "d" * 64, "t"),
         Trial(low_rank, make("method", "per_user", {"scale": 2}), 3, "d" * 64, "t"),
-        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8}), 0, "d" * 64, "t"),
+        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8, "steps": 200}), 0, "d" * 64, "t"),
     ]
 
 
@@ -44,15 +47,31 @@ def test_every_field_of_a_trial_is_identity():
         assert dataclasses.replace(trial, **change).key != trial.key
 
 
+PATHS = {"model_raters": {"file"}, "rated_aspects": {"file"}}  # `files_digest` and the data's are identity instead
+
+
 @pytest.mark.parametrize("kind", ["task", "method"])
 def test_every_field_of_every_setting_is_identity(kind):
-    from harness import find
-
     for name in find.names(kind):
         thing = find.load(kind, name)()
         identity = trials()[0]
         shown = dataclasses.replace(identity, **{kind: thing}).identity[f"{kind}_fields"]
-        assert set(shown) == {f.name for f in dataclasses.fields(thing)}
+        assert set(shown) == {f.name for f in dataclasses.fields(thing)} - PATHS.get(name, set())
+
+
+def test_a_path_is_no_identity(tmp_path):
+    """The same table under two names is one prepared task and one trial; another table is another."""
+    from tasks.model_raters import simulated
+
+    table, store, found = simulated(), Store(tmp_path / "store").open(), []
+    for name, rows in (("a.csv", table), ("b.csv", table), ("c.csv", table[:-6])):
+        rows.write_csv(tmp_path / name)
+        task = make("task", "model_raters", {"file": str(tmp_path / name)})
+        prepared = prepare(store, task, 0)
+        trial = Trial(task, make("method", "chance", {}), 0, prepared["facts"]["data"], prepared["key"])
+        assert str(tmp_path) not in str([prepared["identity"], trial.identity])
+        found.append((prepared["key"], trial.key))
+    assert found[0] == found[1] and not set(found[0]) & set(found[2])
 
 
 def test_versions_are_identity(monkeypatch):
@@ -138,6 +157,29 @@ def test_nobody_swaps_with_himself():
     for n in range(2, 40):
         other = derangement(n)
         assert sorted(other) == list(range(n)) and (other != np.arange(n)).all()
+
+
+@pytest.mark.parametrize("elicit", ["random", "uncertainty"])
+def test_training_users_are_scored_up_to_the_answers_they_have(elicit):
+    """They have 6; new users have 10. What is asked of both is chosen among the answers they have."""
+    sizes = {"n_users": 30, "new_users": 10, "pairs_per_user": 6, "feature_dim": 4, "rank": 2, "queries": 8}
+    task = make("task", "low_rank", sizes | {"shots": [0, 3, 10]})
+    method, data = make("method", "mixed_logit", {"elicit": elicit}), task.build(0)
+    splits = task.split(data, 0)
+    result = run_trial(Trial(task, method, 0, "", ""), splits, data.truth)
+    assert {name for name in result.predictions if name.startswith("seen")} == {"seen/0", "seen/3", "seen/3/swapped"}
+    assert {name for name in result.predictions if name.startswith("test")} == {
+        *("test/0", "test/3", "test/10", "test/10/swapped")
+    }
+    scores = pl.from_arrow(result.scores)
+    shots = dict(scores.group_by("panel").agg(pl.col("shots").unique().sort()).iter_rows())
+    assert shots == {"seen": [0, 3], "validation": [0, 3, 10], "test": [0, 3, 10]}
+    state = method.fit(splits.train, splits.panels["validation"], Run(0))
+    seen = splits.panels["seen"]
+    asked = elicited(method, state, seen.context, 3, Run(0)) if elicit == "uncertainty" else seen.context.first(3)
+    alone = method.score(state, method.adapt(state, asked, Run(0)), seen.query).float().numpy()
+    assert np.array_equal(result.predictions["seen/3"], alone)
+    assert (elicit == "random") == np.array_equal(asked.left, seen.context.first(3).left)
 
 
 def test_only_privileged_methods_see_the_truth(tiny):

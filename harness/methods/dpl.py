@@ -31,6 +31,7 @@ class Dpl(Method):
     steps: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.atoms < 2 or self.hidden < 0 or self.steps < 1:
             raise Mistake("dpl: atoms must be 2 or more, hidden 0 or more, steps 1 or more", "hidden = 0 is linear")
 

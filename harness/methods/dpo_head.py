@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 from harness.data import Pairs, Panel
 from harness.linear import LinearMethod
 from harness.method import Run, State
+from harness.mistake import Mistake
 
 STEP = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
 TOO_MANY = 100_000  # steps: a minute or more, and a sign that features are not of the order of one
@@ -33,6 +34,13 @@ class DpoHead(LinearMethod):
     tau: float = 1.0  # the larger, the slower
     horizon: float = 320 * log(3)  # time trained: at this beta and tau 16 times tau_1 of one concept (theorem 4.1)
     records: int = 64  # equally spaced times after 0 at which weights and margins are kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.beta, self.tau, self.horizon) <= 0 or self.records < 1:
+            raise Mistake(
+                "dpo_head: beta, tau and horizon must be above 0, records 1 or more", "for example beta = 0.1"
+            )
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         X, y = torch.from_numpy(train.gap).double(), torch.from_numpy(train.label).double()

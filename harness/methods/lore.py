@@ -15,10 +15,12 @@ from harness.linear import (
     moment_svd,
     own_weights,
     padded,
+    random_factors,
     simplex_weights,
     tempered,
 )
 from harness.method import Run, State, Users
+from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,15 @@ class Lore(LinearMethod):
     svd: bool = True  # of free weights
     steps: int = 60
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.rank, self.steps) < 1:
+            raise Mistake("lore: rank and steps must be at least 1", "rank counts the rewards that a user mixes")
+
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        draw, d, simplex = run.generator("lore"), train.gap.shape[1], self.weights == "simplex"
+        simplex = self.weights == "simplex"
         if simplex or not self.svd:
-            basis = torch.randn(d, self.rank, generator=draw) / d**0.5
-            weights = torch.randn(train.n_users, self.rank, generator=draw)
+            weights, basis = random_factors(train, self.rank, run.generator("lore"))
         else:
             weights, basis = own_weights(train, moment_svd(train, self.rank)[1])
         weights, basis = factorise(train, weights, basis, 0.0, self.steps, run, simplex)

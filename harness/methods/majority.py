@@ -19,6 +19,7 @@ class Majority(Method):
     smoothing: float = 1.0  # one vote for either side (Laplace); calibration rescales, so it sets only the order
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.smoothing > 0:
             raise Mistake(f"majority: smoothing = {self.smoothing} must be above 0", "smoothing = 1.0")
 

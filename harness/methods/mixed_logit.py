@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 
 from harness.data import Pairs, Panel
-from harness.linear import LinearMethod, best_on_validation, laplace, shrunk_mean, tempered
+from harness.linear import LinearMethod, best_on_validation, laplace, mean_square, shrunk_mean, tempered
 from harness.method import Manifest, Run, State
+from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class MixedLogit(LinearMethod):
     steps: int = 10
     elicit: Literal["random", "uncertainty"] = "random"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise Mistake("mixed_logit: steps must be at least 1", "a prior that is not learned is that of per_user")
+
     def refuses(self, task: Manifest) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
             return "holds a d x d posterior for every user: more than 512 features are too many"
@@ -31,7 +37,7 @@ class MixedLogit(LinearMethod):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         n_users, d = train.n_users, train.gap.shape[1]
         eye = torch.eye(d, dtype=torch.float64)
-        mean, covariance = torch.zeros(d, dtype=torch.float64), eye
+        mean, covariance = torch.zeros(d, dtype=torch.float64), eye / mean_square(train)
         for _ in range(self.steps):
             weights, spread = laplace(train, mean, torch.linalg.cholesky(covariance))
             mean = weights.mean(0)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from harness.data import Pairs, Panel
-from harness.linear import LinearMethod
+from harness.linear import LinearMethod, whitener
 from harness.method import Manifest, Run, State, Users
 
 Signal = Literal["choice", "response_time"]
@@ -58,12 +58,3 @@ def moments(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(pairs.n_users, rows.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(pairs.user).long(), rows)
     return total / torch.from_numpy(np.diff(pairs.offsets)).clamp(min=1)[:, None]
-
-
-def whitener(pairs: Pairs) -> torch.Tensor:
-    """float64[d, d]: the symmetric root of the inverse of E[x xT] over the rows."""
-    X = torch.from_numpy(pairs.gap).double()
-    second = X.T @ X / len(X)
-    second.diagonal().add_(1e-3 * second.diagonal().mean())  # features that never differ have no moment
-    values, vectors = torch.linalg.eigh(second)
-    return vectors * values.rsqrt() @ vectors.T

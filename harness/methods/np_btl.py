@@ -30,6 +30,7 @@ class NpBtl(AmortisedMethod):
     latent: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.encoder == "attention" and self.width % HEADS:
             raise Mistake(f"np_btl: width {self.width} cannot be shared among {HEADS} heads", "for example width = 64")
 
@@ -68,4 +69,5 @@ class NpBtl(AmortisedMethod):
         everything = torch.cat([batch.shown, as_shown(batch.asked, batch.label)], 1)
         mean, variance = self.read(state, everything, torch.cat([batch.mask, batch.weight > 0], 1))
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
-        return target_loss(state, batch, z) + divergence(mean, variance, *prior) / self.targets
+        per_target = len(mean) / (batch.weight > 0).sum()
+        return target_loss(state, batch, z) + divergence(mean, variance, *prior) * per_target

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness.data import Pairs, Panel
+from harness.data import Items, Pairs, Panel
 from harness.linear import best_on_validation, mixture_priors, padded_rows, simplex_weights
 from harness.method import Manifest, Method, Run, State, Users
+from harness.mistake import Mistake
 from harness.neural import forward, mlp, train
 
 
@@ -31,6 +33,14 @@ class Pal(Method):
     batch: int = 256
     rate: float = 0.02
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.prototypes, self.dim, self.steps, self.batch) < 1 or self.hidden < 0 or self.rate <= 0:
+            raise Mistake(
+                "pal: prototypes, dim, steps and batch must be 1 or more, hidden 0 or more, rate above 0",
+                "hidden = 0 is linear",
+            )
+
     def refuses(self, task: Manifest) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
@@ -40,16 +50,20 @@ class Pal(Method):
         state = mlp("map", [d, self.hidden, self.dim] if self.hidden else [d, self.dim], draw)
         state["prototypes"] = torch.randn(self.prototypes, self.dim, generator=draw)
         state["logits"] = torch.zeros(shown.n_users, self.prototypes)
-        features, y = torch.from_numpy(shown.items.features), torch.from_numpy(shown.label)
-        left, right, user = (torch.from_numpy(x).long() for x in (shown.left, shown.right, shown.user))
+        x = torch.from_numpy(shown.items.features[np.stack([shown.left, shown.right])])
+        center = x.mean((0, 1))
+        scale = (2 * (x - center).square().mean()).sqrt().clamp(min=1e-6)  # two items then differ by 1 in a feature
+        x, y, user = (x - center) / scale, torch.from_numpy(shown.label), torch.from_numpy(shown.user).long()
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(y), (self.batch,), generator=draw)
-            slope, offset = self.parts(state, features[left[rows]], features[right[rows]])
+            slope, offset = self.parts(state, *x[:, rows])
             z = (slope * state["logits"][user[rows]].softmax(1)).sum(1) + offset
             return (softplus(z) - y[rows] * z).mean()
 
         state = train(state, loss, self.steps, self.rate, run)
+        state["map.0.weight"] = state["map.0.weight"] / scale  # from here on f takes items as they come
+        state["map.0.bias"] = state["map.0.bias"] - state["map.0.weight"] @ center
         weights = state.pop("logits").softmax(1).double()
         priors = [state | prior for prior in mixture_priors(weights)]
         return best_on_validation(
@@ -64,19 +78,16 @@ class Pal(Method):
             return slope, torch.zeros(len(slope))
         return 2 * slope, right.square().sum(1) - left.square().sum(1)
 
-    def parts_of(self, state: State, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        features = pairs.items.features
-        slope, offset = self.parts(state, *(torch.from_numpy(features[side]) for side in (pairs.left, pairs.right)))
-        return slope.double(), offset.double()
-
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         if not len(context):
             return (state["mean"].repeat(context.n_users, 1),)
-        slope, offset = self.parts_of(state, context)
+        sides = (torch.from_numpy(context.items.features[side]) for side in (context.left, context.right))
+        slope, offset = (part.double() for part in self.parts(state, *sides))
         y = torch.from_numpy(context.label).double()
         Z, y, mask, offset = padded_rows(context, slope, y, torch.ones_like(y), offset)
         return (simplex_weights(Z, y, mask, offset, state),)
 
-    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        slope, offset = self.parts_of(state, query)
-        return (slope * users[0][torch.from_numpy(query.user).long()]).sum(1) + offset
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        place = forward(state, "map", torch.from_numpy(items.features[item])).double()
+        ideal = (users[0] @ state["prototypes"].double())[torch.from_numpy(user).long()]
+        return -(place - ideal).square().sum(1) if self.variant == "distance" else (place * ideal).sum(1)

@@ -7,6 +7,7 @@ import torch
 from harness.data import Pairs, Panel
 from harness.linear import SCALES, LinearMethod, best_on_validation
 from harness.method import Run, State
+from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,11 @@ class PerUser(LinearMethod):
     """One prior N(0, scale^2 I) for all; the scale is chosen on validation users unless it is given."""
 
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not None and self.scale <= 0:
+            raise Mistake("per_user: scale must be positive", "leave it out and validation users choose it")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         zero = torch.zeros(train.gap.shape[1], dtype=torch.float64)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from sklearn.linear_model import RidgeCV
 
 from harness.data import Pairs, Panel
 from harness.linear import (
@@ -13,21 +14,30 @@ from harness.linear import (
     best_on_validation,
     empirical_prior,
     factorise,
+    mean_square,
     moment_svd,
     own_weights,
+    random_factors,
     tempered,
     variance,
 )
 from harness.method import Run, State, Users
+from harness.mistake import Mistake
+
+
+LARGE = 4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
+    4_000_000  # entries of the users x pairs matrix: its SVD takes some 15 s of one core, and grows with the power 3/2
+)
 
 
 @dataclass(frozen=True)
 class Pref(LinearMethod):
     """Personalization via Reward Factorization: r_i = <lambda_i, phi>, with phi linear in the item's features.
 
-    Algorithm 1: the rank-J SVD of the users x pairs matrix of labels, features fitted to it by least squares, and both
-    factors refined by eq. 4. Where pairs have fewer than two answers on average (most entries are empty, and singular
-    vectors would be single users) the matrix is projected on the features before the SVD instead of after.
+    Algorithm 1: the rank-J SVD of the users x pairs matrix of labels, features fitted to it by ridge regression (least
+    squares interpolate where pairs are few more than dimensions), and both factors refined by eq. 4. Where pairs have
+    fewer than two answers on average (most entries are empty, and singular vectors would be single users), and where
+    the matrix is large, it is projected on the features before the SVD instead of after.
     Algorithm 2: lambda of a new user by eq. 5, and the next pair by eq. 8 as printed (`rule = "printed"`), the longest
     phi in the norm of the inverse Hessian (eq. 7), or that times sigma' of the pair's own log-odds (`"slope"`, as in the
     authors' code): eq. 8 alone asks pairs whose answer is known long since, as their phi is large.
@@ -48,14 +58,17 @@ class Pref(LinearMethod):
     elicit: Literal["random", "uncertainty"] = "random"
     rule: Literal["slope", "printed"] = "slope"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.rank, self.steps) < 1 or self.decay < 0:
+            raise Mistake(
+                "pref: rank and steps must be at least 1, decay 0 or more", "decay = 0 is the ablation without L2"
+            )
+
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         spectrum, basis = self.matrix_svd(train)
-        weights, basis = own_weights(train, basis)
-        if not self.svd:
-            draw = run.generator("pref")
-            basis = torch.randn(len(basis), self.rank, generator=draw) / len(basis) ** 0.5
-            weights = torch.randn(train.n_users, self.rank, generator=draw)
-        weights, basis = factorise(train, weights, basis, self.decay, self.steps, run)
+        start = own_weights(train, basis) if self.svd else random_factors(train, self.rank, run.generator("pref"))
+        weights, basis = factorise(train, *start, self.decay, self.steps, run)
         if self.whiten:
             priors = tempered(*empirical_prior(weights, basis))
         else:
@@ -67,7 +80,7 @@ class Pref(LinearMethod):
         """Singular values, and features float64[d, <= J] fitted to the pairs' factor (Algorithm 1, lines 2 to 5)."""
         low, high = np.minimum(train.left, train.right).astype(np.int64), np.maximum(train.left, train.right)
         _, first, pair = np.unique(low * len(train.items) + high, return_index=True, return_inverse=True)
-        if len(train) < 2 * len(first):
+        if len(train) < 2 * len(first) or train.n_users * len(first) > LARGE:
             return moment_svd(train, self.rank)
         sign = np.where(train.left == low, 1.0, -1.0)  # both orders of a pair are one column
         cells = torch.from_numpy(train.user).long(), torch.from_numpy(pair)
@@ -77,7 +90,9 @@ class Pref(LinearMethod):
         _, spectrum, Vt = torch.linalg.svd(matrix / times.clamp(min=1), full_matrices=False)
         gap = torch.from_numpy(train.gap[first] * sign[first, None]).double()
         columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
-        return spectrum, torch.linalg.lstsq(gap, columns, driver="gelsd").solution  # finds the least where many fit
+        alphas = mean_square(train) * np.logspace(-2, 5, 8)
+        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leaving pairs out one by one
+        return spectrum, torch.from_numpy(ridge.coef_.T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         if self.rule == "printed":

@@ -9,7 +9,15 @@ from torch.nn.functional import softplus
 
 from harness import neural
 from harness.data import Items, Pairs, Panel
-from harness.linear import SCALES, LinearMethod, best_on_validation, empirical_prior
+from harness.linear import (
+    SCALES,
+    LinearMethod,
+    best_on_validation,
+    empirical_prior,
+    factorise,
+    noise_norm,
+    random_factors,
+)
 from harness.method import Run, State, Users
 from harness.mistake import Mistake
 
@@ -32,9 +40,10 @@ class Rfm(LinearMethod):
     features: Literal["linear", "mlp"] = "linear"
     hidden: int = 128  # the hidden layer's width; read by `mlp` alone
     decay: float = 0.12  # of the noise's spectral norm; chosen on validation users of `low_rank` and `snacks`
-    steps: int = 200  # with all pairs in each; `mlp` takes ten times as many, with BATCH pairs in each
+    steps: int = 50  # of L-BFGS; `mlp` takes forty times as many, with BATCH pairs in each
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.dim, self.hidden, self.steps) < 1 or self.decay < 0:
             raise Mistake(
                 "rfm: dim, hidden and steps must be at least 1, decay 0 or more", "the paper's dims: 8, 32, 128"
@@ -44,22 +53,9 @@ class Rfm(LinearMethod):
         return (self.fit_linear if self.features == "linear" else self.fit_mlp)(train, validation, run)
 
     def fit_linear(self, train: Pairs, validation: Panel, run: Run) -> State:
-        X, y = torch.from_numpy(train.gap), torch.from_numpy(train.label)
-        user = torch.from_numpy(train.user).long()
-        (n, d), n_users = X.shape, train.n_users
-        noise = noise_norm(n, n_users, d, float(X.square().mean()))
-        draw = run.generator("rfm")
-        theta = (torch.randn(d, self.dim, generator=draw) / d**0.5).requires_grad_()
-        W = (0.1 * torch.randn(n_users, self.dim, generator=draw)).requires_grad_()
-        optimizer = torch.optim.Adam([theta, W], lr=0.02)
-        for _ in range(self.steps):
-            optimizer.zero_grad()
-            z = ((X @ theta) * W[user]).sum(1)
-            loss = (softplus(z) - y * z).sum() + self.decay * noise / 2 * (W.square().sum() + theta.square().sum())
-            (loss / n).backward()
-            optimizer.step()
-            run.log(train_loss=loss.item() / n)
-        mean, root = empirical_prior(W.detach().double(), theta.detach().double())
+        weights, basis = random_factors(train, self.dim, run.generator("rfm"))
+        weights = 0.1 * weights  # so that people with thousands of pairs (`arguments`) need no more steps than others
+        mean, root = empirical_prior(*factorise(train, weights, basis, self.decay, self.steps, run))
         return best_on_validation([{"mean": mean, "root": scale * root} for scale in SCALES], validation)
 
     def fit_mlp(self, train: Pairs, validation: Panel, run: Run) -> State:
@@ -79,7 +75,7 @@ class Rfm(LinearMethod):
             z = ((left - right) * net["weights"][user[rows]]).sum(1)
             return (softplus(z) - y[rows] * z).mean() + ridge / 2 / n * sum(t.square().sum() for t in net.values())
 
-        net = neural.train(net, loss, 10 * self.steps, 3e-3, run)
+        net = neural.train(net, loss, 40 * self.steps, 3e-3, run)
         mean, root = empirical_prior(net.pop("weights").double(), torch.eye(self.dim, dtype=torch.float64))
         state = net | {"center": center, "scale": scale}
         seen = Panel(in_features(state, validation.context), in_features(state, validation.query))
@@ -95,11 +91,6 @@ class Rfm(LinearMethod):
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         return super().score(state, users, in_features(state, query))
-
-
-def noise_norm(n: int, n_users: int, d: int, variance: float) -> float:
-    """About the spectral norm of the loss's gradient [n_users, d] by noise alone, for gaps of that variance."""
-    return 0.5 * (n / n_users * variance) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2
 
 
 def phi(state: State, features: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class Shared(LinearMethod):
     steps: int = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.hidden, self.steps) < 1:
             raise Mistake("shared: hidden and steps must be at least 1", 'head = "linear" needs neither')
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from harness.data import Items, Pairs, Panel
@@ -27,6 +28,9 @@ class TrueSubspace(LinearMethod):
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return (map_weights(in_truth(context, state), state["mean"], state["root"]),)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        return super().reward(state, users, Items(state["items"].numpy()), user, item)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         query = in_truth(query, state)

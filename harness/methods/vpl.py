@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 
 from harness.amortised import AmortisedMethod, Batch, divergence, target_loss
 from harness.method import State, Users
+from harness.mistake import Mistake
 from harness.neural import forward, mlp
 
 
@@ -29,6 +30,11 @@ class Vpl(AmortisedMethod):
         1e-3  # chosen, with beta and steps, on validation users of `low_rank`: faster ones overfit its 500 people
     )
     beta: float = 0.001  # nats of a target per nat of KL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta < 0:
+            raise Mistake(f"vpl: beta = {self.beta} must be 0 or more", "beta = 0 leaves out the KL")
 
     def networks(self, d: int, generator: torch.Generator) -> State:
         return mlp("pair", [2 * d, self.width, 2 * self.latent_dim], generator)
