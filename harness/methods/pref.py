@@ -24,10 +24,7 @@ from harness.linear import (
 from harness.method import Run, State, Users
 from harness.mistake import Mistake
 
-
 LARGE = 4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
-    4_000_000  # entries of the users x pairs matrix: its SVD takes some 15 s of one core, and grows with the power 3/2
-)
 
 
 @dataclass(frozen=True)
