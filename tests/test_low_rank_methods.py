@@ -79,7 +79,8 @@ def test_mixtures_where_users_are_mixtures():
     assert found[1][20] > found[2][20] + 0.03
 
 
-def test_the_matrix_of_shared_pairs_by_hand():
+@pytest.mark.parametrize("rank", [1, 4])
+def test_the_matrix_of_shared_pairs_by_hand(rank):
     """Fifteen users on ten shared pairs, some written the other way round, some asked in both orders."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 6)).astype(np.float32)
@@ -97,9 +98,9 @@ def test_the_matrix_of_shared_pairs_by_hand():
         answers[u][k].append(1 - 2 * y if f else 2 * y - 1)
     A = np.array([[np.mean(a, dtype=float) for a in row] for row in answers])
     _, s, Vt = np.linalg.svd(A, full_matrices=False)
-    spectrum, basis = make("method", "pref", {"rank": 4}).matrix_svd(train)
+    spectrum, basis = make("method", "pref", {"rank": rank}).matrix_svd(train)
     assert np.abs(spectrum.numpy() - s).max() < 1e-10
-    gap, columns = (x[0::2] - x[1::2]).astype(float), Vt[:4].T * s[:4] ** 0.5
+    gap, columns = (x[0::2] - x[1::2]).astype(float), Vt[:rank].T * s[:rank] ** 0.5
 
     def ridge(rows, penalty):
         return np.linalg.solve(gap[rows].T @ gap[rows] + penalty * np.eye(6), gap[rows].T @ columns[rows])

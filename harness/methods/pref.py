@@ -89,7 +89,7 @@ class Pref(LinearMethod):
         columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
         alphas = mean_square(train) * np.logspace(-2, 5, 8)
         ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leaving pairs out one by one
-        return spectrum, torch.from_numpy(ridge.coef_.T.copy())
+        return spectrum, torch.from_numpy(np.atleast_2d(ridge.coef_).T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         if self.rule == "printed":
