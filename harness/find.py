@@ -128,13 +128,16 @@ def coerce(value: object, hint: object, where: str) -> object:
         return coerce(value, next(a for a in args if a is not type(None)), where)
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce(v, args[0], where) for v in value)
+    if origin is tuple:
+        raise Mistake(f"{where} = {value!r} is not a list", f"{where.rpartition('.')[2]} = [{value!r}]")
     if origin is typing.Literal and value in args:
         return value
     if hint is float and isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    wanted = " or ".join(map(repr, args)) if origin is typing.Literal else getattr(hint, "__name__", str(hint))
+    plain = {float: "a finite number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
+    wanted = " or ".join(map(repr, args)) if origin is typing.Literal else plain.get(hint, str(hint))
     raise Mistake(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that kind")
 
 

@@ -75,7 +75,7 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
     if dim >= min(counts.shape):
         raise Mistake(
             f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words have no {dim} dimensions",
-            f"lower it below {min(counts.shape)}",
+            f'encoder = "tfidf-svd-{min(counts.shape) - 1}" is the most',
         )
     features = TruncatedSVD(dim, random_state=0).fit_transform(counts)
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)

@@ -74,7 +74,7 @@ class ModelRaters(Task):
         for name in texts:
             if table[name].null_count():
                 raise Mistake(
-                    f"{self.file}: row {table[name].is_null().arg_true()[0]} of column {name} is empty",
+                    f"{self.file}: row {table[name].is_null().arg_true()[0] + 1} of column {name} is empty",
                     "fill it in or drop the row",
                 )
         same = texts if "response" in texts else texts + features
@@ -85,7 +85,7 @@ class ModelRaters(Task):
         """The names of the raters and of the features."""
         features = [name for name in table.columns if name.startswith("feature_")]
         known = {"prompt", "response", *features}
-        found = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in known]
+        found = [name for name in table.columns if name not in known and mostly_numbers(table[name])]
         return list(self.raters) or found, features
 
     def build(self, seed: int) -> PreferenceDataset:
@@ -164,6 +164,13 @@ def read(file: Path) -> pl.DataFrame:
     return table
 
 
+def mostly_numbers(column: pl.Series) -> bool:
+    """Whether it is meant for scores: one "n/a" makes a csv's column text, and must not drop the rater unseen."""
+    if column.dtype == pl.String:
+        return column.cast(pl.Float64, strict=False).count() > len(column) / 2
+    return column.dtype.is_numeric()
+
+
 def numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
     """Raises Mistake at the first value of these columns that is not a finite number, naming its row."""
     for name in names:
@@ -172,7 +179,7 @@ def numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
         if bad.any():
             row = int(bad.argmax())
             raise Mistake(
-                f"{file}: row {row} of column {name} holds {table[name][row]!r}, no finite number; "
+                f"{file}: row {row + 1} of column {name} holds {table[name][row]!r}, no finite number; "
                 f"{bad.sum()} such in all",
                 "drop these rows, or the column",
             )

@@ -198,13 +198,13 @@ def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "fields", "says"),
     [
-        ("task", "low_rank", {"temperature": float("nan")}, "low_rank.temperature = nan is not float"),
+        ("task", "low_rank", {"temperature": float("nan")}, "low_rank.temperature = nan is not a finite number"),
         ("task", "low_rank", {"weights": "cauchy"}, "is not 'gaussian' or 'dirichlet'"),
-        ("task", "low_rank", {"n_users": 2.5}, "is not int"),
+        ("task", "low_rank", {"n_users": 2.5}, "is not a whole number"),
         ("task", "low_rank", {"shots": 5}, "low_rank.shots = 5"),
-        ("method", "per_user", {"scale": float("inf")}, "per_user.scale = inf is not float"),
+        ("method", "per_user", {"scale": float("inf")}, "per_user.scale = inf is not a finite number"),
         ("method", "mixed_logit", {"elicit": "always"}, "is not 'random' or 'uncertainty'"),
-        ("method", "mixed_logit", {"steps": True}, "is not int"),
+        ("method", "mixed_logit", {"steps": True}, "is not a whole number"),
     ],
 )
 def test_python_may_say_no_more_than_a_suite(kind, name, fields, says):

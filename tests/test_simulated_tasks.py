@@ -256,23 +256,28 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
     ("change", "fields", "said"),
     [
         (lambda t: t, {"raters": ("m0", "m1", "m2", "m9")}, "no column 'm9'"),
-        (lambda t: t, {"raters": ("m0", "m1", "m2", "response")}, "row 0 of column response holds '.*', no finite"),
+        (lambda t: t, {"raters": ("m0", "m1", "m2", "response")}, "row 1 of column response holds '.*', no finite"),
         (lambda t: t.drop("m0", "m1"), {}, "too few"),
         (lambda t: t.drop("response"), {}, "neither columns feature_"),
         (
             lambda t: t.with_columns(m2=pl.when(pl.int_range(80) == 7).then(None).otherwise("m2")),
             {},
-            "row 7 of column m2",
+            "row 8 of column m2",
+        ),
+        (
+            lambda t: t.with_columns(m2=pl.when(pl.int_range(80) == 7).then(pl.lit("n/a")).otherwise("m2")),
+            {},
+            "row 8 of column m2 holds 'n/a'",
         ),
         (
             lambda t: t.with_columns(response=pl.when(pl.int_range(80) == 7).then(None).otherwise("response")),
             {},
-            "row 7 of column response is empty",
+            "row 8 of column response is empty",
         ),
         (
             lambda t: t.with_columns(prompt=pl.when(pl.int_range(80) > 8).then(None).otherwise("prompt")),
             {},
-            "row 9 of column prompt is empty",
+            "row 10 of column prompt is empty",
         ),
         (lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"), {}, "no two to one prompt"),
         (lambda t: t.with_columns(m2=pl.lit(1)), {}, "have different scores of m2"),
