@@ -67,6 +67,7 @@ MEASURES = {
 }  # what each takes
 RISING = ("accuracy", "sign_accuracy", "auc")
 METRICS = (*RISING, "error", "log_loss", "brier")
+SHARES = (*RISING, "error")  # none lies outside 0 to 1
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,29 @@ def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
                 for selection in _sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
                     for part in _parts(selection):
                         nothing.resolve(part)
+                parts = [part for selection in filter(None, wanted) for part in _parts(selection)]
+                scores = sorted({part.metric for part in parts if ":" not in part.metric})
+                if len(scores) > 1:
+                    raise Mistake(f"{' and '.join(scores)} do not compare", "give all its selections the same metric")
             except Mistake as mistake:
                 raise Mistake(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
+
+
+def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
+    """Raises Mistake where a claim selects a panel that its task, now prepared, does not have."""
+    for claim in claims:
+        for check in claim.checks + claim.beside:
+            for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _parts(s)]:
+                tasks = results.matching("task", part.task)
+                keys = {t.task: t.task_key for t in results.plan.trials if t.task in tasks}.values()
+                users = {name for key in keys for name in results.store.read("tasks", key)["facts"]["users"]}
+                panels = sorted(name.removesuffix("/context") for name in users if name.endswith("/context"))
+                if panels and ":" not in part.metric and part.panel not in panels:
+                    near = difflib.get_close_matches(part.panel, panels, n=1)
+                    raise Mistake(
+                        f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel {part.panel!r}",
+                        f"did you mean {near[0]!r}?" if near else f"its panels: {', '.join(panels)}",
+                    )
 
 
 def _parts(selection: Selection) -> list[Selection]:
@@ -337,9 +359,11 @@ class Results:
             and all(_same(fields_of(x).get(k, Ellipsis), v) for k, v in settings.items())
         ]
         if not fits:
+            names = list(dict.fromkeys(x.name for x in known))
+            near = [] if name is None or name in names else difflib.get_close_matches(str(name), names, n=1)
             raise Mistake(
-                f"{self.suite.name}: a claim selects the {kind} {wanted!r}, which the suite does not have",
-                f"its {kind}s: {', '.join(dict.fromkeys(x.name for x in known))}",
+                f"it selects the {kind} {wanted!r}, which the suite does not have",
+                f"did you mean {near[0]!r}?" if near else f"its {kind}s: {', '.join(names)}",
             )
         return fits
 
@@ -349,9 +373,8 @@ class Results:
         if len(fits) > 1:
             plain = [x for x in fits if fields_of(x) == fields_of(type(x)())]
             if len(plain) != 1 or len({x.name for x in fits}) > 1:
-                raise Mistake(
-                    f"{self.suite.name}: {wanted!r} fits {len(fits)} {kind} settings", f"add a field to `{kind}`"
-                )
+                told = f"it selects the {kind} {wanted!r}, which" if wanted is not None else f"it names no {kind}, and"
+                raise Mistake(f"{told} fits {len(fits)} {kind} settings", f"add a field to `{kind}`")
             fits = plain
         return fits[0]
 
@@ -551,6 +574,9 @@ def _find(check: Check, results: Results, level: float = 0.95) -> Found:
             check.says, None, None, None, check.expected, check.tolerance, check.when, UNKNOWN, str(why), level
         )
     text = "" if check.expected is None else _inside(low, high, check.expected, check.tolerance)
+    alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
+    if alone and check.of.metric in SHARES and low is not None:  # judged as they are, told as far as they mean anything
+        low, high = max(low, 0.0), min(high, 1.0)
     return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 

@@ -206,16 +206,32 @@ def reproduce(
             print("\n".join(f"  {claim.id:4} {claim.title}" for claim in listed))
         err.print("\nmanyminds reproduce PAPER or ID checks some, manyminds reproduce --all checks every one")
         return
+    if what and every:
+        raise Mistake("--all is every claim of every paper", f"leave out --all, or {' '.join(what)}")
+    if data and not data.is_dir():
+        raise Mistake(
+            f"the data folder {data} does not exist", "name a folder that holds public data files: --data DIR"
+        )
     began = time.monotonic()
     _use_data(data)
     find.add_plugins(plugin or [])
-    names = [] if every else what
-    wanted, opened = claims.chosen(names), Store(store).open()
+    names = what or []
+    wanted, opened, unwritable = claims.chosen(names), Store(store), None
+    try:
+        opened.open()
+    except Mistake as mistake:  # what is finished can be read nevertheless
+        unwritable = mistake
+    for file in wanted:
+        if quick and not claims.has_quick(file):
+            err.print(f"{file.name} has no quick settings: it runs in full")
     with _bar("preparing", claims.n_prepared(wanted, quick)) as step:
         parts = claims.chapters(wanted, opened, quick, lambda: step(1))
     trials = claims.trials_of(parts)
     todo = [t for t in trials if opened.read("trials", t.key) is None]
-    err.print(f"{len(parts)} suites: {len(trials)} trials, {len(trials) - len(todo)} finished before")
+    counted = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(parts), "suite"), (len(trials), "trial"))]
+    err.print(f"{': '.join(counted)}, {len(trials) - len(todo)} finished before")
+    if todo and unwritable:
+        raise unwritable
     if todo:
         _run_trials(todo, opened, plugin, local, workers)
     found = claims.verdicts(parts)
@@ -223,7 +239,10 @@ def reproduce(
         print(json.dumps([judged.as_dict() for judged in found], indent=1, allow_nan=False))
     else:
         claims.print_verdicts(found)
-        err.print(f"\npage:    {claims.write_page(found, parts, opened, names, quick)}")
+        page = (
+            claims.write_page(found, parts, opened, names, quick) if not unwritable else f"none: {unwritable.message}"
+        )
+        err.print(f"\npage:    {page}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
     _tell_failed([t for t in trials if opened.read("trials", t.key) is None], opened)
 

@@ -37,17 +37,32 @@ LIMITS = {metric: (0, most) for metric, most in (MEANS | {"error": 1.0}).items()
 
 def figures(claim: Claim, results: Results) -> list[tuple[str, str]]:
     """Caption and SVG of each figure of a claim; where trials are missing the caption says so and the SVG is empty."""
-    return [captioned(made, results) for made in read_figures(claim)]
+    made = read_figures(claim)
+    wanted = [{"name": f.task} if isinstance(f.task, str) else f.task or {} for f in made]
+    differ = [key for key in dict.fromkeys(key for task in wanted for key in task) if _several(wanted, key)]
+    found = []
+    for figure, task in zip(made, wanted, strict=True):
+        told = ", ".join(f"{_words(key)} {_words(task[key])}" for key in differ if key in task)
+        found.append(captioned(figure, results, f" Task: {told}." if told and not figure.caption else ""))
+    return found
 
 
-def captioned(made: Figure, results: Results) -> tuple[str, str]:
+def _several(tables: list[dict], key: str) -> bool:
+    return any(table.get(key) != tables[0].get(key) for table in tables)
+
+
+def _words(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
+
+
+def captioned(made: Figure, results: Results, of: str = "") -> tuple[str, str]:
     missing: list[str] = []
     try:
         svg = svg_of(lambda figure: missing.extend(made.draw(figure, results)), made.size(results))
     except Unfinished as why:
         return f"No figure: {why}.", ""
     told = f" Not drawn: {'; '.join(dict.fromkeys(missing))}." if missing else ""
-    return (made.caption or made.says()) + told, svg
+    return (made.caption or made.says()) + of + told, svg
 
 
 def read_figures(claim: Claim) -> list[Figure]:
@@ -58,7 +73,7 @@ def read_figures(claim: Claim) -> list[Figure]:
         if kind not in KINDS:
             near = difflib.get_close_matches(kind, KINDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(KINDS)}"
-            raise Mistake(f"{where}: there is no kind {table.get('kind')!r}", hint)
+            raise Mistake(f"{where}: {f'there is no kind {kind!r}' if 'kind' in table else 'it has no kind'}", hint)
         made = read_table(KINDS[kind], {k: v for k, v in table.items() if k != "kind"}, where)
         if any(bool(series.shots) != isinstance(made, Shots) for series in getattr(made, "published", ())):
             raise Mistake(f"{where}: published lies along the wrong axis", "shots for kind shots, x for others")
@@ -277,13 +292,9 @@ class Along(Figure):
         by_task = len({fields_of(t).get(self.by) for t in tasks}) > 1
         values = sorted({fields_of(s)[self.field] for s in swept})
         if len(values) < 2:
-            raise Mistake(
-                f"{results.suite.name}: a figure sweeps {self.field!r}, which varies nowhere", "give it a list"
-            )
+            raise Mistake(f"it sweeps {self.field!r}, which varies nowhere", "give it a list")
         if self.by and not any(self.by in fields_of(s) for s in [*tasks, *methods]):
-            raise Mistake(
-                f"{results.suite.name}: a figure has a line for each {self.by!r}, which is no field", "drop by"
-            )
+            raise Mistake(f"it has a line for each {self.by!r}, which is no field", "drop by")
         numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         place = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
         found: dict[tuple[str, object], list] = {}
@@ -299,7 +310,7 @@ class Along(Figure):
         lines, ranked = [], 0
         for (name, value), at in found.items():
             if len({x for x, *_ in at}) < len(at):
-                told = f"{results.suite.name}: several settings of {name} share one {self.field}"
+                told = f"several settings of {name} share one {self.field}"
                 raise Mistake(told, "add fields to the figure's task and methods, or name a second field: by")
             privileged = at[0][2].privileged
             by = "" if privileged else f"{self.by.replace('_', ' ')} "
@@ -511,7 +522,9 @@ class Cosines(Figure):
     def says(self) -> str:
         return (
             "Cosines between users: of the mean features of what each prefers; of the same less the mean over users; and "
-            "of the mean difference between preferred and rejected. Above each the mean absolute cosine of two users."
+            "of the mean difference between preferred and rejected. Above each the mean absolute cosine of two users. Each "
+            "is of averages over many answers, in which what is particular to one cancels, and so larger than the average "
+            "cosine of single answers."
         )
 
     def draw(self, figure, results: Results) -> list[str]:
@@ -699,6 +712,7 @@ def panels_size(count: int, each: float) -> tuple[float, float]:
 
 def small_multiples(figure, count: int) -> list:
     columns = min(count, 4)
+    figure.get_layout_engine().set(w_pad=0.12)  # inches: room for a panel's label beside its neighbour
     panels = figure.subplots(-(-count // columns), columns, squeeze=False)
     for axes in panels.flat[count:]:
         axes.set_visible(False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from harness.claims import (
     Found,
     Judged,
     Results,
+    check_panels,
     check_selections,
     judge,
     read_claims,
@@ -44,14 +47,17 @@ class Chapter:
     suite: Suite
     claims: tuple[Claim, ...]
     results: Results | None
-    missing: str = ""
+    missing: Missing | None = None
 
 
 def claims_of(file: Path) -> tuple[str, tuple[Claim, ...]]:
     """The paper and the claims of a suite file, with every key known, those of figures as well."""
     paper, claims = read_claims(file)
     for claim in claims:
-        read_figures(claim)
+        try:
+            read_figures(claim)
+        except Mistake as mistake:
+            raise Mistake(f"{file}: {mistake.message}", mistake.hint) from None
     return paper, claims
 
 
@@ -67,28 +73,46 @@ def catalogue(folder: Path = FOLDER) -> dict[Path, tuple[str, tuple[Claim, ...]]
 
 
 def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
-    """The suite files, and the ids of the claims, of papers, claims and files of those names; without any, all."""
+    """The suite files, and the ids of the claims, of papers, claims and files of those names; without any, all.
+
+    Of a file whose claims are named too, those alone.
+    """
     known = catalogue(folder)
     if not names:
         return {file: {claim.id for claim in claims} for file, (_, claims) in known.items()}
+    shipped = {file.resolve(): file for file in known}
+    paths = [Path(name).absolute() for name in names if name.endswith(".toml")]
+    own = {file: claims_of(file) for file in (shipped.get(path.resolve(), path) for path in paths)}
+    for file, (_, claims) in own.items():
+        if not claims:
+            raise Mistake(f"{file} has no claims", "add a [[claims]] table: harness/claims.py says what it holds")
     found: dict[Path, set[str]] = {}
-    for name in names:
-        own = Path(name).absolute()
-        fits = {own: claims_of(own)} if own.suffix == ".toml" else known
-        asked = {
-            file: {c.id for c in claims if file == own or name in (paper, file.stem, c.id)}
-            for file, (paper, claims) in fits.items()
-        }
+    for name in [name for name in names if not name.endswith(".toml")]:
+        asked = {file: {c.id for c in claims if c.id == name} for file, (_, claims) in own.items()}
+        if not any(asked.values()):
+            asked = {
+                file: {c.id for c in claims if name in (paper, file.stem, c.id)}
+                for file, (paper, claims) in known.items()
+            }
         if not any(asked.values()):
             papers = sorted({paper for paper, _ in known.values()})
-            near = difflib.get_close_matches(name, [*papers, *(c.id for _, cs in known.values() for c in cs)], n=1)
+            ids = [c.id for _, claims in [*own.values(), *known.values()] for c in claims]
+            lower = {word.lower(): word for word in [*papers, *(file.stem for file in known), *ids]}
+            near = difflib.get_close_matches(name.lower(), lower, n=1)
             raise Mistake(
-                f"{own} has no claims" if own.suffix == ".toml" else f"there is no paper or claim {name!r}",
-                f"did you mean {near[0]!r}?" if near else f"papers: {', '.join(papers)}; or a claim's id, such as N1",
+                f"there is no paper or claim {name!r}",
+                f"did you mean {lower[near[0]]!r}?"
+                if near
+                else f"papers: {', '.join(papers)}; or a claim's id, such as N1",
             )
         for file, ids in asked.items():
             if ids:
                 found.setdefault(file, set()).update(ids)
+    for file, (_, claims) in own.items():
+        found.setdefault(file, {c.id for c in claims})
+    stems = [file.stem for file in found]
+    if twice := [file for file in found if stems.count(file.stem) > 1]:
+        raise Mistake(f"two suites are called {twice[0].stem}: {twice[0]} and {twice[1]}", "rename one of the files")
     return found
 
 
@@ -97,7 +121,7 @@ def chapters(
 ) -> list[Chapter]:
     """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
 
-    Raises Mistake for all that can be known to be wrong before anything is prepared.
+    Raises Mistake for all that can be known to be wrong before anything is prepared, and where all data is missing.
     """
     found, read = [], []
     for file, ids in wanted.items():
@@ -108,9 +132,14 @@ def chapters(
         read.append((paper, suite, tuple(c for c in claims if c.id in ids)))
     for paper, suite, claims in read:
         try:
-            found.append(Chapter(paper, suite, claims, Results(make_plan(suite, store, prepared), store)))
+            results = Results(make_plan(suite, store, prepared), store)
         except Missing as missing:
-            found.append(Chapter(paper, suite, claims, None, f"{missing.message} (hint: {missing.hint})"))
+            found.append(Chapter(paper, suite, claims, None, missing))
+            continue
+        check_panels(results, claims)
+        found.append(Chapter(paper, suite, claims, results))
+    if all(part.missing and not claim.cannot for part in found for claim in part.claims):
+        raise found[0].missing
     return found
 
 
@@ -131,8 +160,10 @@ def verdicts(parts: list[Chapter]) -> list[Judged]:
         for claim in part.claims:
             if claim.cannot:
                 found.append(Judged(claim, part.paper, part.suite.name, CANNOT, claim.cannot))
-            elif part.results is None:
-                found.append(Judged(claim, part.paper, part.suite.name, UNKNOWN, part.missing))
+            elif missing := part.missing:
+                found.append(
+                    Judged(claim, part.paper, part.suite.name, UNKNOWN, f"{missing.message} (hint: {missing.hint})")
+                )
             else:
                 found.append(judge(claim, part.paper, part.results))
     return found
@@ -148,11 +179,11 @@ def print_verdicts(found: list[Judged]) -> None:
         console.print(title, soft_wrap=True)
         for text in told(judged):
             console.print(f"    {escape(text)}", soft_wrap=True)
-        width = max((len(f.says) for f in judged.checks + judged.beside), default=0)
-        for check in judged.checks:
-            console.print(f"    {escape(f'{check.says:{width}}  {line(check)}')}", soft_wrap=True)
-        for check in judged.beside:
-            console.print(f"    [dim]{escape(f'{check.says:{width}}  {line(check)}')}[/dim]", soft_wrap=True)
+        names = [f"{c.says} ({c.when})" if c.when else c.says for c in judged.checks + judged.beside]
+        width = max(map(len, names), default=0)
+        for i, (name, check) in enumerate(zip(names, judged.checks + judged.beside, strict=True)):
+            text = escape(f"{name:{width}}  {line(check)}")
+            console.print(f"    {text if i < len(judged.checks) else f'[dim]{text}[/dim]'}", soft_wrap=True)
     counts = {v: sum(j.verdict == v for j in found) for v in COLORS}
     console.print("\n" + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
 
@@ -172,7 +203,7 @@ def line(found: Found) -> str:
         return f"no number: {found.note}"
     text = f"{figure(found.value)}{limits(found)}"
     if found.expected is not None:
-        text += f"  expected {expected(found)}  {f'{found.when}: ' if found.when else ''}{found.verdict}"
+        text += f"  expected {expected(found)}  {found.verdict}"
     return text + (f"  [{found.note}]" if found.note else "")
 
 
@@ -185,9 +216,13 @@ def limits(found: Found) -> str:
 
 
 def figure(value: float) -> str:
-    """`.931`, `2,104`, `∞`."""
+    """`.931`, `-.00023`, `2,104`, `∞`."""
     if abs(value) == float("inf"):
         return "∞" if value > 0 else "-∞"
+    if abs(value) < 1e-5:  # no more than rounding, and no sign
+        value = 0.0
+    if 0 < abs(value) < 5e-4:
+        return number(value, digits=1 - math.floor(math.log10(abs(value))))
     return number(value) if abs(value) < 1000 else f"{value:,.0f}"
 
 
@@ -207,6 +242,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     """Writes every claim with its figures to `boards/claims.html` in the store and returns that path.
 
     The names that were asked for, if not all, and `quick` are part of the file's name: no page replaces a fuller one.
+    A suite file of one's own adds a digest of where it lies.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
@@ -217,7 +253,8 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
         lstrip_blocks=True,
     )
     results = {part.suite.name: part.results for part in parts if part.results}
-    path = store.root / "boards" / f"{'-'.join(['claims', *(Path(n).stem for n in names)] + ['quick'] * quick)}.html"
+    words = ["claims", *dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
+    path = store.root / "boards" / f"{'-'.join(words)}.html"
     html = page.get_template("claims.html").render(
         found=found,
         quick=quick,
@@ -232,6 +269,17 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     part.write_text(html)
     os.replace(part, path)
     return path
+
+
+def _page_word(name: str) -> str:
+    path = Path(name).resolve()
+    if not name.endswith(".toml") or path.parent == FOLDER:
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+
+
+def has_quick(file: Path) -> bool:
+    return "quick" in load_toml(file)
 
 
 def title_of(file: Path) -> str:

@@ -444,6 +444,8 @@ def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
         assert command(*words, *store).exit_code == 0
     pages = {page.stem: page.read_text() for page in (tmp_path / "store" / "boards").iterdir()}
     names = {"claims", "claims-X1-X2", "claims-X1-quick", "claims-quick", "claims-tiny"}
+    own = next(name for name in pages if name.startswith("claims-tiny-"))  # and where it lies
+    pages["claims-tiny"] = pages.pop(own)
     assert pages.keys() == names
     assert {name for name, page in pages.items() if "it needs people" in page} == {
         "claims",
@@ -457,6 +459,12 @@ def test_claims_of_ones_own_are_a_path(shelf, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(CLAIM.replace("X", "Z"))
     assert reproduce.chosen([str(mine), "X1"]) == {mine: {"Z1", "Z2", "Z3"}, shelf / "tiny.toml": {"X1"}}
+    assert reproduce.chosen([str(mine), "Z1"]) == {mine: {"Z1"}}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.toml").write_text(CLAIM)
+    with pytest.raises(Mistake, match="two suites are called mine"):
+        reproduce.chosen([str(mine), str(tmp_path / "other" / "mine.toml")])
+    assert reproduce.chosen([str(shelf / ".." / "claims" / "tiny.toml"), "X2"]) == {shelf / "tiny.toml": {"X2"}}
     mine.write_text(CLAIM.partition("[[claims]]")[0])
     with pytest.raises(Mistake, match="mine.toml has no claims"):
         reproduce.chosen([str(mine)])
@@ -520,7 +528,10 @@ def test_what_a_claim_says_wrongly_is_a_mistake(shelf, old, new, told):
     ("old", "new", "told"),
     [
         ('of = { method = "chance"', 'of = { method = "chanse"', "'chanse', which the suite does not have"),
-        ('of = { method = "chance"', "of = { panel = 'test'", "fits 2 method settings"),
+        ('of = { method = "chance"', "of = { panel = 'test'", "names no method, and fits 2 method settings"),
+        ("tolerance = 1e-9", 'minus = { method = "chance", metric = "brier" }', "accuracy and brier do not compare"),
+        ("tolerance = 1e-9", 'over = { method = "chance", metric = "brier" }', "accuracy and brier do not compare"),
+        ("of = { method", 'of = { less = { metric = "brier" }, method', "accuracy and brier do not compare"),
         ('of = { method = "chance"', 'of = { task = { rank = 9 }, method = "chance"', "which the suite does not have"),
         ('of = { method = "chance"', 'of = { shots = 3, method = "chance"', "no 3 shots"),
         ('of = { method = "chance"', 'of = { less = [{}, { shots = 3 }], method = "chance"', "no 3 shots"),
@@ -546,7 +557,86 @@ def test_what_the_suite_lacks_is_told_before_anything_runs(shelf, tmp_path, old,
     assert not list((tmp_path / "store" / "tasks").iterdir())
 
 
+def test_a_share_may_be_compared_with_a_reading(shelf):
+    text = CLAIM.replace("tolerance = 1e-9", 'minus = { method = "chance", metric = "reading:bound" }', 1)
+    (shelf / "tiny.toml").write_text(text)
+    claims.check_selections(read_suite(shelf / "tiny.toml"), claims.read_claims(shelf / "tiny.toml")[1])
+
+
+def test_a_panel_that_the_task_lacks_is_told_before_any_trial(shelf, tmp_path):
+    (shelf / "tiny.toml").write_text(CLAIM.replace("of = { method", 'of = { panel = "sen", method', 1))
+    out = command("--all", "--local", "--store", str(tmp_path / "store"))
+    assert "X1, 'chance': low_rank has no panel 'sen'" in out.exception.message and "'seen'" in out.exception.hint
+    assert not list((tmp_path / "store" / "trials").iterdir())
+
+
+def test_mistakes_name_their_file_and_what_was_meant(shelf, tmp_path):
+    (shelf / "tiny.toml").write_text(CLAIM.replace('of = { method = "chance"', 'of = { method = "chanse"', 1))
+    out = command("X1", "--store", str(tmp_path / "store"))
+    told = "tiny: X1, 'chance': it selects the method 'chanse', which the suite does not have"
+    assert (out.exception.message, out.exception.hint) == (told, "did you mean 'chance'?")
+    (shelf / "tiny.toml").write_text(CLAIM.replace("tolerance = 1e-9 }]", "tolerance = 1e-9 }]\nfigures = [{}]", 1))
+    with pytest.raises(Mistake, match=r"tiny.toml: claim X1, figure 1: it has no kind"):
+        reproduce.catalogue()
+
+
+def test_all_takes_no_names_and_a_data_folder_exists(shelf, tmp_path):
+    store = ("--store", str(tmp_path / "store"))
+    assert "leave out --all" in command("--all", "X1", *store).exception.hint
+    assert "does not exist" in command("X1", "--data", str(tmp_path / "none"), *store).exception.message
+
+
+def test_a_suite_without_quick_settings_says_that_it_runs_in_full(shelf, tmp_path):
+    store = ("--quick", "--local", "--store", str(tmp_path / "store"))
+    out = command("X1", *store)
+    assert "in full" not in out.stderr and "1 suite: 6 trials" in out.stderr
+    quick, tables = CLAIM.index("[quick]"), CLAIM.index("[[tasks]]")
+    (shelf / "tiny.toml").write_text(CLAIM[:quick] + CLAIM[tables:])
+    assert "tiny.toml has no quick settings: it runs in full" in command("X1", *store).stderr
+
+
+def test_what_is_finished_can_be_read_where_nothing_can_be_written(shelf, tmp_path, monkeypatch):
+    def refuse(store):
+        raise Mistake(f"the store {store.root} cannot be written", "name another")
+
+    store = ("--local", "--store", str(tmp_path / "store"))
+    assert command("X1", *store).exit_code == 0
+    monkeypatch.setattr(Store, "open", refuse)
+    out = command("X2", *store)
+    assert out.exit_code == 0 and "does not reproduce" in out.stdout and "none: the store" in out.stderr
+    (shelf / "tiny.toml").write_text(
+        CLAIM.replace('name = "chance"', 'name = "shared"').replace('"chance"', '"shared"')
+    )
+    assert "cannot be written" in command("X2", *store).exception.message
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.93149, ".931"),
+        (-2.34e-4, "-.00023"),
+        (4.96e-4, ".00050"),
+        (5.1e-4, ".001"),
+        (-1e-17, ".000"),
+        (2104, "2,104"),
+    ],
+)
+def test_numbers_near_0_are_not_all_alike(value, text):
+    assert reproduce.figure(value) == text
+
+
+def test_limits_of_a_share_are_told_within_0_and_1(swept, monkeypatch):
+    monkeypatch.setattr(claims, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
+    share = Check("", Selection(few(10), "per_user"), expected=(0.9, 1.0))
+    gain = Check("", Selection(few(10), "per_user", less=({"shots": 0},)), expected=(0.9, 1.0))
+    ((a,), (b,)) = (judge(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
+    assert (a.high, b.high) == (1.0, 1.006)
+
+
 def test_wrong_names_have_hints(shelf):
+    with pytest.raises(Mistake) as mistake:
+        reproduce.chosen(["x2"])
+    assert mistake.value.hint == "did you mean 'X2'?"
     with pytest.raises(Mistake, match="no paper or claim 'sombody'") as mistake:
         reproduce.chosen(["sombody"])
     assert "did you mean" in mistake.value.hint
@@ -573,6 +663,8 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
     verdicts = {c["id"]: c["verdict"] for c in told}
     assert verdicts == {"X1": HOLDS, "X2": NOT, "X3": CANNOT, "Y1": UNKNOWN, "Y2": UNKNOWN, "Y3": CANNOT}
     assert "ClitheroDataset.csv" in next(c["condition"] for c in told if c["id"] == "Y1")
+    out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # nothing asked for can run
+    assert isinstance(out.exception, Mistake) and "ClitheroDataset.csv" in out.exception.message
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

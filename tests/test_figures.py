@@ -313,6 +313,13 @@ def test_a_figure_without_trials_says_why(swept, tmp_path):
     assert drawn == figures(claim(*tables), swept)
 
 
+def test_captions_tell_figures_of_one_claim_apart(swept):
+    one, other = ({"kind": "shots", "methods": "bayes", "task": SMALL | {"n_users": n}} for n in (20, 30))
+    captions = [caption for caption, _ in figures(claim(one, other, other | {"caption": "Mine."}), swept)]
+    assert [c.partition(" Task: ")[2] for c in captions] == ["n users 20.", "n users 30.", ""]
+    assert "Task" not in figures(claim(one), swept)[0][0]
+
+
 def test_a_method_without_trials_is_left_out(swept):
     plan = Plan(swept.suite, tuple(t for t in swept.plan.trials if t.method.name != "shared"), (), {})
     part = Results(plan, swept.store)
