@@ -19,8 +19,9 @@ from scipy import sparse
 
 from harness import stats
 from harness.board import MEANS, labels
-from harness.claims import Check, Claim, Results, Selection, Unfinished, measured, read_table
+from harness.claims import Check, Claim, Selection, read_table
 from harness.data import Pairs
+from harness.judge import Results, Unfinished, measured
 from harness.method import Method
 from harness.mistake import Mistake
 from harness.prepare import open_prepared

@@ -13,23 +13,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from harness.claims import (
+from harness.claims import FOLDER, Claim, read_claims
+from harness.figures import check_figures, figures, read_figures
+from harness.judge import (
     CANNOT,
     CONDITION,
-    FOLDER,
     HOLDS,
     NOT,
     UNKNOWN,
-    Claim,
     Found,
     Judged,
     Results,
     check_panels,
     check_selections,
     judge,
-    read_claims,
 )
-from harness.figures import check_figures, figures, read_figures
 from harness.mistake import Missing, Mistake
 from harness.report import number
 from harness.store import Store

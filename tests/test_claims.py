@@ -11,25 +11,24 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from harness import claims, find, reproduce
-from harness.claims import (
+from harness import judge as judging
+from harness.claims import Check, Claim, Selection
+from harness.cli import app
+from harness.figures import check_figures
+from harness.judge import (
     CANNOT,
     CONDITION,
     HOLDS,
     NOT,
     UNKNOWN,
-    Check,
-    Claim,
     Found,
     Results,
-    Selection,
     Unfinished,
     Values,
     difference,
     judge,
     measured,
 )
-from harness.cli import app
-from harness.figures import check_figures
 from harness.mistake import Mistake
 from harness.run import finish_all
 from harness.store import Store
@@ -246,7 +245,7 @@ def test_answers_never_enough_are_a_lower_bound():
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
     assert (value, low, high) == (2, 2, np.inf) and note == "at least: not reached with 10 answers"
     assert (
-        claims._inside(low, high, (25, np.inf), 0) == UNKNOWN and claims._inside(low, high, (1.5, np.inf), 0) == HOLDS
+        judging._inside(low, high, (25, np.inf), 0) == UNKNOWN and judging._inside(low, high, (1.5, np.inf), 0) == HOLDS
     )
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
     assert value == 2 and 1.8 < low < 2 and high == np.inf  # nearly there: fewer may do
@@ -324,7 +323,7 @@ def test_one_of_several_conditions_has_wider_limits(swept):
     ],
 )
 def test_a_check_is_judged_by_its_whole_interval(low, high, text):
-    assert claims._inside(low, high, (0.8, 1.0), 0.01) == text
+    assert judging._inside(low, high, (0.8, 1.0), 0.01) == text
 
 
 def found(verdict, when=""):
@@ -345,15 +344,18 @@ def found(verdict, when=""):
     ],
 )
 def test_verdicts(checks, text):
-    assert claims.verdict(tuple(checks))[0] == text
+    assert judging.verdict(tuple(checks))[0] == text
 
 
 def test_a_condition_is_told():
-    assert claims.verdict((found(HOLDS, "in camps"), found(NOT, "elsewhere"))) == (CONDITION, "in camps; not elsewhere")
+    assert judging.verdict((found(HOLDS, "in camps"), found(NOT, "elsewhere"))) == (
+        CONDITION,
+        "in camps; not elsewhere",
+    )
     several = (found(HOLDS, "a"), found(HOLDS, "b"), found(UNKNOWN, "c"), found(NOT, "d"), found(HOLDS, "d"))
-    assert claims.verdict(several) == (CONDITION, "a and b; not d; cannot tell: c")
-    assert claims.verdict(several[1:3]) == (CONDITION, "b; cannot tell: c")
-    assert claims.verdict((found(HOLDS),), "only simulated") == (CONDITION, "only simulated")
+    assert judging.verdict(several) == (CONDITION, "a and b; not d; cannot tell: c")
+    assert judging.verdict(several[1:3]) == (CONDITION, "b; cannot tell: c")
+    assert judging.verdict((found(HOLDS),), "only simulated") == (CONDITION, "only simulated")
 
 
 CLAIM = """
@@ -560,7 +562,7 @@ def test_what_the_suite_lacks_is_told_before_anything_runs(shelf, tmp_path, old,
 def test_a_share_may_be_compared_with_a_reading(shelf):
     text = CLAIM.replace("tolerance = 1e-9", 'minus = { method = "chance", metric = "reading:bound" }', 1)
     (shelf / "tiny.toml").write_text(text)
-    claims.check_selections(read_suite(shelf / "tiny.toml"), claims.read_claims(shelf / "tiny.toml")[1])
+    judging.check_selections(read_suite(shelf / "tiny.toml"), claims.read_claims(shelf / "tiny.toml")[1])
 
 
 def test_a_panel_that_the_task_lacks_is_told_before_any_trial(shelf, tmp_path):
@@ -626,7 +628,7 @@ def test_numbers_near_0_are_not_all_alike(value, text):
 
 
 def test_limits_of_a_share_are_told_within_0_and_1(swept, monkeypatch):
-    monkeypatch.setattr(claims, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
+    monkeypatch.setattr(judging, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
     share = Check("", Selection(few(10), "per_user"), expected=(0.9, 1.0))
     gain = Check("", Selection(few(10), "per_user", less=({"shots": 0},)), expected=(0.9, 1.0))
     ((a,), (b,)) = (judge(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
@@ -672,7 +674,7 @@ def test_shipped_claims_and_figures_select_what_their_suites_have(file):
     read = claims.read_claims(file)[1]
     for quick in (False, True):
         suite = read_suite(file, quick)
-        claims.check_selections(suite, read)
+        judging.check_selections(suite, read)
         check_figures(suite, read)
     assert "paper" in tomllib.loads(file.read_text())
 

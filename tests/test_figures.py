@@ -13,23 +13,11 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from harness import report
 from harness.board import make_board
-from harness.claims import (
-    CANNOT,
-    CONDITION,
-    HOLDS,
-    NOT,
-    UNKNOWN,
-    Check,
-    Claim,
-    Found,
-    Judged,
-    Results,
-    Selection,
-    measured,
-)
+from harness.claims import Check, Claim, Selection
 from harness.data import Items, Pairs
 from harness.figures import components, figures, preference_cosines, read_figures
 from harness.find import make
+from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
 from harness.mistake import Mistake
 from harness.prepare import open_prepared
 from harness.reproduce import Chapter, write_page
