@@ -10,11 +10,16 @@ A claim is a `[[claims]]` table in a suite file:
     [[claims.beside]]                the same less the last three: controls, printed beside the checks and never judged
     [[claims.figures]]               see harness/figures.py
 
-A *selection* (`of`, `minus`, `over`) names trials of the suite: `task` and `method` are a name or a table of the name and
-some fields; `panel` (test), `shots` (the largest), `metric` (accuracy) say which number of theirs, and `less` what to
-subtract: the number of the same selection but for the fields it gives, such as { panel = "shifted" }. A list of such
-tables subtracts one after the other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A metric is a
-column of the score table, `error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point). Measures:
+`expected` is a range, either end of which may be inf, such as [0.8, inf]; `when` names the condition under which a
+check is made: of several conditions one is enough. The file may also say its `paper`, and under `quick` the seeds,
+and the fields of tasks and methods by name, that a quick run takes instead.
+
+A *selection* (`of`, `minus`, `over`) names trials of the suite: `task` and `method` are a name or a table of the name
+and some fields (of several settings of one name, the one with all defaults is meant); `panel` (test), `shots` (the
+largest), `metric` (accuracy) say which number of theirs, and `less` what to subtract: the number of the same
+selection but for the fields it gives, such as { panel = "shifted" }. A list of such tables subtracts one after the
+other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A metric is a column of the score table,
+`error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point). Measures:
 
     value    of - minus, or of / over, for each seed
     answers  how many answers `of` needs to reach what `over` reaches at its shots, as a multiple of those shots

@@ -35,7 +35,9 @@ StoreDir = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data", envvar="MANYMINDS_DATA", help="Folder of public data files; without it they are fetched."),
+    typer.Option(
+        "--data", envvar="MANYMINDS_DATA", help="Folder of public data files; without it those that can be are fetched."
+    ),
 ]
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")

@@ -4,6 +4,9 @@ A figure is a `[[claims.figures]]` table with a `kind`, a `caption` where the ki
 fields of the kind's class below. `task` and the entries of `methods` are selections as in a claim's checks; a method's
 table may also hold a `label`. Without `methods` all of the suite are drawn. `published`, a table or a list of tables
 with `values`, `label`, and `shots` or `x`, holds numbers of a paper; they are drawn as unconnected marks.
+
+Kinds: shots, along, spread and simplex draw scores; latents, spectrum, cosines, margins and curves what was learned.
+For example figures = [{ kind = "shots", methods = ["rfm", "shared"] }].
 """
 
 from __future__ import annotations
