@@ -66,6 +66,7 @@ class Pairs:
     left, right: int32[n], rows of `items`.
     label: float32[n], P(left preferred); NaN when hidden.
     seconds: float32[n], response time, where known.
+    profiles: large_string[all people of the data set], what somebody wrote about himself, where known: profiles[people].
     """
 
     user: np.ndarray
@@ -75,6 +76,7 @@ class Pairs:
     label: np.ndarray
     items: Items
     seconds: np.ndarray | None = None
+    profiles: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.user)
@@ -101,10 +103,8 @@ class Pairs:
 
     def take(self, rows: np.ndarray | slice) -> Pairs:
         """The given rows (a mask, a slice, or ascending indices); the users stay the same."""
-        seconds = None if self.seconds is None else self.seconds[rows]
-        return Pairs(
-            self.user[rows], self.people, self.left[rows], self.right[rows], self.label[rows], self.items, seconds
-        )
+        columns = {name: getattr(self, name) for name in ("user", "left", "right", "label", "seconds")}
+        return replace(self, **{name: None if column is None else column[rows] for name, column in columns.items()})
 
     def first(self, shots: int) -> Pairs:
         """Each user's first `shots` pairs."""
@@ -162,11 +162,13 @@ class PreferenceDataset:
     """Everybody's judgements before any split.
 
     users: a table with a row per person and at least the column `id`.
+    choices: int32[prompts, n], the rows of n candidate responses to each prompt that a user's best is chosen from.
     """
 
     users: pa.Table
     pairs: Pairs
     truth: Truth | None = None
+    choices: np.ndarray | None = None
 
     @classmethod
     def from_pairs(
@@ -295,10 +297,14 @@ def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: st
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Users with the pairs a method may see of them (context) and the pairs it must answer (query)."""
+    """Users with the pairs a method may see of them (context) and the pairs it must answer (query).
+
+    choices: int32[prompts, n], rows of items: of each prompt's n candidates a method chooses one for every user.
+    """
 
     context: Pairs
     query: Pairs
+    choices: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,10 +354,16 @@ def _judged(pairs: Pairs, same: np.ndarray) -> np.ndarray:
     return (pairs.people[pairs.user].astype(np.int64) * n + np.minimum(a, b)) * n + np.maximum(a, b)
 
 
+def profile_table(pairs: Pairs) -> pa.Table | None:
+    """What people wrote about themselves, as a table of one column."""
+    return None if pairs.profiles is None else pa.table({"profile": pairs.profiles})
+
+
 def arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
     """Every array and table of a data set under a stable name."""
     found = {name: getattr(data.pairs, name) for name in ("user", "people", "left", "right", "label", "seconds")}
     found |= {"features": data.pairs.items.features, "text": data.pairs.items.text, "users": data.users}
+    found |= {"profiles": profile_table(data.pairs), "choices": data.choices}
     if data.truth is not None:
         found |= {f"truth.{name}": getattr(data.truth, name) for name in ("users", "items", "population")}
         found["truth.temperature"] = np.float64(data.truth.temperature)

@@ -24,6 +24,7 @@ class Manifest:
     has_text: bool
     has_seconds: bool
     has_truth: bool
+    has_profiles: bool = False  # people wrote about themselves
     shares_pairs: bool = False  # training users judged pairs that test users are asked
     can_choose: bool = True  # test users have more pairs to show than the largest number of shots
 

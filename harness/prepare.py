@@ -34,13 +34,16 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     named: dict[str, np.ndarray | pa.Table] = {}
     for where, pairs in _parts(splits).items():
         named |= {f"{where}.{c}": getattr(pairs, c) for c in COLUMNS if getattr(pairs, c) is not None}
-    named |= {n: v for n, v in arrays(data).items() if n in ("features", "text") or n.startswith("truth.")}
+    named |= {f"{n}.choices": p.choices for n, p in splits.panels.items() if p.choices is not None}
+    kept = ("features", "text", "profiles")
+    named |= {n: v for n, v in arrays(data).items() if n in kept or n.startswith("truth.")}
     items = data.pairs.items
     facts = {
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
         "has_text": items.text is not None,
         "has_seconds": data.pairs.seconds is not None,
         "has_truth": data.truth is not None,
+        "has_profiles": data.pairs.profiles is not None,
         "shares_pairs": shares_pairs(splits),
         "can_choose": can_choose(task, splits),
         "items": len(items),
@@ -139,12 +142,18 @@ def open_prepared(store: Store, key: str) -> Prepared:
             else None
         )
 
-    text = store.verified(manifest, "text.arrow") if "text.arrow" in manifest["files"] else None
-    items = Items(load("features"), None if text is None else pa.ipc.open_file(pa.memory_map(str(text))).read_all())
+    def table(name: str) -> pa.Table | None:
+        if f"{name}.arrow" not in manifest["files"]:
+            return None
+        return pa.ipc.open_file(pa.memory_map(str(store.verified(manifest, f"{name}.arrow")))).read_all()
+
+    items, profiles = Items(load("features"), table("text")), table("profiles")
+    profiles = None if profiles is None else profiles["profile"].combine_chunks()
     parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
-    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items) for part in parts}
+    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items, profiles=profiles) for part in parts}
     panels = {
-        p.split("/")[0]: Panel(pairs[p], pairs[p.replace("context", "query")]) for p in parts if p.endswith("/context")
+        name: Panel(pairs[f"{name}/context"], pairs[f"{name}/query"], load(f"{name}.choices"))
+        for name in sorted({part.partition("/")[0] for part in parts} - {"train"})
     }
     truth = None
     if manifest["facts"]["has_truth"]:
