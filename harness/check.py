@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -9,14 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import find
-from harness.data import Leak, Pairs, PreferenceDataset, Splits, arrays, digest
+from harness import ask, find
+from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.method import Manifest, Method, Run
 from harness.mistake import Mistake
 from harness.prepare import enough_context, told
+from harness.rows import ids_of
 from harness.run import one_torch_thread, per_pair, run_trial
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, task_identity
@@ -50,13 +53,16 @@ def check_name(name: str) -> Iterator[Finding]:
             if made.problem:
                 continue
             battery = task_checks(thing()) if kind == "task" else method_checks(thing())
-            for what, ask in battery:
-                yield _ask(f"{kind} {name}: {what}", ask)
+            answered = ask.answered_by if kind == "method" else contextlib.nullcontext
+            for what, check in battery:
+                with answered(without_sense):
+                    found = _ask(f"{kind} {name}: {what}", check)
+                yield found
 
 
-def _ask(what: str, ask: Callable[[], str | None]) -> Finding:
+def _ask(what: str, check: Callable[[], str | None]) -> Finding:
     try:
-        return Finding(what, ask())
+        return Finding(what, check())
     except Mistake:
         raise
     except Exception as error:
@@ -162,7 +168,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
         "low_rank",
         {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]},
     )
-    data = task.build(0)
+    data = spelled(task.build(0))
     splits = task.split(data, 0)
     panel = splits.panels["test"]
     context, query = panel.context, panel.query.without_labels()
@@ -300,6 +306,20 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     if "elicit" in fields_of(method):
         yield "what it asks next depends on the user and the pair alone", asks
     yield "run_trial scores every number of shots", whole
+
+
+def spelled(data: PreferenceDataset) -> PreferenceDataset:
+    """The same data with items that can be read, of many lengths, and people who wrote about themselves."""
+    items, people = data.pairs.items, range(data.pairs.n_users)
+    rows = range(len(items))
+    text = pa.table([[f"Prompt {i // 2}" for i in rows], ["!" * (i % 7) + f" {i}" for i in rows]], schema=TEXT)
+    profiles = pa.array([f"I am {i}" for i in people], pa.large_string())
+    return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
+
+
+def without_sense(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
+    """Log-odds by a question's hash, for methods that ask a language model: another letter is another answer."""
+    return ids_of(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4
 
 
 def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:

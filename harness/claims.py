@@ -19,7 +19,9 @@ and some fields (of several settings of one name, the one with all defaults is m
 largest), `metric` (accuracy) say which number of theirs, and `less` what to subtract: the number of the same
 selection but for the fields it gives, such as { panel = "shifted" }. A list of such tables subtracts one after the
 other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A metric is a column of the score table,
-`error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point). Measures:
+`error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point); or, where the best of `n` candidates (None: of
+all) is chosen, `gain_of_n`, the gain in true utility over a random candidate, 1 for the best of all, or `win_random`,
+`win_shared`, the rate of wins over a random candidate, or over the one that `shared` chooses. Measures:
 
     value    of - minus, or of / over, for each seed
     answers  how many answers `of` needs to reach what `over` reaches at its shots, as a multiple of those shots
@@ -50,8 +52,10 @@ MEASURES = {
     "trend": ("along",),
 }  # what each takes
 RISING = ("accuracy", "sign_accuracy", "auc")
-METRICS = (*RISING, "error", "log_loss", "brier")
-SHARES = (*RISING, "error")  # none lies outside 0 to 1
+WINS = ("win_random", "win_shared")
+STEERED = ("gain_of_n", *WINS)  # of the best of n candidates: harness/steer.py
+METRICS = (*RISING, "error", "log_loss", "brier", *STEERED)
+SHARES = (*RISING, "error", *WINS)  # none lies outside 0 to 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Selection:
     panel: str = "test"
     shots: int | None = None
     metric: str = "accuracy"
+    n: int | None = None
     less: tuple[dict, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +78,8 @@ class Selection:
             raise Mistake(f"there is no metric {self.metric!r}", f"did you mean {near[0]!r}?" if near else hint)
         if self.shots is not None and self.shots < 0:
             raise Mistake(f"shots = {self.shots} is below 0", "0 is before any answer")
+        if self.n is not None and self.metric not in STEERED:
+            raise Mistake(f"{self.metric} is not of the best of {self.n}", f"n is for {', '.join(STEERED)}")
         for table in self.less:
             if "less" in table:
                 raise Mistake("there is a less within less", "less = [{ ... }, { ... }] subtracts one after the other")

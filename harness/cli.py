@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from harness import find
 from harness.mistake import Mistake
-from harness.store import Store
+from harness.store import FOLDER, Store
 
 app = typer.Typer(
     help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
@@ -27,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
 )
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
@@ -43,6 +44,19 @@ Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")]
+Engines = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Models held at once. [default: as many as there are GPUs for]", show_default=False
+    ),
+]
+Gpus = Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over, where there are any.")]
+Minutes = Annotated[float, typer.Option(min=0.1, help="A worker that ends no block for so long is restarted.")]
+Texts = Annotated[
+    Path, typer.Argument(help="A suite (.toml), or texts: a .parquet, .jsonl or .csv file.", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option(help="Of a file: where to write what was made.", show_default=False)]
 Tracking = Annotated[
     str | None,
     typer.Option(
@@ -103,6 +117,72 @@ def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = N
 
 
 @app.command()
+def generate(
+    what: Texts,
+    generator: Annotated[str, typer.Option(help="Of a file: ENGINE:MODEL?option=value.", show_default=False)] = "",
+    n: Annotated[int, typer.Option("-n", min=1, help="Of a file: candidates of each prompt.")] = 16,
+    out: Out = None,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    local: Local = False,
+    workers: Engines = None,
+    gpus: Gpus = 1,
+    minutes: Minutes = MINUTES,
+    as_json: Json = False,
+) -> None:
+    """Samples candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
+    made = _Made(store, local, workers, gpus, minutes, only="samples")
+    if what.suffix == ".toml":
+        _for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
+    else:
+        from harness import files
+        from harness.generate import inputs, job
+
+        if not generator:
+            raise Mistake("who should write?", "--generator transformers:small, or vllm:org/name@REVISION")
+        sampling = job(generator, n, lambda: map(inputs, files.read_texts(what, "prompt", "system?")))
+        made([sampling])
+        if out:
+            err.print(f"{files.write_candidates(out, made.index(sampling), sampling.batches)} rows in {out}")
+    made.tell(as_json)
+
+
+@app.command()
+def encode(
+    what: Texts,
+    encoder: Annotated[
+        str, typer.Option(help="Of a file: hashing-DIM, or ENGINE:MODEL?option=value.", show_default=False)
+    ] = "",
+    out: Out = None,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    local: Local = False,
+    workers: Engines = None,
+    gpus: Gpus = 1,
+    minutes: Minutes = MINUTES,
+    as_json: Json = False,
+) -> None:
+    """Encodes the texts of a suite, or of a file's column `response` (and `prompt`), each distinct one once."""
+    made = _Made(store, local, workers, gpus, minutes)
+    if what.suffix == ".toml":
+        _for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
+    else:
+        from harness import files
+        from harness.encode import job, reads_prompt
+
+        if not encoder:
+            raise Mistake("encoded by what?", "--encoder hashing-1024, or transformers:org/name@REVISION")
+        columns = ("response", "prompt") if reads_prompt(encoder) else ("response",)
+        encoding = job(encoder, lambda: files.read_texts(what, *columns))
+        made([encoding])
+        if out:
+            err.print(f"{files.write_vectors(out, made.index(encoding), encoding.batches)} in {out}")
+    made.tell(as_json)
+
+
+@app.command()
 def plan(
     suite: SuiteFile,
     store: StoreDir = Path("store"),
@@ -140,7 +220,7 @@ def run(
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")] = False,
+    local: Local = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
     ] = None,
@@ -149,7 +229,8 @@ def run(
 ) -> None:
     """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
     began = time.monotonic()
-    planned, opened = _plan(suite, store, data, plugin)
+    made = _Made(store, local, None, 1, MINUTES)
+    planned, opened = _plan(suite, store, data, plugin, made)
     from harness.plan import unfinished
 
     todo = unfinished(planned, opened)
@@ -158,7 +239,7 @@ def run(
 
     publisher = Publisher(planned, opened, mlflow)
     if todo:
-        _run_trials(todo, opened, plugin, local, workers, publisher.trials)
+        _run_trials(todo, opened, plugin, local, workers, made, publisher.trials)
     failed = unfinished(planned, opened)
     made = _show_board(planned, opened, as_json)
     with _aside("MLflow"):
@@ -193,7 +274,7 @@ def reproduce(
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
-    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")] = False,
+    local: Local = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
     ] = None,
@@ -218,16 +299,16 @@ def reproduce(
     _use_data(data)
     find.add_plugins(plugin or [])
     names = what or []
-    wanted, opened, unwritable = claims.chosen(names), Store(store), None
+    wanted, opened, unwritable, made = claims.chosen(names), _use_store(store), None, None
     try:
-        opened.open()
+        made = _Made(store, local, None, 1, MINUTES)
     except Mistake as mistake:  # what is finished can be read nevertheless
         unwritable = mistake
     for file in wanted:
         if quick and not claims.has_quick(file):
             err.print(f"{file.name} has no quick settings: it runs in full")
     with _bar("preparing", claims.n_prepared(wanted, quick)) as step:
-        parts = claims.chapters(wanted, opened, quick, lambda: step(1))
+        parts = claims.chapters(wanted, opened, quick, lambda: step(1), made)
     trials = claims.trials_of(parts)
     todo = [t for t in trials if opened.read("trials", t.key) is None]
     counted = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(parts), "suite"), (len(trials), "trial"))]
@@ -235,7 +316,7 @@ def reproduce(
     if todo and unwritable:
         raise unwritable
     if todo:
-        _run_trials(todo, opened, plugin, local, workers)
+        _run_trials(todo, opened, plugin, local, workers, made)
     found = claims.verdicts(parts)
     if as_json:
         print(json.dumps([judged.as_dict() for judged in found], indent=1, allow_nan=False))
@@ -311,18 +392,94 @@ def _use_data(data: Path | None) -> None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
 
-def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None):
+def _use_store(store: Path) -> Store:
+    """The store, known from here on to whatever reads rows from it."""
+    os.environ[FOLDER] = str(store.absolute())
+    return Store.current()
+
+
+def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
+    """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
     _use_data(data)
     find.add_plugins(plugin or [])
     from harness.suite import make_plan, read_suite
 
     read = read_suite(suite)
-    opened = Store(store).open()
+    opened = _use_store(store).open()
     with _bar("preparing", len(read.tasks) * len(read.seeds)) as step:
-        return make_plan(read, opened, lambda: step(1)), opened
+        return make_plan(read, opened, lambda: step(1), make), opened
 
 
-def _run_trials(todo, opened: Store, plugin, local: bool, workers: int | None, on_group=lambda trials: None) -> None:
+def _for_suite(suite: Path, made, store: Path, data: Path | None, plugin, of_files: dict[str, object]) -> None:
+    """Makes what a suite's tasks lack, as far as `made` goes."""
+    if given := [option for option, value in of_files.items() if value]:
+        raise Mistake(f"{given[0]} is for files; a suite's tasks say it themselves", f"leave {given[0]} out")
+    with contextlib.suppress(_Enough):
+        _plan(suite, store, data, plugin, made)
+
+
+class _Enough(Exception):
+    """What was asked for is made; the rest is for another verb."""
+
+
+class _Made:
+    """Makes the rows of jobs, on Ray or here, with a progress bar; remembers what was made for `tell`."""
+
+    def __init__(
+        self, store: Path, local: bool, workers: int | None, gpus: int, minutes: float, only: str = ""
+    ) -> None:
+        self.store, self.local, self.only, self.told = _use_store(store).open(), local, only, []
+        self.options = {"workers": workers, "gpus": gpus, "minutes": minutes}
+
+    def index(self, job):
+        return job.rows(self.store).index()
+
+    def __call__(self, jobs) -> None:
+        for job in jobs:
+            if self.only and job.what != self.only:
+                raise _Enough
+            self.told.append({"what": job.what} | job.identity | self._make(job))
+
+    def _make(self, job) -> dict:
+        from harness.rows import make_here
+
+        rows = job.rows(self.store)
+        with contextlib.ExitStack() as stack:
+            steps = []
+
+            def on_start(count: int) -> None:
+                err.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
+                if count:
+                    steps.append(stack.enter_context(_bar(job.what, count)))
+
+            on = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
+            if self.local:
+                return make_here(rows, job.recipe, job.batches(), **on)
+            from harness.blocks import make_on_ray
+
+            return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
+
+    def tell(self, as_json: bool) -> None:
+        """What was made, and how fast."""
+        if as_json:
+            print(json.dumps(self.told, indent=1))
+            return
+        for made in self.told:
+            rate = f", {made['rows'] / made['seconds']:.0f} a second after {made['start_seconds']:.0f} s of starting"
+            print(
+                f"{made['rows']} {made['what']} made, {made['errors']} of them errors{rate if made['rows'] else ''}; "
+                f"in {self.store.root}"
+            )
+        if not self.told:
+            print(f"all there already, in {self.store.root}")
+
+
+def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: _Made, on_group=lambda trials: None) -> None:
+    """Where methods ask a language model, one engine answers what all of their trials will ask beforehand."""
+    if asking := [trial for trial in todo if type(trial.method).asks]:
+        from harness.ask import questions
+
+        made(questions(asking, opened))
     with _bar("running", len(todo)) as step:
         if local:
             from harness.run import finish_all

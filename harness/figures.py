@@ -5,7 +5,7 @@ fields of the kind's class below. `task` and the entries of `methods` are select
 table may also hold a `label`. Without `methods` all of the suite are drawn. `published`, a table or a list of tables
 with `values`, `label`, and `shots` or `x`, holds numbers of a paper; they are drawn as unconnected marks.
 
-Kinds: shots, along, spread and simplex draw scores; latents, spectrum, cosines, margins and curves what was learned.
+Kinds: shots, along, candidates, spread and simplex draw scores; latents, spectrum, cosines, margins and curves what was learned.
 For example figures = [{ kind = "shots", methods = ["rfm", "shared"] }].
 """
 
@@ -16,13 +16,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import safetensors.numpy
 from scipy import sparse
 
-from harness import stats
+from harness import stats, steer
 from harness.board import MEANS, labels
-from harness.claims import Check, Claim, Selection, read_table
+from harness.claims import WINS, Check, Claim, Selection, read_table
 from harness.data import Pairs
 from harness.judge import Results, Unfinished, measured
 from harness.method import Method
@@ -35,8 +34,14 @@ from harness.trial import Trial, fields_of
 
 DASHES = ("-", "--", ":", "-.")
 LARGEST = 60  # users in a matrix of cosines: with more, cells are too small to see
-NAMES = {"auc": "AUC"}
-LIMITS = {metric: (0, most) for metric, most in (MEANS | {"error": 1.0}).items()}  # no band goes beyond
+NAMES = {
+    "auc": "AUC",
+    "gain_of_n": "normalised gain",
+    "win_random": "win rate over a random candidate",
+    "win_shared": "win rate over the choice of shared",
+}
+LIMITS = {metric: (0, most) for metric, most in (MEANS | {"error": 1.0} | dict.fromkeys(WINS, 1.0)).items()}
+LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
 
 
 def figures(claim: Claim, results: Results) -> list[tuple[str, str]]:
@@ -143,17 +148,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """Numbers to measure: at each x those of a task, a method and a number of shots (None: the largest)."""
+    """Numbers to measure: at each x those of a task, a method, and numbers of shots and candidates (None: the largest)."""
 
     label: str
     look: tuple  # colour, marker, dash
-    at: tuple[tuple[float, Task, Method, int | None], ...]
+    at: tuple[tuple[float, Task, Method, int | None, int | None], ...]
     metric: str
     panel: str = "test"
 
     @property
     def privileged(self) -> bool:
-        return all(method.privileged for _, _, method, _ in self.at)
+        return all(method.privileged for _, _, method, *_ in self.at)
 
 
 def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ()) -> list[str]:
@@ -161,9 +166,9 @@ def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ())
     ends, missing, drawn = [], [], 0
     for line in lines:
         x, points = [], []
-        for place, task, method, shots in line.at:
+        for place, task, method, shots, n in line.at:
             try:
-                points.append(point(results, task, method, line.metric, line.panel, shots))
+                points.append(point(results, task, method, line.metric, line.panel, shots, n))
                 x.append(place)
             except Unfinished as why:
                 missing.append(str(why))
@@ -194,15 +199,17 @@ def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ())
 
 
 def point(
-    results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None
+    results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> tuple[float, float | None, float | None]:
     """Value and 95 % limits, as a claim's check of this and no more has them."""
-    return measured(Check("", _selection(task, method, metric, panel, shots)), results)[:3]
+    return measured(Check("", _selection(task, method, metric, panel, shots, n)), results)[:3]
 
 
-def _selection(task: Task, method: Method, metric: str, panel: str, shots: int | None) -> Selection:
+def _selection(
+    task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
+) -> Selection:
     one = ({"name": x.name} | fields_of(x) for x in (task, method))
-    return Selection(*one, panel=panel, shots=shots, metric=metric)
+    return Selection(*one, panel=panel, shots=shots, metric=metric, n=n)
 
 
 def metric_name(metric: str) -> str:
@@ -243,7 +250,7 @@ class Shots(Figure):
         for method, label in self.chosen(results).items():
             color, marker, dash = look(ranked)
             ranked += not method.privileged
-            at = tuple((x, task, method, n) for x, n in zip(place, task.shots, strict=True))
+            at = tuple((x, task, method, shots, None) for x, shots in zip(place, task.shots, strict=True))
             for panel, own in zip(self.panels, DASHES, strict=False):
                 several = len(self.panels) > 1
                 told, dash = (f"{label}, {panel}", own) if several else (label, "-" if method.privileged else dash)
@@ -310,7 +317,7 @@ class Along(Figure):
                 name = label if level or (of_task and not told_by) else method.name
                 own = fields_of(task if of_task else method)
                 line = found.setdefault((name, other), [])
-                line += [(place[v], task, method, self.shots) for v in (values if level else [own[self.field]])]
+                line += [(place[v], task, method, self.shots, None) for v in (values if level else [own[self.field]])]
         lines, ranked = [], 0
         for (name, value), at in found.items():
             if len({x for x, *_ in at}) < len(at):
@@ -329,6 +336,37 @@ class Along(Figure):
             axes.set_xticks(list(place.values()), [f"{v:g}" if numeric else str(v) for v in values])
             axes.minorticks_off()
         axes.set_xlabel(self.field.replace("_", " "))
+        return missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates(Figure):
+    """A metric of the best of n candidates against n, a line per method."""
+
+    metric: str = "gain_of_n"
+    shots: int | None = None
+
+    def says(self) -> str:
+        what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
+        return f"{what} against n, the candidates chosen among, with 95 % bands over people and seeds."
+
+    def draw(self, figure, results: Results) -> list[str]:
+        axes, task, lines, ranked = figure.subplots(), results.one("task", self.task), [], 0
+        methods = self.chosen(results)
+        trial = results.trials(task, next(iter(methods)))[0]
+        choices = open_prepared(results.store, trial.task_key).splits.panels["test"].choices
+        if choices is None:
+            raise Unfinished(f"{task.name} has no candidates to choose from")
+        counts = steer.counts(choices.shape[1])
+        for method, label in methods.items():
+            color, marker, dash = look(ranked)
+            ranked += not method.privileged
+            at = tuple((float(x), task, method, self.shots, n) for x, n in enumerate(counts))
+            lines.append(Line(label, (color, marker, "-" if method.privileged else dash), at, self.metric))
+        missing = draw_lines(axes, results, lines)
+        axes.set_xticks(range(len(counts)), counts)
+        axes.set_xlabel("n: candidates chosen among")
+        legend(figure)
         return missing
 
 
@@ -468,15 +506,15 @@ class Simplex(Figure):
 
     def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
         """float[4, bins that hold somebody]: middle of the bin, mean, limits."""
-        selection, place, cells = _selection(task, method, self.metric, "test", shots), [], []
-        for trial in results.trials(task, method):
-            cells.append(results.cells(trial, selection, shots))
+        trials, place = results.trials(task, method), []
+        found = results.cells(trials, _selection(task, method, self.metric, "test", shots), shots)
+        for trial in trials:
             prepared = open_prepared(results.store, trial.task_key)
             if prepared.truth is None:
                 raise Unfinished(f"nobody knows the weights of {task.name}")
             weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
             place.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
-        found, place = pl.concat(cells), np.concatenate(place)
+        place = np.concatenate(place)
         person, seed, value = (found[c].to_numpy() for c in ("person", "seed", "value"))
         rows = []
         for i in np.unique(place):
@@ -726,6 +764,7 @@ def small_multiples(figure, count: int) -> list:
 KINDS: dict[str, type[Figure]] = {
     "shots": Shots,
     "along": Along,
+    "candidates": Candidates,
     "spread": Spread,
     "latents": Latents,
     "simplex": Simplex,

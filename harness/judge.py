@@ -18,8 +18,8 @@ import polars as pl
 from scipy.interpolate import make_interp_spline
 from scipy.stats import t as t_distribution
 
-from harness import stats
-from harness.claims import SHARES, Check, Claim, Selection
+from harness import stats, steer
+from harness.claims import SHARES, STEERED, Check, Claim, Selection
 from harness.method import Method
 from harness.mistake import Mistake
 from harness.run import load_scores
@@ -92,6 +92,8 @@ def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
                 for selection in _sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
                     for part in _parts(selection):
                         nothing.resolve(part)
+                        if part.metric == "win_shared":
+                            nothing.one("method", "shared")
                 parts = [part for selection in filter(None, wanted) for part in _parts(selection)]
                 scores = sorted({part.metric for part in parts if ":" not in part.metric})
                 if len(scores) > 1:
@@ -234,7 +236,7 @@ class Results:
             found = Values(np.array([t.seed for t in trials]), np.array(facts))
         else:
             shots = max(task.shots) if selection.shots is None else selection.shots
-            found = Values.of_cells(pl.concat([self.cells(t, selection, shots) for t in trials]))
+            found = Values.of_cells(self.cells(trials, selection, shots))
         if not np.isfinite(found.value).all():
             raise Unfinished(f"{selection.metric} of {method.name} on {task.name} is not finite")
         return found
@@ -263,8 +265,34 @@ class Results:
             raise Unfinished(f"{trial.method.name} on {trial.task.name} has no {kind[:-1]} {name!r}; it has: {known}")
         return float(np.ravel(found[name])[-1])
 
-    def cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
-        """The selected score of every person of a trial: person, seed, value."""
+    def cells(self, trials: list[Trial], selection: Selection, shots: int) -> pl.DataFrame:
+        """The selected score of every person of the trials, one after the other: person, seed, value."""
+        if selection.metric not in STEERED:
+            return pl.concat([self._scored(trial, selection, shots) for trial in trials])
+        found = pl.concat([self._steered(trial, selection, shots) for trial in trials])
+        if selection.metric == "gain_of_n":
+            value = steer.normalised(found["gain"].to_numpy(), found["room"].to_numpy())
+            found = found.with_columns(gain_of_n=value)
+        return found.select("person", "seed", value=selection.metric)
+
+    def _steered(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        self.manifest(trial)
+        shared = None
+        if selection.metric == "win_shared":
+            shared = next(t for t in self.trials(trial.task, self.one("method", "shared")) if t.seed == trial.seed)
+            self.manifest(shared)
+        table = None if selection.panel != "test" else steer.outcomes(self.store, trial, shared)
+        if table is None or table["room"].mean() <= 0:
+            raise Unfinished(
+                f"panel {selection.panel} of {trial.task.name} has no candidates of known, different worth"
+            )
+        known = table["n"].unique().sort().to_list()
+        n = known[-1] if selection.n is None else selection.n
+        if n not in known:
+            raise Unfinished(f"nothing was chosen among {n} candidates of {trial.task.name}, but among {known}")
+        return self._apart(table.filter(n=n, shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
+
+    def _scored(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
         table, rows = self.scores(trial), pl.col("panel") == selection.panel
         known = table.filter(rows)["shots"].unique().sort().to_list()
         if not known:
@@ -283,11 +311,12 @@ class Results:
     def scores(self, trial: Trial) -> pl.DataFrame:
         """The trial's score table, with people of different worlds numbered apart."""
         if trial.key not in self.tables:
-            table = load_scores(self.store, trial, self.manifest(trial))
-            population = self.store.read("tasks", trial.task_key)["facts"]["population"]
-            person = pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32
-            self.tables[trial.key] = table.with_columns(person=person)
+            self.tables[trial.key] = self._apart(load_scores(self.store, trial, self.manifest(trial)), trial)
         return self.tables[trial.key]
+
+    def _apart(self, table: pl.DataFrame, trial: Trial) -> pl.DataFrame:
+        population = self.store.read("tasks", trial.task_key)["facts"]["population"]
+        return table.with_columns(person=pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32)
 
 
 def _same(ours: object, wanted: object) -> bool:

@@ -58,6 +58,7 @@ class Method:
 
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
+    asks: ClassVar[bool] = False  # a language model, by harness/ask.py: its questions are collected before trials run
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -17,6 +18,8 @@ SHARPEST = 20.0  # largest temperature scale: separable validation answers would
 def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
     """One row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
 
+    What was chosen among candidates (`choices/...`) is judged when a board is made: it takes two methods to tell who wins.
+
     Probabilities are calibrated by one temperature fitted on the validation panel at the same number of shots. Where
     the truth is known, sign_accuracy is the share of queries whose side of larger true utility is preferred.
     """
@@ -24,7 +27,8 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
     better = {
         name: None if truth is None else np.sign(truth.gap(p.query)) / 2 + 0.5 for name, p in splits.panels.items()
     }
-    for name in sorted(predictions, key=lambda n: (not n.startswith("validation/"), n)):
+    asked = [name for name in predictions if not name.startswith("choices/")]
+    for name in sorted(asked, key=lambda n: (not n.startswith("validation/"), n)):
         panel, shots, *swapped = name.split("/")
         query = splits.panels[panel].query
         if panel == "validation" and not swapped:
@@ -34,6 +38,16 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
     return pa.concat_tables(tables)
+
+
+def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
+    """float32[n]: what the function `who` answered, one finite number for each of n pairs."""
+    values = answer.detach().to("cpu", torch.float32).numpy()
+    if values.shape != (n,):
+        raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
+    return values
 
 
 def per_person(query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None) -> dict[str, object]:

@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.mistake import Mistake
-from harness.store import Store
+from harness.store import FOLDER, Store
 
 if TYPE_CHECKING:  # torch comes with it, which Ray's control processes import this file without
     from harness.trial import Trial
 
-SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
-    "RAY_AUTH_MODE": "token",  # whoever reaches a Ray port without one can run code
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints to stdout at any verbosity
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that plug-ins and data named by relative paths are found
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # csv, json and tensorboard copies of nothing
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which would turn Ctrl-C into an ordinary return
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a group ends, and a dead worker is noticed, that much sooner
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only node: one thing less to start
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)
+from harness import ray_session  # first: it says what Ray reads while it is imported  # isort: skip
 
-import ray  # noqa: E402
-import ray.train  # noqa: E402
-import ray.tune  # noqa: E402
-from ray.train.v2.api.callback import UserCallback  # noqa: E402
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
-from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
+import ray
+import ray.train
+import ray.tune
+from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.tune.progress_reporter import TrialProgressCallback
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
 GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
@@ -71,11 +56,12 @@ def run_on_ray(
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    with _cluster(store, min(workers or os.cpu_count(), len(trials))) as results:
+    with ray_session.cluster(store, min(workers or os.cpu_count(), len(trials))) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(trials))
         groups = make_groups(trials, seconds, workers, nodes > 1 if per_method is None else per_method)
-        environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ} | {"MANYMINDS_CODE": code_state()}
+        environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
+        environment |= {"MANYMINDS_CODE": code_state(), FOLDER: str(store.root)}
         common = {
             "store": str(store.root),
             "plugins": [str(p) for p in plugins],
@@ -278,55 +264,3 @@ class _Watch(TrialProgressCallback):
 
     def __getstate__(self) -> dict:
         return {}  # Tune saves its callbacks, and progress bars hold locks
-
-
-@contextmanager
-def _cluster(store: Store, workers: int) -> Iterator[str]:
-    """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards.
-
-    On a cluster that folder must be one all nodes share, as the store is.
-    """
-    folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
-    joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    quiet = {
-        "log_to_driver": False,
-        "logging_level": "CRITICAL",
-    }  # what went wrong is told by the error this module raises
-    try:
-        if joined or address:
-            shutil.rmtree(folder)
-            folder = tempfile.mkdtemp(prefix="ray-", dir=store.root / "tmp")
-        if not joined and address:
-            _join(address, **quiet)
-        elif not joined:
-            _alone()
-            ray.init(
-                "local",
-                num_cpus=workers,
-                include_dashboard=False,
-                object_store_memory=10**8,  # trials are memory-mapped from the store, never sent
-                _temp_dir=folder,
-                **quiet,
-            )
-        yield f"{folder}/results"
-    finally:
-        if not joined:
-            ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _join(address: str, **options) -> None:
-    try:
-        ray.init(address, **options)
-    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-        raise Mistake(
-            f"cannot join the Ray cluster at {address}: {error}",
-            "RAY_ADDRESS names the cluster, RAY_AUTH_TOKEN_PATH the file with its token",
-        ) from error
-
-
-def _alone() -> None:
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder

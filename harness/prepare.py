@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from harness.data import Items, Pairs, Panel, Splits, Truth, arrays, digest
 from harness.method import Manifest
@@ -27,8 +28,9 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     key = hashed(identity)
     if found := store.read("tasks", key):
         return found
-    data = _attempt(task, "build", task.build, seed)
-    splits = _attempt(task, "split", task.split, data, seed)
+    with threadpool_limits(1):  # sums in one order: features, and so keys, are the same however many cores there are
+        data = _attempt(task, "build", task.build, seed)
+        splits = _attempt(task, "split", task.split, data, seed)
     splits.check()
     enough_context(task, splits)
     named: dict[str, np.ndarray | pa.Table] = {}

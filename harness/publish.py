@@ -38,7 +38,7 @@ from harness.store import Store
 from harness.suite import Plan
 from harness.trial import Trial, fields_of, hashed, name_at_version
 
-PUBLISH_VERSION = 1  # raised whenever the same results would be published otherwise
+PUBLISH_VERSION = 2  # raised whenever the same results would be published otherwise
 POSSIBLE = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 FOREIGN = ("alembic", "mlflow", "sqlalchemy", "sqlite3")  # packages whose errors are not ours; they share no base class
 LONGEST = 5000  # characters of a tag or parameter: what every server since MLflow 2.8 keeps whole
@@ -221,11 +221,11 @@ class Publisher:
         failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
-            from harness.report import write_html
+            from harness.report import page
 
             if failed:  # the page then shows errors' texts, which may quote the data
                 return {}
-            return {"board.html": write_html(board, self.store).read_bytes()}
+            return {"board.html": page(board).encode()}  # without the responses that a local page quotes
 
         return Record(
             identity="board",
@@ -360,7 +360,7 @@ def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     for metric, curve in row.curves.items():
         for shots, point in curve.items():
             told.append((metric, point.value, shots))
-            if metric not in ("ece", "brier"):  # ece has no interval; brier's is on the board
+            if metric not in ("ece", "brier", "sign_accuracy"):  # ece has no interval; the others' are on the board
                 told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
@@ -368,6 +368,9 @@ def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
         told += [
             (name, float(value), last) for name, value in zip(("rank", "rank_low", "rank_high"), row.rank, strict=True)
         ]
+    for shots, best in row.best_of.items():
+        n, gain = list(best.gain.items())[-1]
+        told += [("best_of_gain", gain.value, shots), ("best_of_win", best.win_random[n].value, shots)]
     told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
     told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
     told += [(name, value, last) for name, value in row.costs.items()]

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness import generate, reading
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
+from harness.reading import Reading
 from harness.store import Store
 from harness.task import Task
 from harness.trial import fields_of
@@ -44,6 +46,7 @@ STYLE = {
 }
 SIZE = (6.4, 4.2)  # inches
 WIDE = 12.8  # inches: the whole width of a page
+TEXT = 200  # characters of a response on the page
 MANY = (
     12  # settings of tasks: beyond, a line each on the terminal, and a folded table each, without figures, on the page
 )
@@ -60,6 +63,11 @@ WORDS = {
     "root mean square gap over ten bins of equal mass, its interval over seeds",
     "worst tenth": "mean accuracy of the worst tenth of people: as scored (selects on noise), what that would read if "
     "all people were alike, and by a beta-binomial model of true accuracies",
+    "best of n": "a method chooses one of a prompt's n candidates for every person; all methods have the same ones. "
+    "Gain: in true utility over a random candidate, 1 where the best of all is always chosen (a ratio of means). Beats "
+    f"random, beats {REFERENCE}: probability of being preferred to one of all candidates at random, or to what "
+    f"{REFERENCE} chooses of as many; a tie is one half. Worse: share of people worse off than with those. Peak: the n "
+    "beyond which choosing among more is surely worse, if any (over-optimisation)",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes kept per user; peak memory of the process",
 }
 
@@ -94,6 +102,42 @@ def print_board(board: Board) -> None:
         console.print(table)
         for line in remarks(task):
             console.print(line, markup=False)
+        if steered := [row for row in task.rows if row.best_of]:
+            print_best_of(task, steered, console)
+
+
+def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
+    """What the methods' choices among candidates are worth."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for shots in task.task.shots:
+        table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
+    for name in ("beats random", "worse", f"beats {REFERENCE}", "worse", "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
+    n = most(rows)
+    for row in rows:
+        last = row.best_of[task.shots]
+        table.add_row(
+            escape(row.label),
+            *(number(row.best_of[shots].gain[n].value) for shots in task.task.shots),
+            span(last.win_random[n]),
+            worse_text(last.worse_random),
+            span(last.win_shared[n]) if last.win_shared else "",
+            worse_text(last.worse_shared),
+            "" if last.overoptimised is None else str(last.overoptimised),
+            style="dim" if row.line else None,
+        )
+    console.print(f"\n{escape(task.label)}  normalised gain of the best of {n}")
+    console.print(table)
+
+
+def most(rows: list[Row]) -> int:
+    """The largest number of candidates that the rows' methods choose among."""
+    return max(n for row in rows for best in row.best_of.values() for n in best.gain)
+
+
+def worse_text(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def print_many(board: Board, console: Console) -> None:
@@ -124,18 +168,32 @@ def remarks(task: TaskBoard) -> list[str]:
     return lines + [f"flag: {flag}" for flag in task.flags]
 
 
-def write_html(board: Board, store: Store) -> Path:
-    """Writes `boards/<suite>.html` in the store unless it shows this very board already; returns its path."""
+def write_html(board: Board, store: Store, reader: str | None = None) -> Path:
+    """Writes `boards/<suite>.html` in the store unless it shows this very board already; returns its path.
+
+    reader: the language model that names the axes of what was learned. Raises Lacking where it has to be asked first.
+    """
     path = store.root / "boards" / f"{board.suite.name}.html"
-    shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict()]).encode())
-    for file in (Path(__file__), Path(__file__).with_name("report.html")):
+    named = generate.make_generator(reading.with_options(reader)).canonical if reader else None
+    shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), named]).encode())
+    for file in (Path(__file__), Path(__file__).with_name("report.html"), Path(reading.__file__)):
         shown.update(file.read_bytes())
     stamp = f"<!-- {shown.hexdigest()} -->"
     if path.exists() and path.read_text().startswith(stamp):
         return path
+    html = page(board, {} if len(board.tasks) > MANY else reading.read(board, store, reader), reader)
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(f"{stamp}\n{html}")
+    os.replace(part, path)
+    return path
+
+
+def page(board: Board, readings: dict[Task, Reading] | None = None, reader: str | None = None) -> str:
+    """The HTML page. Readings quote the data: without any it does not, and may leave the store."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    page = Environment(
+    environment = Environment(
         loader=PackageLoader("harness", "."),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
@@ -151,15 +209,23 @@ def write_html(board: Board, store: Store) -> Path:
         "names": told_apart([task.task for task in board.tasks]),
         "many": len(board.tasks) > MANY,
         "looks": looks_of(board),
+        "readings": readings or {},
+        "reader": reader,
+        "shortened": shortened,
+        "most": most,
+        "worse_text": worse_text,
     }
-    html = page.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         board=board, reference=REFERENCE, figures=figures, sweeps=sweep_figures, **helpers
     )
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(f"{stamp}\n{html}")
-    os.replace(part, path)
-    return path
+
+
+def shortened(text: str) -> str:
+    """At most TEXT characters, cut between words, on one line; what is cut says how long it was."""
+    line = " ".join(text.split())
+    if len(line) <= TEXT:
+        return line
+    return f"{line[:TEXT].rpartition(' ')[0] or line[:TEXT]} ... ({len(line.split())} words)"
 
 
 def number(value: float | None, signed: bool = False, digits: int = 3) -> str:
@@ -271,6 +337,10 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
     gains = (
         f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero they are worse off."
     )
+    steered = [row for row in task.rows if row.best_of]
+    n = most(steered) if steered else 0
+    best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
+    wins = f"Best of {n}: probability of being preferred to a candidate at random, against shots, with 95 % bands."
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
     looks = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
     return [
@@ -279,6 +349,8 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
             (curves, _curves, any(r.curves for r in task.rows)),
             (ranks, _ranks, any(r.rank for r in task.rows)),
             (gains, _gains, any(r.worse is not None for r in task.rows)),
+            (best, _best_of, steered),
+            (wins, _wins, steered),
             (cost, _cost, any(r.costs and r.curves for r in task.rows)),
         )
         if needed
@@ -289,6 +361,20 @@ def _curves(axes, task: TaskBoard, looks: dict) -> None:
     lines = [(row, list(row.curves["accuracy"].values())) for row in task.rows if row.curves]
     _banded(axes, lines, task.task.shots, looks)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
+
+
+def _best_of(axes, task: TaskBoard, looks: dict) -> None:
+    last = [(row, row.best_of[task.shots].gain) for row in task.rows if row.best_of]
+    _banded(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
+    axes.set(xlabel="n: candidates chosen among", ylabel="normalised gain")
+
+
+def _wins(axes, task: TaskBoard, looks: dict) -> None:
+    rows = [row for row in task.rows if row.best_of]
+    n = most(rows)
+    lines = [(row, [row.best_of[shots].win_random[n] for shots in task.task.shots]) for row in rows]
+    _banded(axes, lines, task.task.shots, looks)
+    axes.set(xlabel="shots: answers seen of each new user", ylabel="win rate over a random candidate")
 
 
 def _banded(axes, lines: list[tuple[Row, list[Point]]], ticks: tuple, looks: dict) -> None:

@@ -30,6 +30,7 @@ from harness.judge import (
 )
 from harness.mistake import Missing, Mistake
 from harness.report import number
+from harness.rows import Job
 from harness.store import Store
 from harness.suite import Suite, load_toml, make_plan, read_suite
 from harness.trial import Trial
@@ -115,9 +116,15 @@ def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
 
 
 def chapters(
-    wanted: dict[Path, set[str]], store: Store, quick: bool, prepared: Callable[[], object] = lambda: None
+    wanted: dict[Path, set[str]],
+    store: Store,
+    quick: bool,
+    prepared: Callable[[], object] = lambda: None,
+    make: Callable[[list[Job]], object] | None = None,
 ) -> list[Chapter]:
     """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
+
+    prepared, make: as for harness.suite.make_plan.
 
     Raises Mistake for all that can be known to be wrong before anything is prepared, and where all data is missing.
     """
@@ -130,7 +137,7 @@ def chapters(
         read.append((paper, suite, tuple(c for c in claims if c.id in ids)))
     for paper, suite, claims in read:
         try:
-            results = Results(make_plan(suite, store, prepared), store)
+            results = Results(make_plan(suite, store, prepared, make), store)
         except Missing as missing:
             found.append(Chapter(paper, suite, claims, None, missing))
             continue

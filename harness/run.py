@@ -25,9 +25,10 @@ from threadpoolctl import threadpool_limits
 
 from harness.data import Pairs, Panel, Splits, Truth
 from harness.method import Method, Run, State, Users
-from harness.metrics import METRICS_VERSION, score_table
+from harness.metrics import METRICS_VERSION, per_pair, score_table
 from harness.mistake import Mistake
 from harness.prepare import open_prepared
+from harness.steer import choose
 from harness.store import Store
 from harness.trial import Trial
 
@@ -52,7 +53,11 @@ FACTS = (  # how and where a trial ran: never part of its identity
 
 @dataclass(frozen=True)
 class Result:
-    """log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`; a row of scores per person; facts."""
+    """What a trial found.
+
+    predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`, and where a panel has
+    candidates, those chosen among them (harness/steer.py) under `choices/panel/shots`. scores: a row per person.
+    """
 
     predictions: dict[str, np.ndarray]
     scores: pa.Table
@@ -62,6 +67,8 @@ class Result:
 
 def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     """Fits once, then scores every panel at every number of shots it has, and at the largest under the swap control.
+
+    Where a panel has candidates, every user's best of the first n are chosen at every number of shots too.
 
     The swap control answers each user's queries with another user's adapted state, by a fixed derangement: a method
     whose gain survives it ignores the user.
@@ -94,6 +101,8 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
             predictions[f"{name}/{shots}"] = per_pair(
                 method.score(state, users, query), len(query), f"{method.name}.score"
             )
+            if panel.choices is not None and not method.asks:  # a round robin would be a million questions
+                predictions[f"choices/{name}/{shots}"] = choose(method, state, users, query, panel.choices)
         if query.n_users > 1:
             other = torch.from_numpy(derangement(query.n_users))
             swapped = method.score(state, tuple(t[other] for t in users), query)
@@ -138,16 +147,6 @@ def _learned(state: State, users: Users) -> dict[str, np.ndarray]:
     if sum(t.nbytes for t in named.values()) > LEARNED:
         return {}
     return {k: t.detach().cpu().contiguous().numpy() for k, t in named.items()}
-
-
-def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
-    """float32[n]: what the function `who` answered, one finite number for each of n pairs."""
-    values = answer.detach().to("cpu", torch.float32).numpy()
-    if values.shape != (n,):
-        raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
-    return values
 
 
 def derangement(n: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from pathlib import Path
 from harness.mistake import Mistake
 
 STEPS = ("begun", "written", "placed", "described", "linked", "cleaned")  # where MANYMINDS_CRASH can kill a commit
+FOLDER = "MANYMINDS_STORE"  # the environment variable that `--store` sets
 STALE = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
 
 
@@ -36,9 +37,20 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
 
+    @classmethod
+    def current(cls) -> Store:
+        """The store that `--store` named, or the folder `store`: for what reads it far below the command line."""
+        return cls(os.environ.get(FOLDER, "store"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
     def open(self) -> Store:
         """Makes the folders and proves that they can be written. Raises Mistake where they cannot."""
-        with self._explained():
+        with self.explained():
             for name in ("objects", "tasks", "trials", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self._private("probe")
@@ -102,7 +114,7 @@ class Store:
 
         Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
         """
-        with self._explained():
+        with self.explained():
             _reach("begun")
             listed = {name: self._place(content) for name, content in sorted(files.items())}
             _reach("placed")
@@ -121,7 +133,7 @@ class Store:
 
     def fail(self, key: str, identity: Mapping, reason: str, trace: str) -> None:
         """Notes why a trial failed; a later success makes the note moot."""
-        with self._explained():
+        with self.explained():
             private = self._private(key)
             private.write_text(
                 json.dumps({"key": key, "identity": identity, "reason": reason, "trace": trace}, indent=1)
@@ -169,7 +181,8 @@ class Store:
         return first
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Turns a full disk, and a folder that may not be written, into a Mistake."""
         try:
             yield
         except OSError as error:

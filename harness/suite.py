@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from harness import find
 from harness.method import Method
 from harness.mistake import Mistake
 from harness.prepare import manifest_of, prepare
+from harness.rows import Job, Lacking, merged
 from harness.store import Store
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, name_at_version
@@ -136,31 +137,55 @@ def _settings(path: Path, kind: str, tables: list) -> list:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
             raise Mistake(f"{path}: every {kind} is a table with a name", f'[[{kind}s]] and name = "..."')
         fields = {k: v for k, v in table.items() if k != "name"}
-        find.make(kind, table["name"], {k: v for k, v in fields.items() if not isinstance(v, list)})
-        if unknown := [
-            k for k, v in fields.items() if isinstance(v, list) and k not in fields_of(find.load(kind, table["name"])())
-        ]:
+        known = fields_of(find.load(kind, table["name"])())
+        if unknown := [name for name in fields if name not in known]:
             find.make(kind, table["name"], {unknown[0]: None})
         grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
-        found += [
-            find.make(kind, table["name"], dict(zip(fields, values, strict=True)))
-            for values in itertools.product(*grids)
-        ]
+        found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in product(*grids)]
     if len(set(found)) < len(found):
         raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
     return found
 
 
-def make_plan(suite: Suite, store: Store, prepared: Callable[[], None] = lambda: None) -> Plan:
+def prepare_all(
+    suite: Suite, store: Store, prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
+) -> dict[tuple[Task, int], dict]:
+    """Every task's and seed's manifest. Rows that tasks lack (samples, vectors) are made for all of them at once.
+
+    Raises Lacking where some are not made yet and `make`, which makes them, is None.
+    """
+    manifests: dict[tuple[Task, int], dict] = {}
+    while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
+        jobs = []
+        for task, seed in waiting:
+            try:
+                manifests[task, seed] = prepare(store, task, seed)
+                prepared()
+            except Lacking as lacking:
+                if make is None:
+                    raise
+                jobs.append(lacking.job)
+        if jobs:
+            make(merged(jobs))
+    return manifests
+
+
+def make_plan(
+    suite: Suite,
+    store: Store,
+    prepared: Callable[[], None] = lambda: None,
+    make: Callable[[list[Job]], None] | None = None,
+) -> Plan:
     """Prepares what is not prepared yet, asks methods what they refuse, and lists the trials.
 
-    `prepared` is called after each task and seed.
+    `prepared` is called after each task and seed; `make` with the rows that tasks lack (see prepare_all).
     """
     trials, refusals, people = [], {}, {}
+    manifests = prepare_all(suite, store, prepared, make)
     for task in suite.tasks:
         populations, counted = {}, 0
         for seed in suite.seeds:
-            manifest = prepare(store, task, seed)
+            manifest = manifests[task, seed]
             facts = manifest["facts"]
             for method in suite.methods:
                 if reason := method.refuses(manifest_of(manifest)):
@@ -169,6 +194,5 @@ def make_plan(suite: Suite, store: Store, prepared: Callable[[], None] = lambda:
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
             populations[facts["population"]] = facts["people"]
             counted += facts["users"]["test/context"]
-            prepared()
         people[task] = min(counted, sum(populations.values()))
     return Plan(suite, tuple(trials), tuple(refusals.values()), people)

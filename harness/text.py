@@ -1,20 +1,20 @@
-"""Text data: tables found in a data folder, and classical encoders named in one string."""
+"""Text data: tables found in a data folder, and items' features by an encoder named in one string."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
+from harness.encode import HASHING, inputs, make_encoder, vectors
 from harness.mistake import Missing, Mistake
 from harness.source import FOLDER, Source
 
+TFIDF = re.compile(r"tfidf-svd-([1-9]\d*)")
 WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
 
 
@@ -47,27 +47,51 @@ class Table(Source):
         )
 
 
-def encoder_dim(name: str) -> int:
-    """The number of features of the encoder `tfidf-svd-DIM`. Raises Mistake for any other name."""
-    found = re.fullmatch(r"tfidf-svd-([1-9]\d*)", str(name))
-    if not found:
-        raise Mistake(
-            f"there is no text encoder {name!r}", 'write tfidf-svd- and a number, for example "tfidf-svd-128"'
-        )
-    return int(found[1])
+def check_encoder(name: str) -> None:
+    """Raises Mistake where `name` names no text encoder: tfidf-svd-DIM, or what harness/encode.py knows."""
+    if not TFIDF.fullmatch(str(name)):
+        make_encoder(str(name))
+
+
+def encoder_field(default: str = "tfidf-svd-128") -> str:
+    """A task's field `encoder`. A model in a folder enters the task's identity by its content, not by its path."""
+    return field(default=default, metadata={"identity": canonical})
+
+
+def canonical(name: str) -> str:
+    """One string for one encoder, whatever a user writes."""
+    model = None if ":" not in name else make_encoder(name)
+    return name if model is None else model.canonical
 
 
 def encode(table: pa.Table, name: str) -> np.ndarray:
-    """float32[n, dim]: each item's response (the prompt is not read) under the encoder `tfidf-svd-DIM`.
+    """float32[n, dim]: items (columns prompt and response) under the encoder of that name.
 
-    TF-IDF of lower-case unigrams, then truncated SVD (latent semantic analysis; Deerwester et al. 1990), fitted on all
-    texts of the task, those of test users too: it never sees a label. Repeats count by 1 + log(count), and texts are
-    not scaled to length one: a long text is a long vector, and people's choices depend on length. One scalar makes the
-    columns' mean variance 1/2, so that a dimension of the gap between two texts has variance 1 on average, as in
-    `low_rank`; the leading columns have more, the last ones less. The mean is kept: it is what all texts share.
+    `tfidf-svd-DIM`: TF-IDF of lower-case unigrams of the responses, then truncated SVD (latent semantic analysis;
+    Deerwester et al. 1990), fitted on all texts of the task, those of test users too: it never sees a label. Repeats
+    count by 1 + log(count), and texts are not scaled to length one: a long text is a long vector, and people's choices
+    depend on length. Others: harness/encode.py; a language model's vectors must be in the store, else Lacking says what
+    makes them.
+
+    For all of them one scalar makes the columns' mean variance 1/2, so that a dimension of the gap between two texts
+    has variance 1 on average, as in `low_rank`; the leading columns have more, the last ones less. The mean is kept: it
+    is what all texts share.
     """
-    dim = encoder_dim(name)
-    texts = table["response"].to_pylist()
+    if found := TFIDF.fullmatch(name):
+        features = tfidf_svd(table["response"].to_pylist(), int(found[1]), name)
+    elif HASHING.fullmatch(name):
+        encoder, one = make_encoder(name), inputs(table, name)
+        features = np.stack(encoder.start()(one)[0]["vector"].to_numpy()).astype(np.float64)
+    else:
+        features = vectors(table, name).astype(np.float64)
+    return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
+
+
+def tfidf_svd(texts: list[str], dim: int, name: str) -> np.ndarray:
+    """float64[n, dim]. Raises Mistake where the texts have fewer dimensions."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     try:
         counts = TfidfVectorizer(token_pattern=WORD, norm=None, sublinear_tf=True).fit_transform(texts)
     except ValueError as error:
@@ -77,5 +101,4 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
             f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words have no {dim} dimensions",
             f'encoder = "tfidf-svd-{min(counts.shape) - 1}" is the most',
         )
-    features = TruncatedSVD(dim, random_state=0).fit_transform(counts)
-    return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
+    return TruncatedSVD(dim, random_state=0).fit_transform(counts)

@@ -23,9 +23,17 @@ def fields_of(thing: Task | Method) -> dict[str, object]:
 
 
 def identity_of(thing: Task | Method) -> dict[str, object]:
-    """The fields, less those declared with metadata={"identity": False}: paths, whose content `files_digest` names."""
-    told = {field.name for field in dataclasses.fields(thing) if field.metadata.get("identity", True)}
-    return {name: value for name, value in fields_of(thing).items() if name in told}
+    """The fields. Those declared with metadata={"identity": False} are left out: paths, whose content `files_digest`
+    names. A function there says what counts of a value: a model's content instead of its folder, say.
+    """
+    found = fields_of(thing)
+    for declared in dataclasses.fields(thing):
+        counts = declared.metadata.get("identity", True)
+        if counts is False:
+            del found[declared.name]
+        elif counts is not True:
+            found[declared.name] = counts(found[declared.name])
+    return found
 
 
 def hashed(identity: dict[str, object]) -> str:

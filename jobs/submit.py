@@ -1,4 +1,4 @@
-"""Submits a suite to a Ray cluster and follows it: python -m jobs.submit http://HEAD:8265 SUITE --store DIR ..."""
+"""Submits a job and follows it: python -m jobs.submit http://HEAD:8265 SUITE --store DIR ... [--job encode|generate]"""
 
 import asyncio
 import logging
@@ -12,20 +12,31 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
-from harness import find, mistake, run, suite  # noqa: E402
+from harness import find, mistake, run, source, suite  # noqa: E402
 
+JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 async def submit(address: str, file: str, *options: str) -> bool:
-    """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed."""
+    """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed.
+
+    options: those of the verb, and `--job` with the verb where it is not `run`.
+    """
+    verb = "run"
+    if "--job" in options:
+        at = options.index("--job")
+        verb, options = "".join(options[at + 1 : at + 2]), options[:at] + options[at + 2 :]
+    if verb not in JOBS:
+        raise mistake.Mistake(f"there is no job {verb!r}", f"--job takes one of {', '.join(JOBS)}")
     store = dict(zip(options, options[1:])).get("--store", "")
     if not store.startswith("/"):
         raise mistake.Mistake(
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
         )
     find.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
-    name = f"manyminds-{suite.read_suite(file).digest}-{zlib.crc32(repr(options).encode()):08x}"
+    what = suite.read_suite(file).digest if file.endswith(".toml") else source.file_digest(file)[:16]
+    name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
         raise mistake.Mistake(
             f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token"
@@ -35,8 +46,9 @@ async def submit(address: str, file: str, *options: str) -> bool:
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or state.is_terminal() and client.delete_job(name):
-        command = shlex.join(["python", "-m", "jobs.run", file, *options])
-        there = {"working_dir": str(find.ROOT), "env_vars": {"MANYMINDS_CODE": run.code_state()}}
+        command = shlex.join(["python", "-m", f"jobs.{verb}", file, *options])
+        clone = {"working_dir": str(find.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
+        there = clone | {"env_vars": {"MANYMINDS_CODE": run.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
     async for lines in client.tail_job_logs(name):
         print(lines, end="", flush=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
 from harness.mistake import Mistake
 from harness.task import Task, whole_users
-from harness.text import Table, encode, encoder_dim
+from harness.text import Table, check_encoder, encode, encoder_field
 
 ORIGIN = (
     "https://github.com/UKPLab/acl2016-convincing-arguments/tree/"
@@ -39,13 +39,13 @@ class Arguments(Task):
     """
 
     min_judgements: int = 50
-    encoder: str = "tfidf-svd-128"
+    encoder: str = encoder_field()
 
     queries: int = 30  # what 20 shots leave to a worker with 50 judgements
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoder_dim(self.encoder)
+        check_encoder(self.encoder)
         if self.min_judgements <= max(self.shots):
             raise Mistake(
                 f"arguments: min_judgements = {self.min_judgements} leaves none to ask after {max(self.shots)} shots",

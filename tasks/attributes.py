@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -10,16 +10,27 @@ import pyarrow as pa
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from harness import ask, generate, role_play
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
 from harness.method import State, Users
 from harness.mistake import Mistake
 from harness.task import Task, in_order
-from harness.text import encode, encoder_dim
+from harness.text import check_encoder, encode, encoder_field
 from harness.world import PROMPTS, TRAITS, respond, traits
 
 CHOICES = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 2) for sign in (1, -1)]
 WANTS = np.array([np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in CHOICES], dtype=np.float32)
 PEOPLE = np.concatenate([WANTS, -WANTS])  # float32[84, 7]: every signed choice of two traits; i + 42 opposes i
+
+
+def played_by(raters: str) -> str:
+    """The same of the field `raters`."""
+    return raters if raters == "truth" else ask.canonical(raters)
+
+
+def written_by(generator: str) -> str:
+    """What counts of the field `generator`: a language model's content, wherever it lies."""
+    return generator if generator == "templates" else generate.make_generator(generator).canonical
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,13 @@ class Attributes(Task):
     all would fall below chance. (Where `new_users` is odd one pair of opposites is a validation and a test user.)
     Features are `encoder`'s of the responses; with "numbers" the seven trait scores, rotated at random into
     `feature_dim` dimensions, with noise.
+
+    With `n_candidates`, as many responses to each of `choice_prompts` further prompts are there to choose the best of.
+
+    The paper's own source is two language models: `responses` names who writes the responses that are judged, each
+    under a system prompt with two signed traits drawn at random, and `raters` who plays the users (harness/role_play.py):
+    asked in both orders, the mean of the two answers is the label. Nobody knows the utility of a played user, so there
+    is no truth then, and nothing to choose from.
     """
 
     n_users: int = 54  # training users; with those below all 84
@@ -41,17 +59,28 @@ class Attributes(Task):
     pairs_per_user: int = 200  # judged by each training user, of `pairs`; ties may leave fewer of nearly all
     pairs: int = 400  # distinct pairs to judge
     pool: int = 200  # judged by each new user, of `pairs`: what elicitation chooses from
-    encoder: str = "tfidf-svd-128"  # or "numbers"
+    encoder: str = encoder_field()  # or "numbers"
     feature_dim: int = 64  # of "numbers" alone
     noise: float = 0.2  # of "numbers" alone: its sd in every dimension of the difference of two items
     temperature: float = 0.65  # the oracle's AUC is then .94
+    n_candidates: int = 0  # for each of choice_prompts; 0: nothing to choose from
+    choice_prompts: int = 100
+    generator: str = field(default="templates", metadata={"identity": written_by})  # of candidates; or a model's name
+    responses: str = field(default="templates", metadata={"identity": written_by})  # or a language model's name
+    raters: str = field(default="truth", metadata={"identity": played_by})  # or the name of one that plays the users
 
     queries: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.encoder != "numbers":
-            encoder_dim(self.encoder)
+            check_encoder(self.encoder)
+        written_by(self.generator), written_by(self.responses), played_by(self.raters)  # raise where they name nobody
+        if self.raters != "truth" and self.n_candidates:
+            raise Mistake(
+                "attributes: nobody knows what candidates are worth to users that a language model plays",
+                'n_candidates = 0, or raters = "truth"',
+            )
         if min(self.n_users, self.new_users, self.pairs_per_user, self.pairs, self.pool) < 1 or self.temperature <= 0:
             raise Mistake(
                 "attributes: counts must be at least 1, and temperature above 0", "leave it out for the default"
@@ -61,10 +90,18 @@ class Attributes(Task):
                 f"attributes: {self.n_users} + 2 x {self.new_users} users; there are {len(PEOPLE)} in all",
                 "lower n_users or new_users",
             )
-        if self.pairs + self.n_asked > len(PROMPTS):
+        if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
             raise Mistake(
-                f"attributes: {self.pairs} pairs to judge and {self.n_asked} to ask; there are {len(PROMPTS)} prompts",
-                "lower pairs or queries",
+                f"attributes: n_candidates = {self.n_candidates} to {self.choice_prompts} prompts leave nothing to choose",
+                "for example n_candidates = 16, choice_prompts = 100",
+            )
+        chosen = self.choice_prompts if self.n_candidates else 0
+        if self.pairs + self.n_asked + chosen > len(PROMPTS):
+            also = f" and {chosen} to answer" if chosen else ""
+            raise Mistake(
+                f"attributes: {self.pairs} pairs to judge, {self.n_asked} to ask{also}; "
+                f"there are {len(PROMPTS)} prompts",
+                f"lower pairs{', choice_prompts' if chosen else ''} or queries",
             )
         if max(self.pairs_per_user, self.pool) > self.pairs:
             raise Mistake(
@@ -88,24 +125,68 @@ class Attributes(Task):
         people = PEOPLE[np.concatenate([train[: self.n_users], new])]
 
         n = self.pairs + self.n_asked
-        prompts = np.repeat(rng.permutation(len(PROMPTS))[:n], 2)
+        order = rng.permutation(len(PROMPTS))
+        prompts = np.repeat(order[:n], 2)
         seeds = rng.integers(2**31, size=2 * n)
-        text = [respond(PROMPTS[p], int(s)) for p, s in zip(prompts, seeds, strict=True)]
-        table = pa.table([[PROMPTS[p] for p in prompts], text], schema=TEXT)
+        text = self.written([PROMPTS[p] for p in prompts], seeds)
+        asked, choices = [PROMPTS[p] for p in prompts], None
+        if self.n_candidates:
+            more = self.candidates([PROMPTS[p] for p in order[n : n + self.choice_prompts]], seed)
+            asked += [prompt for prompt, answers in more for _ in answers]
+            text += [answer for _, answers in more for answer in answers]
+            choices = np.arange(2 * n, len(text), dtype=np.int32).reshape(len(more), self.n_candidates)
+        table = pa.table([asked, text], schema=TEXT)
         scores = traits(text)
 
-        gap = people @ (scores[0::2] - scores[1::2]).T  # [people, pairs]
+        gap = people @ (scores[0 : 2 * n : 2] - scores[1 : 2 * n : 2]).T  # [people, pairs]
         tie = np.abs(gap) < 1e-4  # but for rounding: gaps are of words and phrases counted
+        if self.raters != "truth":
+            tie = np.zeros_like(tie)  # which a played user may see otherwise
+        tie |= np.array([a == b for a, b in zip(text[0 : 2 * n : 2], text[1 : 2 * n : 2], strict=True)])
         shown = np.repeat([self.pairs_per_user, self.pool], [self.n_users, 2 * self.new_users])
         judged = drawn(rng, ~tie[:, : self.pairs], shown)
-        asked = drawn(rng, ~tie[:, self.pairs :], np.full(len(people), self.queries))
-        user = np.concatenate([judged[0], asked[0]])
-        pair = np.concatenate([judged[1], asked[1] + self.pairs])
+        query = drawn(rng, ~tie[:, self.pairs :], np.full(len(people), self.queries))
+        user = np.concatenate([judged[0], query[0]])
+        pair = np.concatenate([judged[1], query[1] + self.pairs])
         label = (rng.random((2, len(user))) < 1 / (1 + np.exp(-gap[user, pair] / self.temperature))).mean(0)
+        if self.raters != "truth":
+            left, right = 2 * pair, 2 * pair + 1
+            shown = [[column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right))]
+            label = role_play.role_played(self.raters, people[user], *shown).label
 
         features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder)
-        truth = Truth(people, scores, self.temperature, PEOPLE)
-        return PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, table), truth=truth)
+        truth = Truth(people, scores, self.temperature, PEOPLE) if self.raters == "truth" else None
+        data = PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, table), truth=truth)
+        return replace(data, choices=choices)
+
+    def written(self, prompts: list[str], seeds: np.ndarray) -> list[str]:
+        """A response to each prompt: the text world's, or the model's under two signed traits that the seed draws."""
+        if self.responses == "templates":
+            return [respond(p, int(s)) for p, s in zip(prompts, seeds, strict=True)]
+        steered = [role_play.writer(role_play.wanted(PEOPLE[s % len(PEOPLE)]), self.responses) for s in seeds]
+        found = generate.candidates(steered, prompts, self.responses, 1)
+        if missing := sum(not answers for answers in found):
+            raise Mistake(
+                f"attributes: {self.responses} wrote nothing to {missing} of {len(prompts)} prompts",
+                "does `manyminds generate` list errors? another model, or another seed=",
+            )
+        return [answers[0] for answers in found]
+
+    def candidates(self, prompts: list[str], seed: int) -> list[tuple[str, list[str]]]:
+        """Each prompt with `n_candidates` responses; one that the generator could not answer so often is left out."""
+        if self.generator == "templates":
+            seeds = np.random.default_rng([seed, self.n_candidates]).integers(
+                2**31, size=(len(prompts), self.n_candidates)
+            )
+            return [(p, [respond(p, int(s)) for s in row]) for p, row in zip(prompts, seeds, strict=True)]
+        found = generate.candidates([None] * len(prompts), prompts, self.generator, self.n_candidates)
+        whole = [(p, answers) for p, answers in zip(prompts, found, strict=True) if len(answers) == self.n_candidates]
+        if not whole:
+            raise Mistake(
+                f"attributes: {self.generator} answered none of {len(prompts)} prompts {self.n_candidates} times",
+                "does `manyminds generate` list errors? another generator, or fewer n_candidates",
+            )
+        return whole
 
     def rotated(self, rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
         """float32[n, feature_dim]: the scores in random orthonormal directions, with noise in all dimensions."""
@@ -114,7 +195,8 @@ class Attributes(Task):
         return (scores @ directions.T + noise).astype(np.float32)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        splits = in_order(data, self.n_users, self.queries)
+        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """How well a learned linear prior's leading axes are the traits, over all items (claim P7).
@@ -125,8 +207,11 @@ class Attributes(Task):
         best where each trait has an axis of its own. Traits are wanted equally often, so choices identify the span
         alone: seven axes turned at random within it have a cosine of .66. `elbow`: how many axes stand before the
         largest ratio of two successive singular values among the first fourteen, where the prior has more axes than
-        traits.
+        traits. Of users that a language model plays, `orders_agree`: the share of training pairs in which the same
+        response won in both orders.
         """
+        if truth is None:
+            return {"orders_agree": np.mean(splits.train.label != 0.5)}
         root, features = state.get("root"), splits.train.items.features
         if root is None or root.ndim != 2 or len(root) != features.shape[1] or not root.any():
             return {}

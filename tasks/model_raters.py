@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits
+from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.mistake import Mistake
 from harness.source import file_digest
 from harness.task import Task, halves
 
 FEWEST = 4  # raters: two to train on, one for validation, one for the test
+CHOICES = 4  # responses that a prompt needs for a choice among them
 PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a quarter
 
 
@@ -30,12 +31,17 @@ class ModelRaters(Task):
     successive seeds leave each rater out once; with one test rater a seed has no interval over users. Without `file`, a
     small table of simulated reward models, made of a part they share and a part of their own, stands in: it shows that
     the task runs, and is no finding.
+
+    With `n_candidates`, the best is chosen among the responses to each asked prompt that has four or more: among as
+    many of each as the least of these prompts has, and no more than `n_candidates`. The left-out rater's own scores say
+    how good the choice is. They are the task's truth then, so the lines that know a truth are drawn.
     """
 
     file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
     raters: tuple[str, ...] = ()
     encoder: str = "tfidf-svd-128"
     pairs_per_user: int = 500  # of each rater within each part of the prompts, at most
+    n_candidates: int = 0  # to an asked prompt, at most; 0: nothing to choose from
 
     shots: tuple[int, ...] = (0, 5, 20, 100)
     queries: int = 200
@@ -46,6 +52,10 @@ class ModelRaters(Task):
             raise Mistake(
                 f"model_raters: pairs_per_user {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
                 "raise it, or lower shots",
+            )
+        if self.n_candidates < 0 or 0 < self.n_candidates < CHOICES:
+            raise Mistake(
+                f"model_raters: n_candidates = {self.n_candidates} leaves nothing to choose", "for example 16, or 0"
             )
         if twice := {name for name in self.raters if self.raters.count(name) > 1}:
             raise Mistake(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
@@ -123,8 +133,26 @@ class ModelRaters(Task):
                 )
         user, left, right = map(np.concatenate, zip(*drawn, strict=True))  # a rater's pairs: part after part
         label = scores[left, user] > scores[right, user]
-        data = PreferenceDataset.from_pairs(user, left, right, label, Items(np.ascontiguousarray(values), text))
-        return replace(data, users=pl.DataFrame({"id": names} | counts).to_arrow())
+        truth, choices = None, None
+        if self.n_candidates:
+            raters = np.eye(len(names), dtype=np.float32)  # a rater's utility is his column
+            truth = Truth(raters, scores.astype(np.float32), temperature=0, population=raters)
+            choices = self.choices(prompt, np.flatnonzero(part == PARTS.index("asked")))
+        items = Items(np.ascontiguousarray(values), text)
+        data = PreferenceDataset.from_pairs(user, left, right, label, items, truth=truth)
+        return replace(data, choices=choices, users=pl.DataFrame({"id": names} | counts).to_arrow())
+
+    def choices(self, prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """int32[prompts, n]: of each prompt with enough of these rows the first n; rows of a table in random order."""
+        _, of, size = np.unique(prompt[rows], return_inverse=True, return_counts=True)
+        enough = np.flatnonzero(size >= CHOICES)
+        if not enough.size:
+            raise Mistake(
+                f"{self.file}: no asked prompt has {CHOICES} responses to choose from", "set n_candidates = 0"
+            )
+        order = np.argsort(of, kind="stable")
+        n = min(size[enough].min(), self.n_candidates)
+        return rows[order[(np.cumsum(size) - size)[enough, None] + np.arange(n)]].astype(np.int32)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         pairs, n = data.pairs, data.pairs.n_users
@@ -142,6 +170,7 @@ class ModelRaters(Task):
         panels = {"seen": Panel(some(known, train, n_context), some(shown, train, self.queries))}
         for name, rater in (("validation", validation), ("test", test)):
             panels[name] = Panel(some(shown, [rater], n_context), some(asked, [rater], self.queries))
+        panels["test"] = replace(panels["test"], choices=data.choices)
         return Splits(known.of(train), panels)
 
 

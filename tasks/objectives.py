@@ -9,7 +9,7 @@ from harness.data import PreferenceDataset
 from harness.mistake import Mistake
 from harness.source import Source
 from harness.task import Task
-from harness.text import encode, encoder_dim
+from harness.text import check_encoder, encode, encoder_field
 
 ORIGIN = (
     "https://raw.githubusercontent.com/cassidylaidlaw/hidden-context/"
@@ -40,11 +40,11 @@ class Objectives(Task):
 
     n_users: int = 90
     pairs_per_user: int = 40
-    encoder: str = "tfidf-svd-128"
+    encoder: str = encoder_field()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoder_dim(self.encoder)
+        check_encoder(self.encoder)
         if self.n_users < 5 or self.pairs_per_user <= max(self.shots):
             raise Mistake(
                 f"objectives: {self.n_users} users are fewer than 5, or {self.pairs_per_user} pairs leave none to ask "

@@ -11,7 +11,7 @@ from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits, Truth
 from harness.method import State, Users
 from harness.mistake import Mistake
 from harness.task import Task
-from harness.text import Table, encode, encoder_dim
+from harness.text import Table, check_encoder, encode, encoder_field
 
 STATEMENTS = Table(
     file="personas.parquet",
@@ -40,14 +40,14 @@ class Personas(Task):
     n_users: int = 135
     max_cosine: float = 1.0
     pairs_per_user: int = 200  # or statements, half of them matching
-    encoder: str = "tfidf-svd-128"
+    encoder: str = encoder_field()
 
     shots: tuple[int, ...] = (0, 10, 50, 100)
     queries: int = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoder_dim(self.encoder)
+        check_encoder(self.encoder)
         if self.n_users < 5 or not 0 < self.max_cosine <= 1:
             raise Mistake(
                 f"personas: n_users = {self.n_users} is below 5, or max_cosine = {self.max_cosine} not in (0, 1]",

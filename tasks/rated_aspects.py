@@ -1,21 +1,21 @@
 """Responses rated by aspect; simulated users follow one aspect or a mixture (Few-shot Steerable Alignment, 4.2)."""
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
 
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
+from harness.hub import check_revision, hub_files, rows
 from harness.method import State, Users
 from harness.mistake import Mistake
 from harness.source import file_digest
 from harness.task import Task, in_order
-from harness.text import Table, encode, encoder_dim
+from harness.text import Table, check_encoder, encode, encoder_field
 from tasks.two_modes import mode_readings
 
 HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
@@ -51,6 +51,9 @@ TABLES = {
         ),
     )
 }
+REPO = "openbmb/UltraFeedback"
+REVISION = "40b436560ca83a8dba36114c22ab3c66e43f6d5e"  # the one that HuggingFaceH4/ultrafeedback_binarized is made of
+SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # a file each; .94 GB in all
 FLAGS = ("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope")
 FLAGS += ("fluency", "harmful")  # 1 says that the error is there, so fewer is better
 ASPECTS = {
@@ -61,6 +64,7 @@ ASPECTS = {
 }
 PARTS = ("training", "context", "validation", "test")  # of the prompts
 ANY = 2  # a pair that may conflict or agree
+CANDIDATES = 4  # of a prompt, to choose the best of: as many as UltraFeedback has of each
 NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `attributes` in numbers
 
 
@@ -83,14 +87,22 @@ class RatedAspects(Task):
 
     source: "hfgs", 898 responses to 180 prompts with mean ratings on seven aspects and ten error flags (counted
     negatively), or 1,739 to 300 with `complexity` and `assertive` (Hosking et al. 2024); "squality", 300 summaries on
-    `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", a local `file` (jsonl or parquet, the
-    fields of openbmb/UltraFeedback). encoder: a text encoder, or "numbers": nothing of the text, but the scores of the
+    `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", 256,000 to 64,000 rated by
+    GPT-4 (Cui et al. 2024): those of `subsets` at `revision` from the hub, or a local `file` of the same fields (jsonl
+    or parquet, or a folder of them). encoder: a text encoder, or "numbers": nothing of the text, but the scores of the
     chosen aspects themselves, rotated into `feature_dim` dimensions with noise of sd .2. It shows what a method does
     with a representation that holds the aspects, which a few hundred prompts are few to learn from words.
+
+    choices: of each prompt asked of test users that has so many, four responses drawn at random; all of them have a
+    row in `Truth.items`, and none is in a context or in training.
     """
+
+    version: ClassVar[int] = 2  # 2: with choices
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
     file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
+    revision: str = REVISION
+    subsets: tuple[str, ...] = SUBSETS
     aspects: tuple[str, ...] = ("detail", "clarity")  # of hfgs' pairs of aspects the one that words tell best
     weights: Literal["one", "dirichlet"] = "one"
     follow: str = ""
@@ -100,7 +112,7 @@ class RatedAspects(Task):
     train_conflict_rate: float | None = None
     context_conflict_rate: float | None = None
     query_conflict_rate: float | None = None
-    encoder: str = "tfidf-svd-128"
+    encoder: str = encoder_field()
     feature_dim: int = 16  # of the encoder "numbers" alone
 
     shots: tuple[int, ...] = (0, 1, 3, 5, 10)
@@ -124,14 +136,19 @@ class RatedAspects(Task):
                 f"rated_aspects: nobody can follow {self.follow!r}",
                 f'weights = "one" and one of {", ".join(self.aspects)}',
             )
-        if (self.source == "ultrafeedback") != bool(self.file):
+        if self.file and self.source != "ultrafeedback":
+            raise Mistake(f"rated_aspects: source {self.source!r} reads no file", 'source = "ultrafeedback" does')
+        if (self.file or self.source != "ultrafeedback") and (self.revision, self.subsets) != (REVISION, SUBSETS):
             raise Mistake(
-                f"rated_aspects: source {self.source!r} " + ("reads no file" if self.file else "needs a file"),
-                'source = "ultrafeedback", file = "ultrafeedback.jsonl", with the fields of openbmb/UltraFeedback',
+                "rated_aspects: revision and subsets are of the hub's UltraFeedback alone",
+                'source = "ultrafeedback" without a file',
             )
+        check_revision(REPO, self.revision)
+        if not self.subsets or not set(self.subsets) <= set(SUBSETS) or len(set(self.subsets)) < len(self.subsets):
+            raise Mistake(f"rated_aspects: subsets = {list(self.subsets)}", f"choose among {', '.join(SUBSETS)}")
         self.table()
         if self.encoder != "numbers":
-            encoder_dim(self.encoder)
+            check_encoder(self.encoder)
         elif self.feature_dim < len(self.aspects):
             raise Mistake(
                 f"rated_aspects: feature_dim = {self.feature_dim} cannot hold {len(self.aspects)} aspects", "raise it"
@@ -150,14 +167,16 @@ class RatedAspects(Task):
 
     def files_digest(self) -> str:
         if self.file:
-            return file_digest(self.file)
+            return file_digest(*local(self.file))
         return "".join(table.sha256 for name, table in TABLES.items() if name.startswith(self.source))
 
     def responses(self) -> pl.DataFrame:
         """A row per response: prompt, response, and a float column per aspect; sorted."""
         aspects, name = list(self.aspects), self.table()
         if name == "ultrafeedback":
-            rated = ultrafeedback(Path(self.file), aspects)
+            files = [f"{name}.jsonl" for name in self.subsets]
+            paths = local(self.file) if self.file else hub_files(REPO, self.revision, files)
+            rated = ultrafeedback(paths, aspects)
         elif name == "squality/ratings":
             keys = ["passage", "question", "system"]
             columns = {f"{aspect}_rating": aspect for aspect in aspects}
@@ -207,9 +226,10 @@ class RatedAspects(Task):
         w, population = self.draw(np.random.default_rng([seed, 1]))  # whom they follow moves no pair
         utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
         truth = Truth(w, scores, 0.0, population)
-        return PreferenceDataset.from_pairs(
+        data = PreferenceDataset.from_pairs(
             user, left, right, (np.sign(utility) + 1) / 2, Items(features, text), truth=truth
         )
+        return replace(data, choices=candidates(prompt, part[prompt] == PARTS.index("test")))
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Weights float32[n, k] of all people, and float32[m, k] of the population they come from."""
@@ -224,7 +244,8 @@ class RatedAspects(Task):
         return modes[np.concatenate([rng.permutation(size) % len(modes) for size in groups])], modes
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        splits = in_order(data, self.n_users, self.queries)
+        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         return mode_readings(splits, truth, users) if self.weights == "one" and not self.follow else {}
@@ -278,40 +299,41 @@ def numbers(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarra
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
 
 
-def ultrafeedback(file: Path, aspects: list[str]) -> pl.DataFrame:
+def candidates(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | None:
+    """int32[prompts, CANDIDATES]: the first items of each prompt that has so many, among the items `here`."""
+    items = pl.DataFrame({"prompt": prompt, "item": np.arange(len(prompt), dtype=np.int32)}).filter(here)
+    items = items.filter(pl.len().over("prompt") >= CANDIDATES).sort("prompt", maintain_order=True)
+    first = items.filter(pl.int_range(pl.len()).over("prompt") < CANDIDATES)["item"].to_numpy()
+    return first.reshape(-1, CANDIDATES) if len(first) else None
+
+
+def local(file: str) -> list[Path]:
+    """The file, or a folder's jsonl and parquet files. Raises Mistake where there is none."""
+    path = Path(file)
+    found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet")) if path.is_dir() else [path]
+    if not found:
+        raise Mistake(f"the folder {path} holds no jsonl or parquet file", "name the folder of the data's own files")
+    return found
+
+
+def ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
     """prompt, response and one float column per aspect, of completions that have all these ratings."""
-    file_digest(file)  # says so where there is none
     found = []
-    for number, row in read(file):
-        try:
-            for answer in row["completions"]:
-                ratings = [(answer["annotations"].get(aspect) or {}).get("Rating", "N/A") for aspect in aspects]
-                if all(re.fullmatch(r"\d+(\.\d+)?", str(rating)) for rating in ratings):
-                    texts = row["instruction"], answer["response"]
-                    if not all(isinstance(text, str) for text in texts):
-                        raise TypeError("instruction or response is no text")
-                    found.append((*texts, *map(float, ratings)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise Mistake(
-                f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
-                "instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
-            ) from error
+    for file in files:
+        for number, row in rows(file):
+            try:
+                for answer in row["completions"]:
+                    ratings = [(answer["annotations"].get(aspect) or {}).get("Rating", "N/A") for aspect in aspects]
+                    if all(re.fullmatch(r"\d+(\.\d+)?", str(rating)) for rating in ratings):
+                        texts = row["instruction"], answer["response"]
+                        if not all(isinstance(text, str) for text in texts):
+                            raise TypeError("instruction or response is no text")
+                        found.append((*texts, *map(float, ratings)))
+            except (KeyError, TypeError, AttributeError) as error:
+                raise Mistake(
+                    f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
+                    "instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
+                ) from error
     if not found:
         raise Mistake(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
     return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")
-
-
-def read(file: Path) -> Iterator[tuple[int, dict]]:
-    """Each row of a parquet or jsonl file with its number from 0. Raises Mistake where it cannot be read."""
-    if file.suffix == ".parquet":
-        try:
-            yield from enumerate(pl.read_parquet(file).iter_rows(named=True))
-        except pl.exceptions.PolarsError as error:
-            raise Mistake(f"{file} is no parquet table: {error}", "write the file anew") from error
-        return
-    for number, line in enumerate(file.read_bytes().splitlines()):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise Mistake(f"{file}, row {number}: no JSON ({error})", "one object a line; is it cut off?") from error

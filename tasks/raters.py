@@ -1,6 +1,6 @@
 """Raters with 13 hidden features, who agree, differ or oppose each other (Reward-Feature Models, section 5.1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ class Raters(Task):
     A rater's weights are absolute values of normal draws, scaled to norm 4, with signs by scenario: `same_sign` all
     positive; `independent_signs` drawn for each; `two_camps` all positive or, every other rater, all negative. The
     definition is ours: the paper computes its 13 features from texts of UltraFeedback.
+
+    With `n_candidates`, there are `choice_prompts` sets of as many further items to choose the best of.
     """
 
     n_users: int = 40  # training raters
@@ -30,6 +32,8 @@ class Raters(Task):
     scenario: Literal["same_sign", "independent_signs", "two_camps"] = "two_camps"
     truth: Literal["linear", "tanh"] = "linear"
     temperature: float = 1.0
+    n_candidates: int = 0  # in each of choice_prompts sets; 0: nothing to choose from
+    choice_prompts: int = 100
 
     shots: tuple[int, ...] = (0, 5, 20, 200)
     queries: int = 100
@@ -40,22 +44,35 @@ class Raters(Task):
             raise Mistake("raters: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks")
         if self.feature_dim < FEATURES:
             raise Mistake(f"raters: feature_dim {self.feature_dim} is below the {FEATURES} true features", "raise it")
+        if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
+            raise Mistake(
+                f"raters: n_candidates = {self.n_candidates} in {self.choice_prompts} sets leave nothing to choose",
+                "for example n_candidates = 16, choice_prompts = 100",
+            )
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)
-        x = rng.normal(size=(2 * len(user), self.feature_dim))
+        n = 2 * len(user)
+        x = rng.normal(size=(n, self.feature_dim))
+        choices = None
+        if self.n_candidates:
+            choices = np.arange(self.choice_prompts * self.n_candidates, dtype=np.int32) + np.int32(n)
+            own = np.random.default_rng([seed, self.n_candidates])  # so that pairs are what they are without candidates
+            x = np.concatenate([x, own.normal(size=(len(choices), self.feature_dim))])
+            choices = choices.reshape(self.choice_prompts, self.n_candidates)
         features = self.features(rng, x)
         w = self.draw(rng, len(counts))
-        left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
+        left, right = np.arange(0, n, 2), np.arange(1, n, 2)
         gap = np.einsum("nk,nk->n", features[left] - features[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
         population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
         truth = Truth(
             w.astype(np.float32), features.astype(np.float32), self.temperature, population.astype(np.float32)
         )
-        return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+        data = PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+        return replace(data, choices=choices)
 
     def features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
         """float64[n, 13]: the true features of the items float64[n, d]."""
@@ -76,4 +93,5 @@ class Raters(Task):
         return NORM * sign * size / np.linalg.norm(size, axis=1, keepdims=True)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        splits = in_order(data, self.n_users, self.queries)
+        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})

@@ -17,9 +17,10 @@ from harness.mistake import Mistake
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
+HUB = {"prism"}  # fetched from the hub: tests/test_prism.py holds it against the contract on a folder of its own
 
 
-@pytest.mark.parametrize("name", [*find.names("task"), *find.names("method")])
+@pytest.mark.parametrize("name", [n for n in [*find.names("task"), *find.names("method")] if n not in HUB])
 def test_keeps_the_contract(name, request):
     if name in REAL:
         request.getfixturevalue("data_folder")

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = {"ray": {"harness/encode.py", "harness/generate.py", "harness/on_ray.py"}, "mlflow": {"harness/publish.py"}}
+RAY = {"harness/ray_session.py", "harness/blocks.py", "harness/on_ray.py"}
+ROOMS = {"ray": RAY, "mlflow": {"harness/publish.py"}}
 
 
 def imported(file):

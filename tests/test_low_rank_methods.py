@@ -173,7 +173,8 @@ def test_the_unit_of_features_does_not_matter(name, fields):
     splits = task.split(task.build(0), 0)
     method, answers = make("method", name, fields), []
     for factor in (1, 0.01, 100):
-        train, *panels = (rescaled(p, factor) for p in (splits.train, *vars(splits.panels["validation"]).values()))
+        shown = splits.panels["validation"]
+        train, *panels = (rescaled(p, factor) for p in (splits.train, shown.context, shown.query))
         test = splits.panels["test"]
         state = method.fit(train, Panel(*panels), Run(0))
         users = method.adapt(state, rescaled(test.context, factor), Run(0))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import find, on_ray
+from harness import find, on_ray, ray_session
 from harness.mistake import Mistake
 from harness.plan import unfinished
 from harness.run import finish_all
@@ -150,7 +150,7 @@ def wait_for(what, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with on_ray._cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
+    with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 

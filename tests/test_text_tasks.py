@@ -20,7 +20,8 @@ from harness.methods.majority import Majority
 from harness.metrics import per_person
 from harness.mistake import Mistake
 from harness.prepare import shares_pairs
-from harness.text import encode, encoder_dim
+from harness.text import check_encoder, encode
+from harness.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects
 from tasks.arguments import Arguments
 from tasks.objectives import Objectives
@@ -78,7 +79,7 @@ class TestEncoder:
     @pytest.mark.parametrize("name", ["tfidf", "tfidf-svd-0", "tfidf-svd-", "bert-128", "", 128])
     def test_an_unknown_encoder_is_explained(self, name):
         with pytest.raises(Mistake, match="no text encoder"):
-            encoder_dim(name)
+            check_encoder(name)
 
     def test_too_many_dimensions_are_explained(self):
         with pytest.raises(Mistake, match="have no 500 dimensions"):
@@ -461,6 +462,57 @@ class TestRatedAspects:
         pl.DataFrame(feedback()).write_parquet(other)
         assert self.task(str(other)).build(0).digest() == self.task(file).build(0).digest()
 
+    def test_a_folder_and_the_hub_are_read_alike(self, file, tmp_path, monkeypatch):
+        """The hub's files one after another, and what `hf download --local-dir` leaves beside them."""
+        (tmp_path / "hub" / ".cache").mkdir(parents=True)
+        (tmp_path / "hub" / "README.md").write_text("---")
+        for name, part in (("false_qa", feedback()[:20]), ("flan", feedback()[20:])):
+            (tmp_path / "hub" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+        folder = self.task(str(tmp_path / "hub"))
+        assert folder.build(0).digest() == self.task(file).build(0).digest()
+        asked = []
+
+        def served(repo, revision, files):
+            asked.append((repo, revision, files))
+            return [tmp_path / "hub" / file for file in files]
+
+        monkeypatch.setattr(rated_aspects, "hub_files", served)
+        task = self.task("", subsets=("false_qa", "flan"))
+        assert task.build(0).digest() == folder.build(0).digest()
+        assert asked == [("openbmb/UltraFeedback", rated_aspects.REVISION, ["false_qa.jsonl", "flan.jsonl"])]
+        other = self.task("", subsets=("flan",))
+        assert len({json.dumps(task_identity(t, 0)) for t in (task, other, folder, self.task(file))}) == 4
+
+    def test_candidates_are_four_rated_responses_to_each_test_prompt(self, tmp_path):
+        """None of a prompt of which fewer are rated; all are known to the truth, none is shown or trained on."""
+        every = feedback(60)
+        for row in every[:40]:
+            row["completions"][3]["annotations"]["honesty"]["Rating"] = "3"
+        path = tmp_path / "feedback.jsonl"
+        path.write_text("\n".join(map(json.dumps, every)))
+        task = self.task(str(path), encoder="numbers", pairs_per_user=4)
+        for seed in range(8):
+            data = task.build(seed)
+            splits = task.split(data, seed)
+            choices, text = splits.panels["test"].choices, data.pairs.items.text.to_pylist()
+            assert choices.dtype == np.int32 and choices.shape[1] == 4 and np.unique(choices).size == choices.size
+            prompts = [{text[i]["prompt"] for i in row} for row in choices]
+            assert all(len(p) == 1 for p in prompts) and len(set.union(*prompts)) == len(choices)
+            assert set.union(*prompts) <= {f"prompt {i}" for i in range(40)}
+            asked = {text[i]["prompt"] for i in splits.panels["test"].query.left}
+            assert asked & {f"prompt {i}" for i in range(40)} <= set.union(*prompts)
+            assert not {text[i]["prompt"] for i in splits.train.left} & set.union(*prompts)
+            assert choices.max() < len(data.truth.items)
+            assert all(panel.choices is None for name, panel in splits.panels.items() if name != "test")
+        path.write_text("\n".join(map(json.dumps, feedback())))  # three rated responses each
+        assert self.task(str(path)).build(0).choices is None
+
+    def test_candidates_by_hand(self):
+        prompt = np.array([7, 5, 7, 6, 7, 5, 5, 7, 7, 5, 6, 6, 6])
+        found = rated_aspects.candidates(prompt, prompt != 6)
+        assert found.tolist() == [[1, 5, 6, 9], [0, 2, 4, 7]] and found.dtype == np.int32
+        assert rated_aspects.candidates(prompt[:9], prompt[:9] == 5) is None
+
     @pytest.mark.parametrize("rates", [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0), (0.75, 0.0, None), (None, None, None)])
     def test_conflict_rates(self, tmp_path, rates):
         path = tmp_path / "feedback.jsonl"
@@ -538,7 +590,14 @@ class TestRatedAspects:
             (dict(aspects=("detail", "kindness")), "no table of hfgs rates detail and kindness"),
             (dict(aspects=("detail", "assertive")), "no table of hfgs"),
             (dict(aspects=("detail",)), "not two or more"),
-            (dict(source="ultrafeedback", aspects=("honesty", "helpfulness")), "needs a file"),
+            (dict(revision="0" * 40), "of the hub's UltraFeedback alone"),
+            (dict(subsets=("flan",)), "of the hub's UltraFeedback alone"),
+            (
+                dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), revision="main"),
+                "not the 40 hex digits",
+            ),
+            (dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), subsets=("flam",)), "choose among evol_"),
+            (dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), subsets=()), "choose among evol_"),
             (dict(file=file), "reads no file"),
             (dict(train_conflict_rate=1.5), "outside"),
             (dict(follow="useful"), "nobody can follow"),
@@ -550,8 +609,12 @@ class TestRatedAspects:
                 RatedAspects(**fields)
         with pytest.raises(Mistake, match="needs .* pairs that conflict of the training prompts, which have"):
             self.task(file, train_conflict_rate=1.0, pairs_per_user=100).build(0)
-        with pytest.raises(Mistake, match="does not exist"):
-            self.task(str(tmp_path / "none.jsonl")).build(0)
+        for ask in (self.task(str(tmp_path / "none.jsonl")).files_digest, lambda: self.task("none.jsonl").build(0)):
+            with pytest.raises(Mistake, match="none.jsonl does not exist"):
+                ask()
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(Mistake, match="empty holds no jsonl or parquet file"):
+            self.task(str(tmp_path / "empty")).files_digest()
         odd = tmp_path / "odd.jsonl"
         odd.write_text('{"instruction": "p", "completions": [{"text": "t"}]}')
         with pytest.raises(Mistake, match="row 0: not of UltraFeedback's schema"):

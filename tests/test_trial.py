@@ -47,7 +47,9 @@ def test_every_field_of_a_trial_is_identity():
         assert dataclasses.replace(trial, **change).key != trial.key
 
 
-PATHS = {"model_raters": {"file"}, "rated_aspects": {"file"}}  # `files_digest` and the data's are identity instead
+PATHS = {
+    name: {"file"} for name in ("model_raters", "prism", "rated_aspects")
+}  # `files_digest` and the data's are identity
 
 
 @pytest.mark.parametrize("kind", ["task", "method"])

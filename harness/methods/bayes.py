@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness.data import Pairs, Panel
+from harness.data import Items, Pairs, Panel
 from harness.method import Method, Run, State, Users
 
 CHUNK = 2**18  # log-odds held at once: 1 MB of float32, which stays in a core's own cache
@@ -38,6 +39,11 @@ class Bayes(Method):
         for rows, user, z in self.log_odds(state, query):
             p[rows] = (users[0][user] * z.sigmoid_()).sum(1)
         return torch.logit(p.double(), eps=1e-7)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        """The utility expected of an item: choosing the largest is the best one can do."""
+        taste = (users[0] @ state["population"])[torch.from_numpy(user).long()]
+        return (state["items"][torch.from_numpy(item).long()] * taste).sum(1)
 
     def log_odds(self, state: State, pairs: Pairs):
         """Yields slices of rows, their users, and float32[rows, draws]: what each of the population would answer."""

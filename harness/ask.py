@@ -1,0 +1,205 @@
+"""Questions to language models that have two possible answers: asked once, and found again by their text."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from harness import lm
+from harness.encode import as_lists
+from harness.mistake import Mistake
+from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
+from harness.store import Store
+from harness.trial import Trial
+
+DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
+    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
+    "max_length": 16_384,  # tokens of a question; a 7B model's cache of them is 2 GB, where its context may need 16
+}
+DTYPES = ("float32", "bfloat16", "float16")
+QUESTIONS = 256  # of a block: 200,000 tokens of in_context's, some seconds of a 7B model on one GPU
+ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong with them or the model
+
+
+def make_judge(name: str) -> lm.LanguageModel:
+    """The language model that `name` names. Raises Mistake for a wrong name or option."""
+    model = lm.parse(name, DEFAULTS)
+    if model["dtype"] not in DTYPES or model["max_length"] < 2:
+        raise Mistake(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
+    return model
+
+
+def canonical(name: str) -> str:
+    """One string for one judge, whatever a user writes: what a method's field `model` has as its identity."""
+    return make_judge(name).canonical
+
+
+def answers(name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str]) -> np.ndarray:
+    """float64[n]: log-odds of words[0] against words[1] as what the model says next.
+
+    The same question is asked once. The few that could not be answered are undecided: 0. Raises Lacking where some are
+    not asked yet, and Mistake where more than ERROR_RATE of them could not be answered.
+    """
+    ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
+    columns = [pa.array(ids, ID), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
+    return _answerer.get()(name, tuple(words), pa.table(columns, names=["id", "system", "prompt"]))
+
+
+def job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]]) -> Job:
+    """What asks these questions: tables with the columns id, system (may be null) and prompt."""
+    return Job("answers", make_judge(name).identity | {"words": list(words)}, Asking(name, words), batches)
+
+
+def from_store(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
+    """float64[n]: what was answered; raises as `answers` does."""
+    index, ids = index_of(name, words, Store.current()), ids_of(table["id"])
+    if len(left := lacking(table, index)):
+        raise Lacking(job(name, words, lambda: [left]), len(left))
+    refuse_errors(index, ids, ERROR_RATE, "questions")
+    found, made = np.zeros(len(ids)), index.table(ids)
+    if len(made):
+        found[made["place"].to_numpy()] = made["log_odds"].to_numpy()
+    return found
+
+
+Answerer = Callable[[str, tuple[str, str], pa.Table], np.ndarray]  # model, words, questions -> log-odds float64[n]
+_answerer: ContextVar[Answerer] = ContextVar("answerer", default=from_store)
+
+
+@contextlib.contextmanager
+def answered_by(answerer: Answerer) -> Iterator[None]:
+    """Within it `answerer` answers, and no model: to hold what asks against answers that are known."""
+    before = _answerer.set(answerer)
+    try:
+        yield
+    finally:
+        _answerer.reset(before)
+
+
+@contextlib.contextmanager
+def collecting(store: Store) -> Iterator[list[Job]]:
+    """Within it every question is undecided, and those not answered yet are listed: a job for each call."""
+    jobs: list[Job] = []
+
+    def note(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
+        if len(left := lacking(table, index_of(name, words, store))):
+            jobs.append(job(name, words, lambda: [left]))
+        return np.zeros(len(table))
+
+    with answered_by(note):
+        yield jobs
+
+
+def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
+    """All that methods which ask (Method.asks) will ask in these trials and nobody has answered: a job per model.
+
+    Trials run as they will, but every answer is a zero, so a method whose questions depend on answers asks again. The
+    questions are held in memory, without what is answered already.
+    """
+    from harness.prepare import open_prepared
+    from harness.run import run_trial
+
+    with collecting(store) as jobs:
+        for trial in trials:
+            if type(trial.method).asks:
+                prepared = open_prepared(store, trial.task_key)
+                run_trial(trial, prepared.splits, prepared.truth)
+    return merged(jobs)
+
+
+def lacking(table: pa.Table, index: Index) -> pa.Table:
+    """Those without an answer yet, each once, in their order: those that begin alike stay neighbours, which vLLM reads once."""
+    ids, first = np.unique(ids_of(table["id"]), return_index=True)
+    return table.take(pa.array(np.sort(first[index.lacks(ids)])))
+
+
+def index_of(name: str, words: tuple[str, str], store: Store) -> Index:
+    rows = job(name, words, list).rows(store)
+    return _index(rows, frozenset(store.keys(rows.kind)))
+
+
+@lru_cache(4)  # a trial asks a dozen times, and a best of n hundreds of times
+def _index(rows: Rows, shards: frozenset[str]) -> Index:
+    return rows.index()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A language model's answers, as a recipe. name: the model's; with `words` it says everything but where to run."""
+
+    name: str
+    words: tuple[str, str]
+    tensor_parallel: int = 1
+    block: int = QUESTIONS
+    cpus: int = 0
+
+    def check(self) -> None:
+        from harness.engines import first_tokens, tokenizer
+
+        model = make_judge(self.name)
+        model.check()
+        first_tokens(tokenizer(model.folder()), self.words)
+
+    def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
+        from transformers import AutoConfig
+
+        from harness.engines import context_length, render, tokenizer
+
+        model = make_judge(self.name)
+        folder = model.folder()
+        tokens = tokenizer(folder)
+        most = context_length(AutoConfig.from_pretrained(folder), tokens, model["max_length"]) - 1  # the answer is one
+        reasons, ids = [], []
+        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+            row = render(tokens, system, prompt) if prompt.strip() else []
+            ids.append(row)
+            reasons.append(wrong(prompt, len(row), most))
+        bad = np.array([reason is not None for reason in reasons], dtype=bool)
+        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
+        told = [reason for reason in reasons if reason is not None]
+        return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+
+    def start(self) -> Worker:
+        from harness.engines import open_engine
+
+        model = make_judge(self.name)
+        engine = open_engine(
+            model.engine,
+            model.folder(),
+            "answer",
+            dtype=model["dtype"],
+            max_length=model["max_length"],
+            tensor_parallel=self.tensor_parallel,
+        )
+
+        def answer(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            ids, tokens = ids_of(ready["id"]), as_lists(ready["tokens"])
+            found = engine.answer(tokens, self.words) if len(ids) else np.empty(0)
+            good = np.isfinite(found)
+            rows = pa.table(
+                {"id": pa.array(ids[good].tolist(), ID), "log_odds": pa.array(found[good].astype(np.float32))}
+            )
+            bad = errors(ids[~good].tolist(), ["the log-odds are not finite"] * int((~good).sum()))
+            return rows, bad, {"tokens": sum(map(len, tokens))}
+
+        return answer
+
+
+def wrong(prompt: str, length: int, most: int) -> str | None:
+    """Why a question of that many tokens cannot be asked, or None."""
+    if not prompt.strip():
+        return "the question is empty"
+    if "\ufffd" in prompt:
+        return "the question holds bytes that could not be decoded (U+FFFD)"
+    if length > most:
+        return (
+            f"the question has {length} tokens, the model reads {most}: show it less (in_context: lower room or most)"
+        )
+    return None

@@ -1,0 +1,183 @@
+"""Rows on Ray: Ray Data reads blocks, prepares them on CPUs, and hands them to workers that commit what they make.
+
+Ray itself is imported only once there is something to make: where all is there, a second run ends in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from harness.mistake import Mistake
+from harness.rows import Recipe, Rows, Waiting, Worker, make_block, mark, plain_ipc, waiting
+from harness.store import Store
+
+STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
+OBJECTS = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back
+WATCH_MINUTES = 30.0  # for a block: a thousand samples of a 70B model take about ten
+HANDED_ON = ("MANYMINDS_STORE", "MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
+
+
+def make_on_ray(
+    rows: Rows,
+    recipe: Recipe,
+    batches: Iterable[pa.Table],
+    workers: int | None = None,
+    gpus: int = 1,
+    minutes: float = WATCH_MINUTES,
+    on_start: Callable[[int], object] = lambda n: None,
+    on_progress: Callable[[int], object] = lambda n: None,
+) -> dict[str, float]:
+    """Makes every row that is not made yet; returns `rows`, `errors`, `start_seconds`, and `seconds` after the start.
+
+    batches: tables with a column `id` and the recipe's inputs.
+    workers: each holds one model. By default as many as there are GPUs for; without GPUs, as `recipe.cpus` says.
+    gpus: of one worker, where there are any: its tensor-parallel group.
+    minutes: a worker that has not ended a block after so long is killed, and its block tried again.
+    on_start, on_progress: called with the number of rows to make, and of rows newly made.
+
+    The blocks to do lie in a file in the store, which is memory-mapped: nothing but prepared blocks is sent. Ray
+    restarts a worker that dies and tries its block again (see rows.make_block).
+    """
+    began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
+    if "tensor_parallel" in vars(recipe):
+        recipe = replace(recipe, tensor_parallel=gpus)
+    with waiting(rows, batches, recipe.block) as left:
+        on_start(sum(left.sizes))
+        if not left.sizes:
+            return found
+        recipe.check()
+        from harness import ray_session
+
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
+            ray_session.cluster(rows.store, os.cpu_count() + 1, OBJECTS),  # one CPU for what Ray Data itself does
+        ):
+            ready = float("inf")
+            for done in _run(rows, recipe, left, workers, gpus, minutes):
+                ready = min(ready, done["ready"])
+                found["rows"] += done["rows"]
+                found["errors"] += done["errors"]
+                on_progress(done["rows"])
+            ended = time.time()
+    return found | {"start_seconds": ready - began, "seconds": ended - ready}
+
+
+def _run(rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: int, minutes: float) -> Iterator[dict]:
+    """What each block's worker says of it, as blocks end."""
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what went wrong is raised, and progress is ours
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = 0
+    context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = -1  # `watched` sees to that, block by block
+
+    there = ray.cluster_resources()
+    cores = max(1, int(there["CPU"]) - 1)
+    if there.get("GPU", 0) >= gpus and not recipe.cpus:
+        workers, resources, threads = workers or int(there["GPU"] // gpus), {"num_gpus": gpus, "num_cpus": 1}, 1
+    else:
+        workers = workers or (cores // recipe.cpus if recipe.cpus else sum(n["Alive"] for n in ray.nodes()))
+        threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # what prepares needs the rest
+    # Set by the worker itself: an environment of Ray's making would cost a second and forgo processes started ahead.
+    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment |= {name: os.environ[name] for name in (*HANDED_ON, *environment) if name in os.environ}
+    made = (
+        ray.data.range(len(left.sizes), override_num_blocks=len(left.sizes))
+        .map_batches(_prepare, fn_kwargs={"left": left, "recipe": recipe, "environment": environment}, batch_size=1)
+        .map_batches(
+            _Worker,
+            fn_constructor_args=(str(rows.store.root), dict(rows.identity), recipe, minutes, environment),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(left.sizes))),
+            **resources,
+        )
+    )
+    try:
+        for batch in made.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
+            yield from batch.to_pylist()
+    except Exception as error:
+        raise _mistake(error) or error from None
+
+
+def _prepare(batch: dict[str, np.ndarray], left: Waiting, recipe: Recipe, environment: dict[str, str]) -> pa.Table:
+    """One row, whatever Ray Data does with rows: a whole block as two Arrow files."""
+    os.environ.update(environment)
+    ready, early = recipe.prepare(left.block(int(batch["id"][0])))
+    return pa.table(
+        {
+            "ready": pa.array([plain_ipc(ready)], pa.large_binary()),
+            "early": pa.array([plain_ipc(early)], pa.large_binary()),
+        }
+    )
+
+
+class _Worker:
+    """Holds one model; a block comes in, is made and committed, and what is said of it goes out."""
+
+    def __init__(self, store: str, identity: dict, recipe: Recipe, minutes: float, environment: dict[str, str]) -> None:
+        os.environ.update(environment)  # before the recipe imports what reads it
+        self.rows, self.minutes = Rows(Store(store), identity), minutes
+        try:
+            self.worker = self.watched()(self.load)(recipe)
+        except (
+            Exception
+        ) as error:  # told at the first block: of what a constructor raises the driver gets the text alone
+            self.worker = self.refuse
+            self.error = error
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        self.ready = time.time()
+
+    def load(self, recipe: Recipe) -> Worker:
+        with mark(self.rows.store, f"start-{self.rows.kind.rpartition('/')[2]}") as tries:
+            if tries > STARTS:
+                raise Mistake(
+                    f"workers died {STARTS} times while loading {dict(self.rows.identity)}",
+                    "is there memory for it? manyminds ... --local shows what happens",
+                )
+            return recipe.start()
+
+    def refuse(self, ready: pa.Table) -> None:
+        raise self.error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        ready, early = (pa.ipc.open_file(batch[name][0].as_buffer()).read_all() for name in ("ready", "early"))
+        wrong = make_block(self.rows, ready, early, self.watched()(self.worker))
+        return pa.table({"rows": [len(ready) + len(early)], "errors": [wrong], "ready": [self.ready]})
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ends this process if what follows takes too long, by a thread that no engine can keep from running.
+
+        As a decorator it watches each call: where a block is done row by row, each row.
+        """
+        faulthandler.dump_traceback_later(60 * self.minutes, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _mistake(error: BaseException | None) -> Mistake | None:
+    """The Mistake that Ray's errors are wrapped around."""
+    while error is not None:
+        inner = getattr(error, "cause", None)
+        if isinstance(error, Mistake) and not isinstance(inner, BaseException):
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None

@@ -1,0 +1,222 @@
+"""Texts -> vectors: an encoder named in one string, each distinct text encoded once and kept in the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from harness import lm
+from harness.mistake import Mistake
+from harness.rows import ID, Job, Lacking, Rows, Worker, errors, ids_of, refuse_errors, text_id
+from harness.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULTS = {  # options of a language model that encodes; all are part of its identity
+    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
+    "max_length": 512,  # tokens; what is longer is cut
+    "normalize": False,  # to length one
+    "of": "response",  # or "both": the prompt as the user's turn, the response as the assistant's
+    "pooling": "mean",  # or "last": the last token's
+    "storage": "float32",  # or "float16"
+}
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float16"),
+    "of": ("response", "both"),
+    "pooling": ("mean", "last"),
+    "storage": ("float32", "float16"),
+}
+HASHING = re.compile(r"hashing-([1-9]\d*)")
+TEXTS = 2048  # of a block: half a minute of a 7B model on one GPU, and a store of 500 shards for a million texts
+WORDS = 16384  # of a block of the hashing encoder, which does them in a second
+
+
+def make_encoder(name: str) -> lm.LanguageModel | Hashing:
+    """The encoder that `name` names: hashing-DIM, or a language model. Raises Mistake for any other."""
+    if found := HASHING.fullmatch(name):
+        return Hashing(int(found[1]))
+    if ":" not in name:
+        raise Mistake(
+            f"there is no text encoder {name!r}",
+            f'for example "tfidf-svd-128", "hashing-1024", or a language model: {lm.EXAMPLE}',
+        )
+    model = lm.parse(name, DEFAULTS)
+    for option, allowed in CHOICES.items():
+        if model[option] not in allowed:
+            raise Mistake(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
+    if model["max_length"] < 1:
+        raise Mistake(f"{name!r}: max_length is below 1", "max_length=512")
+    return model
+
+
+def vectors(table: pa.Table, name: str) -> np.ndarray:
+    """float[n, dim] of items (columns prompt, response), in order. Raises Lacking where some are not encoded yet.
+
+    Also Mistake where a text cannot be encoded, such as an empty one.
+    """
+    found = job(name, lambda: [table])
+    index, ids = found.rows(Store.current()).index(), ids_of(inputs(table, name)["id"])
+    if count := int(index.lacks(ids).sum()):
+        raise Lacking(found, count)
+    refuse_errors(index, ids, 0.0, "texts")
+    return index.vectors(ids)
+
+
+def job(name: str, batches: Callable[[], Iterable[pa.Table]]) -> Job:
+    """What encodes items: tables with the columns response and, where the encoder reads it, prompt."""
+    encoder = make_encoder(name)
+    recipe = encoder if isinstance(encoder, Hashing) else Encoding(name)
+    return Job("vectors", encoder.identity, recipe, lambda: (inputs(table, name) for table in batches()))
+
+
+def reads_prompt(name: str) -> bool:
+    """Whether the encoder reads the prompt too."""
+    encoder = make_encoder(name)
+    return not isinstance(encoder, Hashing) and encoder["of"] == "both"
+
+
+def inputs(table: pa.Table, name: str) -> pa.Table:
+    """Columns id, response, and prompt where the encoder reads it."""
+    read = ("response", "prompt") if reads_prompt(name) else ("response",)
+    columns = {column: table[column].cast(pa.large_string()) for column in read}
+    ids = [text_id(*parts) for parts in zip(*(column.to_pylist() for column in columns.values()), strict=True)]
+    return pa.table({"id": pa.array(ids, ID)} | columns)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A language model's vectors of texts, as a recipe. name: the encoder's; it says everything but where to run."""
+
+    name: str
+    tensor_parallel: int = 1
+    block: int = TEXTS
+    cpus: int = 0
+
+    def check(self) -> None:
+        make_encoder(self.name).check()
+
+    def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Tokens int32 of each text; empty ones are errors."""
+        model = make_encoder(self.name)
+        tokens, limit = reader(model, model["max_length"])
+        both = reads_prompt(self.name)
+        texts = rendered(tokens, table) if both else table["response"].to_pylist()
+        ids = tokens(texts, truncation=True, max_length=limit, add_special_tokens=not both)["input_ids"]
+        empty = np.array([not text.strip() or not row for text, row in zip(texts, ids, strict=True)], dtype=bool)
+        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
+        bad = ids_of(table["id"])[empty]
+        return ready.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
+
+    def start(self) -> Worker:
+        from harness.engines import open_engine
+
+        model = make_encoder(self.name)
+        engine = open_engine(
+            model.engine,
+            model.folder(),
+            "embed",
+            dtype=model["dtype"],
+            max_length=model["max_length"],
+            tensor_parallel=self.tensor_parallel,
+        )
+
+        def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            found = engine.embed(as_lists(ready["tokens"]), model["pooling"])
+            if model["normalize"]:
+                found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+            return as_rows(ids_of(ready["id"]), found.astype(model["storage"]))
+
+        return encode
+
+
+@lru_cache(1)
+def reader(model: lm.LanguageModel, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
+    """Its tokenizer, and how many tokens it takes; kept, for loading them takes longer than a block does."""
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    from harness.engines import context_length, tokenizer
+
+    logging.set_verbosity_error()  # that a text is too long is ours to tell
+    folder = model.folder()
+    tokens = tokenizer(folder)
+    return tokens, context_length(AutoConfig.from_pretrained(folder), tokens, max_length)
+
+
+@dataclass(frozen=True)
+class Hashing:
+    """Counts of words, by a hash of each word, in `dim` signed columns (Weinberger et al. 2009): no model, no fitting.
+
+    Repeats count by 1 + log(count). Made for texts by the million; up to some ten thousand, `tfidf-svd-DIM` knows more.
+    """
+
+    dim: int
+    block: int = WORDS
+    cpus: int = 1
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {"engine": "hashing", "dim": self.dim}
+
+    def check(self) -> None:
+        """It needs nothing."""
+
+    def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        return table, errors([], [])
+
+    def start(self) -> Worker:
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        from harness.text import WORD
+
+        counter = HashingVectorizer(token_pattern=WORD, n_features=self.dim, norm=None)
+
+        def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            counts = counter.transform(ready["response"].to_pylist())
+            counts.data = np.sign(counts.data) * (1 + np.log(np.maximum(np.abs(counts.data), 1)))
+            return as_rows(ids_of(ready["id"]), counts.toarray().astype(np.float32))
+
+        return encode
+
+
+def rendered(tokenizer, table: pa.Table) -> list[str]:
+    """Prompt and response as one text: by the tokenizer's chat template where it has one, else one after the other."""
+    pairs = zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
+    if tokenizer.chat_template is None:
+        return [f"{prompt}\n\n{response}" for prompt, response in pairs]
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}] for prompt, response in pairs
+    ]
+    return tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def as_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
+    """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
+    array = column.combine_chunks()
+    values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
+    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def as_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:
+    """Columns id and vector; a vector that is not finite is an error."""
+    good = np.isfinite(found).all(axis=1)
+    flat = pa.array(np.ascontiguousarray(found[good]).ravel())
+    rows = pa.table(
+        {
+            "id": pa.array(ids[good].tolist(), ID),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, found.shape[1]),
+        }
+    )
+    return rows, errors(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
+
+
+def rows_of(name: str) -> Rows:
+    """Everything that this encoder has made in the current store."""
+    return Rows(Store.current(), make_encoder(name).identity)

@@ -1,0 +1,162 @@
+"""Texts from files of any length: parquet, jsonl or csv read in batches, and what was made of them written beside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.json
+import pyarrow.parquet
+
+from harness.generate import SAMPLES
+from harness.mistake import Mistake
+from harness.rows import Index, ids_of
+
+BATCH = 16_384  # rows read at a time
+BYTES = 1 << 24  # read at a time of jsonl and csv: a row has to fit
+TEXT = pa.large_string()
+KINDS = (".parquet", ".jsonl", ".csv")
+
+
+def read_texts(path: Path, *columns: str) -> Iterator[pa.Table]:
+    """The named text columns as large_string, some rows at a time; one named `name?` may be absent and is then null.
+
+    Raises Mistake for a missing or broken file, a missing column, one that holds no text, and a row of it that holds
+    nothing; rows are counted from 0.
+    """
+    if not path.is_file():
+        raise Mistake(f"the file {path} does not exist", "name a suite (.toml), or a .parquet, .jsonl or .csv file")
+    if path.suffix not in KINDS:
+        raise Mistake(f"{path} is of no known kind", f"name a suite (.toml), or a file of {', '.join(KINDS)}")
+    names = [name.rstrip("?") for name in columns]
+    needed = [name for name in columns if not name.endswith("?")]
+    with _explained(path):
+        there = pa.dataset.dataset(path, format=_format(path.suffix, [])).schema
+        if missing := [name for name in needed if name not in there.names]:
+            raise Mistake(f"{path} has no column {', '.join(missing)}; it has {', '.join(there.names)}", "rename one")
+        data = pa.dataset.dataset(path, format=_format(path.suffix, names))
+        found = [name for name in names if name in data.schema.names]
+        for name in found:
+            if not _is_text(data.schema.field(name).type):
+                kind = data.schema.field(name).type
+                raise Mistake(f"{path}: column {name} holds {kind}, not text", "turn messages into one string each")
+        start = 0
+        for batch in data.to_batches(columns=found, batch_size=BATCH, batch_readahead=1, use_threads=False):
+            absent = pa.nulls(len(batch), TEXT)
+            table = pa.table({n: batch[n].cast(TEXT) if n in found else absent for n in names})
+            for name in needed:
+                if table[name].null_count:
+                    row = start + table[name].is_null().index(True).as_py()
+                    raise Mistake(f"{path}: row {row} of column {name} is empty", "fill it in, or drop the row")
+            start += len(table)
+            yield table
+
+
+def _format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
+    """How to read files of that kind, the named columns as text: a text that looks like a date or number stays one."""
+    if suffix == ".csv":
+        return pa.dataset.CsvFileFormat(
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, TEXT)),
+            read_options=pa.csv.ReadOptions(block_size=BYTES),
+        )
+    if suffix == ".jsonl":
+        text = pa.schema([(name, TEXT) for name in names])
+        others = "ignore" if names else "infer"
+        return pa.dataset.JsonFileFormat(
+            parse_options=pa.json.ParseOptions(explicit_schema=text, unexpected_field_behavior=others),
+            read_options=pa.json.ReadOptions(block_size=BYTES),
+        )
+    return pa.dataset.ParquetFileFormat()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    of = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(one(kind) for one in of)
+
+
+def write_vectors(path: Path, index: Index, batches: Callable[[], Iterator[pa.Table]]) -> tuple[int, int]:
+    """A .npy file with a row per text of `batches()`, in order; a text that is an error is NaN. Returns its shape.
+
+    Written some rows at a time, and whole or not at all. Raises Mistake where no text could be encoded.
+    """
+    rows, dim, kind = 0, 0, np.dtype(np.float32)
+    with _whole(path) as file:
+        for batch in batches():
+            found = index.vectors(ids_of(batch["id"]))
+            if found.shape[1] and not dim:
+                dim, kind = found.shape[1], found.dtype
+                _npy_header(file, kind, 0, dim)
+                np.full((rows, dim), np.nan, kind).tofile(file)
+            rows += len(batch)
+            (found if found.shape[1] else np.full((len(batch), dim), np.nan, kind)).tofile(file)
+        if not dim:
+            raise Mistake(f"none of the {rows} texts could be encoded", "look at the errors that the command tells")
+        file.seek(0)
+        _npy_header(file, kind, rows, dim)
+    return rows, dim
+
+
+def _npy_header(file: IO[bytes], kind: np.dtype, rows: int, dim: int) -> None:
+    """Takes the same room whatever the number of rows, as numpy leaves it some to grow."""
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (rows, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def write_candidates(path: Path, index: Index, batches: Callable[[], Iterator[pa.Table]]) -> int:
+    """A parquet file with a row per prompt: `row` in the input, system, prompt, responses and what is known of them,
+    or `error`. Returns its number of rows. Written whole or not at all.
+    """
+    kinds = [field for field in SAMPLES if field.name != "id"]
+    schema = pa.schema([("row", pa.int64()), ("system", TEXT), ("prompt", TEXT), *kinds, ("error", TEXT)])
+    rows = 0
+    with _whole(path) as file, pa.parquet.ParquetWriter(file, schema) as writer:
+        for batch in batches():
+            ids = ids_of(batch["id"])
+            made, reasons = index.table(ids), index.reasons(ids)
+            at = np.full(len(ids), -1)
+            at[made["place"].to_numpy()] = np.arange(len(made))
+            take = pa.array(at, mask=at < 0)
+            columns = {"row": pa.array(np.arange(rows, rows + len(ids))), "system": batch["system"]}
+            columns |= {"prompt": batch["prompt"]}
+            columns |= {
+                field.name: made[field.name].take(take) if len(made) else pa.nulls(len(ids), field.type)
+                for field in kinds
+            }
+            columns |= {"error": pa.array([reasons.get(place) for place in range(len(ids))], TEXT)}
+            writer.write_table(pa.table(columns, schema=schema))
+            rows += len(ids)
+    return rows
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name once it is written. Raises Mistake where it cannot be."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise Mistake(f"{path} cannot be written: {error.strerror or error}", "name another: --out FILE") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what Arrow says of a file that it cannot read into a Mistake."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise Mistake(f"{path} cannot be read: {why}", "is it whole, and of that kind?") from error

@@ -1,0 +1,172 @@
+"""Prompts -> n candidate responses each, sampled once, frozen in the store and shared by all methods."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from harness import lm
+from harness.encode import as_lists, reader
+from harness.engines import Sample
+from harness.mistake import Mistake
+from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
+from harness.store import Store
+from harness.trial import hashed
+
+DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
+    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
+    "max_tokens": 256,
+    "seed": 0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+}
+PROMPTS = 64  # of a block: a thousand candidates of best of 16, which fill an engine; a kill costs that many
+AGAIN = 1  # prompts of a block that are sampled a second time, alone, and compared: other company may round otherwise
+ERROR_RATE = 0.05  # of prompts without candidates; beyond, something is wrong with the prompts or the model
+SAMPLES = pa.schema(
+    [
+        ("id", ID),
+        ("responses", pa.list_(pa.large_string())),
+        ("finish_reason", pa.list_(pa.string())),
+        ("n_tokens", pa.list_(pa.int32())),
+        ("mean_logprob", pa.list_(pa.float32())),
+        ("prompt_tokens", pa.int32()),
+    ]
+)
+
+
+def make_generator(name: str) -> lm.LanguageModel:
+    """The language model that `name` names. Raises Mistake for a wrong name or option."""
+    model = lm.parse(name, DEFAULTS)
+    if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
+        raise Mistake(
+            f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
+            "temperature=1&top_p=1&max_tokens=256&seed=0",
+        )
+    return model
+
+
+def candidates(systems: Sequence[str | None], prompts: Sequence[str], name: str, n: int) -> list[list[str]]:
+    """n responses to each prompt under its system prompt; none where generation failed.
+
+    Raises Lacking where some are not made yet, and Mistake where more than ERROR_RATE of the prompts failed.
+    """
+    columns = [pa.array(column, pa.large_string()) for column in (systems, prompts)]
+    table = inputs(pa.table(columns, names=["system", "prompt"]))
+    found = job(name, n, lambda: [table])
+    index, ids = found.rows(Store.current()).index(), ids_of(table["id"])
+    if count := int(index.lacks(ids).sum()):
+        raise Lacking(found, count)
+    refuse_errors(index, ids, ERROR_RATE, "prompts")
+    made, out = index.table(ids), [[] for _ in prompts]
+    for place, responses in zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True):
+        out[place] = responses
+    return out
+
+
+def job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]]) -> Job:
+    """What samples n responses to each prompt: tables with the columns id, system (may be null) and prompt."""
+    return Job("samples", identity(make_generator(name), n), Generation(name, n), batches)
+
+
+def inputs(table: pa.Table) -> pa.Table:
+    """Columns id, system and prompt."""
+    columns = {name: table[name].cast(pa.large_string()) for name in ("system", "prompt")}
+    pairs = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+    return pa.table({"id": pa.array([text_id(*pair) for pair in pairs], ID)} | columns)
+
+
+def identity(model: lm.LanguageModel, n: int) -> dict[str, object]:
+    return model.identity | {"n": n}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """n samples of each prompt, as a recipe. name: the generator's; it says everything but where to run."""
+
+    name: str
+    n: int
+    tensor_parallel: int = 1
+    block: int = PROMPTS
+    cpus: int = 0
+
+    def check(self) -> None:
+        make_generator(self.name).check()
+
+    def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Tokens int32 of each prompt; empty, undecodable and over-long ones are errors."""
+        from harness.engines import render
+
+        model = make_generator(self.name)
+        tokens, limit = reader(model, None)
+        room = min(model["max_tokens"], limit // 2)  # a prompt may take half of a short context
+        reasons, ids = [], []
+        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+            row = render(tokens, system, prompt) if prompt.strip() else []
+            ids.append(row)
+            reasons.append(wrong(prompt, len(row), limit - room))
+        bad = np.array([reason is not None for reason in reasons], dtype=bool)
+        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
+        told = [reason for reason in reasons if reason is not None]
+        return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+
+    def start(self) -> Worker:
+        from harness.engines import open_engine
+
+        model = make_generator(self.name)
+        engine = open_engine(
+            model.engine, model.folder(), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
+        )
+        maker = hashed(identity(model, self.n))
+
+        def generate(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            ids = ids_of(ready["id"]).tolist()
+            tokens, seeds = as_lists(ready["tokens"]), [far_seed(maker, one) for one in ids]
+            settings = {option: model[option] for option in ("temperature", "top_p", "max_tokens")}
+            samples = engine.sample(tokens, seeds, self.n, **settings)
+            again = engine.sample(tokens[:AGAIN], seeds[:AGAIN], self.n, **settings)
+            facts = {
+                "again": len(again),
+                "same": sum(texts(a) == texts(b) for a, b in zip(samples, again, strict=False)),
+                "stopped": sum(s.finish_reason == "stop" for row in samples for s in row),
+                "samples": len(samples) * self.n,
+                "tokens": sum(s.n_tokens for row in samples for s in row),
+            }
+            empty = np.array([not all(s.text.strip() for s in row) for row in samples], dtype=bool)
+            rows = pa.table(
+                {
+                    "id": ids,
+                    "responses": [texts(row) for row in samples],
+                    "finish_reason": [[s.finish_reason for s in row] for row in samples],
+                    "n_tokens": [[s.n_tokens for s in row] for row in samples],
+                    "mean_logprob": [[s.mean_logprob for s in row] for row in samples],
+                    "prompt_tokens": [len(prompt) for prompt in tokens],
+                },
+                schema=SAMPLES,
+            )
+            bad = ids_of(ready["id"])[empty].tolist()
+            return rows.filter(pa.array(~empty)), errors(bad, ["a sample is empty"] * len(bad)), facts
+
+        return generate
+
+
+def texts(samples: Sequence[Sample]) -> list[str]:
+    return [sample.text for sample in samples]
+
+
+def wrong(prompt: str, length: int, most: int) -> str | None:
+    """Why a prompt of that many tokens cannot be answered, or None."""
+    if not prompt.strip():
+        return "the prompt is empty"
+    if "\ufffd" in prompt:
+        return "the prompt holds bytes that could not be decoded (U+FFFD)"
+    return f"the prompt has {length} tokens, of which {most} leave room for a response" if length > most else None
+
+
+def far_seed(maker: str, one: bytes) -> int:
+    """A seed of 62 bits, hashed: engines draw sample k from seed + k, so neighbours' seeds must lie far apart."""
+    return int.from_bytes(hashlib.sha256(maker.encode() + one).digest()[:8], "big") >> 2

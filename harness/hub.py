@@ -1,0 +1,106 @@
+"""Data sets of the Hugging Face hub: files at a pinned commit, kept in the hub's own cache, and their rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from harness.mistake import Missing, Mistake
+
+TIMEOUT = 10.0  # seconds until a hub that does not answer counts as out of reach; huggingface_hub's own default
+COLUMN = {str: pl.String, int: pl.Int64, bool: pl.Boolean}
+
+
+def check_revision(repo: str, revision: str) -> None:
+    """Raises Mistake where the revision is not a whole commit: branches and tags move."""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise Mistake(
+            f"revision = {revision!r} of the data set {repo} is not the 40 hex digits of a commit",
+            f"git ls-remote https://huggingface.co/datasets/{repo} lists them",
+        )
+
+
+def hub_files(repo: str, revision: str, files: Sequence[str]) -> list[Path]:
+    """Where the named files of a data set at that commit lie on disk, each downloaded where the cache lacks it.
+
+    Files, not `datasets.load_dataset`: what a commit's files say does not depend on a library's version, and no code of
+    the repository runs. Raises Missing without them and without a network, Mistake where the hub knows no such file.
+    """
+    check_revision(repo, revision)
+    return [Path(_file(repo, revision, file, files)) for file in files]
+
+
+def _file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url  # half a second
+    from huggingface_hub.errors import (
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    wanted = {"repo_id": repo, "filename": file, "repo_type": "dataset", "revision": revision}
+    try:
+        return hf_hub_download(**wanted, local_files_only=True)
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        get_hf_file_metadata(hf_hub_url(**wanted), timeout=TIMEOUT)  # asked once; a download asks for up to six minutes
+        return hf_hub_download(**wanted)
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise Mistake(
+            f"the hub has no {file} in the data set {repo} at {revision}, or does not show it to you",
+            f"look at https://huggingface.co/datasets/{repo}/tree/{revision}; `hf auth login` where it is not public",
+        ) from error
+    except Exception as error:  # of whichever HTTP and file libraries huggingface_hub is built on
+        command = f"hf download {repo} {' '.join(files)} --repo-type dataset --revision {revision}"
+        raise Missing(
+            f"{file} of the data set {repo} is not in the hub's cache and could not be fetched "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})",
+            f'with a network: {command} --local-dir DIR, then file = "DIR" in the task; or without --local-dir, which '
+            "fills the cache (HF_HOME names it)",
+        ) from error
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Each row of a parquet or jsonl file with its number from 0. Raises Mistake where it cannot be read."""
+    if not path.is_file():
+        raise Mistake(f"the file {path} does not exist", "run from the folder that holds it, or write its whole path")
+    if path.suffix == ".parquet":
+        try:
+            yield from enumerate(pl.read_parquet(path).iter_rows(named=True))
+        except pl.exceptions.PolarsError as error:
+            raise Mistake(f"{path} is no parquet table: {error}", "write the file anew") from error
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines):
+            try:
+                if line.strip():
+                    yield number, json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise Mistake(
+                    f"{path}, row {number}: no JSON ({error})", "one object a line; is it cut off?"
+                ) from error
+
+
+def table(path: Path, columns: dict[str, type]) -> pl.DataFrame:
+    """The named columns of such a file, of the types str, int or bool; a text that is null becomes an empty one.
+
+    Raises Mistake naming the first row where a column is missing or of another type.
+    """
+    found = []
+    for number, row in rows(path):
+        values = [row.get(name) for name in columns] if isinstance(row, dict) else []
+        values = ["" if value is None and name in row else value for name, value in zip(columns, values)]
+        if [type(value) for value in values] != list(columns.values()):
+            told = {name: row[name] for name in columns if name in row} if isinstance(row, dict) else row
+            raise Mistake(
+                f"{path}, row {number}: {str(told)[:200]}",
+                "wanted: " + ", ".join(f"{name} ({kind.__name__})" for name, kind in columns.items()),
+            )
+        found.append(values)
+    return pl.DataFrame(found, schema={name: COLUMN[kind] for name, kind in columns.items()}, orient="row")

@@ -1,0 +1,184 @@
+"""Language models named in one string, ENGINE:MODEL?option=value: what identifies them, and where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from harness.find import coerce
+from harness.mistake import Missing, Mistake
+from harness.store import Store
+
+ENGINES = ("transformers", "vllm")
+EXAMPLE = "transformers:small, vllm:org/name@REVISION or transformers:./folder"
+WEIGHTS = "*.json *.safetensors *.model *.txt *.jinja".split()  # what loading a model reads; README and .git are not
+HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """One parsed name.
+
+    model: `small`, the project's own, built and trained on first use; `org/name@REVISION`, of the hub, with the 40 hex
+    digits of a commit; a folder on this machine, `./x` or `/x`; or `package:MODULE/FOLDER`, what an installed Python
+    package carries.
+    options: (name, value), sorted: whatever else decides the result.
+    """
+
+    engine: str
+    model: str
+    options: tuple[tuple[str, object], ...]
+
+    def __getitem__(self, option: str) -> object:
+        return dict(self.options)[option]
+
+    @property
+    def content(self) -> str:
+        """What the model is, wherever it lies: a hub's revision, a recipe's version, or a digest of a folder's files."""
+        if self.model == "small":
+            from harness.small_lm import VERSION
+
+            return f"small@{VERSION}"
+        return self.model if HUB.fullmatch(self.model) else f"sha256:{folder_digest(self._local())}"
+
+    @property
+    def canonical(self) -> str:
+        """The same string for the same model and options, with every option written out."""
+        return f"{self.engine}:{self.content}?" + "&".join(f"{name}={plain(value)}" for name, value in self.options)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {"engine": self.engine, "model": self.content} | dict(self.options)
+
+    def check(self) -> None:
+        """Raises Missing where the engine or the model is not at hand; builds or downloads the model."""
+        if self.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+            raise Missing(
+                "vLLM is not installed here",
+                "make vllm makes .venv-vllm, whose bin/manyminds has it; or name the engine transformers",
+            )
+        self.folder()
+
+    def folder(self) -> Path:
+        """Where its files lie; builds `small` and downloads from the hub. Raises Missing where they cannot be had."""
+        if self.model == "small":
+            return built()
+        if found := HUB.fullmatch(self.model):
+            return downloaded(found["repo"], found["revision"])
+        return self._local()
+
+    def _local(self) -> Path:
+        if self.model.startswith("package:"):
+            module, _, inside = self.model.removeprefix("package:").partition("/")
+            spec = importlib.util.find_spec(module) if re.fullmatch(r"\w+", module) else None
+            if spec is None or spec.origin is None:
+                raise Missing(f"no package {module} is installed here", f"pip install {module.replace('_', '-')}")
+            folder = Path(spec.origin).parent / inside
+        else:
+            folder = Path(self.model)
+        if not (folder / "config.json").is_file():
+            raise Missing(f"{folder} holds no language model: no config.json", f"name one as in {EXAMPLE}")
+        return folder.absolute()
+
+
+def parse(name: str, defaults: dict[str, object]) -> LanguageModel:
+    """The model that `name` names, its options those of `defaults`, each of its default's type.
+
+    Raises Mistake for an unknown engine or option, and for a hub model without a revision.
+    """
+    engine, _, rest = str(name).partition(":")
+    model, _, query = rest.partition("?")
+    if engine not in ENGINES or not model:
+        raise Mistake(f"{name!r} names no language model", f"write one as in {EXAMPLE}")
+    local = model == "small" or model.startswith(("package:", "./", "../", "/", "~"))
+    if not local and not HUB.fullmatch(model):
+        raise Mistake(
+            f"{name!r}: {model} is no folder, and a model of the hub needs its revision, 40 hex digits",
+            f"{engine}:{model.partition('@')[0]}@REVISION; "
+            f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD tells it",
+        )
+    options = dict(defaults)
+    for option, value in parse_qsl(query, keep_blank_values=True, strict_parsing=False):
+        if option not in defaults:
+            raise Mistake(f"{name!r} has an unknown option {option!r}", f"options: {', '.join(sorted(defaults))}")
+        options[option] = typed(value, defaults[option], f"{name}: {option}")
+    if query and "=" not in query:
+        raise Mistake(
+            f"{name!r}: {query!r} is no option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
+        )
+    return LanguageModel(engine, os.path.expanduser(model), tuple(sorted(options.items())))
+
+
+def typed(value: str, default: object, where: str) -> object:
+    """The text `value` as the type of `default`."""
+    kind = type(default)
+    read: object = value
+    if kind in (int, float, bool):
+        try:
+            read = json.loads(value)
+        except ValueError:
+            pass
+    return coerce(read, kind, where)
+
+
+def plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def folder_digest(folder: Path) -> str:
+    """16 hex digits over the names and contents of the files that loading the model reads.
+
+    Kept in the store by the files' sizes and times, since reading 15 GB takes half a minute.
+    """
+    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return _folder_digest(folder, tuple(stats), Store.current())
+
+
+@lru_cache(64)
+def _folder_digest(folder: Path, stats: tuple, store: Store) -> str:
+    known = store.root / "models" / hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
+    if known.is_file():
+        return known.read_text()
+    total = hashlib.sha256()
+    for name, _, _ in stats:
+        with open(folder / name, "rb") as file:
+            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    digest = total.hexdigest()[:16]
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(digest)
+    return digest
+
+
+def built() -> Path:
+    """The project's own small model, built in the store where it is not there yet: about two minutes."""
+    from harness import small_lm
+
+    folder = Store.current().root / "models" / f"small-{small_lm.VERSION}"
+    if not folder.is_dir():
+        print("building the project's own small language model, which takes a minute or two", file=sys.stderr)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        small_lm.build(folder)
+    return folder
+
+
+def downloaded(repo: str, revision: str) -> Path:
+    """A hub model's files at that revision, from the local cache or the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WEIGHTS))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise Missing(
+            f"the model {repo} at {revision[:12]} is not at hand and could not be downloaded ({type(error).__name__})",
+            f"where there is a network: hf download {repo} --revision {revision}; then bring its folder and name that",
+        ) from error

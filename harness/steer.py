@@ -1,0 +1,167 @@
+"""Best of n: every method chooses among the same candidates for every user, and what its choices are truly worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import safetensors.numpy
+
+from harness import stats
+from harness.data import Pairs
+from harness.method import Method, State, Users
+from harness.metrics import per_pair
+from harness.prepare import Prepared, open_prepared
+from harness.store import Store
+from harness.trial import Trial
+
+ROWS = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
+
+
+def counts(n: int) -> list[int]:
+    """1, 2, 4, ... up to n, and n: of how many candidates the best is chosen."""
+    return sorted({2**k for k in range(n.bit_length())} | {n})
+
+
+def choose(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+    """uint8[n_users, prompts, len(counts(n))]: which of a prompt's first 1, 2, 4, ... candidates each user gets.
+
+    The users are those of `query`, whose pairs are not read; choices: int32[prompts, n], rows of its items. The largest
+    reward is chosen, a tie by the lower place: candidates of a prompt stand in no order. A method without rewards
+    (`reward` raises NotImplementedError) plays a round robin: the candidate with the largest sum of log-odds against
+    the other ones. Where log-odds are gaps of rewards, that sum is n times the reward less what all have in common, so
+    both ways choose the same; counting won duels instead would throw away by how much. log-odds(b, a) = -log-odds(a, b)
+    is taken as given, so each pair is asked once.
+    """
+    step = max(1, ROWS // (query.n_users * choices.shape[1]))
+    parts = [choices[start : start + step] for start in range(0, len(choices), step)]
+    try:
+        found = [_by_reward(method, state, users, query, part) for part in parts]
+    except NotImplementedError:
+        found = [_by_round_robin(method, state, users, query, part) for part in parts]
+    return np.concatenate(found, axis=1).astype(np.min_scalar_type(choices.shape[1] - 1))
+
+
+def _by_reward(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+    user = np.repeat(np.arange(query.n_users, dtype=np.int32), choices.size)
+    item = np.tile(choices.ravel(), query.n_users)
+    reward = per_pair(method.reward(state, users, query.items, user, item), len(item), f"{method.name}.reward")
+    reward = reward.reshape(query.n_users, *choices.shape)
+    return np.stack([reward[..., :n].argmax(2) for n in counts(choices.shape[1])], axis=2)
+
+
+def _by_round_robin(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+    n = choices.shape[1]
+    one, other = np.triu_indices(n, 1)
+    left, right = (np.tile(choices[:, side].ravel(), query.n_users) for side in (one, other))
+    user = np.repeat(np.arange(query.n_users, dtype=np.int32), len(choices) * len(one))
+    label = np.full(len(user), np.nan, dtype=np.float32)
+    pairs = replace(query, user=user, left=left, right=right, label=label, seconds=None)
+    log_odds = per_pair(method.score(state, users, pairs), len(pairs), f"{method.name}.score")
+    log_odds = log_odds.reshape(query.n_users, len(choices), len(one))
+    table = np.zeros((query.n_users, len(choices), n, n))
+    table[..., one, other], table[..., other, one] = log_odds, -log_odds
+    return np.stack([table[..., :m, :m].sum(3).argmax(2) for m in counts(n)], axis=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What the candidates are worth to the test users, each float[n_users, prompts, n]."""
+
+    people: np.ndarray  # int32[n_users]
+    utility: np.ndarray
+    wins: np.ndarray  # probability of being preferred to one of the n at random (itself among them), a tie one half
+    tie: float  # utilities that differ by no more are equal: traits counted in a text often are
+
+
+def candidates(prepared: Prepared) -> Candidates | None:
+    """None where a task has no candidates, or nobody knows what they are worth."""
+    panel, truth = prepared.splits.panels["test"], prepared.truth
+    if panel.choices is None or truth is None:
+        return None
+    people = panel.query.people
+    utility = (truth.users[people] @ truth.items[panel.choices.ravel()].T).reshape(len(people), *panel.choices.shape)
+    tie = 1e-6 * float(np.abs(utility).max())  # some roundings of float32
+    wins = np.zeros_like(utility)
+    for j in range(utility.shape[2]):  # one opponent at a time: all at once would hold n times the memory
+        wins += preferred(utility, utility[..., j : j + 1], tie)
+    return Candidates(people, utility, wins / utility.shape[2], tie)
+
+
+def preferred(a: np.ndarray, b: np.ndarray, tie: float) -> np.ndarray:
+    """1 where a is above b, 0 where below, and one half where they are equal."""
+    return np.where(np.abs(a - b) <= tie, 0.5, a > b).astype(np.float32)
+
+
+@lru_cache(16)  # a board reads the same few for each of its methods
+def _candidates(store: Store, task_key: str) -> Candidates | None:
+    return candidates(open_prepared(store, task_key))
+
+
+def chosen(store: Store, trial: Trial) -> dict[int, np.ndarray]:
+    """A finished trial's choices at each number of shots, as `choose` gave them."""
+    content = safetensors.numpy.load(store.load(store.read("trials", trial.key), "predictions.safetensors"))
+    return {int(n.rpartition("/")[2]): v.astype(np.int64) for n, v in content.items() if n.startswith("choices/test/")}
+
+
+def outcomes(store: Store, trial: Trial, reference: Trial | None = None) -> pl.DataFrame | None:
+    """What a finished trial's choices are worth, as `worth` has it; None where nobody chose, or nobody knows."""
+    if "test.choices.npy" not in store.read("tasks", trial.task_key)["files"]:
+        return None  # and nothing is opened: boards of a thousand trials have none
+    mine = chosen(store, trial)
+    if not mine or (known := _candidates(store, trial.task_key)) is None:
+        return None
+    return worth(known, mine, {} if reference is None else chosen(store, reference))
+
+
+def worth(known: Candidates, mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> pl.DataFrame:
+    """A row per (shots, n, person), from choices by shots. All n compare with the same two: all candidates, and the best.
+
+    gain: mean over prompts of the utility of the one chosen of the first n, less that of all candidates.
+    room: of the best of all, less that of all.
+    win_random: probability that the chosen is preferred to one of all candidates at random.
+    win_shared, over_shared: the same, and the gap of utility, against what `theirs` chose of as many; absent without.
+    """
+    mean = known.utility.mean((1, 2), dtype=np.float64)
+    room = known.utility.max(2).mean(1, dtype=np.float64) - mean
+    tables = []
+    for shots, places in mine.items():
+        utility = np.take_along_axis(known.utility, places, 2)
+        columns = {
+            "gain": utility.mean(1, dtype=np.float64) - mean[:, None],
+            "win_random": np.take_along_axis(known.wins, places, 2).mean(1, dtype=np.float64),
+        }
+        if shots in theirs:
+            other = np.take_along_axis(known.utility, theirs[shots], 2)
+            columns["win_shared"] = preferred(utility, other, known.tie).mean(1, dtype=np.float64)
+            columns["over_shared"] = (utility - other).mean(1, dtype=np.float64)
+        for k, n in enumerate(counts(known.utility.shape[2])):
+            head = {"person": known.people, "room": room} | {name: values[:, k] for name, values in columns.items()}
+            tables.append(pl.DataFrame(head).with_columns(shots=pl.lit(shots), n=pl.lit(n)))
+    return pl.concat(tables)
+
+
+def normalised(gain: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """float64[..., C]: a value per cell whose mean is the ratio mean(gain) / mean(room), gain float[..., C], room float[C].
+
+    A ratio of means: a person for whom no candidate is better than another weighs nothing, where a mean of his own
+    ratios would be noise. The values are the ratio plus each cell's first-order influence on it (the delta method), so
+    the variance of their mean, clustered as any score's, is that of the ratio.
+    """
+    ratio = gain.mean(-1, keepdims=True) / room.mean()
+    return ratio + (gain - ratio * room) / room.mean()
+
+
+def overoptimised(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> int | None:
+    """Row of `values`[counts, C] with the largest mean, where the last row is surely below it; else None.
+
+    Surely: at 95 % for all comparisons with the last row at once (max-t), since the peak is picked among them.
+    """
+    peak, last = int(values.mean(1).argmax()), len(values) - 1
+    found = stats.differences(values, person, seed)
+    if found.note or peak == last:
+        return None
+    level = stats.joint_level(values, person, seed, (np.arange(last), np.full(last, last)))
+    return peak if found.p(found.family_df)[peak, last] < level else None

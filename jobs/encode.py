@@ -1,0 +1,9 @@
+"""What a Ray job runs: `manyminds encode SUITE|FILE --store DIR ...` on the cluster that the job belongs to."""
+
+import sys
+
+from harness.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "encode")
+    main()

@@ -1,0 +1,201 @@
+"""Questions to language models: against a plain forward pass, asked once, errors told, users played in both orders."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from harness import ask, engines, small_lm
+from harness.mistake import Mistake
+from harness.role_play import Judged, judge, role_played, wanted, writer
+from harness.rows import Lacking, make_here
+from harness.store import Store
+from harness.world import TRAITS
+
+AB = ("A", "B")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained model: its answers mean nothing, and are some."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_lm.build(folder, steps=0)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    return Store.current().open()
+
+
+def make(store, *args):
+    """Asks what is lacking; returns how many questions that were."""
+    with pytest.raises(Lacking) as lacking:
+        ask.answers(*args)
+    job = lacking.value.job
+    return make_here(job.rows(store), job.recipe, job.batches())
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(engines, "open_engine", refuse)
+
+
+def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    systems = ["Be formal.", None, "Be formal.", None, None]
+    prompts = ["How do I start with baking bread?", "A or B?", "A or B?", "A or B?", "Why?\nA: yes\nB: no"]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    first, second = tokenizer.convert_tokens_to_ids(["A", "B"])
+    wanted = []
+    for system, prompt in zip(systems, prompts, strict=True):
+        messages = [("system", system)] * (system is not None) + [("user", prompt)]
+        text = "<|begin|>" + "".join(f"<|{role}|>{said}<|end|>" for role, said in messages) + "<|assistant|>"
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            odds = model(ids).logits[0, -1].log_softmax(0)
+        wanted.append(float(odds[first] - odds[second]))
+
+    name = f"transformers:{folder}"
+    found = make(store, name, systems, prompts, AB)
+    assert (found["rows"], found["errors"]) == (4, 0)  # one is there twice
+    np.testing.assert_allclose(ask.answers(name, systems, prompts, AB), wanted, atol=1e-4)
+    assert len(set(wanted)) == 4
+
+    monkeypatch.setattr(engines, "open_engine", None)  # what is answered needs no model
+    again = ask.answers(name, systems[::-1], prompts[::-1], AB)
+    np.testing.assert_array_equal(again, ask.answers(name, systems, prompts, AB)[::-1])
+    with pytest.raises(Lacking, match="1 answers"):
+        ask.answers(name, [None] * 3, ["A or B?", "new", "new"], AB)
+    with pytest.raises(Lacking, match="2 answers"):  # other words are another question
+        ask.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"))
+
+
+def test_what_cannot_be_asked_is_undecided_until_it_is_too_much(folder, store):
+    good = [f"Question {i}?" for i in range(60)]
+    bad = ["", "a \ufffd b", "word " * 300]
+    name = f"transformers:{folder}"
+    assert make(store, name, [None] * 63, good + bad, AB)["errors"] == 3
+    found = ask.answers(name, [None] * 63, bad + good, AB)
+    assert (found[:3] == 0).all() and (found[3:] != 0).all()
+    for questions, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 191")):
+        with pytest.raises(Mistake, match=reason):
+            ask.answers(name, [None], questions, AB)
+    assert len(ask.answers(name, [], [], AB)) == 0
+
+
+def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
+    class Broken:
+        def answer(self, prompts, words):
+            return np.where(np.arange(len(prompts)) == 5, np.nan, 1.5)
+
+    monkeypatch.setattr(engines, "open_engine", lambda *args, **options: Broken())
+    name, questions = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
+    assert make(store, name, [None] * 40, questions, AB)["errors"] == 1
+    found = ask.answers(name, [None] * 40, questions, AB)
+    assert found.tolist() == [1.5] * 5 + [0] + [1.5] * 34
+
+
+def test_answers_that_begin_alike_are_told_before_a_model_starts(folder, store, no_engine):
+    with pytest.raises(Mistake, match="begin with the same token"):
+        make(store, f"transformers:{folder}", [None], ["A or B?"], ("A", "A"))
+
+
+def test_a_judge_is_named_by_what_it_is(folder, store, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    name, other = f"transformers:{folder}", f"transformers:{copy}?dtype=float32&max_length=16384"
+    assert ask.canonical(name) == ask.canonical(other) and str(folder) not in ask.canonical(name)
+    job = ask.job(name, AB, list)
+    assert job.rows(store).kind == ask.job(other, AB, list).rows(store).kind
+    different = [(f"{name}?dtype=bfloat16", AB), (f"{name}?max_length=99", AB), (name, ("yes", "no"))]
+    kinds = {ask.job(*one, list).rows(store).kind for one in [(name, AB), *different]}
+    assert len(kinds) == 4
+    for wrong in ("transformers:small?dtype=int8", "transformers:small?max_length=1", "vllm:small?seed=1", "gpt"):
+        with pytest.raises(Mistake):
+            ask.make_judge(wrong)
+
+
+def test_max_length_lowers_what_a_question_may_hold(folder, store):
+    name = f"transformers:{folder}?max_length=20"
+    make(store, name, [None], ["word " * 30], AB)
+    with pytest.raises(Mistake, match="reads 19"):
+        ask.answers(name, [None], ["word " * 30], AB)
+
+
+def test_collecting_lists_what_is_not_answered(folder, store):
+    name = f"transformers:{folder}"
+    make(store, name, [None], ["known"], AB)
+    with ask.collecting(store) as jobs:
+        found = ask.answers(name, [None] * 4, ["new", "known", "new", "newer"], AB)
+        ask.answers(name, [None], ["known"], AB)
+    assert (found == 0).all()
+    assert [table["prompt"].to_pylist() for job in jobs for table in job.batches()] == [["new", "newer"]]
+    with pytest.raises(Lacking):  # outside, questions are asked as ever
+        ask.answers(name, [None], ["new"], AB)
+
+
+LONG = np.eye(len(TRAITS))[0]
+PEOPLE = np.stack([LONG, -LONG])
+
+
+def liking(bias=0.0):
+    """A judge that plays his role by counting characters, with a taste for whatever stands first."""
+
+    def answer(name, words, table: pa.Table):
+        odds = []
+        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+            a, b = prompt.split("\n\nA: ")[1].split("\n\nB: ")
+            sign = {"long and detailed": 1, "short and concise": -1}[
+                system.split("responses that are ")[1].split(",")[0]
+            ]
+            odds.append(sign * (len(a) - len(b.split("\n\nWhich")[0])) + bias)
+        return np.array(odds)
+
+    return ask.answered_by(answer)
+
+
+def test_played_users_want_what_they_are_told_to():
+    left, right = ["long text here", "ab", "same"], ["short", "abcd", "mase"]
+    with liking():
+        for person, label in ((0, [1, 0, 0.5]), (1, [0, 1, 0.5])):
+            found = role_played("vllm:small", PEOPLE[[person] * 3], ["Why?"] * 3, left, right)
+            assert found.label.tolist() == label and found.agreement == 1
+            np.testing.assert_allclose(
+                found.soft, 1 / (1 + np.exp([-9, 2, 0] if person == 0 else [9, -2, 0])), rtol=1e-5
+            )
+        mixed = role_played("vllm:small", PEOPLE[[1, 0, 1]], ["Why?"] * 3, left, right)
+    assert mixed.label.tolist() == [0, 0, 0.5]
+
+
+def test_a_taste_for_the_first_is_averaged_out_and_reported():
+    left, right = ["long text here", "ab", "same"], ["short", "abcd", "mase"]
+    with liking(bias=5):
+        found = role_played("vllm:small", PEOPLE[[0] * 3], ["Why?"] * 3, left, right)
+    assert found.label.tolist() == [1, 0.5, 0.5]
+    assert found.agreement == pytest.approx(1 / 3)
+    with liking(bias=100):
+        assert role_played("vllm:small", PEOPLE[[0] * 3], ["Why?"] * 3, left, right).agreement == 0
+
+
+def test_undecided_orders_count_for_nobody():
+    with ask.answered_by(lambda name, words, table: np.zeros(len(table))):
+        found = role_played("vllm:small", PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"])
+    assert isinstance(found, Judged) and found.label.tolist() == [0.5, 0.5] and np.isnan(found.agreement)
+
+
+def test_roles_name_both_traits():
+    wants = wanted(np.float32([0, 1, 0, 0, -1, 0, 0]))
+    assert wants == {"formality": 1, "politeness": -1}
+    assert "formal and rude" in judge(wants) and "formal and rude" in writer(
+        wants, f"vllm:a/b@{'0' * 40}?dtype=bfloat16"
+    )
+    assert writer(wants, "vllm:small?temperature=0.5") == small_lm.system_line(wants)
+    every = {judge({trait: sign}) for trait in TRAITS for sign in (1, -1)}
+    assert len(every) == 14

@@ -1,0 +1,333 @@
+"""`in_context` against judges that are known: what it shows, what cancels, and that its questions are found beforehand."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from harness import ask, engines, small_lm
+from harness.check import method_checks
+from harness.data import TEXT, Items, Pairs, PreferenceDataset
+from harness.method import Manifest
+from harness.methods.in_context import SYSTEM, InContext
+from harness.mistake import Mistake
+from harness.rows import Lacking, ids_of, make_here
+from harness.run import run_trial
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+from harness.task import Task, in_order
+from harness.trial import Trial
+from tasks.low_rank import LowRank
+
+
+def spelled(data: PreferenceDataset) -> PreferenceDataset:
+    """The same data with items that are words, and people who wrote of themselves."""
+    items = data.pairs.items
+    responses = ["!" * (i % 7 + 1) + f" {i}" for i in range(len(items))]
+    text = pa.table([[f"Prompt {i // 2}" for i in range(len(items))], responses], schema=TEXT)
+    profiles = pa.array([f"I am {i}" for i in range(data.pairs.n_users)], pa.large_string())
+    return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
+
+
+@dataclass(frozen=True)
+class Loud(Task):
+    """Even people prefer the response with more exclamation marks, odd people the one with fewer."""
+
+    shots: tuple[int, ...] = (0, 1, 4)
+    queries: int = 5
+
+    def build(self, seed):
+        rng = np.random.default_rng(seed)
+        user = np.repeat(np.arange(24), 20)
+        marks = rng.permuted(np.tile(np.arange(1, 7), (len(user), 1)), axis=1)[:, :2].ravel()
+        text = pa.table([[f"Prompt {i // 2}" for i in range(len(marks))], [f"{'!' * m} " for m in marks]], schema=TEXT)
+        more = marks[::2] > marks[1::2]
+        left = np.arange(0, len(marks), 2)
+        data = PreferenceDataset.from_pairs(
+            user, left, left + 1, np.where(user % 2 == 0, more, ~more), Items(text=text)
+        )
+        order = np.array(data.users["id"].to_pylist()).astype(int)
+        profiles = pa.array([["loud", "quiet"][i % 2] for i in order], pa.large_string())
+        return replace(data, pairs=replace(data.pairs, profiles=profiles))
+
+    def split(self, data, seed):
+        return in_order(data, 12, self.queries)
+
+
+def counting(prompt: str) -> float:
+    """A judge that sees in the choices, or the profile, whether someone likes exclamation marks."""
+    shown, _, asked = prompt.rpartition("New choice:")
+    marks = {
+        name: [part.count("!") for part in re.findall(rf"^{name}: (.*)$", shown, re.M)]
+        for name in ("Preferred", "Rejected")
+    }
+    sign = np.sign(np.sum(marks["Preferred"]) - np.sum(marks["Rejected"]))
+    sign = sign or 1.0 * ("\nloud\n" in shown) - ("\nquiet\n" in shown)
+    a, b = (re.search(rf"^{name}: (.*)$", asked, re.M)[1].count("!") for name in "AB")
+    return sign * (a - b)
+
+
+def judged(bias=0.0):
+    def answer(name, words, table):
+        assert words == ("A", "B") and set(table["system"].to_pylist()) == {SYSTEM}
+        return np.array([counting(prompt) for prompt in table["prompt"].to_pylist()]) + bias
+
+    return ask.answered_by(answer)
+
+
+def by_hash(name, words, table):
+    """A judge without sense or symmetry: any other letter in a question is another answer."""
+    return ids_of(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32.0 - 4
+
+
+def trial(method, task=Loud()):
+    data = task.build(0)
+    return run_trial(Trial(task, method, 0, "check", "check"), task.split(data, 0), None)
+
+
+def accuracy(result, swapped=False):
+    scores = result.scores.to_pandas()
+    return scores[(scores.panel == "test") & (scores.swapped == swapped)].groupby("shots").accuracy.mean().to_dict()
+
+
+def test_a_planted_preference_is_found():
+    with judged():
+        assert accuracy(trial(InContext())) == {0: 0.5, 1: 1, 4: 1}
+        assert accuracy(trial(InContext(view="profile"))) == {0: 1, 1: 1, 4: 1}
+        assert accuracy(trial(InContext(view="profile+context"))) == {0: 1, 1: 1, 4: 1}
+
+
+@pytest.mark.parametrize("view", ["context", "profile"])
+def test_under_the_swap_control_another_person_is_shown(view):
+    """Six test users, every other one loud: who is answered with the state of someone unlike gets every answer wrong."""
+    from harness.run import derangement
+
+    other = derangement(6)
+    alike = (np.arange(6) % 2 == other % 2).mean()
+    with judged():
+        assert accuracy(trial(InContext(view=view)), swapped=True)[4] == alike < 1
+
+
+@pytest.mark.parametrize("bias", [3.0, -50.0])
+def test_a_taste_for_a_position_cancels(bias):
+    with judged():
+        plain = trial(InContext()).predictions
+    with judged(bias):
+        biased = trial(InContext()).predictions
+    assert plain.keys() == biased.keys()
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], biased[name])
+
+
+def problems(method, monkeypatch):
+    """What the contract finds where items are words and a judge without sense answers."""
+    build = LowRank.build
+    monkeypatch.setattr(LowRank, "build", lambda task, seed: spelled(build(task, seed)))
+    with ask.answered_by(by_hash):
+        return {what: problem for what, check in method_checks(method) if (problem := check())}
+
+
+@pytest.mark.parametrize("fields", [{}, {"most": 3}, {"view": "profile"}, {"view": "profile+context", "room": 5}])
+def test_keeps_the_contract_where_there_is_something_to_read(fields, monkeypatch):
+    assert problems(InContext(**fields), monkeypatch) == {}
+
+
+@dataclass(frozen=True)
+class AsksOnce(InContext):
+    def score(self, state, users, query):
+        return super().score(state, users, query) + super().score(state, users, query.swapped()).abs()
+
+
+@dataclass(frozen=True)
+class ShowsTheFirst(InContext):
+    def adapt(self, state, context, run):
+        return super().adapt(state, context.first(1), run)
+
+
+@dataclass(frozen=True)
+class LikesTheLeft(InContext):
+    def adapt(self, state, context, run):
+        return super().adapt(state, replace(context, label=np.ones_like(context.label)), run)
+
+
+def test_the_contract_would_tell(monkeypatch):
+    assert "swapping the sides of a query flips the sign" in problems(AsksOnce(), monkeypatch)
+    assert "the order of the context changes nothing" in problems(ShowsTheFirst(), monkeypatch)
+    assert "swapping the sides of the context changes nothing" in problems(LikesTheLeft(), monkeypatch)
+
+
+def texts_of(method, context, query):
+    """The questions a method asks."""
+    asked = []
+
+    def answer(name, words, table):
+        asked.extend(table["prompt"].to_pylist())
+        return np.zeros(len(table))
+
+    with ask.answered_by(answer):
+        method.score({}, method.adapt({}, context, None), query)
+    return asked
+
+
+def pairs(user, left, right, label, people, items, profiles=None):
+    columns = [np.array(c, np.int32) for c in (user, people, left, right)]
+    return Pairs(*columns, np.array(label, np.float32), items, profiles=profiles)
+
+
+ITEMS = Items(
+    text=pa.table(
+        [["Why?", "Why?", "How?", "How?", "Who?", "What?"], ["zero", "one", "two", "three", "four", "five is long"]],
+        schema=TEXT,
+    )
+)
+
+
+def test_what_is_asked_word_for_word():
+    profiles = pa.array(["nobody", "I like it short."], pa.large_string())
+    context = pairs([0, 0, 0, 0], [3, 0, 1, 2], [2, 1, 0, 3], [0.9, 0.2, 0.2, 0.5], [1], ITEMS, profiles)
+    query = pairs([0], [4], [5], [np.nan], [1], ITEMS, profiles)
+    left_first, right_first = texts_of(InContext(view="profile+context", room=9), context, query)
+    assert (
+        left_first
+        == """This person writes:
+I like i…
+
+Earlier choices:
+
+Prompt: Why?
+Equally good: zero
+Equally good: one
+
+Prompt: How?
+Preferred: three
+Rejected: two
+
+New choice:
+
+Prompt: Who?
+A: four
+Prompt: What?
+B: five is …
+
+A or B?"""
+    )
+    assert (
+        right_first
+        == left_first.split("Prompt: Who?")[0] + "Prompt: What?\nA: five is …\nPrompt: Who?\nB: four\n\nA or B?"
+    )
+    (shown, _) = texts_of(InContext(most=1), context, query)
+    assert "zero" in shown and "three" not in shown
+    (alone, _) = texts_of(InContext(), context.first(0), query)
+    assert alone.startswith("New choice:")
+
+
+def test_a_profile_is_that_of_the_person_asked_about():
+    data = spelled(
+        LowRank(n_users=4, new_users=4, pairs_per_user=4, feature_dim=3, rank=2, shots=(2,), queries=2).build(0)
+    )
+    every = data.pairs
+
+    def written(of):
+        """Whose profile each of a Pairs' first-order questions shows."""
+        asked = texts_of(InContext(view="profile"), of.first(0), of)
+        return [int(re.search(r"I am (\d+)", prompt)[1]) for prompt in asked[: len(of)]]
+
+    for some in (every, every.of([7, 2, 5]), every.chunk(3, 6), every.of([7, 2, 5]).chunk(1, 3), every.swapped()):
+        assert written(some) == some.people[some.user].tolist()
+    silent = replace(every, profiles=pa.array([None, " "] * 6, pa.large_string()))
+    assert not any("writes" in prompt for prompt in texts_of(InContext(view="profile"), silent, silent))
+
+
+def test_refuses_what_it_cannot_read():
+    wordless = Manifest(6, has_text=False, has_seconds=False, has_truth=False)
+    silent = replace(wordless, has_text=True)
+    assert "text" in InContext().refuses(wordless)
+    assert InContext().refuses(silent) is None
+    for view in ("profile", "profile+context"):
+        assert "wrote" in InContext(view=view).refuses(silent)
+        assert InContext(view=view).refuses(replace(silent, has_profiles=True)) is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"most": 0}, {"room": 0}, {"view": "both"}, {"model": "gpt"}, {"model": "vllm:a/b"}]
+)
+def test_settings_that_mean_nothing(fields):
+    with pytest.raises(Mistake):
+        InContext(**fields)
+
+
+SUITE = """
+title = "questions"
+seeds = 1
+controls = false
+
+[[tasks]]
+name = "attributes"
+encoder = "numbers"
+n_users = 20
+new_users = 2
+pairs_per_user = 6
+pairs = 8
+pool = 6
+queries = 2
+shots = [0, 2]
+n_candidates = 3
+choice_prompts = 1
+
+[[methods]]
+name = "chance"
+
+[[methods]]
+name = "in_context"
+model = "transformers:{}"
+most = [1, 2]
+room = 30
+"""
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """A plan with an untrained model that reads a thousand tokens."""
+    small_lm.build(tmp_path / "small", steps=0)
+    folder = shutil.copytree(tmp_path / "small", tmp_path / "longer")
+    for file, option in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        content = json.loads((folder / file).read_text())
+        assert option in content
+        (folder / file).write_text(json.dumps(content | {option: 1000}))
+    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    file = tmp_path / "suite.toml"
+    file.write_text(SUITE.format(folder))
+    store = Store.current().open()
+    return make_plan(read_suite(file), store), store
+
+
+def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch):
+    """Then every trial runs without a model, and asks what was found and nothing else."""
+    from harness.run import finish, finish_all
+
+    plan, store = suite
+    with pytest.raises(Lacking, match="answers"):
+        finish(next(t for t in plan.trials if t.method.name == "in_context"), store)
+    starts, start = [], engines.open_engine
+    monkeypatch.setattr(engines, "open_engine", lambda *args, **options: starts.append(args) or start(*args, **options))
+    (job,) = ask.questions(plan.trials, store)
+    assert len(plan.trials) == 3
+    made = make_here(job.rows(store), job.recipe, job.batches())
+    assert made["errors"] == 0 and len(starts) == 1
+    assert ask.questions(plan.trials, store) == []
+
+    monkeypatch.setattr(engines, "open_engine", None)
+    asked, from_store = set(), ask.from_store
+
+    def noted(name, words, table):
+        asked.update(ids_of(table["id"]).tolist())
+        return from_store(name, words, table)
+
+    with ask.answered_by(noted):
+        done = list(finish_all(plan.trials, store))
+    assert all(ok for _, ok in done), [store.failure(t.key) for t, ok in done if not ok]
+    assert asked == set(job.rows(store).index().ids.tolist()) and len(asked) == made["rows"]

@@ -1,0 +1,248 @@
+"""Reading features: axes against plain PCA, quoted responses escaped and kept out of MLflow, names by whoever is asked."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.decomposition import PCA
+
+from harness import find, reading, report, small_lm
+from harness.board import make_board
+from harness.data import TEXT, Items, Panel
+from harness.method import Run
+from harness.prepare import open_prepared
+from harness.publish import Publisher
+from harness.reading import ENDS, axes_of, named, read, root_of, with_options
+from harness.report import page, shortened, write_html
+from harness.rows import ID, Lacking, errors, ids_of, make_here
+from harness.run import finish_all
+from harness.store import Store
+from harness.suite import make_plan, read_suite
+
+EVIL = "<script>alert(1)</script>"
+TASK = '''
+"""People who love or hate exclamation marks, and care a little for length."""
+from dataclasses import dataclass
+import numpy as np
+import pyarrow as pa
+from harness.data import TEXT, Items, PreferenceDataset
+from harness.task import Task
+
+@dataclass(frozen=True)
+class Shouting(Task):
+    shots: tuple[int, ...] = (0, 10)
+    queries: int = 10
+
+    def build(self, seed):
+        rng = np.random.default_rng(7)
+        marks, words = rng.integers(0, 9, 120), rng.integers(1, 9, 120)
+        marks[0], words[0], marks[1] = 12, 1, 50
+        texts = [f"No. {i}" + " so" * w + "!" * m for i, (m, w) in enumerate(zip(marks, words))]
+        texts[0], texts[1] = "<script>alert(1)</script>" + "!" * 12, "never judged" + "!" * 50
+        x = np.column_stack([marks, words, rng.normal(size=120)]).astype(np.float32)
+        x = (x - x[2:].mean(0)) / x[2:].std(0)
+        taste = np.column_stack([np.where(rng.random(30) < .5, 2, -2), .3 * rng.normal(size=30), np.zeros(30)])
+        user = np.repeat(np.arange(30), 40)
+        left, right = rng.integers(2, 120, (2, len(user)))
+        left[::40], right = 0, np.where(left == right, (left - 1) % 118 + 2, right)
+        right = np.where(left == right, 5, right)
+        gap = ((x[left] - x[right]) * taste[user]).sum(1)
+        label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
+        text = pa.table([["Will it rain?"] * 120, texts], schema=TEXT)
+        return PreferenceDataset.from_pairs(user, left, right, label.astype(float), Items(x, text))
+'''
+SUITE = """
+seeds = [3]
+controls = false
+[[tasks]]
+name = "shouting"
+[[methods]]
+name = "shared"
+[[methods]]
+name = "spectral"
+rank = 2
+"""
+OTHERS = """
+[[methods]]
+name = "lore"
+rank = 2
+[[methods]]
+name = "per_user"
+[[methods]]
+name = "rfm"
+dim = 3
+features = "mlp"
+steps = 1
+"""
+
+
+class World:
+    """A finished suite on the planted task, its board and store."""
+
+    def __init__(self, folder, more=""):
+        self.file, self.store = folder / "read.toml", Store(folder / "store").open()
+        (folder / "shouting.py").write_text(TASK)
+        self.file.write_text(SUITE + more)
+        find.add_plugins([folder / "shouting.py"])
+        self.plan = make_plan(read_suite(self.file), self.store)
+        assert all(done for _, done in finish_all(self.plan.trials, self.store))
+        self.board = make_board(self.plan, self.store)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def items(features, texts):
+    table = pa.table([["?"] * len(texts), texts], schema=TEXT)
+    return Items(np.asarray(features, dtype=np.float32), table)
+
+
+def test_axes_are_those_of_plain_pca_and_end_in_what_was_planted():
+    rng = np.random.default_rng(0)
+    marks = rng.permutation(np.r_[0:30, 3, 4]) ** 2  # skewed, so that the farthest response exclaims
+    features = np.column_stack([marks, rng.normal(size=(32, 3))])
+    texts = [f"text {i}" + "!" * m for i, m in enumerate(marks)]
+    root = rng.normal(size=(4, 9))  # more columns than features: components that do not exist are not shown
+    rows = np.flatnonzero(marks != marks.max())
+    axes = axes_of(items(features, texts), rows, root)
+    rewards = features.astype(np.float32)[rows].astype(float) @ root
+    singular = np.linalg.svd(rewards - rewards.mean(0), compute_uv=False)
+    assert len(axes) == 4
+    assert [axis.share for axis in axes] == pytest.approx((singular**2 / (singular**2).sum())[:4])
+    assert [axis.share for axis in axes] == pytest.approx(PCA().fit(rewards).explained_variance_ratio_[:4])
+    assert [text.count("!") for text in axes[0].top] == [28**2, 27**2, 26**2]  # 29 is not among the rows
+    assert [text.count("!") for text in axes[0].bottom] == [0, 1, 4]
+    assert axes_of(items(features, texts), rows, -root) == axes
+
+
+def test_ends_show_each_text_once_and_never_at_both():
+    (axis,) = axes_of(
+        items([[30], [29], [8], [0], [0.5], [1]], ["a", "a", "b", "a", "c", "d"]), np.arange(6), np.eye(1)
+    )
+    assert axis.top == ("a", "b") and axis.bottom == ("c", "d")  # two of each, where four texts differ
+
+
+def test_which_methods_have_a_space(tmp_path):
+    """The roots are what the methods' own files hold; of lore's the covariance of users' weights is known otherwise."""
+    world = World(tmp_path, OTHERS)
+    rows = {row.method.name: row for row in world.board.tasks[0].rows}
+    found = {name: root_of(row, 3, world.store) for name, row in rows.items()}
+    assert {name for name, root in found.items() if root is not None} == {"spectral", "lore"}
+    splits = open_prepared(world.store, world.plan.trials[0].task_key).splits
+    asked = splits.panels["validation"]
+    shown = Panel(asked.context.first(10), asked.query)
+    state = rows["spectral"].method.fit(splits.train, shown, Run(3))
+    np.testing.assert_allclose(found["spectral"], state["root"], rtol=1e-6)
+    state = rows["lore"].method.fit(splits.train, shown, Run(3))
+    draws = np.random.default_rng(0).multivariate_normal(state["mean"], np.linalg.inv(state["precision"]), 200_000)
+    np.testing.assert_allclose(
+        found["lore"] @ found["lore"].T, np.cov(draws @ state["basis"].numpy().T, rowvar=False), rtol=0.05, atol=1e-3
+    )
+    assert root_of(rows["spectral"], 4, world.store) is None  # made for other features
+
+
+def test_the_page_quotes_training_responses_escaped(world):
+    (told,) = read(world.board, world.store).values()
+    train = open_prepared(world.store, world.plan.trials[0].task_key).splits.train
+    assert (told.label, told.seed) == ("spectral(rank=2)", 3)
+    assert told.items == len(set(train.left.tolist()) | set(train.right.tolist()))
+    ends = [[text.count("!") for text in texts] for texts in (told.axes[0].top, told.axes[0].bottom)]
+    assert max(map(min, ends)) >= 7 and min(map(max, ends)) <= 1  # of 0 to 8, and 12 once
+    text = write_html(world.board, world.store).read_text()
+    assert "What spectral(rank=2) learned to tell apart" in text and "seed 3 alone" in text
+    assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;!!!!!!!!!!!!") >= 1
+    assert "never judged" not in text and "--reader ENGINE:MODEL" in text and "<th>name</th>" not in text
+
+
+def test_what_goes_to_mlflow_quotes_nothing(world):
+    write_html(world.board, world.store)
+    files = Publisher(world.plan, world.store)._board(world.board).files()
+    text = files["board.html"].decode()
+    assert files.keys() == {"board.html"} and "spectral" in text and "<svg" in text
+    assert "learned to tell apart" not in text and "so!" not in text and "alert" not in text
+    assert text == page(world.board)
+
+
+def script(job, store, answer):
+    """Commits what a reader would have said: `answer` of each prompt, None for an error."""
+    for table in job.batches():
+        said = [answer(prompt) for prompt in table["prompt"].to_pylist()]
+        ids = ids_of(table["id"])
+        good = [i for i, text in enumerate(said) if text is not None]
+        bad = [i for i, text in enumerate(said) if text is None]
+        made = pa.table({"id": pa.array(ids[good].tolist(), ID), "responses": [[said[i]] for i in good]})
+        job.rows(store).commit(ids, made, errors(ids[bad], ["too long"] * len(bad)), {})
+
+
+def test_a_reader_names_the_axes_once(world, monkeypatch):
+    reader = "transformers:org/name@" + 40 * "a" + "?dtype=bfloat16"
+    with pytest.raises(Lacking) as lacking:
+        write_html(world.board, world.store, reader)
+    job = lacking.value.job
+    assert (job.what, job.identity["n"], job.identity["temperature"], job.identity["max_tokens"]) == (
+        "samples",
+        1,
+        0,
+        24,
+    )
+    assert job.identity["dtype"] == "bfloat16"
+    (told,) = read(world.board, world.store).values()
+    assert lacking.value.count == len(told.axes) > 1
+
+    def answer(prompt):
+        """Reads both ends, as a model would, and says what it saw; fails on all axes but the first."""
+        one, other = prompt.partition("# One end")[2].split("# Other end")
+        assert len(re.findall(r"^\d\. ", one, re.M)) == len(re.findall(r"^\d\. ", other, re.M)) == ENDS
+        if not all(text in prompt for text in told.axes[0].top):
+            return None
+        loud = one.count("!") > other.count("!")
+        return f'"{"Loud vs. calm" if loud else "Calm vs. loud"} <b>"\nbecause'
+
+    script(job, world.store, answer)
+    text = write_html(world.board, world.store, reader).read_text()
+    first_is_loud = "".join(told.axes[0].top).count("!") > "".join(told.axes[0].bottom).count("!")
+    assert (
+        f"<td>{'Loud vs. calm' if first_is_loud else 'Calm vs. loud'} &lt;b&gt;</td>" in text and "because" not in text
+    )
+    assert text.count("no name: too long") == len(told.axes) - 1 and "<th>name</th>" in text
+    assert f"Named by {reader}" in text and "--reader ENGINE:MODEL" not in text
+    monkeypatch.setattr(reading, "read", lambda *_: pytest.fail("read again"))
+    write_html(world.board, world.store, reader)
+
+
+def test_a_real_engine_can_be_asked(world, monkeypatch, tmp_path):
+    """Through rows, tokenizer and transformers, with an untrained model: what it says has no meaning, but all is kept."""
+    monkeypatch.setenv("MANYMINDS_STORE", str(world.store.root))
+    monkeypatch.setattr(small_lm, "CONTEXT", 2048)
+    small_lm.build(tmp_path / "model", steps=0)
+    readings = read(world.board, world.store)
+    with pytest.raises(Lacking) as lacking:
+        named(readings, f"transformers:{tmp_path}/model", world.store)
+    job = lacking.value.job
+    assert make_here(job.rows(world.store), job.recipe, job.batches())["rows"] == lacking.value.count
+    (told,) = named(readings, f"transformers:{tmp_path}/model", world.store).values()
+    assert all(axis.name and "\n" not in axis.name for axis in told.axes)
+    assert not any(axis.name.startswith("no name: the prompt") for axis in told.axes)  # it fitted
+
+
+def test_a_readers_own_options_come_last_and_count():
+    assert with_options("vllm:./m") == "vllm:./m?temperature=0&max_tokens=24"
+    assert with_options("vllm:./m?max_tokens=99&seed=1") == "vllm:./m?temperature=0&max_tokens=24&max_tokens=99&seed=1"
+
+
+def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, monkeypatch):
+    _, plan, store = tiny
+    board = make_board(plan, store)
+    assert read(board, store, "transformers:small") == {}  # and nobody is asked
+    assert "learned to tell apart" not in write_html(board, store).read_text()
+    monkeypatch.setattr(report, "MANY", 0)
+    assert "learned to tell apart" not in write_html(world.board, world.store).read_text()
+
+
+def test_long_responses_are_cut_between_words():
+    assert shortened("a\n b") == "a b"
+    cut = shortened("word " * 100)
+    assert cut == "word " * 39 + "word ... (100 words)" and shortened("x" * 500) == "x" * 200 + " ... (1 words)"
