@@ -25,7 +25,8 @@ STEPS = 500  # about 145 s of one core
 LESSONS = 0.3  # of the steps: without any, 360 steps leave the system line unheard
 BATCH = 32
 LEARNING_RATE = 5e-3  # high, as befits a small model and few steps
-CONTEXT = 192  # a system line, a prompt and the longest response of the world (123 tokens) fit
+POSITIONS = 1024  # it accepts: a judge's question with a few responses fits, though it was never trained on one
+CONTEXT = 192  # it is trained on: a system line, a prompt and the longest response of the world (123 tokens) fit
 VOCABULARY = 1000  # bytes alone make responses four times as long, too long to learn in a minute
 
 MANNERS = {  # trait -> the manner a system line asks for, towards its positive and its negative side
@@ -73,7 +74,7 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                max_position_embeddings=CONTEXT,
+                max_position_embeddings=POSITIONS,
                 tie_word_embeddings=True,
                 initializer_range=0.08,  # 1 / sqrt(hidden size); the usual .02 takes three times the steps
                 bos_token_id=tokenizer.bos_token_id,
@@ -103,7 +104,7 @@ def make_tokenizer(seed: int) -> Qwen2Tokenizer:
 
     talk = conversations(2000, seed)  # every phrase is there several times
     return Qwen2Tokenizer(
-        unk_token=PAD, eos_token=END, pad_token=PAD, bos_token=BEGIN, chat_template=CHAT, model_max_length=CONTEXT
+        unk_token=PAD, eos_token=END, pad_token=PAD, bos_token=BEGIN, chat_template=CHAT, model_max_length=POSITIONS
     ).train_new_from_iterator(
         [message["content"] for messages in talk for message in messages],
         VOCABULARY,

@@ -200,7 +200,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 30)[:187]
+    long = (prompts[0] * 200)[: small_lm.POSITIONS - 5]
     short, full = writer.sample([prompts[0], long], SEEDS[:2], 1, max_tokens=20)
     assert (short[0].n_tokens, full[0].n_tokens, full[0].finish_reason) == (20, 5, "length")
     for prompt in (long + prompts[0], []):
@@ -210,7 +210,7 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
 
 def test_a_lower_context_can_be_asked_for(folder):
     assert open_engine("transformers", folder, "answer", max_length=64).context_length == 64
-    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small_lm.CONTEXT
+    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small_lm.POSITIONS
 
 
 def test_prompts_are_rendered_as_the_tokenizer_wants_them(folder):
