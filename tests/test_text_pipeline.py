@@ -1,0 +1,138 @@
+"""A suite that needs samples, vectors and answers of language models: made once by `manyminds run`, never twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from harness import small_lm
+from harness.rows import Rows
+from harness.store import Store
+
+SUITE = """
+title = "Text, small"
+seeds = 2
+controls = false
+[[tasks]]
+name = "attributes"
+encoder = "transformers:small?pooling=last&max_length=64"
+generator = "transformers:small?max_tokens=8"
+n_users = 8
+new_users = 4
+pairs = 30
+pairs_per_user = 20
+pool = 12
+queries = 5
+shots = [0, 4]
+n_candidates = 3
+choice_prompts = 4
+[[methods]]
+name = "shared"
+[[methods]]
+name = "per_user"
+[[methods]]
+name = "oracle"
+[[methods]]
+name = "in_context"
+most = 2
+room = 60
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the suite, and a store in which the small model lies, untrained."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "text.toml").write_text(SUITE)
+    (folder / "store" / "models").mkdir(parents=True)
+    small_lm.build(folder / "store" / "models" / f"small-{small_lm.VERSION}", steps=0)
+    return folder
+
+
+def call(folder, *arguments, code=0):
+    """What the command prints on stdout and stderr, and which modules it had loaded in the end."""
+    program = (
+        "import sys, atexit; from harness.cli import main; "
+        "atexit.register(lambda: print('LOADED', *[m for m in ('torch', 'transformers', 'ray') if m in sys.modules],"
+        " file=sys.stderr)); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def ran(folder):
+    return call(folder, "run", "text.toml", "--local", "--json")
+
+
+def test_what_is_not_made_yet_is_named_with_what_makes_it(folder, ran, tmp_path):
+    (tmp_path / "text.toml").write_text(SUITE)
+    _, told = call(tmp_path, "plan", "text.toml", code=2)
+    assert "4 samples by small@" in told and "manyminds generate SUITE" in told
+
+
+def test_everything_is_made_and_every_method_chooses(ran):
+    out, told = ran
+    assert "samples to make" in told and "vectors to make" in told and "answers to make" in told
+    (task,) = json.loads(out)["tasks"]
+    rows = {row["label"].partition("(")[0]: row for row in task["rows"]}
+    assert {"shared", "per_user", "oracle", "in_context"} == set(rows)
+    assert not any(row["hole"] for row in rows.values())
+    assert not rows["in_context"]["best_of"], "a round robin of a language model is left out"
+    gain = rows["oracle"]["best_of"]["4"]["gain"]["3"]["value"]
+    assert gain == pytest.approx(1)
+
+
+def test_a_second_run_loads_no_model(folder, ran):
+    out, told = call(folder, "run", "text.toml", "--local", "--json")
+    assert (
+        "to make" not in told and "transformers" not in told.split("LOADED")[1] and "ray" not in told.split("LOADED")[1]
+    )
+    assert json.loads(out)["tasks"][0]["rows"] == json.loads(ran[0])["tasks"][0]["rows"]
+
+
+def test_every_row_is_there_once(folder, ran):
+    store = Store(folder / "store")
+    kinds = {kind.name for kind in (store.root / "rows").iterdir()}
+    assert len(kinds) == 3
+    for kind in kinds:
+        manifests = [store.read(f"rows/{kind}", key) for key in store.keys(f"rows/{kind}")]
+        committed = sum(m["facts"]["rows"] + m["facts"]["errors"] for m in manifests)
+        assert committed == len(Rows(store, manifests[0]["identity"]).index()) > 0
+
+
+def test_generate_stops_before_vectors(tmp_path, folder):
+    (tmp_path / "text.toml").write_text(SUITE)
+    (tmp_path / "store" / "models").mkdir(parents=True)
+    small_lm.build(tmp_path / "store" / "models" / f"small-{small_lm.VERSION}", steps=0)
+    out, told = call(tmp_path, "generate", "text.toml", "--local")
+    assert "samples made" in out and "vectors" not in out + told
+    out, told = call(tmp_path, "encode", "text.toml", "--local")
+    assert "vectors made" in out and "samples" not in out + told
+    assert "all there already" in call(tmp_path, "encode", "text.toml", "--local")[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("encoder", "small", "there is no text encoder"),
+        ("encoder", "transformers:org/name", "needs its revision"),
+        ("encoder", "transformers:small?poling=last", "unknown option 'poling'"),
+        ("encoder", "transformers:small?pooling=first", "pooling is not mean or last"),
+        ("encoder", "transformers:./nowhere", "holds no language model"),
+        ("encoder", "transformers:package:not_there/model", "no package not_there"),
+        ("generator", "gpt:small", "names no language model"),
+        ("generator", "transformers:small?temperature=hot", "is not a finite number"),
+        ("responses", "nobody", "names no language model"),
+        ("raters", "nobody", "names no language model"),
+    ],
+)
+def test_wrong_names_are_explained(field, value, message):
+    from harness import find
+    from harness.mistake import Mistake
+    from harness.trial import identity_of
+
+    with pytest.raises(Mistake, match=message):
+        identity_of(find.make("task", "attributes", {field: value}))
