@@ -66,6 +66,14 @@ Tracking = Annotated[
         show_default=False,
     ),
 ]
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MANYMINDS_READER",
+        help="A language model, ENGINE:MODEL, that names what methods learned of texts, on the HTML page.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("list")
@@ -225,6 +233,7 @@ def run(
         int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
     ] = None,
     mlflow: Tracking = None,
+    reader: Reader = None,
     as_json: Json = False,
 ) -> None:
     """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
@@ -241,9 +250,9 @@ def run(
     if todo:
         _run_trials(todo, opened, plugin, local, workers, made, publisher.trials)
     failed = unfinished(planned, opened)
-    made = _show_board(planned, opened, as_json)
+    shown = _show_board(planned, opened, as_json, reader, made)
     with _aside("MLflow"):
-        publisher.everything(made)
+        publisher.everything(shown)
     if not as_json:
         err.print(f"MLflow:  {publisher.how_to_open()}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
@@ -256,11 +265,13 @@ def board(
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
+    reader: Reader = None,
+    local: Local = False,
     as_json: Json = False,
 ) -> None:
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
     planned, opened = _plan(suite, store, data, plugin)
-    _show_board(planned, opened, as_json)
+    _show_board(planned, opened, as_json, reader, _Made(store, local, None, 1, MINUTES))
 
 
 @app.command()
@@ -505,7 +516,7 @@ def _tell_failed(failed, opened: Store) -> None:
         raise typer.Exit(1)
 
 
-def _show_board(planned, opened: Store, as_json: bool):
+def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: _Made):
     from harness.board import make_board
 
     made = make_board(planned, opened)
@@ -513,9 +524,15 @@ def _show_board(planned, opened: Store, as_json: bool):
         print(json.dumps(made.as_dict(), indent=1))
     else:
         from harness.report import print_board, write_html
+        from harness.rows import Lacking
 
         print_board(made)
-        err.print(f"\nboard:   {write_html(made, opened)}")
+        try:
+            page = write_html(made, opened, reader)
+        except Lacking as lacking:  # the reader has not named these axes yet
+            make([lacking.job])
+            page = write_html(made, opened, reader)
+        err.print(f"\nboard:   {page}")
     return made
 
 

@@ -154,7 +154,7 @@ def test_the_page_quotes_training_responses_escaped(world):
     text = write_html(world.board, world.store).read_text()
     assert "What spectral(rank=2) learned to tell apart" in text and "seed 3 alone" in text
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;!!!!!!!!!!!!") >= 1
-    assert "never judged" not in text and "--reader ENGINE:MODEL" in text and "<th>name</th>" not in text
+    assert "never judged" not in text and "--reader ENGINE:MODEL</code>.</p>" in text and "<th>name</th>" not in text
 
 
 def test_what_goes_to_mlflow_quotes_nothing(world):
@@ -208,7 +208,7 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
         f"<td>{'Loud vs. calm' if first_is_loud else 'Calm vs. loud'} &lt;b&gt;</td>" in text and "because" not in text
     )
     assert text.count("no name: too long") == len(told.axes) - 1 and "<th>name</th>" in text
-    assert f"Named by {reader}" in text and "--reader ENGINE:MODEL" not in text
+    assert f"Named by {reader}, from these responses alone.</p>" in text and "--reader ENGINE:MODEL" not in text
     monkeypatch.setattr(reading, "read", lambda *_: pytest.fail("read again"))
     write_html(world.board, world.store, reader)
 

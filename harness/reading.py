@@ -1,0 +1,155 @@
+"""What a learned space of rewards tells apart: its principal axes, and the responses at their ends (PReF, 5.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import safetensors.numpy
+
+from harness import generate
+from harness.board import Board, Row
+from harness.data import Items
+from harness.prepare import open_prepared
+from harness.rows import Lacking, ids_of
+from harness.store import Store
+from harness.task import Task
+from harness.trial import hashed, task_identity
+
+AXES = 7  # at most; the paper's data has as many traits
+ENDS = 3  # responses shown of each end
+READ = 1000  # characters of a response that a language model reads: six of them are some 1,500 tokens
+OPTIONS = "temperature=0&max_tokens=24"  # of who names the axes: six words, the likeliest ones
+QUESTION = """\
+Responses were sorted along an axis that nobody has named yet. Here are the responses from its one end, and the \
+responses from its other end.
+
+# One end
+{}
+
+# Other end
+{}
+
+What sets the responses of the one end apart from those of the other? Answer with a short name of the axis and nothing \
+else: "X vs. Y", where X describes the one end and Y the other, in at most six words."""  # another wording is asked anew
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One principal component. share: of the variance. top, bottom: texts at its ends, the farthest first."""
+
+    share: float
+    top: tuple[str, ...]
+    bottom: tuple[str, ...]
+    name: str = ""  # by a language model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The axes of the space that a method learned in the first seed's trial. items: of training pairs, in number."""
+
+    label: str
+    seed: int
+    items: int
+    axes: tuple[Axis, ...]
+
+
+def read(board: Board, store: Store, reader: str | None = None) -> dict[Task, Reading]:
+    """A reading of each task with texts, by the best-ranked method that learned a linear space of rewards.
+
+    reader: the language model that names the axes. Raises Lacking where it has not been asked yet.
+    """
+    found = {}
+    for task in board.tasks:
+        prepared = store.read("tasks", hashed(task_identity(task.task, board.suite.seeds[0])))
+        facts = prepared["facts"] if prepared else {"has_text": False}
+        if not facts["has_text"] or facts["feature_dim"] is None:
+            continue
+        roots = ((row, root_of(row, facts["feature_dim"], store)) for row in task.rows if row.rank)
+        row, root = next(((row, root) for row, root in roots if root is not None), (None, None))
+        if row is not None:
+            train = open_prepared(store, prepared["key"]).splits.train
+            items = np.unique([train.left, train.right])
+            axes = axes_of(train.items, items, root)
+            found[task.task] = Reading(row.label, board.suite.seeds[0], len(items), axes)
+    found = {task: reading for task, reading in found.items() if reading.axes}
+    return named(found, reader, store) if reader else found
+
+
+def root_of(row: Row, d: int, store: Store) -> np.ndarray | None:
+    """float64[d, r] where users' weights have a learned prior N(mean, root rootT); None of any other method.
+
+    Of a mixture (lore) it is the basis times a root of the prior of the shares.
+    """
+    manifest = store.read("trials", row.keys[0])
+    if "learned.safetensors" not in manifest["files"]:
+        return None  # too large to keep, or nothing was learned
+    state = safetensors.numpy.load(bytes(store.load(manifest, "learned.safetensors")))
+    if "state/phi.0.weight" in state:
+        return None  # a network's features, not the items'
+    root = state.get("state/root")
+    if {"state/basis", "state/precision"} <= state.keys():
+        root = state["state/basis"] @ np.linalg.cholesky(np.linalg.inv(state["state/precision"]))
+    return None if root is None or root.ndim != 2 or len(root) != d or not root.any() else root
+
+
+def axes_of(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...]:
+    """The leading principal components of features @ root over these rows of items.
+
+    An axis points to where its farthest response lies: the sign of a component means nothing.
+    """
+    rewards = items.features[rows].astype(np.float64) @ root
+    rewards -= rewards.mean(0)
+    variances, directions = np.linalg.eigh(rewards.T @ rewards)
+    largest = np.argsort(-variances)[:AXES]
+    texts = items.text["response"].take(pa.array(rows)).to_pylist()
+    count, axes = min(ENDS, len(set(texts)) // 2), []
+    for j in largest[variances[largest] > 1e-9 * variances.max()]:  # less is rounding
+        places = rewards @ directions[:, j]
+        order = np.argsort(-places if places.max() >= -places.min() else places, kind="stable")
+        top = ends((texts[i] for i in order), count)
+        bottom = ends((texts[i] for i in order[::-1]), count, besides=top)
+        axes.append(Axis(float(variances[j] / variances.sum()), top, bottom))
+    return tuple(axes)
+
+
+def ends(texts: Iterable[str], count: int, besides: Sequence[str] = ()) -> tuple[str, ...]:
+    """The first `count` that differ."""
+    fresh = (text for text in texts if text not in besides)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[next(fresh)] = None
+    return tuple(found)
+
+
+def named(readings: dict[Task, Reading], reader: str, store: Store) -> dict[Task, Reading]:
+    """With each axis's name by the language model `reader`, or why it has none. Raises Lacking as `read` does."""
+    axes = [axis for reading in readings.values() for axis in reading.axes]
+    asked = [QUESTION.format(listed(axis.top), listed(axis.bottom)) for axis in axes]
+    table = generate.inputs(pa.table({"system": pa.nulls(len(asked)), "prompt": pa.array(asked, pa.string())}))
+    job = generate.job(with_options(reader), 1, lambda: [table])
+    index, ids = job.rows(store).index(), ids_of(table["id"])
+    if count := int(index.lacks(ids).sum()):
+        raise Lacking(job, count)
+    told = {place: f"no name: {reason}" for place, reason in index.reasons(ids).items()}
+    made = index.table(ids)
+    if len(made):
+        answers = zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True)
+        told |= {place: responses[0].strip().splitlines()[0].strip(" \"'*`.") for place, responses in answers}
+    names = iter(told[place] for place in range(len(axes)))
+    return {
+        task: replace(reading, axes=tuple(replace(axis, name=next(names)) for axis in reading.axes))
+        for task, reading in readings.items()
+    }
+
+
+def listed(texts: Sequence[str]) -> str:
+    return "\n".join(f"{i}. {text if len(text) <= READ else text[:READ] + ' ...'}" for i, text in enumerate(texts, 1))
+
+
+def with_options(reader: str) -> str:
+    """The reader's name with ours of its options, before those that a user gave it, which count."""
+    model, _, options = reader.partition("?")
+    return f"{model}?{OPTIONS}{'&' if options else ''}{options}"
