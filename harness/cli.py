@@ -449,7 +449,11 @@ class _Made:
         for job in jobs:
             if self.only and job.what != self.only:
                 raise _Enough
-            self.told.append({"what": job.what} | job.identity | self._make(job))
+            made = {"what": job.what} | job.identity | self._make(job)
+            if job.what == "samples":
+                made |= _sampled(job.rows(self.store).facts())
+            self.told.append(made)
+            err.print(_summary(made))
 
     def _make(self, job) -> dict:
         from harness.rows import make_here
@@ -471,18 +475,28 @@ class _Made:
             return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
 
     def tell(self, as_json: bool) -> None:
-        """What was made, and how fast."""
+        """Where it is; for programs, what was made, and how fast."""
         if as_json:
             print(json.dumps(self.told, indent=1))
-            return
-        for made in self.told:
-            rate = f", {made['rows'] / made['seconds']:.0f} a second after {made['start_seconds']:.0f} s of starting"
-            print(
-                f"{made['rows']} {made['what']} made, {made['errors']} of them errors{rate if made['rows'] else ''}; "
-                f"in {self.store.root}"
-            )
-        if not self.told:
-            print(f"all there already, in {self.store.root}")
+        else:
+            print(f"{sum(made['rows'] for made in self.told)} rows made, the rest was there, in {self.store.root}")
+
+
+def _sampled(blocks: list[dict]) -> dict:
+    """Totals over all blocks of a generator; those from before an interruption too."""
+    return {name: sum(block[name] for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")}
+
+
+def _summary(made: dict) -> str:
+    """One line on what was made, and how fast."""
+    if not made["rows"]:
+        return f"all {made['what']} were there"
+    parts = [f"{made['rows']} {made['what']} made, {made['errors']} of them errors"]
+    parts.append(f"{made['rows'] / made['seconds']:.1f} a second after {made['start_seconds']:.0f} s of starting")
+    if made.get("samples"):
+        parts.append(f"{made['stopped'] / made['samples']:.1%} of texts ended by themselves")
+        parts.append(f"{made['same']} of {made['again']} prompts asked a second time got the same texts")
+    return "; ".join(parts)
 
 
 def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: _Made, on_group=lambda trials: None) -> None:

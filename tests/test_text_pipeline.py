@@ -108,10 +108,12 @@ def test_generate_stops_before_vectors(tmp_path, folder):
     (tmp_path / "store" / "models").mkdir(parents=True)
     small_lm.build(tmp_path / "store" / "models" / f"small-{small_lm.VERSION}", steps=0)
     out, told = call(tmp_path, "generate", "text.toml", "--local")
-    assert "samples made" in out and "vectors" not in out + told
+    assert "samples made" in told and "ended by themselves" in told and "vectors" not in told
     out, told = call(tmp_path, "encode", "text.toml", "--local")
-    assert "vectors made" in out and "samples" not in out + told
-    assert "all there already" in call(tmp_path, "encode", "text.toml", "--local")[0]
+    assert "vectors made" in told and "samples" not in told
+    texts = 2 * (2 * (30 + 2 * 5 + 20) + 4 * 3)  # of two seeds: of pairs to show and to ask, and candidates
+    assert out.startswith(f"{texts} rows made")
+    assert call(tmp_path, "encode", "text.toml", "--local")[0].startswith("0 rows made")
 
 
 @pytest.mark.parametrize(
