@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 

@@ -74,7 +74,7 @@ WORDS = {
 
 def print_board(board: Board) -> None:
     """One table per task setting on stdout; of many settings a line each."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
     if len(board.tasks) > MANY:
         print_many(board, console)
         return

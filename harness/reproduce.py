@@ -176,7 +176,7 @@ def verdicts(parts: list[Chapter]) -> list[Judged]:
 
 def print_verdicts(found: list[Judged]) -> None:
     """Every claim with its source, the published value, what was found and the controls, on stdout."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
     for judged in found:
         claim = judged.claim
         color = COLORS[judged.verdict]
