@@ -118,6 +118,7 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
 
 
 @pytest.mark.timeout(1200)  # trains the small model: some two minutes of one core's time, longer on a busy machine
+@pytest.mark.timeout(900)  # it trains the model in full: two minutes on an idle machine
 def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     small_lm.build(tmp_path / "small")
     engine = open_engine("vllm", tmp_path / "small", "sample")
