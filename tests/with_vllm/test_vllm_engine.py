@@ -108,7 +108,7 @@ def test_samples_are_distinct_and_follow_from_their_seed_alone(writer, prompts, 
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 30)[:187]
+    long = (prompts[0] * 200)[: small_lm.POSITIONS - 5]
     ((sample,),) = writer.sample([long], SEEDS[:1], 1, max_tokens=20)
     assert sample.n_tokens <= 5
     with pytest.raises(ValueError, match="prompt 0 has"):
