@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from harness import lm
 from harness.encode import as_lists
@@ -43,8 +44,8 @@ def canonical(name: str) -> str:
 def answers(name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str]) -> np.ndarray:
     """float64[n]: log-odds of words[0] against words[1] as what the model says next.
 
-    The same question is asked once. The few that could not be answered are undecided: 0. Raises Lacking where some are
-    not asked yet, and Mistake where more than ERROR_RATE of them could not be answered.
+    The same question is asked once. The few that could not be answered are NaN. Raises Lacking where some are not asked
+    yet, and Mistake where more than ERROR_RATE of them could not be answered.
     """
     ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
     columns = [pa.array(ids, ID), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
@@ -62,10 +63,26 @@ def from_store(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray
     if len(left := lacking(table, index)):
         raise Lacking(job(name, words, lambda: [left]), len(left))
     refuse_errors(index, ids, ERROR_RATE, "questions")
-    found, made = np.zeros(len(ids)), index.table(ids)
+    return answered(index, ids)
+
+
+def answered(index: Index, ids: np.ndarray) -> np.ndarray:
+    """float64[n]: log-odds, NaN where there is no answer."""
+    found, made = np.full(len(ids), np.nan), index.table(ids)
     if len(made):
         found[made["place"].to_numpy()] = made["log_odds"].to_numpy()
     return found
+
+
+def both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds of left, float64[n] each, as it was named first and as it was named second, of questions in both orders.
+
+    log_odds: float64[2 n]; the answers for left named first, then those for right named first. Where one of the two
+    was not answered both are 0: half a pair would leave in what the model adds for a position.
+    """
+    first, second = np.split(np.asarray(log_odds), 2)
+    known = np.isfinite(first) & np.isfinite(second)
+    return np.where(known, first, 0.0), np.where(known, -second, 0.0)
 
 
 Answerer = Callable[[str, tuple[str, str], pa.Table], np.ndarray]  # model, words, questions -> log-odds float64[n]
@@ -84,13 +101,14 @@ def answered_by(answerer: Answerer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def collecting(store: Store) -> Iterator[list[Job]]:
-    """Within it every question is undecided, and those not answered yet are listed: a job for each call."""
+    """Within it questions not answered yet are listed, a job for each call, and undecided: 0."""
     jobs: list[Job] = []
 
     def note(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
-        if len(left := lacking(table, index_of(name, words, store))):
+        index = index_of(name, words, store)
+        if len(left := lacking(table, index)):
             jobs.append(job(name, words, lambda: [left]))
-        return np.zeros(len(table))
+        return np.nan_to_num(answered(index, ids_of(table["id"])))
 
     with answered_by(note):
         yield jobs
@@ -99,17 +117,19 @@ def collecting(store: Store) -> Iterator[list[Job]]:
 def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     """All that methods which ask (Method.asks) will ask in these trials and nobody has answered: a job per model.
 
-    Trials run as they will, but every answer is a zero, so a method whose questions depend on answers asks again. The
-    questions are held in memory, without what is answered already.
+    Trials run as they will, with zeros for answers that are not there yet; nothing of them is kept. A method whose
+    questions depend on answers has more of them once these are made: ask until there are none. A trial that fails here
+    fails in its turn, where it is told. The questions are held in memory, without what is answered already.
     """
     from harness.prepare import open_prepared
-    from harness.run import run_trial
+    from harness.run import one_torch_thread, run_trial
 
     with collecting(store) as jobs:
         for trial in trials:
             if type(trial.method).asks:
                 prepared = open_prepared(store, trial.task_key)
-                run_trial(trial, prepared.splits, prepared.truth)
+                with contextlib.suppress(Exception), threadpool_limits(1), one_torch_thread():
+                    run_trial(trial, prepared.splits, prepared.truth)
     return merged(jobs)
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from harness import ray_session
 from harness.mistake import Mistake
 from harness.rows import Recipe, Rows, Waiting, Worker, make_block, mark, plain_ipc, waiting
 from harness.store import Store
@@ -56,8 +57,6 @@ def make_on_ray(
         if not left.sizes:
             return found
         recipe.check()
-        from harness import ray_session
-
         with (
             open(os.devnull, "w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to

@@ -178,7 +178,8 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         if trial.task == task:
             trials.setdefault(trial.method, []).append(trial)
     manifests = {t.key: store.read("trials", t.key) for ts in trials.values() for t in ts}
-    references = {t.seed: t for m, ts in trials.items() if m.name == REFERENCE for t in ts[::-1] if manifests[t.key]}
+    first_one = next((m for m in trials if m.name == REFERENCE), None)  # of several settings, as for gains
+    references = {t.seed: t for t in trials.get(first_one, []) if manifests[t.key]}
     cells, rows, codes = {}, {}, Counter()
     for method, wanted in trials.items():
         done = [t for t in wanted if manifests[t.key]]
@@ -232,6 +233,9 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
     order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
     flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
     flags += _changed(trials, manifests)
+    readings = [m["facts"].get("readings", {}) for m in manifests.values() if m]
+    if agree := [r["orders_agree"] for r in readings if "orders_agree" in r]:
+        flags.append(f"a language model plays the users: in {np.mean(agree):.0%} of pairs both orders agree")
     flags += [
         f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)
     ]
@@ -333,7 +337,7 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
             return {n: Point(float(v), *ends) for n, v, ends in zip(counts, score.value, limits, strict=True)}
 
         def worse(name: str) -> float:
-            return float((_by_person(cells, by_n(name)[-1:]) < -1e-9).mean())
+            return float((_by_person(cells, by_n(name)[-1:]) < -1e-12).mean())  # a tie up to rounding is a tie
 
         gain, room = by_n("gain"), by_n("room")[0]
         if room.mean() <= 0:

@@ -504,7 +504,8 @@ def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: _Made, 
     if asking := [trial for trial in todo if type(trial.method).asks]:
         from harness.ask import questions
 
-        made(questions(asking, opened))
+        while jobs := questions(asking, opened):
+            made(jobs)
     with _bar("running", len(todo)) as step:
         if local:
             from harness.run import finish_all

@@ -1,4 +1,8 @@
-"""A Ray to run on: the cluster that RAY_ADDRESS names, or one of our own; token-authenticated, private, ended after use."""
+"""A Ray to run on: the cluster that RAY_ADDRESS names, or one of our own; token-authenticated, private, ended after use.
+
+Import this before anything that might import Ray, as vLLM does. It sets what Ray reads then, and imports Ray only when
+one is started.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,6 @@ ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 
-import ray  # noqa: E402
-
 
 @contextmanager
 def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[str]:
@@ -37,6 +39,8 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
     On a cluster that folder must be one all nodes share, as the store is. object_store: bytes; trials are memory-mapped
     from the store and never sent, so little is enough for them.
     """
+    import ray
+
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
     quiet = {
@@ -68,6 +72,8 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
 
 
 def _join(address: str, **options) -> None:
+    import ray
+
     try:
         with _hushed():
             ray.init(address, **options)

@@ -63,7 +63,8 @@ WORDS = {
     "root mean square gap over ten bins of equal mass, its interval over seeds",
     "worst tenth": "mean accuracy of the worst tenth of people: as scored (selects on noise), what that would read if "
     "all people were alike, and by a beta-binomial model of true accuracies",
-    "best of n": "a method chooses one of a prompt's n candidates for every person; all methods have the same ones. "
+    "best of n": "a method chooses one of a prompt's n candidates for every person; all methods have the same ones, but "
+    "those that ask a language model, which would be asked too often, choose none. "
     "Gain: in true utility over a random candidate, 1 where the best of all is always chosen (a ratio of means). Beats "
     f"random, beats {REFERENCE}: probability of being preferred to one of all candidates at random, or to what "
     f"{REFERENCE} chooses of as many; a tie is one half. Worse: share of people worse off than with those. Peak: the n "

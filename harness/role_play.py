@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
 
 from harness import ask, lm
 from harness.world import TRAITS
@@ -52,25 +50,13 @@ def sides(wants: Mapping[str, int]) -> str:
     return " and ".join(SIDES[trait][sign < 0] for trait, sign in wants.items())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What played users prefer. label: float32[n], the mean of two answers, one per order: 1 is left, 0 right.
-
-    soft: float32[n], the mean of the two probabilities. agreement: of the pairs decided in both orders, the share in
-    which both times the same response won: 1 where the order never matters, 0 where it decides; NaN without any.
-    """
-
-    label: np.ndarray
-    soft: np.ndarray
-    agreement: float
-
-
 def role_played(
     name: str, wants: np.ndarray, prompts: Sequence[str], left: Sequence[str], right: Sequence[str]
-) -> Judged:
-    """Preferences of users who want `wants`, float[n, 7], a row for each pair, as the language model `name` plays them.
+) -> np.ndarray:
+    """float32[n]: what users who want `wants`, float[n, 7], a row for each pair, prefer as the language model `name` plays them.
 
-    Each pair is shown in both orders. Raises as ask.answers does.
+    The mean of two answers, one for each order of the pair: 1 is left, 0 right, and one half where the order decides, or
+    where one of the two could not be answered. Raises as ask.answers does.
     """
     roles, role = np.unique(np.asarray(wants), axis=0, return_inverse=True)
     systems = [judge(wanted(row)) for row in roles]
@@ -80,11 +66,5 @@ def role_played(
         for responses in ((left, right), (right, left))
     ]
     log_odds = ask.answers(name, asked * 2, orders[0] + orders[1], ANSWERS)
-    first, second = log_odds[: len(asked)], -log_odds[len(asked) :]
-    votes = np.sign(np.stack([first, second]))
-    decided = (votes != 0).all(0)
-    return Judged(
-        label=(0.5 + votes.mean(0) / 2).astype(np.float32),
-        soft=((expit(first) + expit(second)) / 2).astype(np.float32),
-        agreement=float((votes[0] == votes[1])[decided].mean()) if decided.any() else float("nan"),
-    )
+    votes = np.sign(ask.both_orders(log_odds))
+    return (0.5 + votes.mean(0) / 2).astype(np.float32)

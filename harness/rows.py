@@ -73,10 +73,10 @@ class Lacking(Missing):
     """Rows are needed that nobody has made yet; `job` makes them."""
 
     def __init__(self, job: Job, count: int) -> None:
-        verb = {"vectors": "encode", "samples": "generate"}.get(job.what, "run")
+        verb = {"vectors": "encode", "samples": "generate"}.get(job.what)
         super().__init__(
             f"{count} {job.what} by {job.identity.get('model', 'this maker')} are not made yet",
-            f"manyminds {verb} SUITE makes them, and so does manyminds run SUITE",
+            "manyminds run SUITE makes them" + (f", and so does manyminds {verb} SUITE" if verb else ""),
         )
         self.job, self.count = job, count
 

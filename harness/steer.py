@@ -1,4 +1,4 @@
-"""Best of n: every method chooses among the same candidates for every user, and what its choices are truly worth."""
+"""Best of n: methods choose among the same candidates for every user, and what their choices are truly worth."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ def choose(method: Method, state: State, users: Users, query: Pairs, choices: np
     both ways choose the same; counting won duels instead would throw away by how much. log-odds(b, a) = -log-odds(a, b)
     is taken as given, so each pair is asked once.
     """
-    step = max(1, ROWS // (query.n_users * choices.shape[1]))
-    parts = [choices[start : start + step] for start in range(0, len(choices), step)]
+    n = choices.shape[1]
+
+    def parts(each: int) -> list[np.ndarray]:
+        """The prompts, as many at a time as ROWS allow."""
+        step = max(1, ROWS // (query.n_users * each))
+        return [choices[start : start + step] for start in range(0, len(choices), step)]
+
     try:
-        found = [_by_reward(method, state, users, query, part) for part in parts]
+        found = [_by_reward(method, state, users, query, part) for part in parts(n)]
     except NotImplementedError:
-        found = [_by_round_robin(method, state, users, query, part) for part in parts]
+        found = [_by_round_robin(method, state, users, query, part) for part in parts(n * (n - 1) // 2)]
     return np.concatenate(found, axis=1).astype(np.min_scalar_type(choices.shape[1] - 1))
 
 
@@ -95,7 +100,7 @@ def preferred(a: np.ndarray, b: np.ndarray, tie: float) -> np.ndarray:
     return np.where(np.abs(a - b) <= tie, 0.5, a > b).astype(np.float32)
 
 
-@lru_cache(16)  # a board reads the same few for each of its methods
+@lru_cache(64)  # a board reads the same for each of its methods, one a seed and task
 def _candidates(store: Store, task_key: str) -> Candidates | None:
     return candidates(open_prepared(store, task_key))
 
@@ -136,7 +141,8 @@ def worth(known: Candidates, mine: dict[int, np.ndarray], theirs: dict[int, np.n
         if shots in theirs:
             other = np.take_along_axis(known.utility, theirs[shots], 2)
             columns["win_shared"] = preferred(utility, other, known.tie).mean(1, dtype=np.float64)
-            columns["over_shared"] = (utility - other).mean(1, dtype=np.float64)
+            over = utility - other
+            columns["over_shared"] = np.where(np.abs(over) <= known.tie, 0, over).mean(1, dtype=np.float64)
         for k, n in enumerate(counts(known.utility.shape[2])):
             head = {"person": known.people, "room": room} | {name: values[:, k] for name, values in columns.items()}
             tables.append(pl.DataFrame(head).with_columns(shots=pl.lit(shots), n=pl.lit(n)))

@@ -152,7 +152,7 @@ class Attributes(Task):
         if self.raters != "truth":
             left, right = 2 * pair, 2 * pair + 1
             shown = [[column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right))]
-            label = role_play.role_played(self.raters, people[user], *shown).label
+            label = role_play.role_played(self.raters, people[user], *shown)
 
         features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder)
         truth = Truth(people, scores, self.temperature, PEOPLE) if self.raters == "truth" else None
@@ -208,7 +208,7 @@ class Attributes(Task):
         alone: seven axes turned at random within it have a cosine of .66. `elbow`: how many axes stand before the
         largest ratio of two successive singular values among the first fourteen, where the prior has more axes than
         traits. Of users that a language model plays, `orders_agree`: the share of training pairs in which the same
-        response won in both orders.
+        response won in both orders, which the board shows.
         """
         if truth is None:
             return {"orders_agree": np.mean(splits.train.label != 0.5)}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from harness import ask, engines, small_lm
-from harness.check import method_checks
+from harness.check import method_checks, spelled, without_sense
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
 from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
@@ -22,15 +22,6 @@ from harness.suite import make_plan, read_suite
 from harness.task import Task, in_order
 from harness.trial import Trial
 from tasks.low_rank import LowRank
-
-
-def spelled(data: PreferenceDataset) -> PreferenceDataset:
-    """The same data with items that are words, and people who wrote of themselves."""
-    items = data.pairs.items
-    responses = ["!" * (i % 7 + 1) + f" {i}" for i in range(len(items))]
-    text = pa.table([[f"Prompt {i // 2}" for i in range(len(items))], responses], schema=TEXT)
-    profiles = pa.array([f"I am {i}" for i in range(data.pairs.n_users)], pa.large_string())
-    return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
 
 
 @dataclass(frozen=True)
@@ -79,11 +70,6 @@ def judged(bias=0.0):
     return ask.answered_by(answer)
 
 
-def by_hash(name, words, table):
-    """A judge without sense or symmetry: any other letter in a question is another answer."""
-    return ids_of(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32.0 - 4
-
-
 def trial(method, task=Loud()):
     data = task.build(0)
     return run_trial(Trial(task, method, 0, "check", "check"), task.split(data, 0), None)
@@ -123,17 +109,15 @@ def test_a_taste_for_a_position_cancels(bias):
         np.testing.assert_array_equal(plain[name], biased[name])
 
 
-def problems(method, monkeypatch):
-    """What the contract finds where items are words and a judge without sense answers."""
-    build = LowRank.build
-    monkeypatch.setattr(LowRank, "build", lambda task, seed: spelled(build(task, seed)))
-    with ask.answered_by(by_hash):
+def problems(method):
+    """What the contract finds where a judge without sense answers."""
+    with ask.answered_by(without_sense):
         return {what: problem for what, check in method_checks(method) if (problem := check())}
 
 
 @pytest.mark.parametrize("fields", [{}, {"most": 3}, {"view": "profile"}, {"view": "profile+context", "room": 5}])
-def test_keeps_the_contract_where_there_is_something_to_read(fields, monkeypatch):
-    assert problems(InContext(**fields), monkeypatch) == {}
+def test_keeps_the_contract_where_there_is_something_to_read(fields):
+    assert problems(InContext(**fields)) == {}
 
 
 @dataclass(frozen=True)
@@ -154,10 +138,10 @@ class LikesTheLeft(InContext):
         return super().adapt(state, replace(context, label=np.ones_like(context.label)), run)
 
 
-def test_the_contract_would_tell(monkeypatch):
-    assert "swapping the sides of a query flips the sign" in problems(AsksOnce(), monkeypatch)
-    assert "the order of the context changes nothing" in problems(ShowsTheFirst(), monkeypatch)
-    assert "swapping the sides of the context changes nothing" in problems(LikesTheLeft(), monkeypatch)
+def test_the_contract_would_tell():
+    assert "swapping the sides of a query flips the sign" in problems(AsksOnce())
+    assert "the order of the context changes nothing" in problems(ShowsTheFirst())
+    assert "swapping the sides of the context changes nothing" in problems(LikesTheLeft())
 
 
 def texts_of(method, context, query):

@@ -31,7 +31,7 @@ class InContext(Method):
     as in RFM's, it judges); `profile`, what he wrote of himself; or both. Without either it asks for the model's own
     preference.
     Every pair is asked in both orders and the two log-odds are averaged, (z(left as A) - z(right as A)) / 2, so what the
-    model adds for a position cancels. Context pairs stand in the order of their items' numbers, each once (the mean of
+    model adds for a position cancels; a pair of which one order could not be answered is undecided. Context pairs stand in the order of their items' numbers, each once (the mean of
     its labels) and the preferred response first, so neither order nor side of an answer tells anything, and no letter
     is more frequent among the examples. Where there are more than `most`, the first of them are shown.
     A question has at most (3 `most` + 4) x `room` characters of texts, (4 `most` + 5) x `room` where the two of a pair
@@ -95,8 +95,8 @@ class InContext(Method):
         pairs = list(zip(user.tolist(), query.left.tolist(), query.right.tolist(), strict=True))
         orders = [(u, a, b) for u, a, b in pairs] + [(u, b, a) for u, a, b in pairs]
         prompts = [heads[u] + QUESTION.format(told(text, (a, "A"), (b, "B"))) for u, a, b in orders]
-        log_odds = ask.answers(self.model, [SYSTEM] * len(prompts), prompts, ANSWERS)
-        return torch.from_numpy(log_odds[: len(pairs)] - log_odds[len(pairs) :]) / 2
+        first, second = ask.both_orders(ask.answers(self.model, [SYSTEM] * len(prompts), prompts, ANSWERS))
+        return torch.from_numpy(first + second) / 2
 
     def profile(self, profiles: pa.Array | None, person: int) -> str:
         if self.view == "context" or profiles is None:
