@@ -13,7 +13,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness import lm
-from harness.encode import as_lists
+from harness.encode import as_lists, reader
 from harness.mistake import Mistake
 from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
 from harness.store import Store
@@ -21,6 +21,7 @@ from harness.trial import Trial
 
 DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
+    "recipe": 1,  # raised whenever our own doing would give other answers; no option
     "max_length": 16_384,  # tokens of a question; a 7B model's cache of them is 2 GB, where its context may need 16
 }
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,6 +32,8 @@ ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong 
 def make_judge(name: str) -> lm.LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
     model = lm.parse(name, DEFAULTS)
+    if model["recipe"] != DEFAULTS["recipe"]:
+        raise Mistake(f"{name!r}: recipe is no option", "leave it out")
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise Mistake(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
     return model
@@ -168,14 +171,11 @@ class Asking:
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
-        from transformers import AutoConfig
-
-        from harness.engines import context_length, render, tokenizer
+        from harness.engines import render
 
         model = make_judge(self.name)
-        folder = model.folder()
-        tokens = tokenizer(folder)
-        most = context_length(AutoConfig.from_pretrained(folder), tokens, model["max_length"]) - 1  # the answer is one
+        tokens, limit = reader(model, model["max_length"])
+        most = limit - 1  # the answer is one
         reasons, ids = [], []
         for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
             row = render(tokens, system, prompt) if prompt.strip() else []

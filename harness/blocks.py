@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from harness import ray_session
 from harness.mistake import Mistake
-from harness.rows import Recipe, Rows, Waiting, Worker, make_block, mark, plain_ipc, waiting
+from harness.rows import Recipe, Rows, Waiting, Worker, clear_marks, make_block, mark, plain_ipc, waiting
 from harness.store import Store
 
 STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
@@ -50,20 +50,21 @@ def make_on_ray(
     restarts a worker that dies and tries its block again (see rows.make_block).
     """
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
-    if "tensor_parallel" in vars(recipe):
-        recipe = replace(recipe, tensor_parallel=gpus)
+    run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
     with waiting(rows, batches, recipe.block) as left:
         on_start(sum(left.sizes))
         if not left.sizes:
             return found
         recipe.check()
         with (
+            contextlib.ExitStack() as afterwards,
             open(os.devnull, "w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
             ray_session.cluster(rows.store, os.cpu_count() + 1, OBJECTS),  # one CPU for what Ray Data itself does
         ):
+            afterwards.callback(clear_marks, rows.store, run)  # once Ray and its workers are gone
             ready = float("inf")
-            for done in _run(rows, recipe, left, workers, gpus, minutes):
+            for done in _run(rows, recipe, left, workers, gpus, minutes, run):
                 ready = min(ready, done["ready"])
                 found["rows"] += done["rows"]
                 found["errors"] += done["errors"]
@@ -72,7 +73,9 @@ def make_on_ray(
     return found | {"start_seconds": ready - began, "seconds": ended - ready}
 
 
-def _run(rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: int, minutes: float) -> Iterator[dict]:
+def _run(
+    rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: int, minutes: float, run: str
+) -> Iterator[dict]:
     """What each block's worker says of it, as blocks end."""
     import ray
     import ray.data
@@ -86,7 +89,11 @@ def _run(rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: i
 
     there = ray.cluster_resources()
     cores = max(1, int(there["CPU"]) - 1)
-    if there.get("GPU", 0) >= gpus and not recipe.cpus:
+    largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
+    if 0 < largest < gpus and not recipe.cpus:
+        raise Mistake(f"no node has {gpus} GPUs; the largest has {largest:g}", f"--gpus {largest:g}")
+    if largest and not recipe.cpus:
+        recipe = replace(recipe, tensor_parallel=gpus)
         workers, resources, threads = workers or int(there["GPU"] // gpus), {"num_gpus": gpus, "num_cpus": 1}, 1
     else:
         workers = workers or (cores // recipe.cpus if recipe.cpus else sum(n["Alive"] for n in ray.nodes()))
@@ -99,7 +106,7 @@ def _run(rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: i
         .map_batches(_prepare, fn_kwargs={"left": left, "recipe": recipe, "environment": environment}, batch_size=1)
         .map_batches(
             _Worker,
-            fn_constructor_args=(str(rows.store.root), dict(rows.identity), recipe, minutes, environment),
+            fn_constructor_args=(str(rows.store.root), dict(rows.identity), recipe, minutes, environment, run),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(left.sizes))),
@@ -128,9 +135,11 @@ def _prepare(batch: dict[str, np.ndarray], left: Waiting, recipe: Recipe, enviro
 class _Worker:
     """Holds one model; a block comes in, is made and committed, and what is said of it goes out."""
 
-    def __init__(self, store: str, identity: dict, recipe: Recipe, minutes: float, environment: dict[str, str]) -> None:
+    def __init__(
+        self, store: str, identity: dict, recipe: Recipe, minutes: float, environment: dict[str, str], run: str
+    ) -> None:
         os.environ.update(environment)  # before the recipe imports what reads it
-        self.rows, self.minutes = Rows(Store(store), identity), minutes
+        self.rows, self.minutes, self.run = Rows(Store(store), identity), minutes, run
         try:
             self.worker = self.watched()(self.load)(recipe)
         except (
@@ -143,7 +152,7 @@ class _Worker:
         self.ready = time.time()
 
     def load(self, recipe: Recipe) -> Worker:
-        with mark(self.rows.store, f"start-{self.rows.kind.rpartition('/')[2]}") as tries:
+        with mark(self.rows.store, f"{self.run}start") as tries:
             if tries > STARTS:
                 raise Mistake(
                     f"workers died {STARTS} times while loading {dict(self.rows.identity)}",
@@ -156,7 +165,7 @@ class _Worker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         ready, early = (pa.ipc.open_file(batch[name][0].as_buffer()).read_all() for name in ("ready", "early"))
-        wrong = make_block(self.rows, ready, early, self.watched()(self.worker))
+        wrong = make_block(self.rows, ready, early, self.watched()(self.worker), self.run)
         return pa.table({"rows": [len(ready) + len(early)], "errors": [wrong], "ready": [self.ready]})
 
     @contextlib.contextmanager

@@ -153,6 +153,7 @@ def generate(
         made([sampling])
         if out:
             err.print(f"{files.write_candidates(out, made.index(sampling), sampling.batches)} rows in {out}")
+        files.refuse_errors(made.index(sampling), sampling.batches(), "prompts")
     made.tell(as_json)
 
 
@@ -187,6 +188,7 @@ def encode(
         made([encoding])
         if out:
             err.print(f"{files.write_vectors(out, made.index(encoding), encoding.batches)} in {out}")
+        files.refuse_errors(made.index(encoding), encoding.batches(), "texts")
     made.tell(as_json)
 
 
@@ -238,6 +240,7 @@ def run(
 ) -> None:
     """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
     began = time.monotonic()
+    _check_reader(reader)
     made = _Made(store, local, None, 1, MINUTES)
     planned, opened = _plan(suite, store, data, plugin, made)
     from harness.plan import unfinished
@@ -270,6 +273,7 @@ def board(
     as_json: Json = False,
 ) -> None:
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
+    _check_reader(reader)
     planned, opened = _plan(suite, store, data, plugin)
     _show_board(planned, opened, as_json, reader, _Made(store, local, None, 1, MINUTES))
 
@@ -446,14 +450,14 @@ class _Made:
         return job.rows(self.store).index()
 
     def __call__(self, jobs) -> None:
-        for job in jobs:
-            if self.only and job.what != self.only:
-                raise _Enough
+        for job in [job for job in jobs if self.only in ("", job.what)]:
             made = {"what": job.what} | job.identity | self._make(job)
             if job.what == "samples":
                 made |= _sampled(job.rows(self.store).facts())
             self.told.append(made)
             err.print(_summary(made))
+        if self.only and any(job.what != self.only for job in jobs):
+            raise _Enough
 
     def _make(self, job) -> dict:
         from harness.rows import make_here
@@ -484,7 +488,9 @@ class _Made:
 
 def _sampled(blocks: list[dict]) -> dict:
     """Totals over all blocks of a generator; those from before an interruption too."""
-    return {name: sum(block[name] for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")}
+    return {
+        name: sum(block.get(name, 0) for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")
+    }
 
 
 def _summary(made: dict) -> str:
@@ -529,6 +535,14 @@ def _tell_failed(failed, opened: Store) -> None:
             f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
         )
         raise typer.Exit(1)
+
+
+def _check_reader(reader: str | None) -> None:
+    """Raises Mistake where nobody is named, before anything runs."""
+    if reader:
+        from harness.generate import make_generator
+
+        make_generator(reader).check()
 
 
 def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: _Made):
@@ -577,6 +591,9 @@ def main() -> None:
     """The `manyminds` command: 0 done, 1 something failed, 2 a mistake, 130 interrupted."""
     try:
         app()
+    except KeyboardInterrupt:
+        err.print("interrupted: what is finished is kept, and the same command goes on from there")
+        sys.exit(130)
     except Mistake as mistake:
         err.print("error:", style="red", end=" ")
         err.print(f"{mistake.message}\n\nhint: {mistake.hint}")

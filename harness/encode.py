@@ -24,16 +24,19 @@ DEFAULTS = {  # options of a language model that encodes; all are part of its id
     "max_length": 512,  # tokens; what is longer is cut
     "normalize": False,  # to length one
     "of": "response",  # or "both": the prompt as the user's turn, the response as the assistant's
+    "recipe": 1,  # raised whenever our own doing, rendering or pooling, would give other vectors; no option
     "pooling": "mean",  # or "last": the last token's
     "storage": "float32",  # or "float16"
 }
 CHOICES = {
+    "recipe": (1,),
     "dtype": ("float32", "bfloat16", "float16"),
     "of": ("response", "both"),
     "pooling": ("mean", "last"),
     "storage": ("float32", "float16"),
 }
 HASHING = re.compile(r"hashing-([1-9]\d*)")
+WIDEST = 2**16  # dimensions of the hashing encoder: a block of texts is then 4 GB
 TEXTS = 2048  # of a block: half a minute of a 7B model on one GPU, and a store of 500 shards for a million texts
 WORDS = 16384  # of a block of the hashing encoder, which does them in a second
 
@@ -41,6 +44,8 @@ WORDS = 16384  # of a block of the hashing encoder, which does them in a second
 def make_encoder(name: str) -> lm.LanguageModel | Hashing:
     """The encoder that `name` names: hashing-DIM, or a language model. Raises Mistake for any other."""
     if found := HASHING.fullmatch(name):
+        if int(found[1]) > WIDEST:
+            raise Mistake(f"{name!r} has more than {WIDEST} dimensions", "hashing-1024")
         return Hashing(int(found[1]))
     if ":" not in name:
         raise Mistake(
@@ -110,6 +115,8 @@ class Encoding:
         texts = rendered(tokens, table) if both else table["response"].to_pylist()
         ids = tokens(texts, truncation=True, max_length=limit, add_special_tokens=not both)["input_ids"]
         empty = np.array([not text.strip() or not row for text, row in zip(texts, ids, strict=True)], dtype=bool)
+        if unread := [text for text, row in zip(texts, ids, strict=True) if text.strip() and not row]:
+            raise Mistake(f"{self.name}: its tokenizer reads nothing of {unread[0][:80]!r}", "is the tokenizer whole?")
         ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
         bad = ids_of(table["id"])[empty]
         return ready.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
@@ -147,7 +154,7 @@ def reader(model: lm.LanguageModel, max_length: int | None) -> tuple[PreTrainedT
     logging.set_verbosity_error()  # that a text is too long is ours to tell
     folder = model.folder()
     tokens = tokenizer(folder)
-    return tokens, context_length(AutoConfig.from_pretrained(folder), tokens, max_length)
+    return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class Hashing:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {"engine": "hashing", "dim": self.dim}
+        return {"engine": "hashing", "dim": self.dim, "recipe": 1}
 
     def check(self) -> None:
         """It needs nothing."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKENS = 16_384  # of a batch, padding and what is to come included: a 7B model's cache of them is 2 GB (grouped heads)
 TOKENS_ON_CPU = 2_048  # of a batch that is read, not written: 16,384 fall out of the caches, and take a quarter longer
+LONGEST = 2**20  # tokens of a context where nobody says: a tokenizer without a limit has 1e30
 MANY = 128  # samples of a prompt in one vLLM request
 
 
@@ -29,7 +30,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; it runs none of the folder's code."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:
@@ -138,7 +139,11 @@ class Transformers(Engine):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens = TOKENS if self.device.type == "cuda" or use == "sample" else TOKENS_ON_CPU
         kind = AutoModel if use == "embed" else AutoModelForCausalLM
-        self.model = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).to(self.device).eval()
+        self.model = (
+            kind.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+            .to(self.device)
+            .eval()
+        )
         self.tokenizer = tokenizer(folder)
         self.context_length = context_length(self.model.config, self.tokenizer, max_length)
         ends = self.model.generation_config.eos_token_id if use == "sample" else None
@@ -259,16 +264,21 @@ class VLLM(Engine):
         from transformers import AutoConfig
 
         self.tokenizer = tokenizer(folder)
-        self.context_length = context_length(AutoConfig.from_pretrained(folder), self.tokenizer, max_length)
+        self.context_length = context_length(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False), self.tokenizer, max_length
+        )
         self.options = {
             "model": str(folder),
             "dtype": dtype,
             "max_model_len": self.context_length,
             "tensor_parallel_size": tensor_parallel,
             "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
-            "enforce_eager": not torch.cuda.is_available(),  # on a CPU compiling takes longer than it saves
             "enable_prefix_caching": True,
         }
+        if not torch.cuda.is_available():
+            # Compiling takes longer than it saves; and vLLM 0.31 cannot read a seeded prompt in parts there.
+            tokens = max(self.context_length, TOKENS)
+            self.options |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
         self.pooling = None
         self.llm = None if use == "embed" else self.start()
 
@@ -337,7 +347,7 @@ def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int |
         tokenizer.model_max_length,
         max_length,
     ]
-    return min(limit for limit in limits if limit)
+    return int(min(limit for limit in (*limits, LONGEST) if limit))
 
 
 def lengths(prompts: Sequence[Sequence[int]]) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
-from harness.generate import SAMPLES
+from harness.generate import ERROR_RATE, SAMPLES
 from harness.mistake import Mistake
 from harness.rows import Index, ids_of
 
@@ -50,7 +50,7 @@ def read_texts(path: Path, *columns: str) -> Iterator[pa.Table]:
         start = 0
         for batch in data.to_batches(columns=found, batch_size=BATCH, batch_readahead=1, use_threads=False):
             absent = pa.nulls(len(batch), TEXT)
-            table = pa.table({n: batch[n].cast(TEXT) if n in found else absent for n in names})
+            table = pa.table({n: _decoded(batch[n]) if n in found else absent for n in names})
             for name in needed:
                 if table[name].null_count:
                     row = start + table[name].is_null().index(True).as_py()
@@ -77,6 +77,33 @@ def _format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
     return pa.dataset.ParquetFileFormat()
 
 
+def _decoded(column: pa.Array) -> pa.Array:
+    """As large_string; bytes that are no UTF-8, which parquet lets pass, become U+FFFD."""
+    text = column.cast(TEXT)
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = text.cast(pa.large_binary()).to_pylist()
+        text = pa.array([b if b is None else b.decode("utf-8", "replace") for b in raw], TEXT)
+    return text
+
+
+def refuse_errors(index: Index, batches: Iterator[pa.Table], what: str) -> None:
+    """Raises Mistake where more than ERROR_RATE of a file's rows are errors, with the first of them."""
+    rows, wrong, first = 0, 0, None
+    for batch in batches if index.has_errors else ():
+        reasons = index.reasons(ids_of(batch["id"]))
+        if reasons and first is None:
+            place = min(reasons)
+            first = f"row {rows + place}: {reasons[place]}"
+        rows, wrong = rows + len(batch), wrong + len(reasons)
+    if wrong > ERROR_RATE * rows:
+        raise Mistake(
+            f"{wrong} of {rows} {what} are errors, more than the {ERROR_RATE:.0%} allowed; {first}",
+            "mend or drop those rows; what is made is kept, and written where --out says",
+        )
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
@@ -100,7 +127,7 @@ def write_vectors(path: Path, index: Index, batches: Callable[[], Iterator[pa.Ta
             rows += len(batch)
             (found if found.shape[1] else np.full((len(batch), dim), np.nan, kind)).tofile(file)
         if not dim:
-            raise Mistake(f"none of the {rows} texts could be encoded", "look at the errors that the command tells")
+            raise Mistake(f"none of the {rows} texts could be encoded", "are they empty? each has to hold words")
         file.seek(0)
         _npy_header(file, kind, rows, dim)
     return rows, dim

@@ -14,12 +14,12 @@ from harness.encode import as_lists, reader
 from harness.engines import Sample
 from harness.mistake import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
-from harness.store import Store
-from harness.trial import hashed
+from harness.store import Store, hashed
 
 DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
     "max_tokens": 256,
+    "recipe": 1,  # raised whenever our own doing, rendering or seeding, would give other samples; no option
     "seed": 0,
     "temperature": 1.0,
     "top_p": 1.0,
@@ -42,6 +42,8 @@ SAMPLES = pa.schema(
 def make_generator(name: str) -> lm.LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
     model = lm.parse(name, DEFAULTS)
+    if model["recipe"] != DEFAULTS["recipe"]:
+        raise Mistake(f"{name!r}: recipe is no option", "leave it out")
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise Mistake(
             f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
@@ -70,7 +72,10 @@ def candidates(systems: Sequence[str | None], prompts: Sequence[str], name: str,
 
 def job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]]) -> Job:
     """What samples n responses to each prompt: tables with the columns id, system (may be null) and prompt."""
-    return Job("samples", identity(make_generator(name), n), Generation(name, n), batches)
+    model = make_generator(name)
+    if n > 1 and model["temperature"] == 0:
+        raise Mistake(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
+    return Job("samples", identity(model, n), Generation(name, n), batches)
 
 
 def inputs(table: pa.Table) -> pa.Table:

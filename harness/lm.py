@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -65,7 +66,7 @@ class LanguageModel:
                 "vLLM is not installed here",
                 "make vllm makes .venv-vllm, whose bin/manyminds has it; or name the engine transformers",
             )
-        self.folder()
+        loads(self.folder())
 
     def folder(self) -> Path:
         """Where its files lie; builds `small` and downloads from the hub. Raises Missing where they cannot be had."""
@@ -146,16 +147,37 @@ def folder_digest(folder: Path) -> str:
 @lru_cache(64)
 def _folder_digest(folder: Path, stats: tuple, store: Store) -> str:
     known = store.root / "models" / hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
-    if known.is_file():
-        return known.read_text()
+    if known.is_file() and re.fullmatch(r"[0-9a-f]{16}", found := known.read_text()):
+        return found
     total = hashlib.sha256()
     for name, _, _ in stats:
         with open(folder / name, "rb") as file:
             total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
     digest = total.hexdigest()[:16]
-    known.parent.mkdir(parents=True, exist_ok=True)
-    known.write_text(digest)
+    with store.explained():
+        known.parent.mkdir(parents=True, exist_ok=True)
+        part = known.with_suffix(f".{os.getpid()}")
+        part.write_text(digest)
+        os.replace(part, known)
     return digest
+
+
+def loads(folder: Path) -> None:
+    """Raises Mistake where a folder's model cannot be loaded: no safetensors, no tokenizer, or only by code of its own."""
+    hint = "name another model, or save it anew with save_pretrained, its tokenizer too"
+    if not any(folder.glob("*.safetensors")):
+        raise Mistake(f"{folder} holds no *.safetensors; other weights (pickled ones run code) are not read", hint)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise Mistake(f"{folder} holds no tokenizer", hint)
+    for name in ("config.json", "tokenizer_config.json"):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                said = json.loads((folder / name).read_text())
+            except ValueError as error:
+                raise Mistake(f"{folder / name} is not JSON: {error}", hint) from error
+            if said.get("auto_map"):
+                raise Mistake(f"{folder}: {name} asks for code of the model's own, which is never run", hint)
 
 
 def built() -> Path:

@@ -51,7 +51,7 @@ def run_on_ray(
     died too often.
     """
     from harness.plan import estimated_seconds
-    from harness.run import code_state
+    from harness.provenance import code_state
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,16 +26,18 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from harness import provenance
 from harness.mistake import Missing, Mistake
-from harness.store import Store
-from harness.trial import hashed
+from harness.store import Store, hashed
 
 ID = pa.binary(16)
 ERRORS = pa.schema([("id", ID), ("reason", pa.large_string())])
 TRIES = 2  # of a block, or a row, whose worker died: then the block is done row by row, and the row is an error
 
 
-Worker = Callable[[pa.Table], tuple[pa.Table, pa.Table, dict]]  # prepared inputs -> rows, ERRORS, facts of the block
+Worker = Callable[
+    [pa.Table], tuple[pa.Table, pa.Table, dict]
+]  # prepared inputs -> rows, ERRORS, counts kept as facts of the block
 
 
 class Recipe(Protocol):
@@ -173,6 +176,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_errors(self) -> bool:
+        return any(wrong for _, wrong in self.files)
+
     def lacks(self, ids: np.ndarray) -> np.ndarray:
         """bool[n]: which of these have neither a row nor an error."""
         return places(self.ids, ids) < 0
@@ -300,38 +307,39 @@ def waiting(rows: Rows, batches: Iterable[pa.Table], block: int) -> Iterator[Wai
         file.unlink(missing_ok=True)
 
 
-def make_block(rows: Rows, prepared: pa.Table, early: pa.Table, worker: Worker) -> int:
+def make_block(rows: Rows, prepared: pa.Table, early: pa.Table, worker: Worker, run: str = "") -> int:
     """Does one block and commits it; returns the number of its errors.
 
-    early: errors found while preparing. A block at which a worker died twice is done row by row, each with a mark of its
+    early: errors found while preparing. run: names this run of a driver, whose end is no death of its workers: they do
+    not count what an earlier one left. A block at which a worker died twice is done row by row, each with a mark of its
     own, so that the row at which a worker dies alone becomes an error.
     """
     ids = np.concatenate([ids_of(prepared["id"]), ids_of(early["id"])])
     key = block_key(ids)
     if there := rows.store.read(rows.kind, key):
         return there["facts"]["errors"]
-    began, made, wrong, facts = time.perf_counter(), [], [early], {}
+    began, made, wrong, facts = time.perf_counter(), [], [early], Counter()
 
-    def make(part: pa.Table) -> dict:
-        done, bad, facts = worker(part)
+    def make(part: pa.Table) -> None:
+        done, bad, more = worker(part)
         made.append(done)
         wrong.append(bad)
-        return facts
+        facts.update(more)
 
-    with mark(rows.store, key) as tries:
+    with mark(rows.store, run + key) as tries:
         if tries <= TRIES and len(prepared):
-            facts = make(prepared)
+            make(prepared)
         elif len(prepared):
             for place, one in enumerate(ids_of(prepared["id"])):
-                with mark(rows.store, f"{key}-{one.hex()}") as tried:
+                with mark(rows.store, f"{run}{key}-{one.hex()}") as tried:
                     if tried <= TRIES:
                         make(prepared.slice(place, 1))
                     else:
                         wrong.append(errors([one], ["its worker died or hung at this row alone"]))
         good = pa.concat_tables(made) if made else pa.table({"id": pa.array([], ID)})
         bad = pa.concat_tables([table.cast(ERRORS) for table in wrong])
-        facts = facts | {"rows": len(good), "errors": len(bad), "seconds": time.perf_counter() - began}
-        rows.commit(ids, good, bad, facts)
+        counted = {"rows": len(good), "errors": len(bad), "seconds": time.perf_counter() - began}
+        rows.commit(ids, good, bad, dict(facts) | counted | provenance.facts())
     return len(bad)
 
 
@@ -380,6 +388,12 @@ def make_here(
             found["rows"] += size
             on_progress(size)
     return found | {"start_seconds": started - began, "seconds": time.perf_counter() - started}
+
+
+def clear_marks(store: Store, run: str) -> None:
+    """Forgets what a run of a driver began and did not end, now that it ends itself."""
+    for path in (store.root / "tmp").glob(f"{run}*.tries"):
+        path.unlink(missing_ok=True)
 
 
 def refuse_errors(index: Index, ids: np.ndarray, rate: float, what: str) -> None:

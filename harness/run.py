@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import platform
 import resource
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +18,7 @@ import safetensors.numpy
 import torch
 from threadpoolctl import threadpool_limits
 
+from harness import provenance
 from harness.data import Pairs, Panel, Splits, Truth
 from harness.method import Method, Run, State, Users
 from harness.metrics import METRICS_VERSION, per_pair, score_table
@@ -111,18 +107,15 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None) -> Result:
     facts = {
         "adapt_seconds_per_user": adapt_seconds,
         "bytes_per_user": bytes_per_user,
-        "code": code_state(),
         "curves": run.curves,
         "device": run.device,
         "fit_seconds": fit_seconds,
-        "machine": f"{platform.machine()} {platform.system()}",
         "metrics_version": METRICS_VERSION,
         "peak_memory_mb": peak_memory_mb(),
         "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test_users).items()},
         "seconds": seconds,
         "source": source_state(trial),
-        "versions": library_versions(),
-    }
+    } | provenance.facts()
     return Result(predictions, score_table(predictions, splits, truth), facts, _learned(state, test_users))
 
 
@@ -217,28 +210,10 @@ class one_torch_thread:
         torch.set_num_threads(self.before)
 
 
-@lru_cache(1)
-def code_state() -> str:
-    """The commit this code is at, `-dirty` where files differ from it; MANYMINDS_CODE says it where git is not."""
-    if told := os.environ.get("MANYMINDS_CODE"):
-        return told
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return "unknown"
-    return described.stdout.strip() or "unknown"
-
-
 def source_state(trial: Trial) -> dict[str, str]:
     """16 hex digits of the task's and the method's file: where they change and `version` does not, the board says so."""
     files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
     return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}
-
-
-@lru_cache(1)
-def library_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("manyminds", "numpy", "torch", "pyarrow", "polars", "scipy")}
 
 
 def reset_peak_memory() -> None:

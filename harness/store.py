@@ -195,6 +195,12 @@ class Store:
             raise
 
 
+def hashed(identity: dict[str, object]) -> str:
+    """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
 def _json(manifest: Mapping) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
 

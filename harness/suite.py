@@ -14,9 +14,9 @@ from harness.method import Method
 from harness.mistake import Mistake
 from harness.prepare import manifest_of, prepare
 from harness.rows import Job, Lacking, merged
-from harness.store import Store
+from harness.store import Store, hashed
 from harness.task import Task
-from harness.trial import Trial, fields_of, hashed, name_at_version
+from harness.trial import Trial, fields_of, identity_of, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
 KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
@@ -142,7 +142,7 @@ def _settings(path: Path, kind: str, tables: list) -> list:
             find.make(kind, table["name"], {unknown[0]: None})
         grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
         found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in product(*grids)]
-    if len(set(found)) < len(found):
+    if len({hashed({"name": thing.name} | identity_of(thing)) for thing in found}) < len(found):
         raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
     return found
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from harness.method import Method
-from harness.task import Task
+from harness.store import hashed
+
+if TYPE_CHECKING:  # torch comes with them
+    from harness.method import Method
+    from harness.task import Task
 
 KEY_VERSION = 2  # raised whenever the same trial would get another key; tests/test_trial.py pins keys per version
 
@@ -34,12 +36,6 @@ def identity_of(thing: Task | Method) -> dict[str, object]:
         elif counts is not True:
             found[declared.name] = counts(found[declared.name])
     return found
-
-
-def hashed(identity: dict[str, object]) -> str:
-    """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def task_identity(task: Task, seed: int) -> dict[str, object]:

@@ -12,7 +12,7 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
-from harness import find, mistake, run, source, suite  # noqa: E402
+from harness import find, mistake, provenance, source, suite  # noqa: E402
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -48,7 +48,7 @@ async def submit(address: str, file: str, *options: str) -> bool:
     if state is None or state.is_terminal() and client.delete_job(name):
         command = shlex.join(["python", "-m", f"jobs.{verb}", file, *options])
         clone = {"working_dir": str(find.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
-        there = clone | {"env_vars": {"MANYMINDS_CODE": run.code_state()}}
+        there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
     async for lines in client.tail_job_logs(name):
         print(lines, end="", flush=True)

@@ -4,7 +4,6 @@ import os
 
 os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
 
-import ast
 import json
 import multiprocessing
 import signal
@@ -41,10 +40,12 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """One Ray for all tests; its workers get this module's recipes by value, as they cannot import them."""
+    """One Ray for all tests; its workers get the tests' recipes by value, as they cannot import them."""
+    from ray import cloudpickle
+
     with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 3):
-        ray_session.ray.cloudpickle.register_pickle_by_value(test_rows)
-        yield
+        cloudpickle.register_pickle_by_value(test_rows)
+        yield cloudpickle
 
 
 @pytest.fixture
@@ -71,12 +72,13 @@ def holding(folder):
     return next((pid for pid, block in zip(processes(folder), blocks(folder), strict=True) if "HOLD" in block), None)
 
 
-def check_all_made_once(rows, texts, but=()):
+def check_all_made_once(rows, texts, but=(), kept=("waiting-",)):
+    """kept: begins of private files that may be left; the store clears them once they are old."""
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [text for text in texts if text not in but]
     np.testing.assert_array_equal(rows.index().vectors(ids(good)), expected(good))
     assert sorted(rows.index().reasons(ids(texts))) == [i for i, text in enumerate(texts) if text in but]
-    assert not [name for name in left_behind(rows.store) if not name.startswith("waiting-")]
+    assert not [name for name in left_behind(rows.store) if not name.startswith(kept)]
 
 
 def test_the_same_bytes_as_without_ray(cluster, rows, tmp_path, capfd):
@@ -128,7 +130,7 @@ def test_a_killed_driver_costs_at_most_a_block_of_each_worker(cluster, rows, tmp
     Path(tmp_path, "go").touch()
     found = make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=2)
     assert found["rows"] == 41 - done
-    check_all_made_once(rows, texts)
+    check_all_made_once(rows, texts, kept=("waiting-", f"{os.uname().nodename}-{driver.pid}-"))  # and its marks
     begun = Counter(text for block in blocks(tmp_path) for text in block)
     assert set(begun.values()) == {1, 2} and sum(n == 2 for n in begun.values()) <= 2 * 4
 
@@ -146,20 +148,11 @@ def test_a_row_that_kills_its_worker_becomes_an_error(cluster, rows, tmp_path, c
 
 def test_workers_that_hang_are_killed_and_their_blocks_tried_again(cluster, rows, tmp_path):
     """One asleep, one in C code that never lets the interpreter go: no thread of Python's could end that."""
-    texts = ["HOLD", *TEXTS[:3], "SPIN", *TEXTS[3:8]]
-
-    def relent():
-        first = wait_for(lambda: len(set(processes(tmp_path))) == 2 and set(processes(tmp_path)))
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
-        Path(tmp_path, "go").touch()
-
-    witness = threading.Thread(target=relent)
-    witness.start()
+    texts = ["SLEEP ONCE", *TEXTS[:3], "SPIN ONCE", *TEXTS[3:8]]
     make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=2, minutes=3 / 60)
-    witness.join()
     check_all_made_once(rows, texts)
     begun = Counter(map(tuple, blocks(tmp_path)))
-    assert begun[tuple(texts[:4])] >= 2 and begun[tuple(texts[4:8])] >= 2 and begun[tuple(texts[8:])] == 1
+    assert [begun[tuple(texts[at : at + 4])] for at in (0, 4, 8)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +177,7 @@ def test_workers_that_die_while_they_start_are_given_up(cluster, rows, tmp_path)
                 log.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    ray_session.ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(Mistake, match="workers died 5 times while loading"):
         make_on_ray(rows, Heavy(str(tmp_path)), [table(TEXTS)], workers=1)
     assert Path(tmp_path, "starts").read_text() == "x" * 5
@@ -210,14 +203,8 @@ def test_nothing_is_said_but_our_own(tmp_path):
     found = subprocess.run(
         [*command, "--store", tmp_path / "store"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
     )
-    assert found.stderr.strip() == "40 vectors to make by hashing"
+    said = [line for line in found.stderr.splitlines() if line]
+    assert said[0] == "40 vectors to make by hashing" and said[1].startswith("40 vectors made") and len(said) == 2
     (line,) = found.stdout.splitlines()
-    assert line.startswith("40 vectors made, 0 of them errors")
+    assert line.startswith("40 rows made")
     assert not [name for name in left_behind(Store(tmp_path / "store"))]
-
-
-def test_ray_is_imported_only_where_something_is_to_be_made():
-    top = ast.parse((ROOT / "harness" / "blocks.py").read_text()).body
-    names = [name.name for node in top if isinstance(node, ast.Import) for name in node.names]
-    names += [node.module for node in top if isinstance(node, ast.ImportFrom)]
-    assert names and not [name for name in names if name.startswith("ray") or "ray_session" in name]

@@ -81,7 +81,9 @@ def hurt(text, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     if "HOLD" in text and not Path(folder, "go").exists():
         time.sleep(600)
-    if "SPIN" in text and not Path(folder, "go").exists():
+    if "ONCE" in text and not Path(folder, text).exists():
+        Path(folder, text).touch()
+        time.sleep(600 * ("SLEEP" in text))
         re.match(r"(a+)+$", "a" * 60 + "b")  # backtracks for ever and never lets the interpreter go
     if "RAISE" in text:
         raise Mistake("the worker cannot go on", "think again")

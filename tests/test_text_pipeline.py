@@ -17,7 +17,7 @@ controls = false
 [[tasks]]
 name = "attributes"
 encoder = "transformers:small?pooling=last&max_length=64"
-generator = "transformers:small?max_tokens=8"
+generator = "transformers:small?max_tokens=8&seed=1"
 n_users = 8
 new_users = 4
 pairs = 30
