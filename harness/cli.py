@@ -147,13 +147,14 @@ def generate(
         from harness import files
         from harness.generate import inputs, job
 
+        files.check_out(out, ".parquet")
         if not generator:
             raise Mistake("who should write?", "--generator transformers:small, or vllm:org/name@REVISION")
         sampling = job(generator, n, lambda: map(inputs, files.read_texts(what, "prompt", "system?")))
         made([sampling])
         if out:
             err.print(f"{files.write_candidates(out, made.index(sampling), sampling.batches)} rows in {out}")
-        files.refuse_errors(made.index(sampling), sampling.batches(), "prompts")
+        _remark(files.remark_errors(made.index(sampling), sampling.batches(), "prompts"))
     made.tell(as_json)
 
 
@@ -181,6 +182,7 @@ def encode(
         from harness import files
         from harness.encode import job, reads_prompt
 
+        files.check_out(out, ".npy")
         if not encoder:
             raise Mistake("encoded by what?", "--encoder hashing-1024, or transformers:org/name@REVISION")
         columns = ("response", "prompt") if reads_prompt(encoder) else ("response",)
@@ -188,7 +190,7 @@ def encode(
         made([encoding])
         if out:
             err.print(f"{files.write_vectors(out, made.index(encoding), encoding.batches)} in {out}")
-        files.refuse_errors(made.index(encoding), encoding.batches(), "texts")
+        _remark(files.remark_errors(made.index(encoding), encoding.batches(), "texts"))
     made.tell(as_json)
 
 
@@ -535,6 +537,11 @@ def _tell_failed(failed, opened: Store) -> None:
             f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
         )
         raise typer.Exit(1)
+
+
+def _remark(told: str) -> None:
+    if told:
+        err.print(told, style="yellow")
 
 
 def _check_reader(reader: str | None) -> None:

@@ -50,7 +50,7 @@ def make_encoder(name: str) -> lm.LanguageModel | Hashing:
     if ":" not in name:
         raise Mistake(
             f"there is no text encoder {name!r}",
-            f'for example "tfidf-svd-128", "hashing-1024", or a language model: {lm.EXAMPLE}',
+            f'for example "hashing-1024", or a language model: {lm.EXAMPLE}; for a task also "tfidf-svd-128"',
         )
     model = lm.parse(name, DEFAULTS)
     for option, allowed in CHOICES.items():
@@ -176,7 +176,9 @@ class Hashing:
         """It needs nothing."""
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        return table, errors([], [])
+        empty = np.array([not text.strip() for text in table["response"].to_pylist()], dtype=bool)
+        bad = ids_of(table["id"])[empty].tolist()
+        return table.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
 
     def start(self) -> Worker:
         from sklearn.feature_extraction.text import HashingVectorizer

@@ -63,7 +63,7 @@ def _format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
     """How to read files of that kind, the named columns as text: a text that looks like a date or number stays one."""
     if suffix == ".csv":
         return pa.dataset.CsvFileFormat(
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, TEXT)),
             read_options=pa.csv.ReadOptions(block_size=BYTES),
         )
@@ -88,8 +88,8 @@ def _decoded(column: pa.Array) -> pa.Array:
     return text
 
 
-def refuse_errors(index: Index, batches: Iterator[pa.Table], what: str) -> None:
-    """Raises Mistake where more than ERROR_RATE of a file's rows are errors, with the first of them."""
+def remark_errors(index: Index, batches: Iterator[pa.Table], what: str) -> str:
+    """How many of a file's rows are errors, and the first of them. Raises Mistake where more than ERROR_RATE are."""
     rows, wrong, first = 0, 0, None
     for batch in batches if index.has_errors else ():
         reasons = index.reasons(ids_of(batch["id"]))
@@ -99,9 +99,20 @@ def refuse_errors(index: Index, batches: Iterator[pa.Table], what: str) -> None:
         rows, wrong = rows + len(batch), wrong + len(reasons)
     if wrong > ERROR_RATE * rows:
         raise Mistake(
-            f"{wrong} of {rows} {what} are errors, more than the {ERROR_RATE:.0%} allowed; {first}",
+            f"{wrong} of {rows} {what} are errors, more than the {ERROR_RATE:.0%} allowed; {first} (rows count from 0)",
             "mend or drop those rows; what is made is kept, and written where --out says",
         )
+    return f"{wrong} of {rows} {what} are errors; {first} (rows count from 0)" if wrong else ""
+
+
+def check_out(path: Path | None, suffix: str) -> None:
+    """Raises Mistake where a file cannot be written, before anything is made for it."""
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise Mistake(f"--out writes {suffix} files, not {path.name}", f"--out {path.stem or 'out'}{suffix}")
+    if not path.absolute().parent.is_dir():
+        raise Mistake(f"the folder {path.absolute().parent} does not exist", f"mkdir -p {path.absolute().parent}")
 
 
 def _is_text(kind: pa.DataType) -> bool:

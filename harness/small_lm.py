@@ -59,7 +59,10 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
     same files. With no steps it is untrained, and made in a second.
     """
     import torch
+    from threadpoolctl import threadpool_limits
     from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from harness.run import one_torch_thread
 
     if folder.exists():
         return
@@ -82,7 +85,8 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        train(model, tokenizer, seed, steps)
+        with threadpool_limits(1), one_torch_thread():  # on a busy machine two take longer; and sums keep their order
+            train(model, tokenizer, seed, steps)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -153,6 +157,8 @@ def conversation(system: str | None, prompt: str, response: str) -> list[dict[st
 def train(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: int) -> None:
     """`steps` times the next token of BATCH conversations, by AdamW: lessons first, then the world's."""
     import torch
+    from rich.console import Console
+    from rich.progress import track
 
     if steps == 0:
         return
@@ -167,7 +173,7 @@ def train(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: i
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
     model.train()
-    for ids in batches:
+    for ids in track(batches, "training", console=Console(stderr=True), transient=True):
         loss = model(input_ids=ids, labels=ids.masked_fill(ids == tokenizer.pad_token_id, -100)).loss
         optimizer.zero_grad()
         loss.backward()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MANYMINDS_CRASH", None)
+os.environ.pop("MANYMINDS_STORE", None)
 
 import pytest
 import torch
@@ -52,9 +53,14 @@ def no_data(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def forget_plugins():
-    """Plug-ins that a test named are not known to the next one."""
+    """Plug-ins, the store and the data that a test named are not known to the next one."""
+    before = {name: os.environ.get(name) for name in ("MANYMINDS_STORE", "MANYMINDS_DATA")}
     yield
     find.PLUGINS.clear()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture
