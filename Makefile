@@ -17,6 +17,8 @@ bench: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scheduling.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_networks.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_low_rank.py
+	$(BIN)/python tests/benchmarks/bench_encode.py
+	$(BIN)/python tests/benchmarks/bench_generate.py
 
 vllm: .venv-vllm/installed
 
