@@ -229,7 +229,10 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
                     rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users
                 )
             if len(ranked) > 1:
-                verdict = _verdict(gains, plan.suite.margin, [method_labels[m] for m in ranked])
+                own = [float(values.mean()) for values in top]
+                verdict = _verdict(
+                    gains, plan.suite.margin, [method_labels[m] for m in ranked], own, [rows[m].swapped for m in ranked]
+                )
     order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
     flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
     flags += _changed(trials, manifests)
@@ -390,7 +393,11 @@ def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]
     ]
 
 
-def _verdict(gains: stats.Gains, margin: float, names: list[str]) -> str:
+def _verdict(gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]) -> str:
+    """What follows for the task. A gain of which the swap control takes less than the margin is not personal.
+
+    own, swapped: each method's accuracy, and with another user's state.
+    """
     if gains.note:
         return f"no verdict: {gains.note}, no interval"
     found = stats.verdict(gains, margin)
@@ -398,7 +405,18 @@ def _verdict(gains: stats.Gains, margin: float, names: list[str]) -> str:
     value, low, high = (np.clip(x[found.best], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
     limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
     if found.text == "gain":
-        return f"personalising pays: {best} gains {limits} (margin {margin:g})"
+        sure = [i for i in range(len(names)) if i != gains.reference and gains.joint_low[i] > margin]
+        personal = [i for i in sure if swapped[i] is None or own[i] - swapped[i] >= margin]
+        if not personal:
+            kept = f"{swapped[found.best]:.3f} of {own[found.best]:.3f}"
+            return (
+                f"better, but not personal: {best} gains {limits} (margin {margin:g}), and is as good when people are "
+                f"answered with another's state ({kept})"
+            )
+        best = max(personal, key=lambda i: gains.value[i])
+        value, low, high = (np.clip(x[best], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
+        limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
+        return f"personalising pays: {names[best]} gains {limits} (margin {margin:g})"
     if found.text == "cannot tell":
         people = f"about {found.people} people could, or more seeds" if found.people else "more seeds might"
         return f"cannot tell: {best} is at {limits} (margin {margin:g}; {people})"
