@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import find
 from harness.method import Method
-from harness.mistake import Mistake
+from harness.mistake import Missing, Mistake
 from harness.prepare import manifest_of, prepare
 from harness.rows import Job, Lacking, merged
 from harness.store import Store, hashed
@@ -142,9 +142,18 @@ def _settings(path: Path, kind: str, tables: list) -> list:
             find.make(kind, table["name"], {unknown[0]: None})
         grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
         found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in product(*grids)]
-    if len({hashed({"name": thing.name} | identity_of(thing)) for thing in found}) < len(found):
+    if len(set(map(_said, found))) < len(found):
         raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
     return found
+
+
+def _said(thing: Task | Method) -> str:
+    """The same for the same setting, however it is spelled; as it is spelled where its model is not at hand."""
+    try:
+        fields = identity_of(thing)
+    except Missing:
+        fields = fields_of(thing)
+    return hashed({"name": thing.name} | fields)
 
 
 def prepare_all(
