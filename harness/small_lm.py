@@ -61,6 +61,7 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
     import torch
     from threadpoolctl import threadpool_limits
     from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
     from harness.run import one_torch_thread
 
@@ -90,6 +91,7 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    logging.disable_progress_bar()
     try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
