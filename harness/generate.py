@@ -25,7 +25,7 @@ DEFAULTS = {  # options of a language model that writes; all are part of its ide
     "top_p": 1.0,
 }
 PROMPTS = 64  # of a block: a thousand candidates of best of 16, which fill an engine; a kill costs that many
-AGAIN = 1  # prompts of a block that are sampled a second time, alone, and compared: other company may round otherwise
+AGAIN = 4  # prompts of a worker's first block that are sampled again in other company, which may round otherwise
 ERROR_RATE = 0.05  # of prompts without candidates; beyond, something is wrong with the prompts or the model
 SAMPLES = pa.schema(
     [
@@ -126,14 +126,15 @@ class Generation:
         engine = open_engine(
             model.engine, model.folder(), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
         )
-        maker = hashed(identity(model, self.n))
+        maker, compared = hashed(identity(model, self.n)), []
 
         def generate(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             ids = ids_of(ready["id"]).tolist()
             tokens, seeds = as_lists(ready["tokens"]), [far_seed(maker, one) for one in ids]
             settings = {option: model[option] for option in ("temperature", "top_p", "max_tokens")}
             samples = engine.sample(tokens, seeds, self.n, **settings)
-            again = engine.sample(tokens[:AGAIN], seeds[:AGAIN], self.n, **settings)
+            again = [] if compared else engine.sample(tokens[:AGAIN], seeds[:AGAIN], self.n, **settings)
+            compared.extend(again)
             facts = {
                 "again": len(again),
                 "same": sum(texts(a) == texts(b) for a, b in zip(samples, again, strict=False)),
