@@ -243,10 +243,13 @@ def test_an_empty_sample_is_an_error(model, monkeypatch):
     monkeypatch.setattr("harness.engines.open_engine", lambda *_, **__: Engine())
     recipe = generate.job(f"transformers:{model}", 2, lambda: []).recipe
     ready, early = recipe.prepare(generate.inputs(pa.table({"system": [None] * 3, "prompt": ["x", "y", "z"]})))
-    made, bad, facts = recipe.start()(ready)
+    worker = recipe.start()
+    made, bad, facts = worker(ready)
     assert made["id"].to_pylist() == [text_id(None, "x")] and made.schema == generate.SAMPLES
     assert bad["id"].to_pylist() == [text_id(None, "y"), text_id(None, "z")] and len(early) == 0
-    assert facts == {"again": 1, "same": 1, "stopped": 6, "samples": 6, "tokens": 6}
+    counted = {"stopped": 6, "samples": 6, "tokens": 6}
+    assert facts == {"again": 3, "same": 3} | counted  # up to AGAIN prompts, of a worker's first block alone
+    assert worker(ready)[2] == {"again": 0, "same": 0} | counted
 
 
 def test_seeds_lie_far_apart():
