@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from harness import lm
 from harness.encode import as_lists, reader
+from harness.generate import tokenised
 from harness.mistake import Mistake
 from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
 from harness.store import Store
@@ -21,7 +22,6 @@ from harness.trial import Trial
 
 DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
-    "recipe": 1,  # raised whenever our own doing would give other answers; no option
     "max_length": 16_384,  # tokens of a question; a 7B model's cache of them is 2 GB, where its context may need 16
 }
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,8 +32,6 @@ ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong 
 def make_judge(name: str) -> lm.LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
     model = lm.parse(name, DEFAULTS)
-    if model["recipe"] != DEFAULTS["recipe"]:
-        raise Mistake(f"{name!r}: recipe is no option", "leave it out")
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise Mistake(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
     return model
@@ -131,8 +129,13 @@ def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
         for trial in trials:
             if type(trial.method).asks:
                 prepared = open_prepared(store, trial.task_key)
-                with contextlib.suppress(Exception), threadpool_limits(1), one_torch_thread():
-                    run_trial(trial, prepared.splits, prepared.truth)
+                with threadpool_limits(1), one_torch_thread():
+                    try:
+                        run_trial(trial, prepared.splits, prepared.truth)
+                    except Mistake:
+                        raise
+                    except Exception:  # told in its turn, where the store keeps why
+                        continue
     return merged(jobs)
 
 
@@ -171,20 +174,10 @@ class Asking:
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
-        from harness.engines import render
-
         model = make_judge(self.name)
         tokens, limit = reader(model, model["max_length"])
-        most = limit - 1  # the answer is one
-        reasons, ids = [], []
-        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
-            row = render(tokens, system, prompt) if prompt.strip() else []
-            ids.append(row)
-            reasons.append(wrong(prompt, len(row), most))
-        bad = np.array([reason is not None for reason in reasons], dtype=bool)
-        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-        told = [reason for reason in reasons if reason is not None]
-        return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+        longer = "the model reads {}: show it less (in_context: lower room or most)"
+        return tokenised(tokens, table, limit - 1, longer)  # the answer is one token
 
     def start(self) -> Worker:
         from harness.engines import open_engine
@@ -210,16 +203,3 @@ class Asking:
             return rows, bad, {"tokens": sum(map(len, tokens))}
 
         return answer
-
-
-def wrong(prompt: str, length: int, most: int) -> str | None:
-    """Why a question of that many tokens cannot be asked, or None."""
-    if not prompt.strip():
-        return "the question is empty"
-    if "\ufffd" in prompt:
-        return "the question holds bytes that could not be decoded (U+FFFD)"
-    if length > most:
-        return (
-            f"the question has {length} tokens, the model reads {most}: show it less (in_context: lower room or most)"
-        )
-    return None

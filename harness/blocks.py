@@ -142,11 +142,8 @@ class _Worker:
         self.rows, self.minutes, self.run = Rows(Store(store), identity), minutes, run
         try:
             self.worker = self.watched()(self.load)(recipe)
-        except (
-            Exception
-        ) as error:  # told at the first block: of what a constructor raises the driver gets the text alone
-            self.worker = self.refuse
-            self.error = error
+        except Exception as error:  # told at the first block: of what is raised here the driver gets the text alone
+            self.worker, self.error = self.refuse, error
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
         self.ready = time.time()

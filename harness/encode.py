@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from harness import lm
 from harness.mistake import Mistake
-from harness.rows import ID, Job, Lacking, Rows, Worker, errors, ids_of, refuse_errors, text_id
+from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -24,12 +24,10 @@ DEFAULTS = {  # options of a language model that encodes; all are part of its id
     "max_length": 512,  # tokens; what is longer is cut
     "normalize": False,  # to length one
     "of": "response",  # or "both": the prompt as the user's turn, the response as the assistant's
-    "recipe": 1,  # raised whenever our own doing, rendering or pooling, would give other vectors; no option
     "pooling": "mean",  # or "last": the last token's
     "storage": "float32",  # or "float16"
 }
 CHOICES = {
-    "recipe": (1,),
     "dtype": ("float32", "bfloat16", "float16"),
     "of": ("response", "both"),
     "pooling": ("mean", "last"),
@@ -170,7 +168,7 @@ class Hashing:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {"engine": "hashing", "dim": self.dim, "recipe": 1}
+        return {"engine": "hashing", "dim": self.dim, "recipe": 1}  # see lm.parse
 
     def check(self) -> None:
         """It needs nothing."""
@@ -224,8 +222,3 @@ def as_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dic
         }
     )
     return rows, errors(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
-
-
-def rows_of(name: str) -> Rows:
-    """Everything that this encoder has made in the current store."""
-    return Rows(Store.current(), make_encoder(name).identity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +17,12 @@ from harness.mistake import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store import Store, hashed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
     "max_tokens": 256,
-    "recipe": 1,  # raised whenever our own doing, rendering or seeding, would give other samples; no option
     "seed": 0,
     "temperature": 1.0,
     "top_p": 1.0,
@@ -42,8 +45,6 @@ SAMPLES = pa.schema(
 def make_generator(name: str) -> lm.LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
     model = lm.parse(name, DEFAULTS)
-    if model["recipe"] != DEFAULTS["recipe"]:
-        raise Mistake(f"{name!r}: recipe is no option", "leave it out")
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise Mistake(
             f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
@@ -104,20 +105,10 @@ class Generation:
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each prompt; empty, undecodable and over-long ones are errors."""
-        from harness.engines import render
-
         model = make_generator(self.name)
         tokens, limit = reader(model, None)
         room = min(model["max_tokens"], limit // 2)  # a prompt may take half of a short context
-        reasons, ids = [], []
-        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
-            row = render(tokens, system, prompt) if prompt.strip() else []
-            ids.append(row)
-            reasons.append(wrong(prompt, len(row), limit - room))
-        bad = np.array([reason is not None for reason in reasons], dtype=bool)
-        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-        told = [reason for reason in reasons if reason is not None]
-        return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+        return tokenised(tokens, table, limit - room, "of which {} leave room for a response")
 
     def start(self) -> Worker:
         from harness.engines import open_engine
@@ -164,13 +155,30 @@ def texts(samples: Sequence[Sample]) -> list[str]:
     return [sample.text for sample in samples]
 
 
-def wrong(prompt: str, length: int, most: int) -> str | None:
+def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str) -> tuple[pa.Table, pa.Table]:
+    """Columns id and tokens, list<int32>, of prompts under their system prompts; empty, undecodable and over-long ones are ERRORS.
+
+    most: tokens a prompt may have; longer: what is said of one that has more.
+    """
+    from harness.engines import render
+
+    ids, reasons = [], []
+    for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+        ids.append(render(tokenizer, system, prompt) if prompt.strip() else [])
+        reasons.append(wrong(prompt, len(ids[-1]), most, longer.format(most)))
+    bad = np.array([reason is not None for reason in reasons], dtype=bool)
+    ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
+    told = [reason for reason in reasons if reason is not None]
+    return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+
+
+def wrong(prompt: str, length: int, most: int, longer: str) -> str | None:
     """Why a prompt of that many tokens cannot be answered, or None."""
     if not prompt.strip():
         return "the prompt is empty"
     if "\ufffd" in prompt:
         return "the prompt holds bytes that could not be decoded (U+FFFD)"
-    return f"the prompt has {length} tokens, of which {most} leave room for a response" if length > most else None
+    return f"the prompt has {length} tokens, {longer}" if length > most else None
 
 
 def far_seed(maker: str, one: bytes) -> int:

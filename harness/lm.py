@@ -92,8 +92,11 @@ class LanguageModel:
         return folder.absolute()
 
 
-def parse(name: str, defaults: dict[str, object]) -> LanguageModel:
+def parse(name: str, defaults: dict[str, object], recipe: int = 1) -> LanguageModel:
     """The model that `name` names, its options those of `defaults`, each of its default's type.
+
+    recipe: raised whenever our own doing (rendering, pooling, seeding) would give something else; part of the identity,
+    and nothing that a name can say.
 
     Raises Mistake for an unknown engine or option, and for a hub model without a revision.
     """
@@ -117,7 +120,7 @@ def parse(name: str, defaults: dict[str, object]) -> LanguageModel:
         raise Mistake(
             f"{name!r}: {query!r} is no option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
         )
-    return LanguageModel(engine, os.path.expanduser(model), tuple(sorted(options.items())))
+    return LanguageModel(engine, os.path.expanduser(model), tuple(sorted((options | {"recipe": recipe}).items())))
 
 
 def typed(value: str, default: object, where: str) -> object:
