@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness import find
+from harness.making import MINUTES, Enough, Maker
 from harness.mistake import Mistake
 from harness.store import FOLDER, Store
+from harness.terminal import bar, err
 
 app = typer.Typer(
     help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
@@ -26,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
 QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
@@ -140,7 +138,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Samples candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
-    made = _Made(store, local, workers, gpus, minutes, only="samples")
+    made = Maker(_use_store(store).open(), local, workers, gpus, minutes, only="samples")
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
     else:
@@ -175,7 +173,7 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encodes the texts of a suite, or of a file's column `response` (and `prompt`), each distinct one once."""
-    made = _Made(store, local, workers, gpus, minutes)
+    made = Maker(_use_store(store).open(), local, workers, gpus, minutes)
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
     else:
@@ -243,7 +241,7 @@ def run(
     """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
     began = time.monotonic()
     _check_reader(reader)
-    made = _Made(store, local, None, 1, MINUTES)
+    made = Maker(_use_store(store).open(), local)
     planned, opened = _plan(suite, store, data, plugin, made)
     from harness.plan import unfinished
 
@@ -277,7 +275,7 @@ def board(
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
     _check_reader(reader)
     planned, opened = _plan(suite, store, data, plugin)
-    _show_board(planned, opened, as_json, reader, _Made(store, local, None, 1, MINUTES))
+    _show_board(planned, opened, as_json, reader, Maker(_use_store(store).open(), local))
 
 
 @app.command()
@@ -318,13 +316,13 @@ def reproduce(
     names = what or []
     wanted, opened, unwritable, made = claims.chosen(names), _use_store(store), None, None
     try:
-        made = _Made(store, local, None, 1, MINUTES)
+        made = Maker(_use_store(store).open(), local)
     except Mistake as mistake:  # what is finished can be read nevertheless
         unwritable = mistake
     for file in wanted:
         if quick and not claims.has_quick(file):
             err.print(f"{file.name} has no quick settings: it runs in full")
-    with _bar("preparing", claims.n_prepared(wanted, quick)) as step:
+    with bar("preparing", claims.n_prepared(wanted, quick)) as step:
         parts = claims.chapters(wanted, opened, quick, lambda: step(1), made)
     trials = claims.trials_of(parts)
     todo = [t for t in trials if opened.read("trials", t.key) is None]
@@ -423,7 +421,7 @@ def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None
 
     read = read_suite(suite)
     opened = _use_store(store).open()
-    with _bar("preparing", len(read.tasks) * len(read.seeds)) as step:
+    with bar("preparing", len(read.tasks) * len(read.seeds)) as step:
         return make_plan(read, opened, lambda: step(1), make), opened
 
 
@@ -431,90 +429,18 @@ def _for_suite(suite: Path, made, store: Path, data: Path | None, plugin, of_fil
     """Makes what a suite's tasks lack, as far as `made` goes."""
     if given := [option for option, value in of_files.items() if value]:
         raise Mistake(f"{given[0]} is for files; a suite's tasks say it themselves", f"leave {given[0]} out")
-    with contextlib.suppress(_Enough):
+    with contextlib.suppress(Enough):
         _plan(suite, store, data, plugin, made)
 
 
-class _Enough(Exception):
-    """What was asked for is made; the rest is for another verb."""
-
-
-class _Made:
-    """Makes the rows of jobs, on Ray or here, with a progress bar; remembers what was made for `tell`."""
-
-    def __init__(
-        self, store: Path, local: bool, workers: int | None, gpus: int, minutes: float, only: str = ""
-    ) -> None:
-        self.store, self.local, self.only, self.told = _use_store(store).open(), local, only, []
-        self.options = {"workers": workers, "gpus": gpus, "minutes": minutes}
-
-    def index(self, job):
-        return job.rows(self.store).index()
-
-    def __call__(self, jobs) -> None:
-        for job in [job for job in jobs if self.only in ("", job.what)]:
-            made = {"what": job.what} | job.identity | self._make(job)
-            if job.what == "samples":
-                made |= _sampled(job.rows(self.store).facts())
-            self.told.append(made)
-            err.print(_summary(made))
-        if self.only and any(job.what != self.only for job in jobs):
-            raise _Enough
-
-    def _make(self, job) -> dict:
-        from harness.rows import make_here
-
-        rows = job.rows(self.store)
-        with contextlib.ExitStack() as stack:
-            steps = []
-
-            def on_start(count: int) -> None:
-                err.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
-                if count:
-                    steps.append(stack.enter_context(_bar(job.what, count)))
-
-            on = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
-            if self.local:
-                return make_here(rows, job.recipe, job.batches(), **on)
-            from harness.blocks import make_on_ray
-
-            return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
-
-    def tell(self, as_json: bool) -> None:
-        """Where it is; for programs, what was made, and how fast."""
-        if as_json:
-            print(json.dumps(self.told, indent=1))
-        else:
-            print(f"{sum(made['rows'] for made in self.told)} rows made, the rest was there, in {self.store.root}")
-
-
-def _sampled(blocks: list[dict]) -> dict:
-    """Totals over all blocks of a generator; those from before an interruption too."""
-    return {
-        name: sum(block.get(name, 0) for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")
-    }
-
-
-def _summary(made: dict) -> str:
-    """One line on what was made, and how fast."""
-    if not made["rows"]:
-        return f"all {made['what']} were there"
-    parts = [f"{made['rows']} {made['what']} made, {made['errors']} of them errors"]
-    parts.append(f"{made['rows'] / made['seconds']:.1f} a second after {made['start_seconds']:.0f} s of starting")
-    if made.get("samples"):
-        parts.append(f"{made['stopped'] / made['samples']:.1%} of texts ended by themselves")
-        parts.append(f"{made['same']} of {made['again']} prompts asked a second time got the same texts")
-    return "; ".join(parts)
-
-
-def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: _Made, on_group=lambda trials: None) -> None:
+def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: Maker, on_group=lambda trials: None) -> None:
     """Where methods ask a language model, one engine answers what all of their trials will ask beforehand."""
     if asking := [trial for trial in todo if type(trial.method).asks]:
         from harness.ask import questions
 
         while jobs := questions(asking, opened):
             made(jobs)
-    with _bar("running", len(todo)) as step:
+    with bar("running", len(todo)) as step:
         if local:
             from harness.run import finish_all
 
@@ -552,7 +478,7 @@ def _check_reader(reader: str | None) -> None:
         make_generator(reader).check()
 
 
-def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: _Made):
+def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: Maker):
     from harness.board import make_board
 
     made = make_board(planned, opened)
@@ -570,18 +496,6 @@ def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make:
             page = write_html(made, opened, reader)
         err.print(f"\nboard:   {page}")
     return made
-
-
-@contextlib.contextmanager
-def _bar(what: str, total: int) -> Iterator:
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=err, transient=True) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda n: progress.advance(task, n)
-    except KeyboardInterrupt:
-        err.print("interrupted: what is finished is kept, and the same command goes on from there")
-        raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager
