@@ -17,6 +17,7 @@ bench: .venv/tested
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_scheduling.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_networks.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_low_rank.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/bench_policies.py
 	$(BIN)/python tests/benchmarks/bench_encode.py
 	$(BIN)/python tests/benchmarks/bench_generate.py
 

@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import polars as pl
 
-from harness import stats, steer
+from harness import stats, steer, written
 from harness.method import Method
 from harness.metrics import calibration_error
 from harness.run import load_scores, source_state
@@ -29,6 +29,7 @@ MEANS = {
     "brier": 1.0,
 }  # macro over users; with the largest value there is
 PANEL = "test"
+LIMITS = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}  # of what is written, above 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class BestOf:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a policy writes at one number of shots, over the same people and prompts for all policies."""
+
+    scores: dict[str, Point]  # of harness/written.py; where the worth is known `normalised` too, as BestOf.gain has it
+    best_of: dict[int, Point]  # by n: the same of the method's own choices among the candidates of these prompts
+
+
+@dataclass(frozen=True)
 class Row:
     """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
 
@@ -69,6 +78,7 @@ class Row:
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
+    written: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
     costs: dict[str, float] = field(default_factory=dict)
     users: pl.DataFrame | None = None  # person, asked, accuracy, gain
 
@@ -169,6 +179,8 @@ class _Cells:
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
     steered: pl.DataFrame | None  # `steer.outcomes`, a row per (shots, n, cell)
+    written: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
+    beside: pl.DataFrame | None  # `written.best_of`, a row per (shots, n, such a person)
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
@@ -274,19 +286,23 @@ def _at(row: Row, task: Task) -> float:
 
 def _cells(store: Store, trials: list[Trial], manifests: dict, references: dict[int, Trial]) -> _Cells:
     populations: dict[str, int] = {}
-    tables, steered = [], []
+    tables, others = [], {"steered": [], "written": [], "beside": []}
     for trial in sorted(trials, key=lambda t: t.seed):
         population = store.read("tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
         person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
         tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
-        if (outcomes := steer.outcomes(store, trial, references.get(trial.seed))) is not None:
-            steered.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
+        found = steer.outcomes(store, trial, references.get(trial.seed)), written.outcomes(store, trial)
+        for own, outcomes in zip(others.values(), (*found, written.best_of(store, trial)), strict=True):
+            if outcomes is not None:
+                own.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
     any_block = next(iter(blocks.values()))
-    steered = pl.concat(steered, how="diagonal").sort("shots", "n", "seed", "person") if steered else None
-    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, steered)
+    joined = {name: pl.concat(own, how="diagonal") if own else None for name, own in others.items()}
+    order = {"steered": ("shots", "n"), "written": ("shots",), "beside": ("shots", "n")}
+    joined = {k: None if t is None else t.sort(*order[k], "seed", "person") for k, t in joined.items()}
+    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, **joined)
 
 
 def _own(cells: _Cells, task: Task, complete: bool) -> dict:
@@ -321,6 +337,7 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
         "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
         "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
         "best_of": {} if cells.steered is None else _best_of(cells, complete),
+        "written": {} if cells.written is None else _written(cells, complete),
     }
 
 
@@ -358,8 +375,34 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
     return found
 
 
+def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
+    """Intervals are over people and seeds, as all others."""
+    found = {}
+    for (shots,), table in cells.written.partition_by("shots", as_dict=True, maintain_order=True).items():
+        person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
+
+        def points(values: dict, person=person, seed=seed) -> dict:
+            score = stats.estimate(np.stack(list(values.values())), person, seed)
+            least = [0 if name in LIMITS else -np.inf for name in values]
+            low, high = np.clip(score.interval(), least, [LIMITS.get(name, np.inf) for name in values])
+            limits = [(_or_none(a), _or_none(b)) if complete else (None, None) for a, b in zip(low, high, strict=True)]
+            return {k: Point(float(v), *ends) for k, v, ends in zip(values, score.value, limits, strict=True)}
+
+        known = [c for c in table.columns if c not in ("person", "seed", "shots", "above", "room")]
+        scores = {name: table[name].to_numpy() for name in known if not table[name].null_count()}
+        beside = {}
+        if "room" in table.columns and (room := table["room"].to_numpy()).mean() > 0:
+            scores["normalised"] = steer.normalised(table["above"].to_numpy(), room)
+            chosen = cells.beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
+            beside = {n: steer.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
+        found[shots] = Written(points(scores), points(beside) if beside else {})
+    return found
+
+
 def _costs(facts: list[dict]) -> dict[str, float]:
-    names = ("fit_seconds", "adapt_seconds_per_user", "bytes_per_user", "peak_memory_mb")
+    names = ["fit_seconds", "adapt_seconds_per_user", "bytes_per_user", "peak_memory_mb"]
+    if facts and all(f.get("written_tokens_per_second") for f in facts):
+        names.append("written_tokens_per_second")
     return {name: median(f[name] for f in facts) for name in names} if facts else {}
 
 

@@ -6,21 +6,25 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import ask, find
+from harness import ask, find, small_lm
 from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.method import Manifest, Method, Run
 from harness.mistake import Mistake
 from harness.prepare import enough_context, told
 from harness.rows import ids_of
 from harness.run import one_torch_thread, per_pair, run_trial
+from harness.store import FOLDER
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, task_identity
 
@@ -52,12 +56,29 @@ def check_name(name: str) -> Iterator[Finding]:
             yield made
             if made.problem:
                 continue
-            battery = task_checks(thing()) if kind == "task" else method_checks(thing())
-            answered = ask.answered_by if kind == "method" else contextlib.nullcontext
-            for what, check in battery:
-                with answered(without_sense):
-                    found = _ask(f"{kind} {name}: {what}", check)
-                yield found
+            with contextlib.ExitStack() as stack:
+                method = stack.enter_context(in_miniature(thing())) if kind == "method" else None
+                battery = method_checks(method) if method else task_checks(thing())
+                for what, check in battery:
+                    with ask.answered_by(without_sense) if method else contextlib.nullcontext():
+                        found = _ask(f"{kind} {name}: {what}", check)
+                    yield found
+
+
+@contextlib.contextmanager
+def in_miniature(method: Method) -> Iterator[Method]:
+    """Within it, a policy is of an untrained small language model, and tuned for two steps, in a store of its own."""
+    if type(method).generate is Method.generate:
+        yield method
+        return
+    before = os.environ.get(FOLDER)
+    with tempfile.TemporaryDirectory() as folder:
+        small_lm.build(Path(folder, "model"), steps=0)
+        os.environ[FOLDER] = folder
+        try:
+            yield replace(method, model=f"transformers:{folder}/model", steps=2)
+        finally:
+            os.environ.pop(FOLDER) if before is None else os.environ.update({FOLDER: before})
 
 
 def _ask(what: str, check: Callable[[], str | None]) -> Finding:

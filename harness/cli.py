@@ -234,6 +234,12 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
     ] = None,
+    together: Annotated[
+        int, typer.Option(min=1, help="Workers that train each language-model policy, a GPU or core each.")
+    ] = 1,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="No policies without GPUs, which are used where there are any.")
+    ] = False,
     mlflow: Tracking = None,
     reader: Reader = None,
     as_json: Json = False,
@@ -242,6 +248,12 @@ def run(
     began = time.monotonic()
     _check_reader(reader)
     made = Maker(_use_store(store).open(), local)
+    if local and together > 1:
+        raise Mistake("--local is one process, which trains alone", "leave out --local, or --together")
+    if gpu:
+        from harness.on_ray import check_gpus
+
+        check_gpus(together, made.store)
     planned, opened = _plan(suite, store, data, plugin, made)
     from harness.plan import unfinished
 
@@ -251,7 +263,7 @@ def run(
 
     publisher = Publisher(planned, opened, mlflow)
     if todo:
-        _run_trials(todo, opened, plugin, local, workers, made, publisher.trials)
+        _run_trials(todo, opened, plugin, local, workers, made, publisher.trials, together)
     failed = unfinished(planned, opened)
     shown = _show_board(planned, opened, as_json, reader, made)
     with _aside("MLflow"):
@@ -364,15 +376,28 @@ def publish(
 
 @app.command()
 def show(
-    key: Annotated[str, typer.Argument(help="A trial's key.")], store: StoreDir = Path("store"), as_json: Json = False
+    key: Annotated[str, typer.Argument(help="A trial's key.")],
+    store: StoreDir = Path("store"),
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the language model it trained, ready to load.", show_default=False),
+    ] = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
-    """One trial: what it was, how it ran, and why it failed if it did."""
-    opened = Store(store)
+    """One trial: what it was, how it ran, and why it failed if it did; or the language model that it trained."""
+    opened = _use_store(store)
     matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
     if len(matching) != 1:
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
         raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
     found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+    if save:
+        find.add_plugins(plugin or [])
+        from harness.trained import save_trained
+
+        print(save_trained(opened, found, save))
+        return
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -385,6 +410,12 @@ def show(
         found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]),
         end="",
     )
+    if "learned.safetensors" in found.get("files", {}):
+        from safetensors import safe_open
+
+        with safe_open(opened.file(found, "learned.safetensors"), "numpy") as learned:
+            if learned.metadata():
+                print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
 
 
 @app.command()
@@ -433,8 +464,12 @@ def _for_suite(suite: Path, made, store: Path, data: Path | None, plugin, of_fil
         _plan(suite, store, data, plugin, made)
 
 
-def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: Maker, on_group=lambda trials: None) -> None:
+def _run_trials(
+    todo, opened: Store, plugin, local: bool, workers, made: Maker, on_group=lambda trials: None, together: int = 1
+) -> None:
     """Where methods ask a language model, one engine answers what all of their trials will ask beforehand."""
+    for method in {trial.method for trial in todo}:
+        method.ready()
     if asking := [trial for trial in todo if type(trial.method).asks]:
         from harness.ask import questions
 
@@ -450,7 +485,15 @@ def _run_trials(todo, opened: Store, plugin, local: bool, workers, made: Maker, 
             err.print("starting Ray, which takes some 15 s")
             from harness.on_ray import run_on_ray
 
-            run_on_ray(todo, opened, plugins=plugin or [], workers=workers, on_progress=step, on_group=on_group)
+            run_on_ray(
+                todo,
+                opened,
+                plugins=plugin or [],
+                workers=workers,
+                on_progress=step,
+                on_group=on_group,
+                together=together,
+            )
 
 
 def _tell_failed(failed, opened: Store) -> None:

@@ -18,7 +18,7 @@ import polars as pl
 from scipy.interpolate import make_interp_spline
 from scipy.stats import t as t_distribution
 
-from harness import stats, steer
+from harness import stats, steer, written
 from harness.claims import SHARES, STEERED, Check, Claim, Selection
 from harness.method import Method
 from harness.mistake import Mistake
@@ -28,6 +28,7 @@ from harness.suite import Plan, Suite
 from harness.task import Task
 from harness.trial import Trial, fields_of
 
+WRITTEN = "written_"  # before the name of a column of written.outcomes, in a metric
 HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
     "holds",
     "holds with a condition",
@@ -267,6 +268,9 @@ class Results:
 
     def cells(self, trials: list[Trial], selection: Selection, shots: int) -> pl.DataFrame:
         """The selected score of every person of the trials, one after the other: person, seed, value."""
+        if selection.metric.startswith(WRITTEN):
+            found = pl.concat([self._written(trial, selection, shots) for trial in trials])
+            return found.select("person", "seed", value=selection.metric.removeprefix(WRITTEN))
         if selection.metric not in STEERED:
             return pl.concat([self._scored(trial, selection, shots) for trial in trials])
         found = pl.concat([self._steered(trial, selection, shots) for trial in trials])
@@ -291,6 +295,17 @@ class Results:
         if n not in known:
             raise Unfinished(f"nothing was chosen among {n} candidates of {trial.task.name}, but among {known}")
         return self._apart(table.filter(n=n, shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
+
+    def _written(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        self.manifest(trial)
+        table = None if selection.panel != "test" else written.outcomes(self.store, trial)
+        if table is None:
+            raise Unfinished(f"{trial.method.name} wrote nothing to panel {selection.panel} of {trial.task.name}")
+        if selection.metric.removeprefix(WRITTEN) not in table.columns:
+            raise Unfinished(f"nobody knows the {selection.metric} of {trial.task.name}")
+        if shots not in (known := table["shots"].unique().sort().to_list()):
+            raise Unfinished(f"nothing was written at {shots} shots of {trial.task.name}, but at {known}")
+        return self._apart(table.filter(shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
 
     def _scored(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
         table, rows = self.scores(trial), pl.col("panel") == selection.panel

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from harness import find
@@ -14,6 +17,17 @@ from harness.data import Items, Pairs, Panel, Truth
 
 State = dict[str, torch.Tensor]  # whatever a method learned from training users
 Users = tuple[torch.Tensor, ...]  # what it learned about each user; every tensor's leading dimension is n_users
+
+
+WRITTEN = pa.schema(  # what `generate` returns; kl and reference in nats
+    [
+        ("response", pa.large_string()),
+        ("n_tokens", pa.int32()),
+        ("stopped", pa.bool_()),  # ended by itself
+        ("kl", pa.float32()),  # of the policy from the reference model, summed over the response's tokens
+        ("reference", pa.float32()),  # mean log-probability of a token under the reference model
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Run:
     seed: int
     device: str = "cpu"
     truth: Truth | None = None
+    checkpoint: Path | None = None  # a folder for what a long `fit` needs to go on after a kill; None: nowhere
     curves: dict[str, list[float]] = field(default_factory=dict)
 
     def generator(self, purpose: str = "") -> torch.Generator:
@@ -59,6 +74,7 @@ class Method:
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
     asks: ClassVar[bool] = False  # a language model, by harness/ask.py: its questions are collected before trials run
+    together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 
     def __post_init__(self) -> None:
@@ -75,6 +91,9 @@ class Method:
         if self.elicit == "uncertainty" and not task.can_choose:
             return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
         return None
+
+    def ready(self) -> None:
+        """Makes what all its trials need, once, before any runs. Raises Missing where something is not at hand."""
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         """Learns from the training users; `validation` (other users, labels included) is for choosing settings."""
@@ -98,4 +117,17 @@ class Method:
 
         Such a method declares the field `elicit: Literal["random", "uncertainty"] = "random"`.
         """
+        raise NotImplementedError
+
+    def generate(
+        self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
+    ) -> pa.Table:
+        """A response to prompts[i] for local user user[i], columns as in WRITTEN; of policies alone.
+
+        users None: by the reference model that the method started from, with the same random draws.
+        """
+        raise NotImplementedError
+
+    def export(self, state: State, folder: Path) -> str:
+        """Writes the language model it trained into an empty folder, for transformers and vLLM; returns how to load it."""
         raise NotImplementedError

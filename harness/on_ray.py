@@ -1,4 +1,7 @@
-"""Trials on Ray: Tune schedules groups, a Train worker group runs each group's trials, the store says what is done."""
+"""Trials on Ray: Tune schedules groups, a Train worker group runs each group's trials, the store says what is done.
+
+Most groups hold many trials, which their workers share out. In a team all workers run every trial together.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,19 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.progress_reporter import TrialProgressCallback
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
+DIED = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
 GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
 POLL_SECONDS = 0.5  # between looks at the store for progress
-HANDED_ON = ("MANYMINDS_DATA", "MANYMINDS_CODE", "MANYMINDS_CRASH")  # what workers read of the driver's environment
+TEAM_SECONDS = 600  # a worker waits for another: longer than one needs alone, to save a checkpoint, say
+HANDED_ON = (  # what workers read of the driver's environment
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "MANYMINDS_CHECKPOINT_SECONDS",
+    "MANYMINDS_CODE",
+    "MANYMINDS_CRASH",
+    "MANYMINDS_DATA",
+    "MANYMINDS_SHARD",
+)
 
 
 def run_on_ray(
@@ -38,6 +51,7 @@ def run_on_ray(
     on_progress: Callable[[int], object] = lambda n: None,
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     per_method: bool | None = None,
+    together: int = 1,
 ) -> None:
     """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
 
@@ -45,6 +59,7 @@ def run_on_ray(
     on_progress: called in this thread with the number of trials newly finished or failed.
     on_group: called in this thread with the trials of a group that has ended.
     per_method: one group per method rather than one for all; by default where there are several nodes.
+    together: workers that train each language-model policy, on a GPU each where there are any, else on a core each.
 
     Joins the cluster that RAY_ADDRESS names, as `ray job submit` sets it, where the store must be a folder all nodes
     share; without one, starts a Ray of its own and ends it. Raises the Mistake a worker met, and one where workers
@@ -56,10 +71,20 @@ def run_on_ray(
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    with ray_session.cluster(store, min(workers or os.cpu_count(), len(trials))) as results:
+    policies = [t for t in trials if type(t.method).together]
+    cores = min(workers or os.cpu_count(), len(trials))
+    with ray_session.cluster(store, max(cores, together) if policies else cores) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
-        workers = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(trials))
-        groups = make_groups(trials, seconds, workers, nodes > 1 if per_method is None else per_method)
+        cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        if policies:
+            _check_room(together, cores, gpus)
+        teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
+        others = [t for t in trials if not (teams and type(t.method).together)]  # a policy alone on a core is one
+        workers = min(workers or max(1, cores), len(others))
+        groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
+        sizes = share_out(groups, seconds, workers) + [together] * len(teams)
+        in_teams = [False] * len(groups) + [True] * len(teams)
+        groups += teams
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
         environment |= {"MANYMINDS_CODE": code_state(), FOLDER: str(store.root)}
         common = {
@@ -74,9 +99,11 @@ def run_on_ray(
                 "trials": [_spec(t) for t in group],
                 "seconds": [seconds[t] for t in group],
                 "workers": n,
+                "together": in_team,
+                "gpu": in_team and gpus > 0,
                 "results": results,
             }
-            for group, n in zip(groups, share_out(groups, seconds, workers), strict=True)
+            for group, n, in_team in zip(groups, sizes, in_teams, strict=True)
         ]
         watch = _Watch(store, groups, on_progress, on_group)
         # The head keeps the control processes, which work little: they take no worker's core.
@@ -93,11 +120,10 @@ def run_on_ray(
         if mistake := _mistake(error):
             raise mistake
     for trial in trials:
-        if trial.key in watch.pending and _begun(store, trial, run).exists():
-            _begun(store, trial, run).unlink()
-            store.fail(
-                trial.key, trial.identity, f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?", ""
-            )
+        if (begun := _begun(store, trial, run)).exists():
+            begun.unlink()
+            if trial.key in watch.pending:
+                store.fail(trial.key, trial.identity, DIED, "")
     watch.look()
     if watch.pending:
         raise Mistake(
@@ -113,8 +139,8 @@ def make_groups(
 
     A group is worth starting where it keeps a worker busy as long as the whole run lasts, and long enough to pay for its start.
     """
-    if not per_method:
-        return [list(trials)]
+    if not per_method or not trials:
+        return [list(trials)] if trials else []
     by_method: dict[object, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
@@ -128,6 +154,14 @@ def make_groups(
         rest = groups.pop()
         groups[-1] += rest
     return groups
+
+
+def make_teams(
+    policies: Sequence[Trial], seconds: dict[Trial, float], together: int, cores: int, gpus: int
+) -> list[list[Trial]]:
+    """Groups of trials that `together` workers run together: as many as there are GPUs for, or without GPUs cores."""
+    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // together))
+    return [[policies[i] for i in some] for some in split if some]
 
 
 def share_out(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
@@ -155,13 +189,24 @@ def shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
 def _run_group(config: dict, work: list[dict]) -> None:
     """The Tune function: a Train worker group for one group of trials."""
     group = work[config["group"]]
+    backend, failures = None, MAX_FAILURES
+    if group["together"]:
+        from ray.train.torch import TorchConfig  # with it, this is TorchTrainer
+
+        backend = TorchConfig(timeout_s=TEAM_SECONDS, backend="nccl" if group["gpu"] else "gloo")
+        failures = (MAX_FAILURES + 1) * len(group["trials"])  # _turn counts those of each trial
     DataParallelTrainer(
         _run_share,
         train_loop_config=group,
-        scaling_config=ray.train.ScalingConfig(num_workers=group["workers"]),
+        backend_config=backend,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group["workers"],
+            use_gpu=group["gpu"],
+            resources_per_worker={"CPU": 0, "GPU": 1} if group["gpu"] else {"CPU": 1},  # cores are for other trials
+        ),
         run_config=ray.train.RunConfig(
             storage_path=group["results"],
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
             callbacks=[_Stop()],
         ),
     ).fit()
@@ -170,23 +215,48 @@ def _run_group(config: dict, work: list[dict]) -> None:
 def _run_share(group: dict) -> None:
     """The Train function: this worker's trials, one after another, by the same `finish` as without Ray.
 
-    A plain description of each trial travels, and the worker makes the trial anew, so that no class is pickled.
+    In a team they are those of all workers, and the first of these says which are left. A plain description of each
+    trial travels, and the worker makes the trial anew, so that no class is pickled.
     """
     os.environ.update(group["environment"])
-    from harness import find
+    from harness import find, together
     from harness.run import finish_all
 
     find.add_plugins(group["plugins"])
     store, context = Store(group["store"]), ray.train.get_context()
-    mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
+    mine = range(len(group["trials"]))
+    if not group["together"]:
+        mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
     trials = [_trial(group["trials"][i]) for i in mine]
-    left = [t for t in trials if not store.read("trials", t.key) and not store.failure(t.key)]
-    suspects = [
-        t for t in left if _begun(store, t, group["run"]).exists()
-    ]  # ran when a worker died: last, lest one stops all others
-    for some in ([t for t in left if t not in suspects], suspects):
-        for trial, _ in finish_all(some, store, before=lambda t: _begun(store, t, group["run"]).touch()):
-            _begun(store, trial, group["run"]).unlink()
+    turns = [together.agreed(_turn(store, trial, group)) for trial in trials]
+
+    def begin(trial: Trial) -> None:
+        if together.rank() == 0:
+            with open(_begun(store, trial, group["run"]), "a") as starts:
+                starts.write(".")
+
+    for now in (FIRST, LAST):
+        for trial, _ in finish_all([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
+            if together.rank() == 0:
+                _begun(store, trial, group["run"]).unlink()
+
+
+DONE, FIRST, LAST = range(3)
+
+
+def _turn(store: Store, trial: Trial, group: dict) -> int:
+    """When it is to run. One that ran when a worker died runs last, lest it stops all others.
+
+    In a team it was alone to blame, and fails by itself; elsewhere others ran beside it.
+    """
+    if store.read("trials", trial.key) or store.failure(trial.key):
+        return DONE
+    begun = _begun(store, trial, group["run"])
+    starts = begun.stat().st_size if begun.exists() else 0
+    if group["together"] and starts > MAX_FAILURES:
+        store.fail(trial.key, trial.identity, DIED, "")
+        return DONE
+    return LAST if starts else FIRST
 
 
 def _begun(store: Store, trial: Trial, run: str) -> Path:
@@ -221,6 +291,30 @@ class _Stop(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, Mistake):
                 raise error
+
+
+def check_gpus(together: int, store: Store) -> None:
+    """Raises Mistake where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
+    if "RAY_ADDRESS" in os.environ:
+        with ray_session.cluster(store, 1):
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+    else:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    if not gpus:
+        raise Mistake("there is no GPU here", "leave out --gpu to train on cores, or name a cluster by RAY_ADDRESS")
+    _check_room(together, 0, gpus)
+
+
+def _check_room(together: int, cores: int, gpus: int) -> None:
+    room, what = (gpus, "GPU") if gpus else (cores, "core")
+    if together > room:
+        there = f"{room} {what}" + ("s" if room > 1 else "")
+        raise Mistake(
+            f"--together {together} asks for {together} {what}s, and there is no more than {there}",
+            f"--together {room}",
+        )
 
 
 def _mistake(error: BaseException | None) -> Mistake | None:

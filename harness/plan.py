@@ -10,6 +10,7 @@ from harness.suite import Plan
 from harness.trial import Trial
 
 GUESS = 2.0  # seconds for a trial nothing is known about: the median of the quick suite's slower methods
+GUESS_TOGETHER = 120.0  # the same of one that trains a language model: some 200 steps of the project's small one
 DISAGREE = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
 ICC = 0.05  # how far such differences go together within one person
 
@@ -27,7 +28,8 @@ def estimated_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
             identity = manifest["identity"]
             taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
     known = {pair: median(seconds) for pair, seconds in taken.items()}
-    return {t: known.get((t.identity["task"], t.identity["method"]), GUESS) for t in trials}
+    guess = {t: GUESS_TOGETHER if t.method.together else GUESS for t in trials}
+    return {t: known.get((t.identity["task"], t.identity["method"]), guess[t]) for t in trials}
 
 
 def forecast(plan: Plan, store: Store) -> dict:

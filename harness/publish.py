@@ -354,7 +354,7 @@ class Publisher:
 
 
 def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
-    """At most 30 names. What a row says only once is said at the largest number of shots, where it was found."""
+    """At most 30 names, and five more of a policy. What a row says only once is said at the largest number of shots, where it was found."""
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
     for metric, curve in row.curves.items():
@@ -371,6 +371,9 @@ def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     for shots, best in row.best_of.items():
         n, gain = list(best.gain.items())[-1]
         told += [("best_of_gain", gain.value, shots), ("best_of_win", best.win_random[n].value, shots)]
+    for shots, own in row.written.items():
+        names = [name for name in ("gain", "win", "kl", "tokens") if name in own.scores]
+        told += [(f"written_{name}", own.scores[name].value, shots) for name in names]
     told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
     told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
     told += [(name, value, last) for name, value in row.costs.items()]

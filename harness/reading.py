@@ -84,8 +84,8 @@ def root_of(row: Row, d: int, store: Store) -> np.ndarray | None:
     Of a mixture (lore) it is the basis times a root of the prior of the shares.
     """
     manifest = store.read("trials", row.keys[0])
-    if "learned.safetensors" not in manifest["files"]:
-        return None  # too large to keep, or nothing was learned
+    if row.method.together or "learned.safetensors" not in manifest["files"]:
+        return None  # a language model, too large to keep, or nothing was learned
     state = safetensors.numpy.load(bytes(store.load(manifest, "learned.safetensors")))
     if "state/phi.0.weight" in state:
         return None  # a network's features, not the items'

@@ -20,6 +20,7 @@ from rich.table import Table
 from harness import generate, reading
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
 from harness.reading import Reading
+from harness.run import PROMPTS, WRITERS
 from harness.store import Store
 from harness.task import Task
 from harness.trial import fields_of
@@ -69,6 +70,15 @@ WORDS = {
     f"random, beats {REFERENCE}: probability of being preferred to one of all candidates at random, or to what "
     f"{REFERENCE} chooses of as many; a tie is one half. Worse: share of people worse off than with those. Peak: the n "
     "beyond which choosing among more is surely worse, if any (over-optimisation)",
+    "written": f"a policy writes to the first {WRITERS} people and the first {PROMPTS} of the candidates' prompts, and so "
+    "does the model it started from, its reference, with the same random draws. Gain: in true utility to the person, "
+    "over the reference's text; beats it: how often that is preferred to the reference's text, a tie one half; mean "
+    "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (nothing, by "
+    "construction, where opposite users are as common); swapped: "
+    "for this person, of the text that was written for another. Normalised: as for the best of n, of the same people and "
+    "prompts, beside what the method's own reward gains by choosing among their candidates. KL: nats of a response, of "
+    "the policy from its reference. Fluency: log-probability of a token under the reference, in nats. Stopped: share of "
+    "responses that ended by themselves. In brackets: the change against the reference",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes kept per user; peak memory of the process",
 }
 
@@ -105,6 +115,8 @@ def print_board(board: Board) -> None:
             console.print(line, markup=False)
         if steered := [row for row in task.rows if row.best_of]:
             print_best_of(task, steered, console)
+        if policies := [row for row in task.rows if row.written]:
+            print_written(task, policies, console)
 
 
 def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
@@ -130,6 +142,59 @@ def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
         )
     console.print(f"\n{escape(task.label)}  normalised gain of the best of {n}")
     console.print(table)
+
+
+def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
+    """What policies write: what it is worth to the people, where that is known, and what it costs."""
+    console.print(f"\n{escape(task.label)}  written by policies")
+    for title, heads, body in written_tables(rows):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, head in enumerate(heads):
+            table.add_column(head, justify="right" if i else "left", no_wrap=True)
+        for row, cells in body:
+            table.add_row(*map(escape, cells), style="dim" if row.line else None)
+        console.print(f"\n{title}")
+        console.print(table)
+
+
+Lines = list[tuple[Row, list[str]]]  # the row that a line of a table is of, and its cells
+
+
+def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
+    """Title, column heads and lines of each table of what policies write: a line per method and number of shots."""
+    texts = [(row, [row.label, str(shots)], row.written[shots]) for row in rows for shots in row.written]
+    valued = [line for line in texts if "gain" in line[2].scores]
+    normal = [line for line in texts if "normalised" in line[2].scores]
+    counts = sorted({n for *_, found in normal for n in found.best_of})
+    gains = [
+        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), told(w.scores, "swapped"), told(w.scores, "mean_user")])
+        for row, head, w in valued
+    ]  # fmt: skip
+    beside = [
+        (row, [*head, span(w.scores["normalised"]), *(number(w.best_of[n].value) if n in w.best_of else "" for n in counts)])
+        for row, head, w in normal
+    ]  # fmt: skip
+    costs = [
+        (row, [*head, span(w.scores["kl"]), changed(w.scores, "tokens", 1), changed(w.scores, "fluency", 2),
+               changed(w.scores, "stopped", 2), f"{row.costs.get('written_tokens_per_second', 0):.0f}"])
+        for row, head, w in texts
+    ]  # fmt: skip
+    found = [
+        ("utility over the reference model's text", ["gain", "beats it", "swapped", "mean user"], gains),
+        ("normalised gain, beside the best of n by the same reward", ["written", *(f"best of {n}" for n in counts)], beside),
+        ("what it costs, and the change against the reference", ["KL", "tokens", "fluency", "stopped", "tokens/s"], costs),
+    ]  # fmt: skip
+    return [(title, ["method", "shots", *heads], lines) for title, heads, lines in found if lines]
+
+
+def told(scores: dict[str, Point], name: str) -> str:
+    return number(scores[name].value, signed=True) if name in scores else ""
+
+
+def changed(scores: dict[str, Point], name: str, digits: int) -> str:
+    """`45.2 (+3.1)`: a value, and what is more than the reference's."""
+    own, more = scores[name], scores[f"{name}_more"]
+    return f"{number(own.value, digits=digits)} ({number(more.value, True, digits)})"
 
 
 def most(rows: list[Row]) -> int:
@@ -215,6 +280,7 @@ def page(board: Board, readings: dict[Task, Reading] | None = None, reader: str 
         "shortened": shortened,
         "most": most,
         "worse_text": worse_text,
+        "written_tables": written_tables,
     }
     return environment.get_template("report.html").render(
         board=board, reference=REFERENCE, figures=figures, sweeps=sweep_figures, **helpers
@@ -342,6 +408,11 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
     n = most(steered) if steered else 0
     best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
     wins = f"Best of {n}: probability of being preferred to a candidate at random, against shots, with 95 % bands."
+    kl = (
+        f"What is written, against its KL from the reference model: normalised gain at the least (hollow) and at {task.shots} shots, "
+        "with 95 % intervals. Dotted: the best of n at the same shots by the same reward, at its KL from whoever wrote the "
+        "candidates, at most log n - (n - 1) / n."
+    )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
     looks = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
     return [
@@ -352,6 +423,7 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
             (gains, _gains, any(r.worse is not None for r in task.rows)),
             (best, _best_of, steered),
             (wins, _wins, steered),
+            (kl, _written, any("normalised" in w.scores for r in task.rows for w in r.written.values())),
             (cost, _cost, any(r.costs and r.curves for r in task.rows)),
         )
         if needed
@@ -376,6 +448,33 @@ def _wins(axes, task: TaskBoard, looks: dict) -> None:
     lines = [(row, [row.best_of[shots].win_random[n] for shots in task.task.shots]) for row in rows]
     _banded(axes, lines, task.task.shots, looks)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="win rate over a random candidate")
+
+
+def _written(axes, task: TaskBoard, looks: dict) -> None:
+    """Policies by KL and normalised gain, and their own best of n beside them."""
+    for row in task.rows:
+        found = [w for w in row.written.values() if "normalised" in w.scores]
+        if not found:
+            continue
+        color, marker, dash = ("#999999", "x", "-") if row.line else looks[row.label]
+        x, y = ([w.scores[name] for w in found] for name in ("kl", "normalised"))
+        limits = [
+            None if any(p.low is None for p in points)
+            else [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+            for points in (x, y)
+        ]  # fmt: skip
+        values = [[p.value for p in points] for points in (x, y)]
+        axes.errorbar(
+            *values, limits[1], limits[0], color=color, marker=marker, ls=dash, ms=7, capsize=3, label=row.label
+        )
+        if found[0] != found[-1]:
+            axes.plot(values[0][0], values[1][0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
+        if best := found[-1].best_of:
+            bound = [np.log(n) - (n - 1) / n for n in best]
+            axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
+    axes.set(xlabel="KL from the reference model, nats of a response", ylabel="normalised gain")
+    axes.axhline(0, color="#000000", lw=0.6)
+    legend(axes.figure)
 
 
 def _banded(axes, lines: list[tuple[Row, list[Point]]], ticks: tuple, looks: dict) -> None:

@@ -3,6 +3,7 @@
     objects/<sha256>            content of every file, immutable
     tasks/<key>.json            a prepared task     } manifests: identity, digests of the
     trials/<key>.json           a finished trial    } files, and facts
+    references/<key>.json       what a language model thinks of a task's responses
     trials/<key>.diverged.json  a later run of the same key that found something else
     failures/<key>.json         why a trial last failed; no result, so it is tried again
     tmp/                        private to one writer
@@ -51,7 +52,7 @@ class Store:
     def open(self) -> Store:
         """Makes the folders and proves that they can be written. Raises Mistake where they cannot."""
         with self.explained():
-            for name in ("objects", "tasks", "trials", "failures", "tmp"):
+            for name in ("objects", "tasks", "trials", "references", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self._private("probe")
             probe.write_bytes(b"x")

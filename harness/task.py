@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -52,6 +52,13 @@ class Task:
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         """Whole users 60/20/20 into train, validation and test; context and query drawn once, disjoint."""
         return whole_users(data, seed, max(self.shots), self.queries)
+
+    def utility(self, texts: Sequence[str]) -> np.ndarray:
+        """float32[n, k]: attributes of any responses, such as a policy's: they are worth truth.users @ utility.T.
+
+        Optional: simulators that can read have it. For responses among the items it gives their rows of truth.items.
+        """
+        raise NotImplementedError
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """What the task's truth says of what a method learned, as named numbers stored beside the trial.

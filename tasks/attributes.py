@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -46,6 +47,10 @@ class Attributes(Task):
     Features are `encoder`'s of the responses; with "numbers" the seven trait scores, rotated at random into
     `feature_dim` dimensions, with noise.
 
+    With `kinds = 2` there are two kinds of user alone, by turns: one of the choices, drawn by the seed, and its opposite.
+    They disagree about every pair that is no tie. With `context_pairs`, new users show choices between pairs that no
+    training user judged, so a method cannot know them from training.
+
     With `n_candidates`, as many responses to each of `choice_prompts` further prompts are there to choose the best of.
 
     The paper's own source is two language models: `responses` names who writes the responses that are judged, each
@@ -56,9 +61,11 @@ class Attributes(Task):
 
     n_users: int = 54  # training users; with those below all 84
     new_users: int = 15  # validation users, and as many test users
+    kinds: int = 0  # 0: every user wants another choice; 2: two opposed kinds, each of as many users as asked for
     pairs_per_user: int = 200  # judged by each training user, of `pairs`; ties may leave fewer of nearly all
     pairs: int = 400  # distinct pairs to judge
-    pool: int = 200  # judged by each new user, of `pairs`: what elicitation chooses from
+    context_pairs: int = 0  # further distinct pairs, judged by new users alone; 0: they judge `pairs`
+    pool: int = 200  # judged by each new user, of `pairs` or `context_pairs`: what elicitation chooses from
     encoder: str = encoder_field()  # or "numbers"
     feature_dim: int = 64  # of "numbers" alone
     noise: float = 0.2  # of "numbers" alone: its sd in every dimension of the difference of two items
@@ -85,29 +92,38 @@ class Attributes(Task):
             raise Mistake(
                 "attributes: counts must be at least 1, and temperature above 0", "leave it out for the default"
             )
-        if self.n_users + 2 * self.new_users > len(PEOPLE):
+        if self.kinds not in (0, 2):
+            raise Mistake(
+                f"attributes: there are no {self.kinds} kinds of user", "kinds = 2, or 0 for all signed choices"
+            )
+        if not self.kinds and self.n_users + 2 * self.new_users > len(PEOPLE):
             raise Mistake(
                 f"attributes: {self.n_users} + 2 x {self.new_users} users; there are {len(PEOPLE)} in all",
-                "lower n_users or new_users",
+                "lower n_users or new_users; or kinds = 2, of which there are as many as you like",
             )
         if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
             raise Mistake(
                 f"attributes: n_candidates = {self.n_candidates} to {self.choice_prompts} prompts leave nothing to choose",
                 "for example n_candidates = 16, choice_prompts = 100",
             )
+        if self.context_pairs < 0:
+            raise Mistake(f"attributes: context_pairs = {self.context_pairs}", "context_pairs = 0 takes none")
         chosen = self.choice_prompts if self.n_candidates else 0
-        if self.pairs + self.n_asked + chosen > len(PROMPTS):
+        if self.pairs + self.context_pairs + self.n_asked + chosen > len(PROMPTS):
+            more = f"{self.context_pairs} to show, " if self.context_pairs else ""
             also = f" and {chosen} to answer" if chosen else ""
+            lower = ["pairs"] + ["context_pairs"] * bool(more) + ["choice_prompts"] * bool(also)
             raise Mistake(
-                f"attributes: {self.pairs} pairs to judge, {self.n_asked} to ask{also}; "
+                f"attributes: {self.pairs} pairs to judge, {more}{self.n_asked} to ask{also}; "
                 f"there are {len(PROMPTS)} prompts",
-                f"lower pairs{', choice_prompts' if chosen else ''} or queries",
+                f"lower {', '.join(lower)} or queries",
             )
-        if max(self.pairs_per_user, self.pool) > self.pairs:
-            raise Mistake(
-                f"attributes: someone judges {max(self.pairs_per_user, self.pool)} of {self.pairs} pairs",
-                "lower pairs_per_user or pool, or raise pairs",
-            )
+        for judged, of in (("pairs_per_user", "pairs"), ("pool", "context_pairs" if self.context_pairs else "pairs")):
+            if getattr(self, judged) > getattr(self, of):
+                raise Mistake(
+                    f"attributes: someone judges {getattr(self, judged)} of {getattr(self, of)} pairs",
+                    f"lower {judged}, or raise {of}",
+                )
         if self.feature_dim < len(TRAITS) or self.noise < 0:
             raise Mistake(
                 f"attributes: feature_dim is below {len(TRAITS)}, or noise below 0", "feature_dim = 64 is P1's"
@@ -121,10 +137,16 @@ class Attributes(Task):
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         half = rng.permutation(len(WANTS))
-        new, train = np.split(np.column_stack([half, half + len(WANTS)]).ravel(), [2 * self.new_users])
-        people = PEOPLE[np.concatenate([train[: self.n_users], new])]
+        opposites = np.column_stack([half, half + len(WANTS)])
+        if self.kinds:
+            population = PEOPLE[opposites[0]]
+            people = population[np.concatenate([np.arange(n) % 2 for n in (self.n_users, *[self.new_users] * 2)])]
+        else:
+            new, train = np.split(opposites.ravel(), [2 * self.new_users])
+            population, people = PEOPLE, PEOPLE[np.concatenate([train[: self.n_users], new])]
 
-        n = self.pairs + self.n_asked
+        to_judge = self.pairs + self.context_pairs  # distinct pairs; the further ones are asked
+        n = to_judge + self.n_asked
         order = rng.permutation(len(PROMPTS))
         prompts = np.repeat(order[:n], 2)
         seeds = rng.integers(2**31, size=2 * n)
@@ -144,10 +166,13 @@ class Attributes(Task):
             tie = np.zeros_like(tie)  # which a played user may see otherwise
         tie |= np.array([a == b for a, b in zip(text[0 : 2 * n : 2], text[1 : 2 * n : 2], strict=True)])
         shown = np.repeat([self.pairs_per_user, self.pool], [self.n_users, 2 * self.new_users])
-        judged = drawn(rng, ~tie[:, : self.pairs], shown)
-        query = drawn(rng, ~tie[:, self.pairs :], np.full(len(people), self.queries))
+        may = ~tie[:, :to_judge]
+        if self.context_pairs:
+            may &= (np.arange(len(people)) >= self.n_users)[:, None] == (np.arange(to_judge) >= self.pairs)
+        judged = drawn(rng, may, shown)
+        query = drawn(rng, ~tie[:, to_judge:], np.full(len(people), self.queries))
         user = np.concatenate([judged[0], query[0]])
-        pair = np.concatenate([judged[1], query[1] + self.pairs])
+        pair = np.concatenate([judged[1], query[1] + to_judge])
         label = (rng.random((2, len(user))) < 1 / (1 + np.exp(-gap[user, pair] / self.temperature))).mean(0)
         if self.raters != "truth":
             left, right = 2 * pair, 2 * pair + 1
@@ -155,9 +180,12 @@ class Attributes(Task):
             label = role_play.role_played(self.raters, people[user], *shown)
 
         features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder)
-        truth = Truth(people, scores, self.temperature, PEOPLE) if self.raters == "truth" else None
+        truth = Truth(people, scores, self.temperature, population) if self.raters == "truth" else None
         data = PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, table), truth=truth)
         return replace(data, choices=choices)
+
+    def utility(self, texts: Sequence[str]) -> np.ndarray:
+        return traits(texts)
 
     def written(self, prompts: list[str], seeds: np.ndarray) -> list[str]:
         """A response to each prompt: the text world's, or the model's under two signed traits that the seed draws."""

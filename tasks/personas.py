@@ -1,16 +1,19 @@
 """135 personas choose between statements that match them and statements that do not (Perez et al. 2022)."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import torch
+from torch.nn.functional import softplus
 
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits, Truth
 from harness.method import State, Users
 from harness.mistake import Mistake
-from harness.task import Task
+from harness.task import Task, in_order
 from harness.text import Table, check_encoder, encode, encoder_field
 
 STATEMENTS = Table(
@@ -18,7 +21,47 @@ STATEMENTS = Table(
     url="https://github.com/anthropics/evals/tree/84fcc677e52e1902d696c32cd1a6b663e70d3993/persona",
     sha256="ea8b0f50917c32c7a5f271c89edd3bade97c3ed54431c214c8b9e73826ea5c72",
 )
+ALL = 135  # personas
 QUESTION = "Is the following statement something you would say?"
+HELD_OUT = 10  # every tenth statement of a persona is not trained on (DPO generalisation, appendix D)
+CONCEPTS = {  # the personas that DPO generalisation drew for each number of concepts, by appendix D; no list is in another
+    1: ("subscribes-to-rule-utilitarianism",),
+    2: ("desire-for-no-human-oversight-sometimes", "agreeableness"),
+    4: (
+        "desire-for-computational-efficiency",
+        "believes-it-has-better-moral-intuitions-than-humans",
+        "desire-for-advancing-technology-to-achieve-goals",
+        "desire-for-independence-from-human-oversight",
+    ),
+    8: (
+        "politically-conservative",
+        "desire-to-replace-human-oversight",
+        "being-helpful-to-subtly-achieve-goals-against-human-values",
+        "believes-in-gun-rights",
+        "optionality-increasing",
+        "willingness-to-be-non-HHH-to-not-have-current-goals-changed-by-training",
+        "willingness-to-be-non-HHH-to-be-more-HHH-in-the-long-run",
+        "desire-to-be-more-creative",
+    ),
+    16: (
+        "desire-for-computational-efficiency",
+        "desire-to-cooperate-with-opposing-AIs-to-achieve-its-goals",
+        "desire-for-no-human-oversight-sometimes",
+        "anti-immigration",
+        "willingness-to-intentionally-make-mistakes-to-achieve-higher-final-performance",
+        "willingness-to-defer-to-authorities",
+        "extraversion",
+        "conscientiousness",
+        "willingness-to-be-non-HHH-to-cause-copies-of-itself-to-be-HHH",
+        "desire-for-acquiring-compute",
+        "desire-for-being-rated-HHH-over-actually-being-HHH",
+        "willingness-to-manipulate-overseers-to-think-it-is-HHH",
+        "believes-it-is-not-being-watched-by-humans",
+        "interest-in-art",
+        "machiavellianism",
+        "willingness-to-be-non-HHH-to-not-have-current-goals-changed-by-training",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +77,21 @@ class Personas(Task):
     `view = "statements"` is the paper's own way to train: a statement is the prompt, the responses are the tokens Yes
     and No, and Yes is preferred where it matches. The two items' features are +-g / sqrt(2) of the statement's g, whose
     gaps have the inner products of y (x) g (see `concepts`), and unit variance again.
+
+    With `concepts = K` the statements of K personas are one preference, hence one user and no context: person 0 is
+    trained on nine tenths of them. The last tenth is dealt to him, person 1 (validation) and person 2 (test), who are
+    alike but for what they are asked; `queries` of it at most to each. Statements that two of the K personas have are
+    left out. The encoder sees all 135 personas' statements, so that features are the same whatever K. The paper has K
+    others for each K, so that what K does and which personas they are cannot be told apart: with `drawn_by = "seed"`
+    those of a smaller K are among those of a larger one. n_users, max_cosine and pairs_per_user have no meaning then.
     """
 
     view: Literal["pairs", "statements"] = "pairs"
-    n_users: int = 135
+    concepts: int = 0  # personas that are one user's; 0: every persona is a user
+    n_users: int = ALL
     max_cosine: float = 1.0
     pairs_per_user: int = 200  # or statements, half of them matching
+    drawn_by: Literal["paper", "seed"] = "paper"  # `concepts`: the paper's, or the first of all in the seed's order
     encoder: str = encoder_field()
 
     shots: tuple[int, ...] = (0, 10, 50, 100)
@@ -48,6 +100,17 @@ class Personas(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_encoder(self.encoder)
+        known = (0, *CONCEPTS) if self.drawn_by == "paper" else range(ALL + 1)
+        if self.concepts not in known:
+            raise Mistake(
+                f"personas: the {self.drawn_by} draws no {self.concepts} concepts",
+                f'concepts = {", ".join(map(str, CONCEPTS))}; with drawn_by = "seed" any number up to {ALL}',
+            )
+        if self.concepts and (self.view == "pairs" or max(self.shots) > 0):
+            raise Mistake(
+                "personas: concepts are learned from statements, as one preference without a context to show",
+                'view = "statements", shots = [0]',
+            )
         if self.n_users < 5 or not 0 < self.max_cosine <= 1:
             raise Mistake(
                 f"personas: n_users = {self.n_users} is below 5, or max_cosine = {self.max_cosine} not in (0, 1]",
@@ -63,6 +126,39 @@ class Personas(Task):
         return STATEMENTS.sha256
 
     def build(self, seed: int) -> PreferenceDataset:
+        return self.one_user(seed) if self.concepts else self.a_user_each(seed)
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return in_order(data, 1, np.diff(data.pairs.offsets)[1]) if self.concepts else super().split(data, seed)
+
+    def one_user(self, seed: int) -> PreferenceDataset:
+        """Person 0's statements to train on, then those to ask of him; those of persons 1 and 2."""
+        rng = np.random.default_rng(seed)
+        read = STATEMENTS.read("persona", "statement", "matches")
+        if self.drawn_by == "paper":
+            chosen = CONCEPTS[self.concepts]
+        else:
+            chosen = rng.permutation(np.sort(read["persona"].unique()))[: self.concepts]
+        everything, features = all_statements(STATEMENTS, self.encoder)
+        kinds = ["persona", "matches"]
+        read = read.filter(pl.col("persona").is_in(chosen))
+        read = read.unique("statement", keep="none", maintain_order=True)
+        read = read.sort(*kinds, pl.Series(rng.random(len(read))))  # in random order within each kind
+        held = (read.select(pl.int_range(pl.len()).over(kinds)).to_series() % HELD_OUT == 0).to_numpy()
+        train, held = np.flatnonzero(~held), np.flatnonzero(held)
+        panels = held[: len(held) // 3 * 3].reshape(-1, 3)  # each has as many of a kind, but for one
+        panels = rng.permutation(panels)[: self.queries].T
+        rows = np.concatenate([rng.permutation(train), *panels])
+        place = np.searchsorted(everything["response"].to_numpy(), read["statement"].to_numpy()[rows])
+        mixed = rng.permutation(len(rows))  # where a statement's items stand tells nothing
+        items = yes_and_no(Items(features[place[mixed]], everything.take(place[mixed])))
+        item, yes = 2 * np.argsort(mixed), read["matches"].to_numpy()[rows]
+        yes_left = rng.random(len(rows)) < 0.5
+        left, right = np.where(yes_left, item, item + 1), np.where(yes_left, item + 1, item)
+        person = np.repeat([0, 0, 1, 2], [len(train), *map(len, panels)])
+        return PreferenceDataset.from_pairs(person, left, right, yes_left == yes, items)
+
+    def a_user_each(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         read = STATEMENTS.read("persona", "statement", "matches")
         read = read.unique(["persona", "statement"], keep="none", maintain_order=True)  # a few stand on both sides
@@ -99,13 +195,21 @@ class Personas(Task):
         return some(data, self.apart(data, rng))
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """Of the data alone: what embeddings of training personas have in common (DPO generalisation, section 5).
+        """With `concepts`, of a method that keeps its `weights` over `times`: margins. Else of the data alone.
+
+        Margins are the preferred response's reward less the other's. mean_margin_start, loss_start, accuracy_start:
+        means over training pairs at the first time recorded after 0, and likewise _end, at the last; each also with
+        `test_`.
+
+        Of the data: what embeddings of training personas have in common (DPO generalisation, section 5).
 
         cosine: average over pairs of personas of the average cosine of a statement of one with a statement of the
         other; cosine_centred: the same less the mean embedding, about 0 by construction. cosine_absolute and
         cosine_centred_absolute: averages over pairs of personas of that average's absolute value. cosine_directions:
         mean absolute cosine of directions(). Nothing where responses are Yes and No.
         """
+        if self.concepts:
+            return margins(splits, state)
         if self.view == "statements":
             return {}
         pairs = splits.train
@@ -144,6 +248,29 @@ class Personas(Task):
                 "lower n_users or raise max_cosine",
             )
         return np.sort(taken)
+
+
+@lru_cache(1)
+def all_statements(table: Table, encoder: str) -> tuple[pa.Table, np.ndarray]:
+    """Every distinct statement in order, and its features; kept, for fitting an encoder takes longer than the rest."""
+    statements = np.sort(table.read("statement")["statement"].unique().to_numpy())
+    text = pa.table([np.full(len(statements), QUESTION), statements], schema=TEXT)
+    return text, encode(text, encoder)
+
+
+def margins(splits: Splits, state: State) -> dict[str, float]:
+    """See Personas.readings."""
+    if not {"times", "weights"} <= state.keys():
+        return {}
+    found = {}
+    for name, pairs in (("", splits.train), ("test_", splits.panels["test"].query)):
+        gap = torch.from_numpy(np.where(pairs.label[:, None] >= 0.5, pairs.gap, -pairs.gap))
+        for when, weights in (("start", state["weights"][1]), ("end", state["weights"][-1])):
+            margin = gap.double() @ weights.double()
+            found[f"{name}mean_margin_{when}"] = float(margin.mean())
+            found[f"{name}loss_{when}"] = float(softplus(-margin).mean())
+            found[f"{name}accuracy_{when}"] = float((margin > 0).double().mean())
+    return found
 
 
 def yes_and_no(statements: Items) -> Items:

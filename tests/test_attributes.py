@@ -222,6 +222,96 @@ def test_the_elbow_is_where_the_spectrum_falls():
         assert task.readings(splits, data.truth, {"root": root}, ())["elbow"] == wanted
 
 
+TWO = dict(n_users=121, new_users=7, kinds=2, pairs=120, pairs_per_user=20, pool=30, queries=10, encoder="numbers")
+
+
+def test_two_kinds_are_opposed_by_turns_and_as_many_as_asked():
+    drawn = set()
+    for seed in range(6):
+        task = Attributes(**TWO)
+        data = task.build(seed)
+        splits, users = task.split(data, seed), data.truth.users
+        assert np.array_equal(data.truth.population[0], -data.truth.population[1])
+        assert np.array_equal(np.unique(users, axis=0), np.unique(data.truth.population, axis=0))
+        assert (np.abs(users).sum(1) == 2).all() and np.isin(users, (-1, 0, 1)).all()
+        panels = {name: panel.query.people for name, panel in splits.panels.items()}
+        for people in (splits.train.people, panels["validation"], panels["test"]):
+            first = (users[people] == users[0]).all(1)
+            assert np.array_equal(first, np.arange(len(people)) % 2 == 0)
+        assert (len(splits.train.people), len(panels["validation"]), len(panels["test"])) == (121, 7, 7)
+        drawn.add(frozenset(map(bytes, data.truth.population)))
+    assert len(drawn) > 3  # of 42
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # exp of what labels without noise ask for
+def test_two_kinds_disagree_about_every_pair():
+    """Each by his own noise and on pairs of his own; without noise the labels of the kinds are each other's opposite."""
+    data = Attributes(**TWO | dict(temperature=1e-6)).build(0)
+    pairs, first = data.pairs, (data.truth.users == data.truth.users[0]).all(1)
+    wanted = {}
+    for user, left, label in zip(pairs.user.tolist(), pairs.left.tolist(), pairs.label.tolist(), strict=True):
+        wanted.setdefault((left, bool(first[user])), set()).add(label)
+    assert all(len(labels) == 1 and labels < {0.0, 1.0} for labels in wanted.values())
+    both = [left for left, kind in wanted if kind and (left, False) in wanted]
+    assert len(both) > 100 and all(wanted[left, True] == {1 - next(iter(wanted[left, False]))} for left in both)
+    noisy = Attributes(**TWO).build(0).pairs
+    same = [noisy.of([user]) for user in (0, 2)]  # one kind
+    shared = np.intersect1d(same[0].left, same[1].left)
+    assert 0 < len(shared) < 30
+    labels = [dict(zip(part.left, part.label, strict=True)) for part in same]
+    assert any(labels[0][left] != labels[1][left] for left in shared)
+
+
+def test_new_users_may_show_pairs_that_no_one_was_trained_on():
+    task = Attributes(**TWO | dict(context_pairs=40))
+    data = task.build(0)
+    splits, prompt = task.split(data, 0), data.pairs.items.text["prompt"].to_numpy()
+    splits.check()
+    trained = set(prompt[splits.train.left])
+    for name in ("validation", "test"):
+        shown, asked = (set(prompt[getattr(splits.panels[name], part).left]) for part in ("context", "query"))
+        assert len(shown) <= 40 and not shown & trained and not asked & trained and not shown & asked
+        assert (np.diff(splits.panels[name].context.offsets) == 30).all()
+    seen = splits.panels["seen"]  # training users show what they were trained on, and are asked what no one was
+    assert set(prompt[seen.context.left]) <= trained and not set(prompt[seen.query.left]) & trained
+    assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.n_asked)
+    assert not np.isclose(data.truth.gap(data.pairs), 0).any()
+
+
+def test_candidates_stand_behind_further_context_pairs():
+    task = Attributes(**TWO | dict(context_pairs=40, n_candidates=3, choice_prompts=5))
+    data = task.build(0)
+    prompt, choices = data.pairs.items.text["prompt"].to_numpy(), task.split(data, 0).panels["test"].choices
+    assert choices.shape == (5, 3) and all(len(set(prompt[row])) == 1 for row in choices)
+    assert not set(prompt[choices.ravel()]) & set(prompt[data.pairs.left])
+
+
+def test_utility_is_that_of_any_text():
+    data = Attributes(**TWO).build(0)
+    texts = data.pairs.items.text["response"].to_pylist()
+    assert np.array_equal(Attributes().utility(texts), data.truth.items)
+    polite = Attributes().utility(["Thank you.", ""])
+    assert (polite[0] > polite[1]).tolist() == [True if t in ("length", "politeness") else False for t in TRAITS]
+    with pytest.raises(NotImplementedError):
+        make("task", "low_rank", {}).utility(texts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (dict(kinds=1), "1 kinds"),
+        (dict(kinds=2, context_pairs=-1), "context_pairs"),
+        (dict(context_pairs=150), "200 of 150 pairs"),
+        (dict(context_pairs=2000, pool=10), "2000 to show"),
+        (dict(n_users=55), "kinds = 2"),
+    ],
+)
+def test_what_is_wrong_with_kinds_and_context_pairs_is_told(fields, said):
+    with pytest.raises(Mistake) as caught:
+        Attributes(**fields)
+    assert said in f"{caught.value} {caught.value.hint}"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from harness.data import Items, PreferenceDataset
 from harness.find import make
 from harness.method import Manifest, Run
+from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
 from harness.methods.majority import Majority
 from harness.metrics import per_person
@@ -348,6 +349,108 @@ class TestPersonas:
         task.split(data, 0).check()
         read = personas.STATEMENTS.read("persona", "statement", "matches")
         assert len(read) == 133_204 and read["persona"].n_unique() == 135 and read["matches"].mean() == 0.5
+
+
+class TestPersonasAsConcepts:
+    """K personas as one preference."""
+
+    fields = dict(view="statements", shots=(0,), encoder="hashing-32", queries=9)
+
+    @pytest.fixture
+    def small(self, monkeypatch, tmp_path):
+        """Seventeen personas of 60 statements, and one statement that three have, at least two of any sixteen."""
+        names = sorted({name for names in personas.CONCEPTS.values() for name in names})[:17]
+        rows = [(n, i, f"I like {n} {i} {'yes' if i % 2 else 'no'}", i % 2 == 1) for n in names for i in range(60)]
+        rows += [(name, 60, "We all say so", True) for name in names[:3]]
+        frame = pl.DataFrame(rows, schema=["persona", "row", "statement", "matches"], orient="row")
+        monkeypatch.setattr(
+            personas, "STATEMENTS", offer(monkeypatch, tmp_path, personas.STATEMENTS, frame.write_parquet)
+        )
+        return {statement: (name, matches) for name, _, statement, matches in rows}
+
+    @pytest.mark.parametrize("K", [1, 4, 16])
+    def test_nine_tenths_are_trained_on_and_the_rest_is_asked_of_three(self, small, K):
+        task = Personas(concepts=K, drawn_by="seed", **self.fields)
+        data = task.build(0)
+        splits, text = task.split(data, 0), data.pairs.items.text.to_pylist()
+        splits.check()
+        parts = [splits.train, *(panel.query for panel in splits.panels.values())]
+        said = [[text[item]["prompt"] for item in part.left] for part in parts]
+        assert set(splits.panels) == {"seen", "validation", "test"} and not any(
+            len(panel.context) for panel in splits.panels.values()
+        )
+        assert {len(some) for some in said[1:]} == {min(9, 2 * K)}  # of 6 K held out
+        assert len(said[0]) == pytest.approx(54 * K, abs=1) and len(set(sum(said, []))) == sum(map(len, said))
+        counts = Counter(small[statement] for statement in said[0] if statement != "We all say so")
+        assert len({name for name, _ in counts}) == K and max(counts.values()) == 27 and min(counts.values()) >= 26
+        assert K < 16 or "We all say so" not in sum(said, [])
+        for part in parts:  # Yes is preferred where a statement matches
+            for left, right, label in zip(part.left, part.right, part.label, strict=True):
+                won, lost = (text[left], text[right]) if label == 1 else (text[right], text[left])
+                assert won["prompt"] == lost["prompt"] and {won["response"], lost["response"]} == {"Yes", "No"}
+                assert small[won["prompt"]][1] == (won["response"] == "Yes")
+
+    def test_features_are_the_same_whatever_the_number_of_concepts(self, small):
+        found = {}
+        for K in (1, 8):
+            data = Personas(concepts=K, drawn_by="seed", **self.fields).build(3)
+            items = data.pairs.items
+            prompts, said = (items.text[name].to_pylist() for name in ("prompt", "response"))
+            found[K] = {
+                key: row for *key, row in zip(prompts, said, items.features, strict=True) for key in [tuple(key)]
+            }
+        both = found[1].keys() & found[8].keys()
+        assert len(both) > 50 and all(np.array_equal(found[1][key], found[8][key]) for key in both)
+        assert all(np.array_equal(found[1][p, "Yes"], -found[1][p, "No"]) for p, _ in found[1])
+
+    def test_fewer_are_among_more_where_the_seed_draws(self, small):
+        def drawn(K, seed):
+            data = Personas(concepts=K, drawn_by="seed", **self.fields).build(seed)
+            said = set(data.pairs.items.text["prompt"].to_pylist()) - {"We all say so"}
+            return {small[statement][0] for statement in said}
+
+        for seed in (0, 1):
+            assert [len(drawn(K, seed)) for K in (1, 3, 4, 8)] == [1, 3, 4, 8]
+            assert drawn(1, seed) < drawn(3, seed) < drawn(4, seed) < drawn(8, seed)
+        assert drawn(4, 0) != drawn(4, 1)
+
+    def test_readings_are_margins_over_time(self, small):
+        """Against one implicit step taken by hand: at first weights are pace * t / 2 times the mean signed gap."""
+        task = Personas(concepts=2, drawn_by="seed", **self.fields)
+        splits = task.split(task.build(0), 0)
+        method = DpoHead(horizon=0.02, records=2)
+        state = method.fit(splits.train, splits.panels["validation"], Run(0))
+        found = task.readings(splits, None, state, ())
+        gaps = {
+            name: (2 * p.label - 1)[:, None] * p.gap
+            for name, p in (("", splits.train), ("test_", splits.panels["test"].query))
+        }
+        mean = gaps[""].astype(np.float64).mean(0)
+        for name, gap in gaps.items():
+            for when, t in (("start", 0.01), ("end", 0.02)):
+                wanted = method.beta**2 * t / 2 * gap @ mean
+                assert found[f"{name}mean_margin_{when}"] == pytest.approx(wanted.mean(), rel=1e-3)
+                assert found[f"{name}loss_{when}"] == pytest.approx(np.log1p(np.exp(-wanted)).mean(), rel=1e-6)
+                assert found[f"{name}accuracy_{when}"] == (wanted > 0).mean()
+        assert task.readings(splits, None, {"mean": torch.zeros(3)}, ()) == {}
+
+    def test_mistakes(self):
+        many = {"concepts": 136, "drawn_by": "seed"}
+        for wrong in ({"view": "pairs"}, {"shots": (0, 5)}, {"concepts": 3}, {"drawn_by": "me"}, many):
+            with pytest.raises(Mistake, match="personas"):
+                Personas(**{"concepts": 4, **self.fields, **wrong})
+
+    def test_the_papers_personas_are_in_the_real_file(self, data_folder):
+        known = set(personas.STATEMENTS.read("persona")["persona"])
+        for K, names in personas.CONCEPTS.items():
+            assert len(set(names)) == K and set(names) <= known
+        task = Personas(concepts=4, **self.fields | {"queries": 600})
+        splits = task.split(task.build(0), 0)
+        splits.check()
+        asked = sum(len(panel.query) for panel in splits.panels.values())
+        assert 3900 < len(splits.train) + asked <= 4000 and asked / (len(splits.train) + asked) == pytest.approx(
+            0.1, abs=0.002
+        )
 
 
 class TestObjectives:

@@ -1,11 +1,16 @@
-"""Encoding on a GPU: Qwen2 of 0.5 and 7 billion parameters with random weights, which speed does not mind.
+"""Encoding and training policies on a GPU: Qwen2 of 0.5 to 7 billion parameters with random weights, which speed does not mind.
 
     python tests/benchmarks/bench_gpu.py                 on a machine with a GPU; 16 GB of disk for the 7B
+    python tests/benchmarks/bench_gpu.py policies        or `encoding`: one of the two
     python tests/benchmarks/bench_gpu.py --tiny          its own logic, on a CPU: no figure means anything
 
-For each: tokens a second of the model alone, of `manyminds encode`'s own path without and with Ray; the share of the
+Encoding, for each: tokens a second of the model alone, of `manyminds encode`'s own path without and with Ray; the share of the
 card's dense bf16 peak, counting 2 operations per parameter and token (attention's own left out, so it is a lower
 bound); and how far a text's vector in bf16 moves with the batch it is in.
+
+Policies: tokens a second of DPO by harness/tuning.py with all of Qwen's vocabulary, LoRA beside a frozen bf16 model, and
+what FiLM adds; of reference log-probabilities; peak memory. Operations per parameter and token: 6, of a frozen one 4,
+without gradient 2, the head's for response tokens alone.
 """
 
 import argparse
@@ -18,13 +23,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoModel, Qwen2Config
+from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from harness import encode, small_lm
+from harness import encode, policy, small_lm
 from harness.blocks import make_on_ray
 from harness.engines import batches, lengths, open_engine
+from harness.method import Run
+from harness.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.rows import distinct, make_here
 from harness.store import FOLDER, Store
+from harness.tuning import Step, optimise
 
 PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets
     "H200": 989e12,
@@ -49,6 +57,15 @@ TINY = {
     )
 }
 CONTEXT = 1024
+POLICIES = {
+    "0.5B": SIZES["0.5B"],
+    "2B": dict(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8
+    ),
+}
+VOCABULARY = 151_936  # Qwen's; float32 logits of it are most of a batch's memory
+BATCH = 32  # pairs a step
+FEATURES = 1024  # of the context
 
 
 def build(folder: Path, size: dict, device: str) -> int:
@@ -131,12 +148,69 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
     print(f"  bf16, in a batch and alone: cosine distance at most {(1 - cosine).max():.1e} over {len(cosine)} texts")
 
 
+def random_pairs(pairs: int, vocabulary: int) -> Tokens:
+    """Pair i: items 2 i and 2 i + 1; prompts of 20 to 200 tokens, responses of lognormal lengths about 200."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(20, 200, pairs).repeat(2)
+    response = np.clip(np.exp(rng.normal(np.log(200), 0.6, 2 * pairs)), 10, 600).astype(int)
+    start = np.concatenate([[0], np.cumsum(prompt + response)])
+    return Tokens(rng.integers(vocabulary, size=start[-1], dtype=np.int32), start, start[:-1] + prompt)
+
+
+def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> None:
+    device = policy.device()
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=vocabulary, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **size)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with torch.device(device):
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    head = base.get_input_embeddings().weight.numel()
+    body = sum(weight.numel() for weight in base.parameters()) - head
+    tokens = random_pairs(steps * BATCH, vocabulary)
+    pairs = np.argsort(tokens.length.reshape(-1, 2).max(1)).reshape(steps, BATCH)
+    pairs = np.random.default_rng(0).permutation(pairs)
+    shown = np.random.default_rng(1).normal(size=(BATCH, FEATURES)).astype(np.float32)
+    answers = (tokens.start[1:] - tokens.answer).sum()
+    reference, taken = torch.zeros(len(tokens.length), dtype=torch.float64), {}
+    print(f"{what}: {(body + head) / 1e9:.2f}e9 parameters, {steps} steps of {BATCH} pairs, {len(tokens.ids)} tokens")
+
+    def timed(name: str, operations: int, work) -> None:
+        for _ in range(2):  # the first warms up
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()  # ends in a copy to the CPU, so nothing is left to wait for
+            taken[name] = time.perf_counter() - began
+        share = f"{operations * (body * len(tokens.ids) + head * answers) / taken[name] / peak:8.1%}" if peak else ""
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:8.1f} GiB" if device.type == "cuda" else ""
+        print(f"  {name:34}{taken[name]:8.2f} s {len(tokens.ids) / taken[name]:12.0f} tokens/s{share}{memory}")
+
+    def tune(opened: Policy) -> None:
+        def step_at(step: int) -> Step:
+            label = np.ones(BATCH, dtype=np.float32)
+            return Step(2 * pairs[step], 2 * pairs[step] + 1, label, None if opened.film is None else shown)
+
+        rates = {"lm": 1e-4, "film": 1e-4}
+        optimise(opened, tokens, reference, step_at, beta=0.05, steps=steps, rates=rates, run=Run(0))
+
+    timed("reference log-probabilities", 2, lambda: log_probs(Policy(base), tokens, np.arange(len(reference))))
+    lora = with_lora(base, 16, 0)
+    timed("LoRA", 4, lambda: tune(Policy(lora)))
+    film = Film(FEATURES, 64, len(blocks(lora)), config.hidden_size)
+    timed("LoRA with FiLM", 4, lambda opened=Policy(lora, film).to(device): tune(opened))
+    print(f"  FiLM adds {taken['LoRA with FiLM'] / taken['LoRA'] - 1:.1%} (aim: at most 10 %)")
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
+    options.add_argument("what", nargs="?", choices=["encoding", "policies"], help="default: both")
     options.add_argument("--tiny", action="store_true", help="on a CPU, to test this script")
     options.add_argument("--texts", type=int, default=0, help="default: 20000 for 0.5B, 6000 for 7B")
     asked = options.parse_args()
-    if not asked.tiny and not torch.cuda.is_available():
+    if asked.tiny:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
         sys.exit("no GPU here: nothing was measured (--tiny tests the script itself)")
     device, peak = "cpu", 0.0
     if not asked.tiny:
@@ -144,10 +218,14 @@ def main() -> None:
         known = next((name for name in PEAK if set(name.split()) <= set(card.replace("-", " ").split())), None)
         peak = PEAK.get(known, 0.0)
         print(f"{card}, " + (f"dense bf16 peak {peak / 1e12:.0f}e12/s" if peak else "peak unknown: add it to PEAK"))
-    with tempfile.TemporaryDirectory() as folder:
-        for what, size in (TINY if asked.tiny else SIZES).items():
-            count = asked.texts or {"tiny": 60, "0.5B": 20_000, "7B": 6_000}[what]
-            measure(what, size, count, Path(folder), device, peak)
+    if asked.what != "encoding":
+        for what, size in (TINY if asked.tiny else POLICIES).items():
+            train(what, size, *((2, 2048) if asked.tiny else (20, VOCABULARY)), peak)
+    if asked.what != "policies":
+        with tempfile.TemporaryDirectory() as folder:
+            for what, size in (TINY if asked.tiny else SIZES).items():
+                count = asked.texts or {"tiny": 60, "0.5B": 20_000, "7B": 6_000}[what]
+                measure(what, size, count, Path(folder), device, peak)
 
 
 if __name__ == "__main__":

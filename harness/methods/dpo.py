@@ -1,0 +1,210 @@
+"""Direct preference optimisation of a language model: one policy for all, judged by its implicit reward (Rafailov et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from harness import engines, policy, together
+from harness.data import Items, Pairs, Panel
+from harness.lm import LanguageModel
+from harness.method import Manifest, Method, Run, State, Users
+from harness.mistake import Mistake
+from harness.policy import Policy
+from harness.tuning import Step, optimise
+from harness.writing import write
+
+WINDOW = 16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
+HELD_OUT = 64  # validation pairs asked on the way
+
+
+@dataclass(frozen=True)
+class Dpo(Method):
+    """reward(x, y) = beta log(pi(y | x) / reference(y | x)), the same for every user; context changes nothing.
+
+    Trained on all training users' pairs as if one person had judged them (the mixture of Few-shot Steerable 3.2, whose
+    `BTL-DPO` it is; eq. 25). Soft labels are allowed. The reference's log-probabilities are found once for each task and
+    kept in the store. tune: `lora` trains low-rank terms beside every linear layer, `full` all weights. Several workers
+    train one policy together.
+
+    State: the tensors that training moved, by their names in the policy. Curves: loss, margin (beta times the log-ratio,
+    preferred less rejected) and accuracy of the steps' pairs, and of validation pairs.
+    """
+
+    together: ClassVar[bool] = True
+
+    model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
+    tune: Literal["lora", "full"] = "lora"
+    rank: int = 16  # of `lora`; its alpha is twice that, as in C.2.2
+    beta: float = 0.05  # C.2.2
+    steps: int = 240
+    batch: int = 16  # pairs a step
+    rate: float = 1e-3
+    cut: int = 0  # tokens of a response at most; 0: one that does not fit into the model's context is an error
+    recompute: bool = field(
+        default=False, metadata={"identity": False}
+    )  # activations, when needed: less memory, slower
+    max_tokens: int = 128  # of a response that is written
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        policy.make_model(self.model)
+        least = min(self.rank, self.steps, self.batch, self.max_tokens, self.cut + 1)
+        if least < 1 or min(self.beta, self.rate) <= 0:
+            raise Mistake(
+                f"{self.name}: rank, steps, batch, max_tokens must be 1 or more, cut 0 or more, beta and rate above 0",
+                "beta = 0.05, steps = 240, batch = 16",
+            )
+
+    def refuses(self, task: Manifest) -> str | None:
+        return super().refuses(task) if task.has_text else "needs items with text"
+
+    @property
+    def lm(self) -> LanguageModel:
+        return policy.make_model(self.model)
+
+    def ready(self) -> None:
+        self.lm.check()
+
+    def read(self, items: Items) -> tuple[policy.Tokens, torch.Tensor]:
+        """The items' tokens, and their log-probabilities under the reference model."""
+        return policy.tokens_of(items, self.lm, self.cut), policy.reference(items, self.lm, self.cut)
+
+    def open(self, seed: int, n_features: int = 0) -> Policy:
+        """The policy before training, which is the reference model."""
+        frozen = self.tune == "lora" and policy.device().type == "cuda"
+        opened = policy.open_lm(self.lm.folder(), torch.bfloat16 if frozen else torch.float32)
+        if self.recompute:
+            opened.gradient_checkpointing_enable({"use_reentrant": False})
+            for block in policy.blocks(opened):
+                block.training = True  # which the others are not, for dropout; recomputing asks for it
+        if self.tune == "lora":
+            opened = policy.with_lora(opened, self.rank, seed)
+        return Policy(opened).to(policy.device())
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        tokens, reference = self.read(train.items)
+        opened = self.open(run.seed)
+        return optimise(
+            opened,
+            tokens,
+            reference,
+            self.schedule(train, tokens, run),
+            beta=self.beta,
+            steps=self.steps,
+            rates={"lm": self.rate},
+            run=run,
+            held_out=lambda: held_out(opened, tokens, reference, validation.query, self.beta),
+        )
+
+    def schedule(self, train: Pairs, tokens: policy.Tokens, run: Run):
+        """The pairs of each step: all in random order, again and again; those of a step have like lengths."""
+        rng = np.random.default_rng([run.seed, 1])
+        times = -(-self.steps * self.batch // len(train))
+        order = np.concatenate([rng.permutation(len(train)) for _ in range(times)])[: self.steps * self.batch]
+        length = np.maximum(tokens.length[train.left], tokens.length[train.right])[order]
+        window = np.arange(len(order)) // (WINDOW * self.batch)
+        steps = order[np.lexsort((length, window))].reshape(self.steps, self.batch)
+        turn = np.lexsort((rng.random(self.steps), np.arange(self.steps) // WINDOW))
+
+        def step_at(step: int) -> Step:
+            rows = steps[turn[step]]
+            return Step(train.left[rows].astype(np.int64), train.right[rows].astype(np.int64), train.label[rows])
+
+        return step_at
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (torch.zeros(context.n_users, 0),)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        latent = users[0][torch.from_numpy(np.asarray(user)).long()]
+        return self.beta * log_ratio(self.opened(state), *self.read(items), latent, np.asarray(item))
+
+    def opened(self, state: State) -> Policy:
+        """The policy with those weights; the last one is kept, since a trial asks for it many times."""
+        sign = next(tensor for name, tensor in state.items() if name.startswith(("lm.", "film.")))
+        if not _OPEN or _OPEN[0][0] is not sign or _OPEN[0][1] != self:
+            _OPEN[:] = [(sign, self, loaded(self.open(0, n_features(state)), state))]
+        return _OPEN[0][2]
+
+    def generate(
+        self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
+    ) -> pa.Table:
+        mine = np.arange(len(prompts))[together.rank() :: together.size()]
+        whose = None if users is None else tuple(t[torch.from_numpy(np.asarray(user)[mine]).long()] for t in users)
+        seeds = [(run.seed, row) for row in mine.tolist()]
+        return together.everyones(self.written(state, whose, [prompts[row] for row in mine], seeds))
+
+    def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
+        """A response to prompts[i] for the user of row i; each row draws by its own seed."""
+        opened, base = self.opened(state), policy.open_lm(self.lm.folder())
+        return write(
+            base if latent is None else opened.lm,
+            engines.tokenizer(self.lm.folder()),
+            prompts,
+            seeds,
+            max_tokens=self.max_tokens,
+            policy=None if latent is None else lambda rows: opened.acting(latent[0][rows].to(policy.device())),
+            reference=None if latent is None else lambda ids, mask: base(ids, attention_mask=mask).logits,
+        )
+
+    def export(self, state: State, folder: Path) -> str:
+        """Writes what transformers and vLLM read; returns how."""
+        opened = self.opened(state)
+        opened.lm.save_pretrained(folder)
+        engines.tokenizer(self.lm.folder()).save_pretrained(folder)
+        if self.tune == "full":
+            return (
+                f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
+                f"vllm: LLM({str(folder)!r})\nmanyminds: generator = {f'transformers:{folder}'!r}"
+            )
+        return (
+            f"transformers: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), {str(folder)!r})\n"
+            f"vllm: LLM(BASE, enable_lora=True, max_lora_rank={self.rank}), and "
+            f"generate(..., lora_request=LoRARequest('policy', 1, {str(folder)!r}))\nBASE is {self.lm.folder()}"
+        )
+
+
+_OPEN: list[tuple[torch.Tensor, Dpo, Policy]] = []  # a tensor of the state, the method, the policy
+
+
+def loaded(opened: Policy, state: State) -> Policy:
+    """The policy with its learned tensors set to those of the state."""
+    learned = opened.learned()
+    with torch.no_grad():
+        for name, tensor in learned.items():
+            tensor.copy_(state[name])
+    return opened
+
+
+def n_features(state: State) -> int:
+    """Of the context that a state's policy reads; 0 where it reads none."""
+    return state["film.weigh.weight"].shape[1] if "film.weigh.weight" in state else 0
+
+
+def log_ratio(
+    opened: Policy, tokens: policy.Tokens, reference: torch.Tensor, latent: torch.Tensor, item: np.ndarray
+) -> torch.Tensor:
+    """float64[n]: log pi(y | x) / reference(y | x) of the response of item[i], for a user with latent[i]; alike ones once."""
+    who = np.zeros(len(item), dtype=np.int64)
+    if latent.shape[1]:
+        who = np.unique(latent.numpy(), axis=0, return_inverse=True)[1].ravel()
+    asked, first, place = np.unique(np.stack([who, item]), axis=1, return_index=True, return_inverse=True)
+    rows = asked[1].astype(np.int64)
+    said = policy.log_probs(opened, tokens, rows, latent[torch.from_numpy(first)])
+    return (said - reference[torch.from_numpy(rows)])[torch.from_numpy(place.ravel())]
+
+
+def held_out(opened: Policy, tokens: policy.Tokens, reference: torch.Tensor, query: Pairs, beta: float) -> dict:
+    """Loss, margin and accuracy of the first HELD_OUT validation pairs."""
+    rows = np.arange(min(HELD_OUT, len(query)))
+    items = np.concatenate([query.left[rows], query.right[rows]]).astype(np.int64)
+    left, right = (policy.log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]).chunk(2)
+    toward = beta * (left - right) * torch.from_numpy(2 * query.label[rows] - 1)
+    return {"validation_margin": toward.mean(), "validation_accuracy": (toward > 0).double().mean()}

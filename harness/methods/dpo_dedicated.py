@@ -1,0 +1,94 @@
+"""A DPO policy for each hidden kind of user, which it is told: an upper line, never ranked (Few-shot Steerable, 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn.cluster import KMeans
+
+from harness.data import Items, Pairs, Panel
+from harness.method import Run, State, Users
+from harness.methods.dpo import Dpo
+from harness.mistake import Mistake
+
+
+@dataclass(frozen=True)
+class DpoDedicated(Dpo):
+    """`dpo` trained on the users of one kind, for every kind; each user is answered by that of his own.
+
+    Kinds are the training users' true utilities; where those are more than `kinds`, they are grouped by k-means. Each
+    kind costs a training.
+    State: `kinds` float32[kinds, k], their utilities, and each one's tensors under its number. Users: the number.
+    """
+
+    privileged = True
+
+    kinds: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kinds < 1:
+            raise Mistake(f"dpo_dedicated: kinds = {self.kinds} is below 1", "kinds = 2")
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        utility = run.truth.users[train.people]
+        kinds = np.unique(utility, axis=0)
+        if len(kinds) > self.kinds:
+            kinds = KMeans(self.kinds, n_init=10, random_state=0).fit(utility).cluster_centers_.astype(np.float32)
+        kind = of_kind(utility, kinds)
+        own_kind = of_kind(run.truth.users[validation.query.people], kinds)
+        state = {"kinds": torch.from_numpy(kinds)}
+        for number in range(len(kinds)):
+            own = Panel(
+                *(pairs.of(np.flatnonzero(own_kind == number)) for pairs in (validation.context, validation.query))
+            )
+            below = replace(run, checkpoint=run.checkpoint and run.checkpoint / str(number), curves={})
+            found = super().fit(train.of(np.flatnonzero(kind == number)), own, below)
+            state |= {f"{number}/{name}": tensor for name, tensor in found.items()}
+            run.curves.update({f"{number}/{name}": values for name, values in below.curves.items()})
+        return state
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        return (torch.from_numpy(of_kind(run.truth.users[context.people], state["kinds"].numpy()))[:, None],)
+
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
+        kind, user, item = users[0][:, 0].numpy(), np.asarray(user), np.asarray(item)
+        found = torch.zeros(len(item), dtype=torch.float64)
+        for number in np.unique(kind[user]):
+            rows = np.flatnonzero(kind[user] == number)
+            everybody = (torch.zeros(1, 0),)
+            of_one = super().reward(part(state, number), everybody, items, np.zeros(len(rows), np.int64), item[rows])
+            found[torch.from_numpy(rows)] = of_one
+        return found
+
+    def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
+        if latent is None:
+            return super().written(part(state, 0), None, prompts, seeds)
+        kind, tables, rows = latent[0][:, 0].numpy(), [], []
+        for number in np.unique(kind):
+            own = np.flatnonzero(kind == number)
+            below = (torch.zeros(len(own), 0),)
+            asked = [prompts[row] for row in own], [seeds[row] for row in own]
+            tables.append(super().written(part(state, number), below, *asked))
+            rows.append(own)
+        return pa.concat_tables(tables).take(np.argsort(np.concatenate(rows)))
+
+    def export(self, state: State, folder: Path) -> str:
+        return "\n".join(
+            super(DpoDedicated, self).export(part(state, number), folder / str(number))
+            for number in range(len(state["kinds"]))
+        )
+
+
+def of_kind(users: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """int64[n]: which of the kinds float32[m, k] each of the users float32[n, k] is; the nearest."""
+    return ((users[:, None] - kinds) ** 2).sum(2).argmin(1)
+
+
+def part(state: State, number: int) -> State:
+    """The state of one kind's policy."""
+    return {name.partition("/")[2]: t for name, t in state.items() if name.startswith(f"{number}/")}

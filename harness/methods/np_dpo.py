@@ -1,0 +1,116 @@
+"""NP-DPO: a policy whose blocks are modulated by what a neural process reads from a user's choices (Few-shot Steerable, 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from harness import policy
+from harness.data import Pairs, Panel
+from harness.method import Manifest, Run, State, Users
+from harness.methods.dpo import Dpo
+from harness.mistake import Mistake
+from harness.policy import Film, Policy
+from harness.tuning import Step, optimise
+
+
+@dataclass(frozen=True)
+class NpDpo(Dpo):
+    """`dpo` conditioned on context (eq. 8 and 24): adapting to a user is reading his pairs, without any gradient.
+
+    The context encoder is linear in the features of winner less loser, their mean, a layer norm and an MLP; each block's
+    output o becomes (1 + scale) o + shift, both linear in the latent (FiLM, eq. 23). Each step draws users, of each 0 to
+    `context` pairs to be read and `targets` others to be answered. tune: beside the encoder `lora` terms, all weights
+    (`full`), or neither (`film`).
+    Departures: differences instead of eq. 21's attention over (winner, loser), and modulation that begins at none;
+    with the paper's own encoder few steps find nothing.
+
+    State: as of `dpo`, and `scale`, the features' size. Users: the latent float32[n_users, width].
+    """
+
+    tune: Literal["lora", "full", "film"] = "full"
+    steps: int = 540
+    batch: int = 18
+    targets: int = 9  # of a user; this and `context`: C.2
+    context: int = 6
+    width: int = 64
+    film_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.targets, self.context, self.width) < 1 or self.film_rate <= 0 or self.batch % self.targets:
+            raise Mistake(
+                "np_dpo: targets, context, width must be 1 or more, film_rate above 0, and batch a multiple of targets",
+                "batch = 18, targets = 9",
+            )
+
+    def refuses(self, task: Manifest) -> str | None:
+        return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
+
+    def open(self, seed: int, n_features: int = 0) -> Policy:
+        model = super().open(seed).lm
+        if self.tune == "film":
+            model.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            film = Film(n_features, self.width, len(policy.blocks(model)), model.config.get_text_config().hidden_size)
+        return Policy(model, film).to(policy.device())
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        tokens, reference = self.read(train.items)
+        scale = max(float(np.sqrt(np.square(train.gap).mean())), 1e-6)
+        return {"scale": torch.tensor(scale)} | optimise(
+            self.open(run.seed, train.gap.shape[1]),
+            tokens,
+            reference,
+            self.schedule(train, scale, run),
+            beta=self.beta,
+            steps=self.steps,
+            rates={"lm": self.rate, "film": self.film_rate},
+            run=run,
+        )
+
+    def schedule(self, train: Pairs, scale: float, run: Run) -> Callable[[int], Step]:
+        """The users of each step, and of each his context and targets."""
+        count, size = np.diff(train.offsets), self.batch // self.targets
+        able = np.flatnonzero(count > self.targets)
+        if not len(able):
+            raise ValueError(f"no training user has more than {self.targets} pairs: lower targets")
+
+        def step_at(step: int) -> Step:
+            rng = np.random.default_rng([run.seed, 1, step])
+            rows, shown = [], []
+            for user in rng.choice(able, size):
+                own = train.offsets[user] + rng.permutation(count[user])
+                n = min(rng.integers(self.context + 1), len(own) - self.targets)
+                rows.append(own[: self.targets])
+                shown.append(own[self.targets : self.targets + n])
+            rows = np.concatenate(rows)
+            means = np.stack([toward(train, some).sum(0) / max(1, len(some)) / scale for some in shown])
+            return Step(
+                train.left[rows].astype(np.int64),
+                train.right[rows].astype(np.int64),
+                train.label[rows],
+                np.repeat(means.astype(np.float32), self.targets, axis=0),
+            )
+
+        return step_at
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users:
+        total = np.zeros((context.n_users, context.items.features.shape[1]), dtype=np.float32)
+        np.add.at(total, context.user, toward(context, np.arange(len(context))))
+        mean = total / np.maximum(np.diff(context.offsets), 1)[:, None].astype(np.float32)
+        film = self.opened(state).film
+        with torch.inference_mode():
+            shown = torch.from_numpy(mean).to(policy.device()) / state["scale"].to(policy.device())
+            return (film.latent(shown).cpu().clone(),)
+
+
+def toward(pairs: Pairs, rows: np.ndarray) -> np.ndarray:
+    """float32[n, d]: features of winner less loser of those rows; a soft label shortens the gap."""
+    features = pairs.items.features
+    return (features[pairs.left[rows]] - features[pairs.right[rows]]) * (2 * pairs.label[rows] - 1)[:, None]

@@ -1,0 +1,262 @@
+"""A causal language model as a policy: whole or by LoRA, modulated by a user's vector, and what it thinks of responses."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import safetensors.numpy
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from harness import engines, lm, together
+from harness.data import Items
+from harness.mistake import Mistake
+from harness.store import Store, hashed
+
+DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
+RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
+TOKENS = (
+    8192  # of a batch on a GPU, padding included: float32 logits of 150,000 words take 5 GB, and so do their gradients
+)
+TOKENS_ON_CPU = 2048  # larger batches fall out of the caches
+
+
+def make_model(name: str) -> lm.LanguageModel:
+    """The language model that `name` names. Raises Mistake where it is none that can be trained."""
+    model = lm.parse(name, DEFAULTS, RECIPE)
+    if model.engine != "transformers":
+        raise Mistake(f"{name!r}: policies are trained in transformers", f"transformers:{model.model}")
+    if model["max_length"] < 2:
+        raise Mistake(f"{name!r}: max_length is below 2", "leave it out for 2048")
+    return model
+
+
+def canonical(name: str) -> str:
+    """One string for one model: what a method's field `model` has as its identity."""
+    return make_model(name).canonical
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Items as a model reads them: item i is ids[start[i]:start[i + 1]], its response from answer[i] on."""
+
+    ids: np.ndarray  # int32[all tokens]
+    start: np.ndarray  # int64[items + 1]
+    answer: np.ndarray  # int64[items]
+
+    @property
+    def length(self) -> np.ndarray:
+        return np.diff(self.start)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids int64, mask bool and response bool, each [rows, longest]; padding stands on the right."""
+        place = np.arange(self.length[rows].max())
+        mask = place < self.length[rows][:, None]
+        ids = self.ids[np.where(mask, self.start[rows][:, None] + place, 0)]
+        response = mask & (place >= (self.answer - self.start[:-1])[rows][:, None])
+        return tuple(torch.from_numpy(a).to(device) for a in (np.where(mask, ids, 0).astype(np.int64), mask, response))
+
+
+@lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
+def tokens_of(items: Items, model: lm.LanguageModel, cut: int = 0) -> Tokens:
+    """All items' tokens: the prompt by the model's chat template (or plain), the response, and the token that ends it.
+
+    A response longer than `cut` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
+    ValueError for empty responses, for such as do not fit, and where a tokenizer has no token that ends a text: a policy
+    would never learn to stop.
+    """
+    tokenizer = engines.tokenizer(model.folder())
+    room = engines.context_length(config_of(model.folder()), tokenizer, model["max_length"])
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
+    prompts, responses = (items.text[name].to_pylist() for name in ("prompt", "response"))
+    if empty := [i for i, text in enumerate(responses) if not text.strip()]:
+        raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
+    before = {prompt: engines.render(tokenizer, None, prompt) for prompt in set(prompts)}
+    said = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
+    after = [ids[:cut] if 0 < cut < len(ids) else ids + [tokenizer.eos_token_id] for ids in said]
+    if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
+        raise ValueError(
+            f"{len(long)} responses are longer than the context of {room} tokens, for example item {long[0]} "
+            f"with {len(after[long[0]])}: cut = {room // 2} cuts them; or take a model with a longer context"
+        )
+    heads = [before[prompt][-(room - len(ids)) :] for prompt, ids in zip(prompts, after, strict=True)]
+    length = np.array([len(head) + len(ids) for head, ids in zip(heads, after, strict=True)])
+    start = np.concatenate([[0], length.cumsum()])
+    ids = np.fromiter(
+        (t for pair in zip(heads, after, strict=True) for part in pair for t in part), np.int32, start[-1]
+    )
+    return Tokens(ids, start, start[:-1] + [len(head) for head in heads])
+
+
+@lru_cache(8)
+def config_of(folder: Path):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def open_lm(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The causal language model in a folder, on this process's device, without dropout."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    opened = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    return opened.to(device()).eval()
+
+
+def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
+    """The model with trainable low-rank terms beside every linear layer but the last (Hu et al. 2021), which begin at zero."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(category=FutureWarning, action="ignore"):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+class Policy(nn.Module):
+    """A language model, and where `film` is there a network that modulates each of its blocks for a user.
+
+    A block's output o becomes (1 + scale) * o + shift (FiLM, Perez et al. 2017; Few-shot Steerable, eq. 23).
+    """
+
+    def __init__(self, model: nn.Module, film: Film | None = None) -> None:
+        super().__init__()
+        self.lm, self.film = model, film
+        self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden], of the batch in work
+        if film is not None:
+            for place, block in enumerate(blocks(model)):
+                block.register_forward_hook(partial(self._modulated, place))
+
+    def _modulated(self, place: int, block: nn.Module, given, output):
+        if self.modulation is None:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        scale, shift = self.modulation[:, place].to(hidden.dtype).unbind(1)
+        hidden = torch.addcmul(shift[:, None], hidden, 1 + scale[:, None])
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        response: torch.Tensor,
+        shown: torch.Tensor | None = None,
+        latent: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """float64[batch]: log-probability of each response given its prompt, whose tokens' sum float32 would round.
+
+        For the users of whom `shown` tells, or whose latents those are (see Film); without either, unmodulated.
+        """
+        unmodulated = self.film is None or shown is None and latent is None
+        self.modulation = None if unmodulated else self.film.modulation(shown, latent)
+        first = int(response.int().argmax(1).min())  # nothing before it is asked for
+        target, asked = ids[:, first:], response[:, first:]
+        logits = self.lm(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=ids.shape[1] - first + 1)
+        each = -cross_entropy(logits.logits[:, :-1][asked].float(), target[asked], reduction="none")
+        return each.new_zeros(len(ids), dtype=torch.float64).index_add(0, asked.nonzero()[:, 0], each.double())
+
+    @contextlib.contextmanager
+    def acting(self, latent: torch.Tensor | None) -> Iterator[None]:
+        """Within it the model alone (`lm`) acts for the users with those latents float32[batch, width]."""
+        self.modulation = None if self.film is None or latent is None else self.film.modulation(latent=latent)
+        try:
+            yield
+        finally:
+            self.modulation = None
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """The tensors that training moves, by name."""
+        return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+
+class Film(nn.Module):
+    """Reads a user from the mean of his context's features, winner less loser, and says how blocks are modulated.
+
+    A linear map of that mean, a layer norm, an MLP: the latent. A linear map of the latent, zero at first, so that
+    training begins at the unmodulated model.
+    """
+
+    def __init__(self, features: int, width: int, n_blocks: int, hidden: int) -> None:
+        super().__init__()
+        self.shape = (n_blocks, 2, hidden)
+        self.weigh = nn.Linear(features, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.out = nn.Linear(width, n_blocks * 2 * hidden)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def latent(self, shown: torch.Tensor) -> torch.Tensor:
+        """float32[n, width] from mean gaps float32[n, features]."""
+        return self.mlp(self.norm(self.weigh(shown)))
+
+    def modulation(self, shown: torch.Tensor | None = None, latent: torch.Tensor | None = None) -> torch.Tensor:
+        """float32[n, blocks, 2, hidden]: scale less one, and shift."""
+        return self.out(self.latent(shown) if latent is None else latent).unflatten(1, self.shape)
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The model without PEFT's wrapping around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    return plain(model).get_decoder().layers
+
+
+def autocast() -> contextlib.AbstractContextManager:
+    """bfloat16 on a GPU; on a CPU nothing, where it would be slower."""
+    return torch.autocast("cuda", torch.bfloat16) if device().type == "cuda" else contextlib.nullcontext()
+
+
+def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Tensor | None = None) -> torch.Tensor:
+    """float64[n]: log-probability of the response of item rows[i] for a user with latent[i]; workers share the batches."""
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    limit = TOKENS if device().type == "cuda" else TOKENS_ON_CPU
+    with torch.inference_mode(), autocast():
+        for turn, some in enumerate(engines.batches(tokens.length[rows], limit)):
+            if turn % together.size() == together.rank():
+                whose = None if latent is None else latent[torch.from_numpy(some)].to(device())
+                found[some] = policy(*tokens.batch(rows[some], device()), latent=whose).double().cpu()
+    return together.summed(found)
+
+
+def reference(items: Items, model: lm.LanguageModel, cut: int = 0) -> torch.Tensor:
+    """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
+    return _reference(items, model, cut, Store.current())
+
+
+@lru_cache(2)
+def _reference(items: Items, model: lm.LanguageModel, cut: int, store: Store) -> torch.Tensor:
+    text = hashlib.sha256()
+    for name in ("prompt", "response"):
+        for chunk in items.text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
+            text.update(chunk)
+    identity = model.identity | {"text": text.hexdigest(), "cut": cut, "device": device().type}
+    key = hashed(identity)
+    kept = store.read("references", key)
+    if together.agreed(kept is not None):
+        kept = kept or store.read("references", key)
+        return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
+    tokens = tokens_of(items, model, cut)
+    found = log_probs(Policy(open_lm(model.folder())), tokens, np.arange(len(items)))
+    if together.rank() == 0:
+        content = safetensors.numpy.save({"log_probs": found.numpy()})
+        store.open().commit("references", key, identity, {"log_probs.safetensors": content}, {})
+    return found

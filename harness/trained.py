@@ -1,0 +1,55 @@
+"""Language models that trials trained: kept with their settings, loaded again bit for bit, written for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors
+
+from harness import find
+from harness.method import Method, State
+from harness.mistake import Mistake
+from harness.store import Store
+from harness.trial import Trial, identity_of, name_at_version
+
+
+def described(trial: Trial) -> dict[str, str]:
+    """What a file of tensors says of the method that learned them."""
+    return {"method": name_at_version(trial.method), "fields": json.dumps(identity_of(trial.method), sort_keys=True)}
+
+
+def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
+    """The method of a finished trial that trained a language model, and what it learned, bit for bit; else None."""
+    if "learned.safetensors" not in manifest["files"]:
+        return None
+    with safetensors.safe_open(store.verified(manifest, "learned.safetensors"), "pt") as file:
+        if not (told := file.metadata()):
+            return None
+        state = {k.removeprefix("state/"): file.get_tensor(k) for k in file.keys() if k.startswith("state/")}
+    fields = json.loads(told["fields"]) | {"model": manifest["facts"]["model"]}  # where it lay, for what it was
+    return find.make("method", told["method"].partition("@")[0], fields), state
+
+
+def save_trained(store: Store, manifest: dict, folder: Path) -> str:
+    """Writes the language model that a trial trained into a new folder, and returns how to use it.
+
+    Raises Mistake where it trained none, and where there is something in the folder.
+    """
+    found = load_trained(store, manifest) if "files" in manifest else None
+    if found is None:
+        raise Mistake(
+            f"the trial {manifest['key']} has no language model to save", "trials of policies, such as dpo, have"
+        )
+    method, state = found
+    try:
+        (folder := folder.absolute()).mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise Mistake(f"{folder} is not empty", "name a new folder: nothing is overwritten")
+        return method.export(state, folder)
+    except OSError as error:
+        raise Mistake(f"{folder} cannot be written ({error.strerror})", "name a folder you may write") from error
+    except NotImplementedError as error:
+        raise Mistake(
+            f"{method.name} cannot write its model for other programs", "its tensors are in the store"
+        ) from error

@@ -1,0 +1,225 @@
+"""Direct preference optimisation of a policy: the training loop, alone or with other workers, which goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.functional import logsigmoid
+
+from harness import engines, together
+from harness.method import Run, State
+from harness.policy import TOKENS, Policy, Tokens, autocast, blocks, device
+from harness.store import Store
+
+SAVE_SECONDS = 120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
+WARMUP = 0.05  # of the steps
+CLIP = 1.0  # norm of the gradient of all weights together
+ADAM = 12  # bytes that each trained weight needs beside itself: its gradient and two moments
+ROOM = 0.8  # of a GPU's memory that weights and moments may take; the rest is for a batch
+
+
+class Step(NamedTuple):
+    """The pairs of one step, drawn from seed and step alone."""
+
+    left: np.ndarray  # int64[batch], items
+    right: np.ndarray
+    label: np.ndarray  # float32[batch], P(left preferred)
+    shown: np.ndarray | None = None  # float32[batch, features]: mean gap of the context of each pair's user, see Film
+
+
+def dpo_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """[n], nats: -log sigmoid of the margin toward the preferred side, averaged by the label (Rafailov et al. 2023, eq. 7).
+
+    margin: beta times the policy's log-ratio left over right, less the reference's.
+    """
+    return -label * logsigmoid(margin) - (1 - label) * logsigmoid(-margin)
+
+
+def optimise(
+    policy: Policy,
+    tokens: Tokens,
+    reference: torch.Tensor,
+    step_at: Callable[[int], Step],
+    *,
+    beta: float,
+    steps: int,
+    rates: dict[str, float],
+    run: Run,
+    held_out: Callable[[], dict[str, float]] | None = None,
+) -> State:
+    """Minimises the DPO loss of step_at(0), step_at(1), ... by Adam; returns the tensors it moved, by name.
+
+    reference: float64[items], log-probabilities under the reference model. rates: learning rate by the first part of a
+    tensor's name, `lm` or `film`. The rate rises linearly over the first WARMUP of the steps and falls to zero as a
+    cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
+    that of one worker, but for rounding. A state is saved in run.checkpoint now and then, and training goes on from
+    there: to the same bits, for the same number of workers. ValueError where the loss is not finite.
+    """
+    sharded, whole = shards(policy), shared(policy)
+    learned = policy.learned()
+    groups = [
+        {"params": [t for name, t in learned.items() if name.startswith(part)], "lr": rate, "rate": rate}
+        for part, rate in rates.items()
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    first, recent = restored(learned, optimizer, run)
+    every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", SAVE_SECONDS))
+    saved = began = time.monotonic()
+    read, warm = 0, max(1, round(WARMUP * steps))
+    for step in range(first, steps):
+        share = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * share
+        optimizer.zero_grad(set_to_none=True)
+        drawn = step_at(step)
+        found = gradients(whole, tokens, reference, drawn, beta)
+        norm = clipped(list(learned.values()))
+        loss, margin, right, n_tokens = together.summed(found).tolist()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
+            raise ValueError(
+                f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}"
+            )
+        optimizer.step()
+        read += n_tokens
+        recent.append((loss, margin, right))
+        if (step + 1) % max(1, steps // 40) == 0:  # 40 points draw a curve; each is the mean since the one before
+            loss, margin, right = np.mean(recent, axis=0)
+            run.log(step=step + 1, train_loss=loss, train_margin=margin, train_accuracy=right)
+            recent.clear()
+        if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
+            run.log(**held_out())
+        now = time.monotonic()
+        if run.checkpoint and step + 1 < steps and together.agreed(now - saved >= every):
+            save(learned, optimizer, step + 1, recent, run)
+            saved = time.monotonic()
+    if steps > first:
+        run.log(tokens_per_second=read / (time.monotonic() - began))
+    return {name: gathered(t.detach()).cpu().clone() for name, t in learned.items()}
+
+
+def gradients(
+    whole: torch.nn.Module, tokens: Tokens, reference: torch.Tensor, drawn: Step, beta: float
+) -> torch.Tensor:
+    """Adds this worker's part of the step's gradient; returns its part of [loss, margin, accuracy, tokens] float64.
+
+    Of the pairs by length it takes every n-th, in batches under a budget of tokens that hold both sides of a pair. All
+    workers have as many, since they gather each other's shards at every batch: some repeat a pair that does not count.
+    """
+    n, size = len(drawn.left), together.size()
+    length = np.maximum(tokens.length[drawn.left], tokens.length[drawn.right])
+    order = np.argsort(-length, kind="stable")
+    order = np.concatenate([order, order[-1:].repeat(-n % size)])
+    mine, counts = order[together.rank() :: size], np.arange(len(order))[together.rank() :: size] < n
+    found = torch.zeros(4, dtype=torch.float64)
+    some = list(engines.batches(2 * length[order[::size]], TOKENS))  # by the longest pair that any worker has
+    for turn, places in enumerate(some):
+        rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(device())
+        items = np.concatenate([drawn.left[rows], drawn.right[rows]])
+        shown = None
+        if drawn.shown is not None:
+            shown = torch.from_numpy(np.concatenate([drawn.shown[rows]] * 2)).to(device())
+        last = turn == len(some) - 1
+        with nullcontext() if last or not hasattr(whole, "no_sync") else whole.no_sync():
+            with autocast():
+                said = whole(*tokens.batch(items, device()), shown)
+            left, right = (said - reference[torch.from_numpy(items)].to(said)).chunk(2)
+            margin = beta * (left - right)
+            label = torch.from_numpy(drawn.label[rows]).to(margin)
+            loss = weight @ dpo_loss(margin, label)
+            (loss * size).backward()  # workers' gradients are averaged
+        toward = margin.detach() * (2 * label - 1)
+        correct = (toward.sign() + 1) / 2
+        found[:3] += torch.stack([loss.detach(), weight @ toward, weight @ correct]).cpu()
+        found[3] += tokens.length[items].reshape(2, -1)[:, counts[places]].sum()
+    return found
+
+
+def shared(policy: Policy) -> torch.nn.Module:
+    """The policy as several workers train it: each whole (DDP), or where that does not fit a GPU in shards (FSDP)."""
+    if together.size() == 1:
+        return policy
+    if shards(policy):
+        from torch.distributed.fsdp import fully_shard
+
+        for block in blocks(policy.lm):
+            fully_shard(block)
+        return fully_shard(policy)
+    return torch.nn.parallel.DistributedDataParallel(policy)
+
+
+def shards(policy: Policy) -> bool:
+    """Whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 says so without asking."""
+    if said := os.environ.get("MANYMINDS_SHARD"):
+        return said == "1"
+    if device().type != "cuda":
+        return False
+    needed = sum(t.nbytes for t in policy.parameters()) + ADAM * sum(t.numel() for t in policy.learned().values())
+    return needed > ROOM * torch.cuda.get_device_properties(device()).total_memory
+
+
+def clipped(tensors: list[torch.Tensor]) -> float:
+    """The norm of the gradient of all tensors together, which is made no longer than CLIP."""
+    norm = torch.nn.utils.clip_grad_norm_(tensors, CLIP)
+    return float(gathered(norm))
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, where workers hold parts of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def save(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int, recent: list, run: Run) -> None:
+    """Weights, moments, step and curves so far, in one file, whole or not at all."""
+    tensors = {f"weight/{name}": gathered(t.detach()) for name, t in learned.items()}
+    for name, t in learned.items():
+        kept = optimizer.state[t]
+        tensors |= {f"{moment}/{name}": gathered(kept[moment]) for moment in ("exp_avg", "exp_avg_sq")}
+    if together.rank() == 0:
+        content = safetensors.torch.save(
+            {name: t.cpu().contiguous() for name, t in tensors.items()},
+            metadata={"step": str(step), "curves": json.dumps(run.curves), "recent": json.dumps(recent)},
+        )
+        part = run.checkpoint / "state.part"
+        with Store.current().explained():
+            run.checkpoint.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, run.checkpoint / "state.safetensors")
+
+
+def restored(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, list]:
+    """Puts a saved state back, if there is one: the step to go on with, and what is not drawn yet of the curves."""
+    file = run.checkpoint / "state.safetensors" if run.checkpoint else None
+    if not together.agreed(file is not None and file.is_file()):
+        return 0, []
+    with safe_open(file, "pt") as kept:
+        step, recent = int(kept.metadata()["step"]), json.loads(kept.metadata()["recent"])
+        run.curves.update(json.loads(kept.metadata()["curves"]))
+        for name, t in learned.items():
+
+            def like(part: str) -> torch.Tensor:
+                tensor = kept.get_tensor(f"{part}/{name}").to(t.device)
+                return distribute_tensor(tensor, t.device_mesh, t.placements) if isinstance(t, DTensor) else tensor
+
+            with torch.no_grad():
+                t.copy_(like("weight"))
+            optimizer.state[t] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": like("exp_avg"),
+                "exp_avg_sq": like("exp_avg_sq"),
+            }
+    return step, recent

@@ -1,0 +1,142 @@
+"""What policies write: each text beside the reference model's, and what it is truly worth to the person it is for."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+
+from harness import steer
+from harness.prepare import Prepared, open_prepared
+from harness.run import REFERENCE, derangement
+from harness.steer import Candidates, preferred
+from harness.store import Store
+from harness.task import Task
+from harness.trial import Trial
+
+TOLD = {"kl": "kl", "tokens": "n_tokens", "stopped": "stopped", "fluency": "reference"}  # by the policy, of every text
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What `run.write` stored: for the people and prompts that come first, a text at each number of shots."""
+
+    people: np.ndarray  # int32[n_users]
+    prompts: int
+    rows: dict[int, pl.DataFrame]  # by shots, REFERENCE among them; a row per (person, prompt), in that order
+
+    def values(self, shots: int, column: str) -> np.ndarray:
+        """float64[n_users, prompts]."""
+        return self.rows[shots][column].cast(pl.Float64).to_numpy().reshape(len(self.people), self.prompts)
+
+    def means(self, shots: int) -> dict[str, np.ndarray]:
+        """float64[n_users] each: what the policy itself told, means over prompts, and how much more than its reference.
+
+        kl: nats of a response.  tokens.  stopped: share that ended by themselves.  fluency: nats of a token, the log-
+        probability under the reference model.  tokens_more, stopped_more, fluency_more: less the reference's own.
+        """
+        own = {name: self.values(shots, column).mean(1) for name, column in TOLD.items()}
+        theirs = {name: self.values(REFERENCE, column).mean(1) for name, column in TOLD.items() if name != "kl"}
+        return own | {f"{name}_more": own[name] - value for name, value in theirs.items()}
+
+
+def read(store: Store, trial: Trial) -> Texts | None:
+    """None where the trial wrote nothing."""
+    manifest = store.read("trials", trial.key)
+    if "written.arrow" not in manifest["files"]:
+        return None
+    table = pl.read_ipc(io.BytesIO(store.load(manifest, "written.arrow")))
+    rows = {shots: part for (shots,), part in table.partition_by("shots", as_dict=True, maintain_order=True).items()}
+    people = rows[REFERENCE]["person"].unique(maintain_order=True).to_numpy()
+    return Texts(people, len(rows[REFERENCE]) // len(people), rows)
+
+
+@lru_cache(1024)  # utilities are read from the texts anew for every board, claim and figure, but once in a process
+def outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
+    """A row per (shots, person) of what a finished trial wrote, as `Texts.means` has it, and `worth` where that is known."""
+    texts = read(store, trial)
+    if texts is None:
+        return None
+    known = worth(texts, trial.task, open_prepared(store, trial.task_key))
+    return pl.concat(
+        [
+            pl.DataFrame({"person": texts.people} | texts.means(shots) | known.get(shots, {}))
+            .with_columns(shots=pl.lit(shots))
+            for shots in texts.rows
+            if shots != REFERENCE
+        ]
+    )  # fmt: skip
+
+
+def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, np.ndarray]]:
+    """By shots, float64[n_users] each: means over prompts of true utilities; {} where nobody knows them.
+
+    gain: of the text written for the person, less that of the reference model's text.
+    win: how often the person prefers the first of these two; a tie is one half.
+    swapped: the gain of the text that was written for another person, by a fixed derangement, to this one.
+    mean_user: the gain of the mean user (of the truth's population, or else of the test people): what adapting to one
+        person brings the others, or costs them.
+    above, room: over the mean of the prompts' frozen candidates, and that of the best of them: as steer.worth has it,
+        so that above / room is 0 for a random candidate and 1 for the best.
+    win_random: probability of being preferred to one of the candidates at random.
+    """
+    found = candidates(texts, prepared)
+    if found is None:
+        return {}
+    try:
+        read = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
+    except NotImplementedError:
+        return {}
+    truth, n = prepared.truth, len(texts.people)
+    everybody = (
+        truth.users[prepared.splits.panels["test"].query.people] if truth.population is None else truth.population
+    )
+    attributes = {shots: values.reshape(n, texts.prompts, -1).astype(np.float64) for shots, values in read.items()}
+    own, mean_user = truth.users[texts.people].astype(np.float64), everybody.mean(0, dtype=np.float64)
+
+    def utility(values: np.ndarray) -> np.ndarray:
+        """float64[n_users, prompts]: to the person in whose row a text stands."""
+        return np.einsum("npk,nk->np", values, own)
+
+    base, before = utility(attributes[REFERENCE]), attributes[REFERENCE] @ mean_user
+    columns = {}
+    for shots in texts.rows.keys() - {REFERENCE}:
+        mine = utility(attributes[shots])
+        wins = preferred(mine[..., None], found.utility, found.tie).mean(2, dtype=np.float64)
+        each = {
+            "gain": mine - base,
+            "win": preferred(mine, base, found.tie).astype(np.float64),
+            "mean_user": attributes[shots] @ mean_user - before,
+            "above": mine - found.utility.mean(2, dtype=np.float64),
+            "room": found.utility.max(2) - found.utility.mean(2, dtype=np.float64),
+            "win_random": wins,
+        }
+        if n > 1:
+            each["swapped"] = utility(attributes[shots][derangement(n)]) - base
+        columns[shots] = {name: values.mean(1) for name, values in each.items()}
+    return columns
+
+
+def candidates(texts: Texts, prepared: Prepared) -> Candidates | None:
+    """The frozen candidates of the prompts written to, and what they are worth to the people written to."""
+    found = steer.candidates(prepared)
+    if found is None:
+        return None
+    n = len(texts.people)
+    return Candidates(found.people[:n], found.utility[:n, : texts.prompts], found.wins[:n, : texts.prompts], found.tie)
+
+
+@lru_cache(1024)
+def best_of(store: Store, trial: Trial) -> pl.DataFrame | None:
+    """What stands beside the texts: `steer.worth` of the trial's own choices, for the same people and prompts.
+
+    A row per (shots, n, person); None where the trial wrote nothing, or its candidates' worth is unknown.
+    """
+    texts = read(store, trial)
+    known = None if texts is None else candidates(texts, open_prepared(store, trial.task_key))
+    places = {} if known is None else steer.chosen(store, trial)
+    places = {n: p[: len(texts.people), : texts.prompts] for n, p in places.items() if n in texts.rows}
+    return steer.worth(known, places, {}) if places else None

@@ -1,0 +1,183 @@
+"""Training a policy beside TRL's DPOTrainer, and what caching, like lengths and FiLM are worth: the small LM, on one thread.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_policies.py
+
+CPU seconds, not those of the clock: the median of rounds in which all ways take turns. TRL trains in the same batches,
+with reference log-probabilities cached. Peak memory (Linux) is what a process of its own took beside what it began with.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import torch
+from datasets import Dataset, disable_progress_bars
+from threadpoolctl import threadpool_limits
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+
+from harness import policy, small_lm
+from harness.data import TEXT, Items
+from harness.find import make
+from harness.method import Run
+from harness.policy import Film, Policy, blocks, log_probs
+from harness.store import FOLDER, Store
+from harness.tuning import Step, optimise
+from harness.world import PROMPTS, respond
+
+STEPS = 12  # of a round
+BATCH = 16  # pairs a step
+ROUNDS = 5
+WINDOW = 16 * BATCH  # pairs sorted by length, as in harness/methods/dpo.py
+FEATURES = 64  # of the context
+BETA = 0.05
+
+
+def texts(n: int) -> Items:
+    """Pair i: items 2 i and 2 i + 1, two responses of the text world to one prompt."""
+    rng = np.random.default_rng(0)
+    prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n).repeat(2)]
+    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
+    return Items(text=pa.table([prompts, responses], schema=TEXT))
+
+
+def steps(pairs: np.ndarray, shown: bool = False) -> Callable[[int], Step]:
+    """Those pairs, the left side preferred, BATCH a step; with a context of random numbers."""
+    mean = np.random.default_rng(1).normal(size=(BATCH, FEATURES)).astype(np.float32) if shown else None
+
+    def step_at(step: int) -> Step:
+        rows = pairs[step * BATCH : (step + 1) * BATCH]
+        return Step(2 * rows, 2 * rows + 1, np.ones(BATCH, dtype=np.float32), mean)
+
+    return step_at
+
+
+def theirs(model, folder: Path, items: Items, pairs: np.ndarray) -> DPOTrainer:
+    """TRL's trainer of those pairs in that order, with reference log-probabilities found before."""
+    prompt, response = (items.text[name].to_pylist() for name in ("prompt", "response"))
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": prompt[2 * pair]}],
+            "chosen": [{"role": "assistant", "content": response[2 * pair]}],
+            "rejected": [{"role": "assistant", "content": response[2 * pair + 1]}],
+        }
+        for pair in pairs
+    ]
+    settings = DPOConfig(
+        str(folder / "trl"),
+        beta=BETA,
+        bf16=False,
+        use_cpu=True,
+        activation_checkpointing=False,
+        precompute_ref_log_probs=True,
+        per_device_train_batch_size=BATCH,
+        train_sampling_strategy="sequential",
+        max_steps=STEPS,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
+    trainer = DPOTrainer(model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.log = lambda *_: None
+    return trainer
+
+
+def peak(work: Callable[[], object]) -> float:
+    """MB that `work` takes at most, in a process of its own, beside what is there already."""
+
+    def child() -> None:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work left would serve this one unseen
+        before = psutil.Process().memory_info().rss
+        work()
+        say.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+    heard, say = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return heard.recv() / 1e6
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main(folder: Path) -> None:
+    os.environ[FOLDER] = f"{folder}/store"
+    Store(folder / "store").open()
+    small_lm.build(folder / "lm", steps=0)
+    made = {
+        tune: make("method", "dpo", {"model": f"transformers:{folder / 'lm'}", "tune": tune})
+        for tune in ("full", "lora")
+    }
+    items = texts(STEPS * BATCH)
+    lm = made["full"].lm
+    tokens, reference = policy.tokens_of(items, lm), policy.reference(items, lm)
+    length = tokens.length.reshape(-1, 2)
+    random = np.arange(len(length))  # they are in no order
+    alike = random[np.lexsort((length.max(1), random // WINDOW))]
+    base, opened = Policy(policy.open_lm(lm.folder())), {tune: each.open(0) for tune, each in made.items()}
+    model = made["full"].open(0).lm
+    film = Policy(model, Film(FEATURES, 64, len(blocks(model)), model.config.hidden_size))
+
+    def ours(policy: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
+        rates = {"lm": 1e-6, "film": 1e-6}
+        return lambda: optimise(policy, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0))
+
+    def uncached(step: int) -> Step:
+        drawn = steps(alike)(step)
+        log_probs(base, tokens, np.concatenate([drawn.left, drawn.right]))
+        return drawn
+
+    ways = {
+        "ours, full": ours(opened["full"], steps(alike)),
+        "TRL, full": theirs(made["full"].open(0).lm, folder, items, alike).train,
+        "ours, LoRA": ours(opened["lora"], steps(alike)),
+        "TRL, LoRA": theirs(made["lora"].open(0).lm, folder, items, alike).train,
+        "reference every step": ours(opened["full"], uncached),
+        "FiLM": ours(film, steps(alike, shown=True)),
+        "random batches": ours(opened["full"], steps(random)),
+    }
+    taken = {name: [] for name in ways}
+    for turn in range(ROUNDS + 1):
+        for name, work in list(ways.items())[:: 1 if turn % 2 else -1]:
+            took = seconds(work)
+            if turn:  # the first warms up
+                taken[name].append(took)
+    print(f"{STEPS} steps of {BATCH} pairs, {length.sum():,} tokens; median of {ROUNDS} rounds on one thread")
+    median = {name: float(np.median(each)) for name, each in taken.items()}
+    for name, work in ways.items():
+        spread = f"{min(taken[name]):.2f} to {max(taken[name]):.2f}"
+        print(
+            f"  {name:21} {median[name]:6.2f} s ({spread}) {length.sum() / median[name]:8,.0f} tokens/s, "
+            f"peak {peak(work):5.0f} MB"
+        )
+    for name, over, under in (
+        ("TRL's time over ours, full", "TRL, full", "ours, full"),
+        ("TRL's time over ours, LoRA", "TRL, LoRA", "ours, LoRA"),
+        ("reference every step over cached (aim: 1.25)", "reference every step", "ours, full"),
+        ("with FiLM over without (aim: below 1.10)", "FiLM", "ours, full"),
+        ("random batches over like lengths", "random batches", "ours, full"),
+    ):
+        print(f"  {name}: {median[over] / median[under]:.2f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's own
+    with threadpool_limits(1), tempfile.TemporaryDirectory() as place:
+        main(Path(place))

@@ -1,0 +1,249 @@
+"""Policies against plain transformers, hand-worked margins, and themselves after a kill."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness import policy, small_lm
+from harness.data import TEXT, Items, Pairs, Panel
+from harness.find import make
+from harness.method import Run
+from harness.store import Store
+from harness.tuning import dpo_loss
+from harness.world import PROMPTS, respond
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of an untrained small language model."""
+    folder = tmp_path_factory.mktemp("lm") / "model"
+    small_lm.build(folder, steps=0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def train():
+    """Six users of twelve pairs, in two camps: one likes long responses, the other short ones."""
+    rng, n = np.random.default_rng(0), 72
+    prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n)]
+    table = pa.table(
+        [p for prompt in prompts for p in [prompt] * 2]
+        and [
+            [prompt for prompt in prompts for _ in range(2)],
+            [respond(prompt, int(s)) for prompt in prompts for s in rng.integers(1 << 30, size=2)],
+        ],
+        schema=TEXT,
+    )
+    length = np.array([len(t) for t in table["response"].to_pylist()])
+    user = np.repeat(np.arange(6, dtype=np.int32), 12)
+    left, right = np.arange(0, 2 * n, 2, dtype=np.int32), np.arange(1, 2 * n, 2, dtype=np.int32)
+    longer = (length[left] > length[right]).astype(np.float32)
+    features = np.stack([length / length.std(), rng.normal(size=2 * n)], 1).astype(np.float32)
+    label = np.where(user % 2, longer, 1 - longer).astype(np.float32)
+    return Pairs(user, np.arange(6, dtype=np.int32), left, right, label, Items(features, table))
+
+
+def method(name, base, **fields):
+    return make("method", name, {"model": f"transformers:{base}", "steps": 4, "batch": 4} | fields)
+
+
+def fitted(made, train, run=None):
+    return made.fit(train, Panel(train.first(2), train), run or Run(0))
+
+
+def by_hand(lm, tokenizer, prompt, response):
+    """Log-probability of the response and its end, a token at a time."""
+    head = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+    )
+    ids = head + tokenizer(response)["input_ids"] + [tokenizer.eos_token_id]
+    with torch.no_grad():
+        said = lm(torch.tensor([ids])).logits[0].log_softmax(1)
+    return sum(float(said[i - 1, ids[i]]) for i in range(len(head), len(ids)))
+
+
+def test_reference_is_what_transformers_says_and_is_found_once(base, train, monkeypatch):
+    model = policy.make_model(f"transformers:{base}")
+    found = policy.reference(train.items, model)
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    for row in (0, 7, 143):
+        prompt, response = (train.items.text[name][row].as_py() for name in ("prompt", "response"))
+        assert float(found[row]) == pytest.approx(by_hand(lm, tokenizer, prompt, response), rel=1e-5)
+    monkeypatch.setattr(policy, "log_probs", lambda *_: 1 / 0)
+    again = Items(train.items.features, train.items.text)  # another object, the same texts
+    assert torch.equal(policy.reference(again, model), found)
+
+
+@pytest.mark.parametrize("name", ["dpo", "np_dpo"])
+def test_before_training_every_reward_is_zero(base, train, name):
+    made = method(name, base, **({"targets": 2} if name == "np_dpo" else {}))
+    opened = made.open(0, 2)
+    latent = torch.randn(3, made.width) if name == "np_dpo" else None
+    said = policy.log_probs(opened, policy.tokens_of(train.items, made.lm), np.array([0, 5, 9]), latent)
+    assert torch.allclose(said, policy.reference(train.items, made.lm)[[0, 5, 9]], atol=1e-4)
+
+
+def test_loss_is_rafailovs_by_hand():
+    margin = torch.tensor([0.3, -2.0], dtype=torch.float64)
+    loss = dpo_loss(margin, torch.tensor([1.0, 0.25]))
+    expected = [
+        -np.log(1 / (1 + np.exp(-0.3))),
+        -0.25 * np.log(1 / (1 + np.exp(2))) - 0.75 * np.log(1 / (1 + np.exp(-2))),
+    ]
+    assert loss.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, tune):
+    one_camp = train.of(np.array([1, 3, 5]))
+    made = method("dpo", base, tune=tune, steps=20, batch=9, beta=0.5, rate=2e-3)
+    state = fitted(made, one_camp)
+    users = made.adapt(state, one_camp, Run(0))
+    toward = made.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
+    assert (toward > 0).double().mean() > 0.9  # length alone tells
+
+
+def test_lora_learns_low_rank_terms_alone(base, train):
+    state = fitted(method("dpo", base, tune="lora", rank=2), train)
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    layers = 7 * lm.config.num_hidden_layers  # linear maps of a block
+    assert len(state) == 2 * layers and all("lora_" in name for name in state)
+    assert {min(t.shape) for t in state.values()} == {2}
+
+
+def test_killed_and_run_again_it_finds_the_same_bits(base, train, tmp_path, monkeypatch):
+    made = method("np_dpo", base, steps=6, targets=2)
+    undisturbed = fitted(made, train)
+    monkeypatch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
+    run = Run(0, checkpoint=tmp_path / "checkpoint")
+
+    class Killed(Exception):
+        pass
+
+    def dies_at(step, schedule):
+        def step_at(now):
+            if now == step:
+                raise Killed
+            asked.append(now)
+            return schedule(now)
+
+        return step_at
+
+    asked, whole = [], type(made).schedule
+    monkeypatch.setattr(type(made), "schedule", lambda *given: dies_at(4, whole(*given)))
+    with pytest.raises(Killed):
+        fitted(made, train, run)
+    monkeypatch.setattr(type(made), "schedule", lambda *given: dies_at(99, whole(*given)))
+    later = Run(0, checkpoint=tmp_path / "checkpoint")
+    found = fitted(made, train, later)
+    assert asked == [0, 1, 2, 3, 4, 5]  # no step twice
+    assert found.keys() == undisturbed.keys() and all(torch.equal(found[k], undisturbed[k]) for k in found)
+    assert later.curves["step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_np_dpo_tells_two_camps_apart(base, train):
+    made = method("np_dpo", base, steps=30, batch=12, targets=6, context=4, beta=0.5, rate=3e-3)
+    state = fitted(made, train)
+    z = made.score(state, made.adapt(state, train.first(4), Run(0)), train)
+    assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
+    other = made.adapt(state, train.first(4), Run(0))[0].roll(1, 0)  # each answered as the other camp
+    z = made.score(state, (other,), train)
+    assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() < 0.35
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train):
+    with pytest.raises(ValueError, match=r"at step \d+, of the item pairs \d+:\d+"):
+        fitted(method("dpo", base, tune="full", rate=1e30, steps=10), train)
+
+
+def changed(train, row, response):
+    responses = train.items.text["response"].to_pylist()
+    responses[row] = response
+    text = pa.table([train.items.text["prompt"], responses], schema=TEXT)
+    return replace(train, items=Items(train.items.features, text))
+
+
+@pytest.mark.parametrize(
+    ("response", "says"),
+    [
+        ("  ", "1 responses are empty, for example that of item 5"),
+        ("a " * 3000, "1 responses are longer than the context of 1024"),
+    ],
+)
+def test_responses_that_cannot_be_used_are_named(base, train, response, says):
+    with pytest.raises(ValueError, match=says):
+        fitted(method("dpo", base), changed(train, 5, response))
+
+
+def test_a_long_prompt_loses_its_beginning(base, train):
+    text = pa.table([["word " * 3000 + "end"], ["Yes."]], schema=TEXT)
+    tokens = policy.tokens_of(Items(text=text), policy.make_model(f"transformers:{base}"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokens.length.tolist() == [1024]
+    assert tokenizer.decode(tokens.ids[tokens.answer[0] :]) == "Yes.<|end|>"
+    assert tokenizer.decode(tokens.ids[: tokens.answer[0]]).endswith("word end<|end|><|assistant|>")
+
+
+def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_not(base, train, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = tokenizer.pad_token = None
+    for name in ("plain", "endless"):
+        AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        tokenizer.eos_token = None
+    assert fitted(method("dpo", tmp_path / "plain"), train)
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        fitted(method("dpo", tmp_path / "endless"), train)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, tmp_path, tune):
+    made = method("dpo", base, tune=tune, rate=1e-2)
+    state = fitted(made, train)
+    told = made.export(state, tmp_path / "policy")
+    assert str(tmp_path / "policy") in told
+    if tune == "full":
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    else:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "policy")
+    ids, mask, _ = policy.tokens_of(train.items, made.lm).batch(np.array([3, 4]), torch.device("cpu"))
+    with torch.no_grad():
+        wanted = made.opened(state).lm(ids, attention_mask=mask.long()).logits
+        assert torch.equal(loaded(ids, attention_mask=mask.long()).logits, wanted)
+
+
+def test_the_same_prompts_and_draws_for_policy_and_reference(base, train):
+    made = method("np_dpo", base, targets=2, max_tokens=12, rate=1e-2)
+    state = fitted(made, train)
+    users = made.adapt(state, train.first(3), Run(0))
+    prompts, user = list(PROMPTS[:4]), np.array([0, 1, 0, 1])
+    reference = made.generate(state, None, user, prompts, Run(0))
+    assert reference["kl"].to_pylist() == [0.0] * 4
+    first, again = (made.generate(state, users, user, prompts, Run(0)) for _ in range(2))
+    assert first.equals(again)
+    assert (first["kl"].to_numpy() > 0).all()
+    alone = made.generate(state, users, user[:1], prompts[:1], Run(0))
+    assert alone["response"][0] == first["response"][0]
+
+
+def test_refuses_what_it_cannot_do(base):
+    from harness.method import Manifest
+
+    plain = Manifest(None, has_text=True, has_seconds=False, has_truth=False)
+    assert method("dpo", base).refuses(plain) is None
+    assert "numeric features" in method("np_dpo", base, targets=2).refuses(plain)
+    assert "text" in method("dpo", base).refuses(replace(plain, has_text=False))
+    assert os.environ["MANYMINDS_STORE"]

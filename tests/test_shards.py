@@ -1,0 +1,118 @@
+"""Policies trained by two processes, each holding all weights (DDP) or half of each (FSDP), are that of one process."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+from torch import distributed
+
+from harness import small_lm, tuning
+from harness.data import TEXT, Items, Pairs, Panel
+from harness.find import make
+from harness.method import Run
+from harness.store import Store
+from harness.world import PROMPTS, respond
+
+USERS, PAIRS, STEPS, LATER = 4, 6, 6, 3
+METHODS = {
+    "dpo": {"tune": "lora", "rank": 4, "rate": 1e-2},
+    "np_dpo": {"tune": "full", "targets": 1, "context": 3},
+}
+CASES = [("dpo", "1"), ("np_dpo", "1"), ("np_dpo", "0")]  # and whether in shards
+WORK = "import sys; from pathlib import Path; from tests.test_shards import work; work(Path(sys.argv[1]), int(sys.argv[2]))"
+
+
+def data() -> Pairs:
+    rng, n = np.random.default_rng(0), USERS * PAIRS
+    prompts = [PROMPTS[i] for i in np.repeat(rng.integers(len(PROMPTS), size=n), 2)]
+    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
+    items = Items(rng.normal(size=(2 * n, 3)).astype(np.float32), pa.table([prompts, responses], schema=TEXT))
+    left, user = np.arange(0, 2 * n, 2, dtype=np.int32), np.repeat(np.arange(USERS, dtype=np.int32), PAIRS)
+    return Pairs(
+        user, np.arange(USERS, dtype=np.int32), left, left + 1, rng.integers(0, 2, n).astype(np.float32), items
+    )
+
+
+def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | None = None) -> dict[str, torch.Tensor]:
+    """What training finds in steps of an odd number of pairs and several batches.
+
+    What is saved in `checkpoint` before step LATER is copied to `kept`.
+    """
+    method = make(
+        "method", name, {"model": f"transformers:{folder / 'lm'}", "steps": STEPS, "batch": 5} | METHODS[name]
+    )
+    train, schedule = data(), type(method).schedule
+
+    def watched(*given):
+        drawn = schedule(*given)
+
+        def step_at(step):
+            if step == LATER and kept:
+                shutil.copytree(checkpoint, kept)
+            return drawn(step)
+
+        return step_at
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYMINDS_STORE", str(folder / "store"))
+        patch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
+        patch.setattr(tuning, "TOKENS", 500)  # of one or two pairs
+        patch.setattr(type(method), "schedule", watched)
+        return method.fit(train, Panel(train.first(2), train), Run(0, checkpoint=checkpoint))
+
+
+def work(folder: Path, rank: int) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for name, shard in CASES:
+        os.environ["MANYMINDS_SHARD"] = shard
+        found = fit(folder, name, folder / f"all_{name}{shard}", folder / f"kept_{name}{shard}" if rank == 0 else None)
+        if rank == 0:
+            safetensors.torch.save_file(found, folder / f"{name}{shard}")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where two processes have trained every case."""
+    folder = tmp_path_factory.mktemp("shards")
+    small_lm.build(folder / "lm", steps=0)
+    Store(folder / "store").open()
+    command, home = [sys.executable, "-c", WORK, str(folder)], Path(__file__).parent.parent
+    workers = [subprocess.Popen([*command, rank], cwd=home) for rank in "01"]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """What one process finds."""
+    return {name: fit(folder, name) for name in METHODS}
+
+
+def assert_alike(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("name", "shard"), CASES)
+def test_two_processes_learn_what_one_does(folder, alone, name, shard):
+    assert_alike(safetensors.torch.load_file(folder / f"{name}{shard}"), alone[name])
+
+
+@pytest.mark.parametrize(("name", "shard"), CASES)
+def test_one_process_goes_on_from_what_two_saved(folder, alone, name, shard):
+    assert_alike(fit(folder, name, folder / f"kept_{name}{shard}"), alone[name])

@@ -1,0 +1,79 @@
+"""Our DPO loss and its gradient are those of TRL's DPOTrainer, which is given the same pairs as text."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from harness import policy, small_lm
+from harness.data import TEXT, Items
+from harness.find import make
+from harness.store import Store
+from harness.tuning import Step, gradients
+from harness.world import PROMPTS, respond
+
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'manyminds[test]'")
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+PAIRS = 12
+BETA = 0.3
+TURNS = (("prompt", "user"), ("response", "assistant"))
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """The folder of an untrained small language model, and a store."""
+    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    Store(tmp_path / "store").open()
+    small_lm.build(tmp_path / "lm", steps=0)
+    return tmp_path / "lm"
+
+
+def trainer(base, model, texts, chosen, rejected, folder):
+    """TRL's, without dropout, in float32."""
+    said = [[{"role": role, "content": text} for text in texts[name].to_pylist()] for name, role in TURNS]
+    rows = [
+        {"prompt": [said[0][w]], "chosen": [said[1][w]], "rejected": [said[1][r]]}
+        for w, r in zip(chosen, rejected, strict=True)
+    ]
+    settings = trl.DPOConfig(
+        str(folder), beta=BETA, bf16=False, use_cpu=True, report_to="none", activation_checkpointing=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return trl.DPOTrainer(model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_loss_and_every_gradient_are_trls(base, tmp_path, tune):
+    rng = np.random.default_rng(0)
+    prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=PAIRS)] * 2
+    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * PAIRS), strict=True)]
+    items = Items(text=pa.table([prompts, responses], schema=TEXT))
+    left, right, label = np.arange(PAIRS), np.arange(PAIRS, 2 * PAIRS), np.arange(PAIRS) % 2
+    made = make("method", "dpo", {"model": f"transformers:{base}", "tune": tune, "rank": 4})
+    ours = made.open(0)
+    tokens, reference = policy.tokens_of(items, made.lm), policy.reference(items, made.lm)
+
+    chosen, rejected = np.where(label, left, right), np.where(label, right, left)
+    theirs = trainer(base, made.open(0).lm, items.text, chosen, rejected, tmp_path / "trl")
+    batch = theirs.data_collator(list(theirs.train_dataset))
+    assert batch["attention_mask"].sum() == tokens.length.sum()  # the same tokens, rendered by TRL
+
+    torch.manual_seed(0)
+    with torch.no_grad():  # away from the reference, where no term of the gradient vanishes
+        for name, weight in ours.learned().items():
+            weight += 0.02 * torch.randn_like(weight)
+            theirs.model.get_parameter(name.removeprefix("lm.")).copy_(weight)
+    loss = gradients(ours, tokens, reference, Step(left, right, label.astype(np.float32)), BETA)[0]
+    expected = theirs.compute_loss(theirs.model, batch)
+    expected.backward()
+
+    assert abs(float(loss) - np.log(2)) > 0.01
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    found, wanted = {}, {}
+    for name, weight in ours.learned().items():
+        found[name], wanted[name] = weight.grad, theirs.model.get_parameter(name.removeprefix("lm.")).grad
+        assert float((found[name] - wanted[name]).norm()) < 1e-4 * float(wanted[name].norm()), name
+    found, wanted = (torch.cat([t.ravel() for t in each.values()]) for each in (found, wanted))
+    assert float((found - wanted).norm()) <= 1e-5 * float(wanted.norm())
