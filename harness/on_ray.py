@@ -219,6 +219,8 @@ def _run_share(group: dict) -> None:
     trial travels, and the worker makes the trial anew, so that no class is pickled.
     """
     os.environ.update(group["environment"])
+    if not group["gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
     from harness import find, together
     from harness.run import finish_all
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -139,11 +140,11 @@ class Policy(nn.Module):
         super().__init__()
         self.lm, self.film = model, film
         self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden], of the batch in work
-        if film is not None:
-            for place, block in enumerate(blocks(model)):
-                block.register_forward_hook(partial(self._modulated, place))
+        me = weakref.ref(self)  # else the model held itself, with its gradients, until Python looks for such rings
+        for place, block in enumerate(blocks(model) if film is not None else []):
+            block.register_forward_hook(lambda block, given, output, place=place: me()._modulated(place, output))
 
-    def _modulated(self, place: int, block: nn.Module, given, output):
+    def _modulated(self, place: int, output):
         if self.modulation is None:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
@@ -217,7 +218,12 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    return plain(model).get_decoder().layers
+    """The model's blocks, in order. ValueError where they are not found."""
+    decoder = plain(model).get_decoder()
+    for name in ("layers", "h"):  # h: GPT-2 and its kin
+        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
+            return found
+    raise ValueError(f"the blocks of {type(decoder).__name__} were not found: dpo without recompute needs none")
 
 
 def autocast() -> contextlib.AbstractContextManager:
@@ -237,25 +243,30 @@ def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Te
     return together.summed(found)
 
 
-def reference(items: Items, model: lm.LanguageModel, cut: int = 0) -> torch.Tensor:
+def reference(items: Items, model: lm.LanguageModel, cut: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
-    return _reference(items, model, cut, Store.current())
+    return _reference(items, model, cut, dtype, Store.current())
 
 
 @lru_cache(2)
-def _reference(items: Items, model: lm.LanguageModel, cut: int, store: Store) -> torch.Tensor:
+def _reference(items: Items, model: lm.LanguageModel, cut: int, dtype: torch.dtype, store: Store) -> torch.Tensor:
     text = hashlib.sha256()
     for name in ("prompt", "response"):
         for chunk in items.text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
             text.update(chunk)
-    identity = model.identity | {"text": text.hexdigest(), "cut": cut, "device": device().type}
+    identity = model.identity | {
+        "text": text.hexdigest(),
+        "cut": cut,
+        "dtype": str(dtype),
+        "device": device().type,
+    }
     key = hashed(identity)
     kept = store.read("references", key)
     if together.agreed(kept is not None):
         kept = kept or store.read("references", key)
         return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
     tokens = tokens_of(items, model, cut)
-    found = log_probs(Policy(open_lm(model.folder())), tokens, np.arange(len(items)))
+    found = log_probs(Policy(open_lm(model.folder(), dtype)), tokens, np.arange(len(items)))
     if together.rank() == 0:
         content = safetensors.numpy.save({"log_probs": found.numpy()})
         store.open().commit("references", key, identity, {"log_probs.safetensors": content}, {})

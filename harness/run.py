@@ -92,7 +92,12 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
     began = time.perf_counter()
     validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
-    state = method.fit(splits.train, shown, run)
+    try:
+        state = method.fit(splits.train, shown, run)
+    except Exception as error:  # it would only fail again from there; later on, what was fitted is kept
+        if checkpoint and not together.is_another_gone(error):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        raise
     fit_seconds = time.perf_counter() - began
     adapt_seconds, bytes_per_user, test_users, written, speed = 0.0, 0.0, (), None, None
     for name, panel in splits.panels.items():
@@ -262,8 +267,6 @@ def finish(trial: Trial, store: Store) -> bool:
         reason = f"{type(error).__name__}: {error}"
         if alone or not store.failure(trial.key):  # of several reasons the first
             store.fail(trial.key, trial.identity, reason, traceback.format_exc())
-        if checkpoint:
-            shutil.rmtree(checkpoint, ignore_errors=True)
         if not alone and not together.have_all_failed(trial.key, reason):
             raise
         return False

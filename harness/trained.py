@@ -15,8 +15,9 @@ from harness.trial import Trial, identity_of, name_at_version
 
 
 def described(trial: Trial) -> dict[str, str]:
-    """What a file of tensors says of the method that learned them."""
-    return {"method": name_at_version(trial.method), "fields": json.dumps(identity_of(trial.method), sort_keys=True)}
+    """What a file of tensors says of the method that learned them: one entry, since several have no order."""
+    told = {"method": name_at_version(trial.method), "fields": identity_of(trial.method)}
+    return {"trained": json.dumps(told, sort_keys=True)}
 
 
 def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
@@ -24,11 +25,18 @@ def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
     if "learned.safetensors" not in manifest["files"]:
         return None
     with safetensors.safe_open(store.verified(manifest, "learned.safetensors"), "pt") as file:
-        if not (told := file.metadata()):
+        if not file.metadata():
             return None
+        told = json.loads(file.metadata()["trained"])
         state = {k.removeprefix("state/"): file.get_tensor(k) for k in file.keys() if k.startswith("state/")}
-    fields = json.loads(told["fields"]) | {"model": manifest["facts"]["model"]}  # where it lay, for what it was
-    return find.make("method", told["method"].partition("@")[0], fields), state
+    there = manifest["facts"]["model"]  # where it lay, for what it was
+    method = find.make("method", told["method"].partition("@")[0], told["fields"] | {"model": there})
+    if (found := identity_of(method)["model"]) != told["fields"]["model"]:
+        raise Mistake(
+            f"the model {there} is another than the one this trial began with: {found} for {told['fields']['model']}",
+            "bring back the one it was; what was learned fits no other",
+        )
+    return method, state
 
 
 def save_trained(store: Store, manifest: dict, folder: Path) -> str:

@@ -64,7 +64,7 @@ def optimise(
     tensor's name, `lm` or `film`. The rate rises linearly over the first WARMUP of the steps and falls to zero as a
     cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
     that of one worker, but for rounding. A state is saved in run.checkpoint now and then, and training goes on from
-    there: to the same bits, for the same number of workers. ValueError where the loss is not finite.
+    there: on a CPU to the same bits, for the same number of workers. ValueError where the loss is not finite.
     """
     sharded, whole = shards(policy), shared(policy)
     learned = policy.learned()
@@ -75,9 +75,9 @@ def optimise(
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     first, recent = restored(learned, optimizer, run)
     every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", SAVE_SECONDS))
-    saved = began = time.monotonic()
-    read, warm = 0, max(1, round(WARMUP * steps))
+    saved, read, busy, warm = time.monotonic(), 0, 0.0, max(1, round(WARMUP * steps))
     for step in range(first, steps):
+        began = time.monotonic()
         share = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * share
@@ -92,7 +92,7 @@ def optimise(
                 f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}"
             )
         optimizer.step()
-        read += n_tokens
+        read, busy = read + n_tokens, busy + time.monotonic() - began
         recent.append((loss, margin, right))
         if (step + 1) % max(1, steps // 40) == 0:  # 40 points draw a curve; each is the mean since the one before
             loss, margin, right = np.mean(recent, axis=0)
@@ -100,12 +100,13 @@ def optimise(
             recent.clear()
         if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
             run.log(**held_out())
-        now = time.monotonic()
-        if run.checkpoint and step + 1 < steps and together.agreed(now - saved >= every):
+        due = step + 1 == steps or time.monotonic() - saved >= every
+        if run.checkpoint and together.agreed(due):
             save(learned, optimizer, step + 1, recent, run)
             saved = time.monotonic()
+    optimizer.zero_grad(set_to_none=True)  # gradients are as large as the model, which is opened again to be asked
     if steps > first:
-        run.log(tokens_per_second=read / (time.monotonic() - began))
+        run.log(tokens_per_second=read / busy)
     return {name: gathered(t.detach()).cpu().clone() for name, t in learned.items()}
 
 
@@ -147,7 +148,10 @@ def gradients(
 
 
 def shared(policy: Policy) -> torch.nn.Module:
-    """The policy as several workers train it: each whole (DDP), or where that does not fit a GPU in shards (FSDP)."""
+    """The policy as several workers train it: each whole (DDP), or where that does not fit a GPU in shards (FSDP).
+
+    Shards spare gradients and moments, the most of it; to be loaded, and asked, the weights must fit each GPU whole.
+    """
     if together.size() == 1:
         return policy
     if shards(policy):

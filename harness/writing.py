@@ -52,13 +52,11 @@ def write(
     noise than the log-ratio of what was drawn. ValueError where a prompt is empty or leaves no room in the context.
     """
     device = next(lm.parameters()).device
-    asked = [render(tokenizer, None, prompt) for prompt in prompts]
     limit = context_length(lm.config, tokenizer, None)
-    for row, tokens in enumerate(asked):
-        if not 0 < len(tokens) < limit:
-            raise ValueError(
-                f"prompt {row} has {len(tokens)} tokens; the context has {limit}, the response's among them"
-            )
+    known = {prompt: render(tokenizer, None, prompt)[-max(1, limit - max_tokens) :] for prompt in set(prompts)}
+    asked = [known[prompt] for prompt in prompts]
+    if not all(asked):
+        raise ValueError(f"{sum(not tokens for tokens in asked)} prompts have no tokens")
     keys = [(seeds, row) for row in range(len(prompts))] if isinstance(seeds, (int, np.integer)) else seeds
     ends = ends_of(lm, tokenizer, device)
     plain = policy is None and steer is None and reference is None

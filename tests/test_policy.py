@@ -1,12 +1,12 @@
 """Policies against plain transformers, hand-worked margins, and themselves after a kill."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import policy, small_lm
@@ -38,8 +38,7 @@ def train():
     rng, n = np.random.default_rng(0), 72
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n)]
     table = pa.table(
-        [p for prompt in prompts for p in [prompt] * 2]
-        and [
+        [
             [prompt for prompt in prompts for _ in range(2)],
             [respond(prompt, int(s)) for prompt in prompts for s in rng.integers(1 << 30, size=2)],
         ],
@@ -152,6 +151,14 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, tmp_path, monk
     assert later.curves["step"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, train, tmp_path, monkeypatch):
+    made, run = method("dpo", base), Run(0, checkpoint=tmp_path / "checkpoint")
+    first = fitted(made, train, run)
+    monkeypatch.setattr(type(made), "schedule", lambda *_: lambda step: 1 / 0)
+    again = fitted(made, train, Run(0, checkpoint=tmp_path / "checkpoint"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_np_dpo_tells_two_camps_apart(base, train):
     made = method("np_dpo", base, steps=30, batch=12, targets=6, context=4, beta=0.5, rate=3e-3)
     state = fitted(made, train)
@@ -225,6 +232,17 @@ def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, t
         assert torch.equal(loaded(ids, attention_mask=mask.long()).logits, wanted)
 
 
+def test_np_dpo_gives_away_its_model_and_what_modulates_it(base, train, tmp_path):
+    made = method("np_dpo", base, targets=2, rate=1e-2)
+    state = fitted(made, train)
+    assert "film.safetensors" in made.export(state, tmp_path / "policy")
+    kept = load_file(tmp_path / "policy" / "film.safetensors")
+    assert kept and all(torch.equal(kept[name], state[name]) for name in kept)
+    weights = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").named_parameters())
+    assert all(torch.equal(weights[name], state[f"lm.{name}"]) for name in weights)
+    assert kept.keys() | {f"lm.{name}" for name in weights} == state.keys()
+
+
 def test_the_same_prompts_and_draws_for_policy_and_reference(base, train):
     made = method("np_dpo", base, targets=2, max_tokens=12, rate=1e-2)
     state = fitted(made, train)
@@ -246,4 +264,3 @@ def test_refuses_what_it_cannot_do(base):
     assert method("dpo", base).refuses(plain) is None
     assert "numeric features" in method("np_dpo", base, targets=2).refuses(plain)
     assert "text" in method("dpo", base).refuses(replace(plain, has_text=False))
-    assert os.environ["MANYMINDS_STORE"]

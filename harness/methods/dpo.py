@@ -74,12 +74,18 @@ class Dpo(Method):
 
     def read(self, items: Items) -> tuple[policy.Tokens, torch.Tensor]:
         """The items' tokens, and their log-probabilities under the reference model."""
-        return policy.tokens_of(items, self.lm, self.cut), policy.reference(items, self.lm, self.cut)
+        tokens = policy.tokens_of(items, self.lm, self.cut)
+        return tokens, policy.reference(items, self.lm, self.cut, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as the model comes; the same for the reference."""
+        frozen = self.tune == "lora" and policy.device().type == "cuda"
+        return torch.bfloat16 if frozen else torch.float32
 
     def open(self, seed: int, n_features: int = 0) -> Policy:
         """The policy before training, which is the reference model."""
-        frozen = self.tune == "lora" and policy.device().type == "cuda"
-        opened = policy.open_lm(self.lm.folder(), torch.bfloat16 if frozen else torch.float32)
+        opened = policy.open_lm(self.lm.folder(), self.dtype)
         if self.recompute:
             opened.gradient_checkpointing_enable({"use_reentrant": False})
             for block in policy.blocks(opened):
@@ -143,7 +149,7 @@ class Dpo(Method):
 
     def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
         """A response to prompts[i] for the user of row i; each row draws by its own seed."""
-        opened, base = self.opened(state), policy.open_lm(self.lm.folder())
+        opened, base = self.opened(state), policy.open_lm(self.lm.folder(), self.dtype)
         return write(
             base if latent is None else opened.lm,
             engines.tokenizer(self.lm.folder()),
@@ -159,7 +165,7 @@ class Dpo(Method):
         opened = self.opened(state)
         opened.lm.save_pretrained(folder)
         engines.tokenizer(self.lm.folder()).save_pretrained(folder)
-        if self.tune == "full":
+        if self.tune != "lora":
             return (
                 f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
                 f"vllm: LLM({str(folder)!r})\nmanyminds: generator = {f'transformers:{folder}'!r}"
@@ -202,9 +208,11 @@ def log_ratio(
 
 
 def held_out(opened: Policy, tokens: policy.Tokens, reference: torch.Tensor, query: Pairs, beta: float) -> dict:
-    """Loss, margin and accuracy of the first HELD_OUT validation pairs."""
+    """Margin and accuracy of the first HELD_OUT validation pairs; nothing where there are none."""
+    if not len(query):
+        return {}
     rows = np.arange(min(HELD_OUT, len(query)))
     items = np.concatenate([query.left[rows], query.right[rows]]).astype(np.int64)
     left, right = (policy.log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]).chunk(2)
     toward = beta * (left - right) * torch.from_numpy(2 * query.label[rows] - 1)
-    return {"validation_margin": toward.mean(), "validation_accuracy": (toward > 0).double().mean()}
+    return {"validation_margin": toward.mean(), "validation_accuracy": ((toward.sign() + 1) / 2).mean()}

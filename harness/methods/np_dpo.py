@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from harness import policy
 from harness.data import Pairs, Panel
@@ -29,7 +31,7 @@ class NpDpo(Dpo):
     Departures: differences instead of eq. 21's attention over (winner, loser), and modulation that begins at none;
     with the paper's own encoder few steps find nothing.
 
-    State: as of `dpo`, and `scale`, the features' size. Users: the latent float32[n_users, width].
+    Curves: as of `dpo`, but of the steps' pairs alone. State: as of `dpo`, and `scale`, the features' size. Users: the latent float32[n_users, width].
     """
 
     tune: Literal["lora", "full", "film"] = "full"
@@ -108,6 +110,16 @@ class NpDpo(Dpo):
         with torch.inference_mode():
             shown = torch.from_numpy(mean).to(policy.device()) / state["scale"].to(policy.device())
             return (film.latent(shown).cpu().clone(),)
+
+    def export(self, state: State, folder: Path) -> str:
+        told = super().export(state, folder)
+        film = {name: t.contiguous() for name, t in state.items() if name == "scale" or name.startswith("film.")}
+        save_file(film, folder / "film.safetensors")
+        return (
+            f"{told}\nThat is the model unmodulated, nobody's policy. What modulates it for a user is in film.safetensors, "
+            "which only manyminds\nreads: harness.trained.load_trained gives method and state, method.adapt(state, context, "
+            "Run(0)) reads users\nfrom their choices, method.generate(state, users, user, prompts, Run(0)) writes for them."
+        )
 
 
 def toward(pairs: Pairs, rows: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Value-augmented sampling: a user's reward, foretold for every next token, tilts a language model as it writes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,8 @@ class Vas(LinearMethod):
     both, the base model finds a token of what is written as likely as one of its own, to .05 nats, and texts still end.
     """
 
+    together: ClassVar[bool] = True  # for the GPU that its model is on; several workers find the same
+
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
     strength: float = 1.0
     axes: int = 8
@@ -67,6 +70,7 @@ class Vas(LinearMethod):
         self.lm.check()
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        run = replace(run, device="cpu")  # of the head and the prior, which are small
         prior = MixedLogit().fit(train, validation, run)
         rows = np.unique(np.concatenate([train.left, train.right]))
         features = torch.from_numpy(train.items.features[rows]).double()

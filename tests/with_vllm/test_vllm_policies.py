@@ -1,0 +1,61 @@
+"""What `manyminds show KEY --save DIR` wrote of a policy, loaded in vLLM as it says: the policy's own log-probabilities."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from harness import policy, small_lm
+from harness.data import TEXT, Items, Pairs, Panel
+from harness.find import make
+from harness.method import Run
+from harness.world import PROMPTS, respond
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_vllm_says_what_the_policy_says(tmp_path, monkeypatch, tune):
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    small_lm.build(tmp_path / "base", steps=0)
+    prompts = [p for p in PROMPTS[:8] for _ in range(2)]
+    text = pa.table([prompts, [respond(p, i) for i, p in enumerate(prompts)]], schema=TEXT)
+    left, user = np.arange(0, 16, 2, dtype=np.int32), np.repeat(np.arange(2, dtype=np.int32), 4)
+    label = np.ones(8, dtype=np.float32)
+    train = Pairs(user, np.arange(2, dtype=np.int32), left, left + 1, label, Items(None, text))
+    made = make("method", "dpo", {"model": f"transformers:{tmp_path}/base", "tune": tune, "steps": 5, "rate": 1e-2})
+    made = make("method", "dpo", {**vars(made), "batch": 4})
+    state = made.fit(train, Panel(train.first(1), train), Run(0))
+    told = made.export(state, tmp_path / "policy")
+    assert ("LoRARequest" in told) == (tune == "lora")
+
+    tokens, reference = made.read(train.items)
+    wanted = policy.log_probs(made.opened(state), tokens, np.arange(16))
+    assert (wanted - reference).abs().min() > 0.1  # another model by now
+    lora = tune == "lora"
+    options = {"enable_lora": True, "max_lora_rank": made.rank} if lora else {}
+    llm = LLM(
+        str(tmp_path / ("base" if lora else "policy")),
+        dtype="float32",
+        enforce_eager=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=8192,
+        **options,
+    )
+    read = [tokens.ids[tokens.start[i] : tokens.start[i + 1]].tolist() for i in range(16)]
+    out = llm.generate(
+        [{"prompt_token_ids": ids} for ids in read],
+        SamplingParams(max_tokens=1, prompt_logprobs=0),
+        use_tqdm=False,
+        lora_request=LoRARequest("policy", 1, str(tmp_path / "policy")) if lora else None,
+    )
+    for i, request in enumerate(out):
+        first = tokens.answer[i] - tokens.start[i]
+        said = [request.prompt_logprobs[k][read[i][k]].logprob for k in range(first, len(read[i]))]
+        assert sum(said) == pytest.approx(float(wanted[i]), abs=1e-2)
