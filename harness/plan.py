@@ -9,8 +9,6 @@ from harness.store import Store
 from harness.suite import Plan
 from harness.trial import Trial
 
-GUESS = 2.0  # seconds for a trial nothing is known about: the median of the quick suite's slower methods
-GUESS_TOGETHER = 120.0  # the same of one that trains a language model: some 200 steps of the project's small one
 DISAGREE = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
 ICC = 0.05  # how far such differences go together within one person
 
@@ -21,15 +19,14 @@ def unfinished(plan: Plan, store: Store) -> list[Trial]:
 
 
 def estimated_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
-    """Seconds each trial would take: as long as finished ones of the same method and task took, else a guess."""
+    """Seconds each trial would take: as long as finished ones of the same method and task took, else the method's guess."""
     taken: dict[tuple[str, str], list[float]] = {}
     for key in store.keys("trials"):
         if manifest := store.read("trials", key):
             identity = manifest["identity"]
             taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
     known = {pair: median(seconds) for pair, seconds in taken.items()}
-    guess = {t: GUESS_TOGETHER if t.method.together else GUESS for t in trials}
-    return {t: known.get((t.identity["task"], t.identity["method"]), guess[t]) for t in trials}
+    return {t: known.get((t.identity["task"], t.identity["method"]), t.method.guess) for t in trials}
 
 
 def forecast(plan: Plan, store: Store) -> dict:

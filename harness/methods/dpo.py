@@ -69,6 +69,10 @@ class Dpo(Method):
     def lm(self) -> LanguageModel:
         return policy.make_model(self.model)
 
+    @property
+    def guess(self) -> float:
+        return 30 + 0.025 * self.steps * self.batch  # of the project's small model: a pair's step, and what is judged
+
     def ready(self) -> None:
         self.lm.check()
 

@@ -34,6 +34,10 @@ class DpoDedicated(Dpo):
         if self.kinds < 1:
             raise Mistake(f"dpo_dedicated: kinds = {self.kinds} is below 1", "kinds = 2")
 
+    @property
+    def guess(self) -> float:
+        return self.kinds * super().guess
+
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         utility = run.truth.users[train.people]
         kinds = np.unique(utility, axis=0)

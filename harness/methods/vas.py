@@ -66,6 +66,10 @@ class Vas(LinearMethod):
     def lm(self) -> LanguageModel:
         return policy.make_model(self.model)
 
+    @property
+    def guess(self) -> float:
+        return 30.0  # with the project's small model
+
     def ready(self) -> None:
         self.lm.check()
 
