@@ -91,8 +91,8 @@ def print_board(board: Board) -> None:
         return
     for task in board.tasks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("rank", "method"):
-            table.add_column(name, no_wrap=True)
+        table.add_column("rank", no_wrap=True)
+        table.add_column("method", overflow="fold")  # takes several lines before numbers lose digits
         for shots in task.task.shots:
             table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
         for name in (f"gain over {REFERENCE}", "p", "swapped", "worse"):
@@ -122,7 +122,7 @@ def print_board(board: Board) -> None:
 def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
     """What the methods' choices among candidates are worth."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
+    table.add_column("method", overflow="fold")
     for shots in task.task.shots:
         table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
     for name in ("beats random", "worse", f"beats {REFERENCE}", "worse", "peak"):
@@ -150,7 +150,7 @@ def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
     for title, heads, body in written_tables(rows):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for i, head in enumerate(heads):
-            table.add_column(head, justify="right" if i else "left", no_wrap=True)
+            table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
         for row, cells in body:
             table.add_row(*map(escape, cells), style="dim" if row.line else None)
         console.print(f"\n{title}")
