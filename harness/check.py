@@ -76,7 +76,8 @@ def in_miniature(method: Method) -> Iterator[Method]:
         small_lm.build(Path(folder, "model"), steps=0)
         os.environ[FOLDER] = folder
         try:
-            yield replace(method, model=f"transformers:{folder}/model", steps=2)
+            less = {"model": f"transformers:{folder}/model", "steps": 2}
+            yield replace(method, **{name: value for name, value in less.items() if name in fields_of(method)})
         finally:
             os.environ.pop(FOLDER) if before is None else os.environ.update({FOLDER: before})
 

@@ -22,7 +22,7 @@ other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A m
 `error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point); or, where the best of `n` candidates (None: of
 all) is chosen, `gain_of_n`, the gain in true utility over a random candidate, 1 for the best of all, or `win_random`,
 `win_shared`, the rate of wins over a random candidate, or over the one that `shared` chooses; or, where a policy
-writes, `written_gain` and the other numbers of harness/written.py, known at the least and the largest number of shots.
+writes, `written_gain` and others of TEXTS below (harness/written.py), known at the least and the largest number of shots.
 Measures:
 
     value    of - minus, or of / over, for each seed

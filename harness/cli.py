@@ -392,8 +392,10 @@ def show(
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
         raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
     found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+    find.add_plugins(plugin or [])
     if save:
-        find.add_plugins(plugin or [])
+        if as_json:
+            raise Mistake("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
         from harness.trained import save_trained
 
         print(save_trained(opened, found, save))
@@ -410,12 +412,16 @@ def show(
         found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]),
         end="",
     )
-    if "learned.safetensors" in found.get("files", {}):
-        from safetensors import safe_open
+    if "written.arrow" in found.get("files", {}):
+        from harness.written import samples
 
-        with safe_open(opened.file(found, "learned.safetensors"), "numpy") as learned:
-            if learned.metadata():
-                print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
+        for whose, text in samples(opened, found):
+            print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
+    if "learned.safetensors" in found.get("files", {}):
+        from harness.trained import exports
+
+        if exports(found):
+            print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
 
 
 @app.command()

@@ -72,6 +72,8 @@ def run_on_ray(
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
     policies = [t for t in trials if type(t.method).together]
+    if policies and "RAY_ADDRESS" not in os.environ:
+        _check_room(together, os.cpu_count(), gpus_here())
     cores = min(workers or os.cpu_count(), len(trials))
     with ray_session.cluster(store, max(cores, together) if policies else cores) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
@@ -301,12 +303,16 @@ def check_gpus(together: int, store: Store) -> None:
         with ray_session.cluster(store, 1):
             gpus = int(ray.cluster_resources().get("GPU", 0))
     else:
-        import torch
-
-        gpus = torch.cuda.device_count()
+        gpus = gpus_here()
     if not gpus:
         raise Mistake("there is no GPU here", "leave out --gpu to train on cores, or name a cluster by RAY_ADDRESS")
     _check_room(together, 0, gpus)
+
+
+def gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _check_room(together: int, cores: int, gpus: int) -> None:

@@ -73,8 +73,8 @@ WORDS = {
     "written": f"a policy writes to the first {WRITERS} people and the first {PROMPTS} of the candidates' prompts, and so "
     "does the model it started from, its reference, with the same random draws. Gain: in true utility to the person, "
     "over the reference's text; beats it: how often that is preferred to the reference's text, a tie one half; mean "
-    "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (nothing, by "
-    "construction, where opposite users are as common); swapped: "
+    "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (left out where "
+    "opposite users are as common, so that it is nothing); swapped: "
     "for this person, of the text that was written for another. Normalised: as for the best of n, of the same people and "
     "prompts, beside what the method's own reward gains by choosing among their candidates. KL: nats of a response, of "
     "the policy from its reference. Fluency: log-probability of a token under the reference, in nats. Stopped: share of "
@@ -166,8 +166,10 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     valued = [line for line in texts if "gain" in line[2].scores]
     normal = [line for line in texts if "normalised" in line[2].scores]
     counts = sorted({n for *_, found in normal for n in found.best_of})
+    taxed = any("mean_user" in found.scores for *_, found in valued)
     gains = [
-        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), told(w.scores, "swapped"), told(w.scores, "mean_user")])
+        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), told(w.scores, "swapped"),
+               *([told(w.scores, "mean_user")] if taxed else [])])
         for row, head, w in valued
     ]  # fmt: skip
     beside = [
@@ -176,11 +178,11 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     ]  # fmt: skip
     costs = [
         (row, [*head, span(w.scores["kl"]), changed(w.scores, "tokens", 1), changed(w.scores, "fluency", 2),
-               changed(w.scores, "stopped", 2), f"{row.costs.get('written_tokens_per_second', 0):.0f}"])
+               changed(w.scores, "stopped", 2), number(row.costs.get("written_tokens_per_second"), digits=0)])
         for row, head, w in texts
     ]  # fmt: skip
     found = [
-        ("utility over the reference model's text", ["gain", "beats it", "swapped", "mean user"], gains),
+        ("utility over the reference model's text", ["gain", "beats it", "swapped", *(["mean user"] if taxed else [])], gains),
         ("normalised gain, beside the best of n by the same reward", ["written", *(f"best of {n}" for n in counts)], beside),
         ("what it costs, and the change against the reference", ["KL", "tokens", "fluency", "stopped", "tokens/s"], costs),
     ]  # fmt: skip
@@ -465,14 +467,28 @@ def _written(axes, task: TaskBoard, looks: dict) -> None:
         ]  # fmt: skip
         values = [[p.value for p in points] for points in (x, y)]
         axes.errorbar(
-            *values, limits[1], limits[0], color=color, marker=marker, ls=dash, ms=7, capsize=3, label=row.label
+            *values,
+            limits[1],
+            limits[0],
+            color=color,
+            marker=marker,
+            ls=dash,
+            ms=7,
+            capsize=3,
+            label=None if row.line else row.label,
         )
+        if row.line:  # all grey: told apart by their names
+            axes.annotate(
+                row.label, (values[0][-1], values[1][-1]), (4, 5), textcoords="offset points", fontsize=7, color=color
+            )
         if found[0] != found[-1]:
             axes.plot(values[0][0], values[1][0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
         if best := found[-1].best_of:
             bound = [np.log(n) - (n - 1) / n for n in best]
             axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
     axes.set(xlabel="KL from the reference model, nats of a response", ylabel="normalised gain")
+    axes.set_xscale("symlog", linthresh=1)  # the best of n lies below 1, policies far above
+    axes.set_xlim(left=0)
     axes.axhline(0, color="#000000", lw=0.6)
     legend(axes.figure)
 

@@ -39,6 +39,15 @@ def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
     return method, state
 
 
+def exports(manifest: dict) -> bool:
+    """Whether `save_trained` would find something to write."""
+    name = manifest["identity"]["method"].partition("@")[0]
+    known = name in find.names("method")  # a plug-in that is not named now is not
+    return (
+        "learned.safetensors" in manifest["files"] and known and find.load("method", name).export is not Method.export
+    )
+
+
 def save_trained(store: Store, manifest: dict, folder: Path) -> str:
     """Writes the language model that a trial trained into a new folder, and returns how to use it.
 
@@ -50,6 +59,8 @@ def save_trained(store: Store, manifest: dict, folder: Path) -> str:
             f"the trial {manifest['key']} has no language model to save", "trials of policies, such as dpo, have"
         )
     method, state = found
+    if type(method).export is Method.export:
+        raise Mistake(f"{method.name} has no model of its own to write", "it steers the one it is given, as it writes")
     try:
         (folder := folder.absolute()).mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -57,7 +68,3 @@ def save_trained(store: Store, manifest: dict, folder: Path) -> str:
         return method.export(state, folder)
     except OSError as error:
         raise Mistake(f"{folder} cannot be written ({error.strerror})", "name a folder you may write") from error
-    except NotImplementedError as error:
-        raise Mistake(
-            f"{method.name} cannot write its model for other programs", "its tensors are in the store"
-        ) from error

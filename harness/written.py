@@ -54,6 +54,16 @@ def read(store: Store, trial: Trial) -> Texts | None:
     return Texts(people, len(rows[REFERENCE]) // len(people), rows)
 
 
+def samples(store: Store, manifest: dict) -> list[tuple[str, str]]:
+    """Of the first prompt: the reference model's text, and what was written for the first two people at the most shots."""
+    table = pl.read_ipc(io.BytesIO(store.load(manifest, "written.arrow"))).filter(prompt=0)
+    rows = pl.concat([table.filter(shots=REFERENCE).head(1), table.filter(shots=table["shots"].max()).head(2)])
+    return [
+        ("the reference wrote" if shots == REFERENCE else f"for person {person}", text)
+        for shots, person, text in rows.select("shots", "person", "response").iter_rows()
+    ]
+
+
 @lru_cache(1024)  # utilities are read from the texts anew for every board, claim and figure, but once in a process
 def outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
     """A row per (shots, person) of what a finished trial wrote, as `Texts.means` has it, and `worth` where that is known."""
@@ -78,7 +88,7 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
     win: how often the person prefers the first of these two; a tie is one half.
     swapped: the gain of the text that was written for another person, by a fixed derangement, to this one.
     mean_user: the gain of the mean user (of the truth's population, or else of the test people): what adapting to one
-        person brings the others, or costs them.
+        person brings the others, or costs them; absent where he wants nothing, as opposite users are equally common.
     above, room: over the mean of the prompts' frozen candidates, and that of the best of them: as steer.worth has it,
         so that above / room is 0 for a random candidate and 1 for the best.
     win_random: probability of being preferred to one of the candidates at random.
@@ -87,14 +97,14 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
     if found is None:
         return {}
     try:
-        read = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
+        traits = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
     except NotImplementedError:
         return {}
     truth, n = prepared.truth, len(texts.people)
     everybody = (
         truth.users[prepared.splits.panels["test"].query.people] if truth.population is None else truth.population
     )
-    attributes = {shots: values.reshape(n, texts.prompts, -1).astype(np.float64) for shots, values in read.items()}
+    attributes = {shots: values.reshape(n, texts.prompts, -1).astype(np.float64) for shots, values in traits.items()}
     own, mean_user = truth.users[texts.people].astype(np.float64), everybody.mean(0, dtype=np.float64)
 
     def utility(values: np.ndarray) -> np.ndarray:
@@ -109,11 +119,12 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
         each = {
             "gain": mine - base,
             "win": preferred(mine, base, found.tie).astype(np.float64),
-            "mean_user": attributes[shots] @ mean_user - before,
             "above": mine - found.utility.mean(2, dtype=np.float64),
             "room": found.utility.max(2) - found.utility.mean(2, dtype=np.float64),
             "win_random": wins,
         }
+        if mean_user.any():
+            each["mean_user"] = attributes[shots] @ mean_user - before
         if n > 1:
             each["swapped"] = utility(attributes[shots][derangement(n)]) - base
         columns[shots] = {name: values.mean(1) for name, values in each.items()}

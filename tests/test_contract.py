@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import find
-from harness.check import check_name, method_checks, task_checks
+from harness.check import check_name, in_miniature, method_checks, task_checks
 from harness.data import Splits
 from harness.methods.chance import Chance
 from harness.methods.mixed_logit import MixedLogit
@@ -167,6 +167,15 @@ def test_catches_a_broken_method(method, caught):
     sound = MixedLogit if issubclass(method, MixedLogit) else PerUser
     assert caught in broken(method_checks(method()))
     assert caught in [what for what, _ in method_checks(sound())] and caught not in broken(method_checks(sound()))
+
+
+def test_a_policy_of_ones_own_needs_no_language_model():
+    class Canned(PerUser):
+        def generate(self, state, users, user, prompts, run):
+            raise NotImplementedError
+
+    with in_miniature(Canned()) as method:
+        assert method == Canned()
 
 
 BROKEN = '''"""A task that cannot be built, for the tests."""
