@@ -76,7 +76,7 @@ WORDS = {
     "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (left out where "
     "opposite users are as common, so that it is nothing); swapped: "
     "for this person, of the text that was written for another. Normalised: as for the best of n, of the same people and "
-    "prompts, beside what the method's own reward gains by choosing among their candidates. KL: nats of a response, of "
+    "prompts, beside what the method's own reward gains by choosing among their candidates; above 1 is better than all of them. KL: nats of a response, of "
     "the policy from its reference. Fluency: log-probability of a token under the reference, in nats. Stopped: share of "
     "responses that ended by themselves. In brackets: the change against the reference",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes kept per user; peak memory of the process",
@@ -168,7 +168,7 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     counts = sorted({n for *_, found in normal for n in found.best_of})
     taxed = any("mean_user" in found.scores for *_, found in valued)
     gains = [
-        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), told(w.scores, "swapped"),
+        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), span(w.scores["swapped"], True) if "swapped" in w.scores else "",
                *([told(w.scores, "mean_user")] if taxed else [])])
         for row, head, w in valued
     ]  # fmt: skip

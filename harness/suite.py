@@ -175,6 +175,8 @@ def prepare_all(
                     raise
                 jobs.append(lacking.job)
         if jobs:
+            for method in suite.methods:  # before the longest work, what would stop it afterwards
+                method.ready()
             make(merged(jobs))
     return manifests
 

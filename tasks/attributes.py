@@ -124,6 +124,11 @@ class Attributes(Task):
                     f"attributes: someone judges {getattr(self, judged)} of {getattr(self, of)} pairs",
                     f"lower {judged}, or raise {of}",
                 )
+        if self.pool < max(self.shots):
+            raise Mistake(
+                f"attributes: pool = {self.pool}, of which new users cannot show {max(self.shots)}",
+                f"pool = {max(self.shots)} or more, or fewer shots",
+            )
         if self.feature_dim < len(TRAITS) or self.noise < 0:
             raise Mistake(
                 f"attributes: feature_dim is below {len(TRAITS)}, or noise below 0", "feature_dim = 64 is P1's"

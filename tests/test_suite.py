@@ -158,4 +158,4 @@ def test_every_suite_of_the_project_can_be_read():
     assert len(files) >= 2
     for file in files:
         read = read_suite(file)
-        assert read.tasks and all(fields_of(t) for t in read.tasks) and len(read.seeds) >= 5
+        assert read.tasks and all(fields_of(t) for t in read.tasks) and len(read.seeds) >= 3  # fewer have no interval
