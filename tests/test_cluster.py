@@ -351,7 +351,7 @@ def test_a_file_of_texts_is_named_by_what_it_holds(submitted, tmp_path):
 def test_readme_commands_can_be_typed():
     lines = re.sub(r"\\\n *", "", README)
     typed = re.findall(r"slurm\.sh (\w+ .*)", lines) + re.findall(r"-(?:cpu|gpu) manyminds (\w+ .*)", lines)
-    assert len(typed) == 4
+    assert len(typed) == 5
     for line in typed:
         parse(line)
     for file in re.findall(r"(?<![/\w])(?:cluster|jobs)/[\w/.]+\w", README):
