@@ -25,9 +25,8 @@ from harness.store import Store, hashed
 
 DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
 RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
-TOKENS = (
-    8192  # of a batch on a GPU, padding included: float32 logits of 150,000 words take 5 GB, and so do their gradients
-)
+# Of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, and so do their gradients.
+TOKENS = 8192
 TOKENS_ON_CPU = 2048  # larger batches fall out of the caches
 
 

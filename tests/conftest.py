@@ -10,7 +10,7 @@ os.environ.pop("MANYMINDS_STORE", None)
 import pytest
 import torch
 
-from harness import find
+from harness import find, small_lm
 from harness.run import finish_all
 from harness.store import Store
 from harness.suite import make_plan, read_suite
@@ -72,3 +72,11 @@ def tiny(tmp_path):
     plan = make_plan(read_suite(file), store)
     assert all(done for _, done in finish_all(plan.trials, store))
     return file, plan, store
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """An untrained small language model, which nobody writes into."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_lm.build(folder, steps=0)
+    return folder

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness import engines, policy, small_lm
+from harness import engines, policy
 from harness.check import method_checks
 from harness.data import TEXT, Items, PreferenceDataset
 from harness.method import Manifest, Run
@@ -19,13 +19,6 @@ from harness.task import in_order
 
 UP, DOWN = " follow", " over"  # a token each
 PROMPTS = [f"Number {i}?" for i in range(300)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=0)
-    return folder
 
 
 @pytest.fixture

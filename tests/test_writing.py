@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from harness import engines, small_lm, writing
+from harness import engines, writing
 from harness.engines import open_engine, render, tokenizer
 from harness.method import WRITTEN
 from harness.world import PROMPTS
@@ -15,13 +15,6 @@ from harness.writing import write
 
 PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # of very different lengths
 SEEDS = [10**6 * i + 5 for i in range(len(PROMPTS))]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

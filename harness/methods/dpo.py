@@ -47,9 +47,7 @@ class Dpo(Method):
     batch: int = 16  # pairs a step
     rate: float = 1e-3
     cut: int = 0  # tokens of a response at most; 0: one that does not fit into the model's context is an error
-    recompute: bool = field(
-        default=False, metadata={"identity": False}
-    )  # activations, when needed: less memory, slower
+    recompute: bool = field(default=False, metadata={"identity": False})  # activations: less memory, slower
     max_tokens: int = 128  # of a response that is written
 
     def __post_init__(self) -> None:
