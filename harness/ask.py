@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from harness import lm
 from harness.encode import as_lists, reader
+from harness.errors import Mistake
 from harness.generate import tokenised
-from harness.mistake import Mistake
 from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
 from harness.store import Store
 from harness.trial import Trial
@@ -122,8 +122,9 @@ def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     questions depend on answers has more of them once these are made: ask until there are none. A trial that fails here
     fails in its turn, where it is told. The questions are held in memory, without what is answered already.
     """
+    from harness.parallel import one_torch_thread
     from harness.prepare import open_prepared
-    from harness.run import one_torch_thread, run_trial
+    from harness.run import run_trial
 
     with collecting(store) as jobs:
         for trial in trials:

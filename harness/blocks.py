@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness import ray_session
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import Recipe, Rows, Waiting, Worker, clear_marks, make_block, mark, plain_ipc, waiting
 from harness.store import Store
 

@@ -17,13 +17,14 @@ import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import ask, find, small_lm
+from harness import ask, registry, small_lm
 from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
+from harness.errors import Mistake
 from harness.method import Manifest, Method, Run
-from harness.mistake import Mistake
+from harness.parallel import one_torch_thread
 from harness.prepare import enough_context, told
 from harness.rows import ids_of
-from harness.run import one_torch_thread, per_pair, run_trial
+from harness.run import per_pair, run_trial
 from harness.store import FOLDER
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, task_identity
@@ -41,9 +42,9 @@ class Finding:
 
 def check_name(name: str) -> Iterator[Finding]:
     """Every check of the task and of the method of that name. Raises Mistake where there is neither."""
-    kinds = [kind for kind in ("task", "method") if name in find.names(kind)]
+    kinds = [kind for kind in ("task", "method") if name in registry.names(kind)]
     if not kinds:
-        known = find.names("task") | find.names("method")
+        known = registry.names("task") | registry.names("method")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = (
             f"did you mean {near[0]!r}?" if near else "manyminds list shows all; a file of yours is named by its path"
@@ -51,7 +52,7 @@ def check_name(name: str) -> Iterator[Finding]:
         raise Mistake(f"there is no task or method {name!r}", hint)
     with threadpool_limits(1), one_torch_thread():
         for kind in kinds:
-            thing = find.load(kind, name)
+            thing = registry.load(kind, name)
             made = _ask("every field has a default", lambda: thing() and None)
             yield made
             if made.problem:
@@ -185,7 +186,7 @@ def arrays_of(splits) -> dict[str, np.ndarray]:
 
 def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
     """(question, check) for each rule of a method, asked on a small simulated task."""
-    task = find.make(
+    task = registry.make(
         "task",
         "low_rank",
         {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]},

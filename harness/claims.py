@@ -42,11 +42,11 @@ import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 
-from harness import find
-from harness.mistake import Mistake
+from harness import registry
+from harness.errors import Mistake
 from harness.suite import load_toml
 
-FOLDER = find.ROOT / "jobs" / "suites" / "claims"
+FOLDER = registry.ROOT / "jobs" / "suites" / "claims"
 MEASURES = {
     "value": ("minus", "over"),
     "answers": ("over",),

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from harness import find
+from harness import registry
+from harness.errors import Mistake
 from harness.making import MINUTES, Enough, Maker
-from harness.mistake import Mistake
 from harness.store import FOLDER, Store
 from harness.terminal import bar, err
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-QUICK = find.ROOT / "jobs" / "suites" / "quick.toml"
+QUICK = registry.ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
 StoreDir = Annotated[
@@ -77,8 +77,8 @@ Reader = Annotated[
 @app.command("list")
 def list_(plugin: Plugins = None, as_json: Json = False) -> None:
     """Tasks and methods, a line each."""
-    find.add_plugins(plugin or [])
-    kinds = {"tasks": find.names("task"), "methods": find.names("method")}
+    registry.add_plugins(plugin or [])
+    kinds = {"tasks": registry.names("task"), "methods": registry.names("method")}
     if as_json:
         print(json.dumps(kinds, indent=1))
         return
@@ -97,7 +97,7 @@ def check(
     """Holds a task or method against the contract that all of them keep."""
     _use_data(data)
     if name.endswith(".py") or "/" in name:
-        find.add_plugins([name])
+        registry.add_plugins([name])
         name = Path(name).stem
     from harness.check import check_name
 
@@ -324,7 +324,7 @@ def reproduce(
         )
     began = time.monotonic()
     _use_data(data)
-    find.add_plugins(plugin or [])
+    registry.add_plugins(plugin or [])
     names = what or []
     wanted, opened, unwritable, made = claims.chosen(names), _use_store(store), None, None
     try:
@@ -392,7 +392,7 @@ def show(
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
         raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
     found = opened.read("trials", matching[0]) or opened.failure(matching[0])
-    find.add_plugins(plugin or [])
+    registry.add_plugins(plugin or [])
     if save:
         if as_json:
             raise Mistake("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
@@ -453,7 +453,7 @@ def _use_store(store: Path) -> Store:
 def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
     """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
     _use_data(data)
-    find.add_plugins(plugin or [])
+    registry.add_plugins(plugin or [])
     from harness.suite import make_plan, read_suite
 
     read = read_suite(suite)

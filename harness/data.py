@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 
 TEXT = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 

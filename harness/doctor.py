@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.source import FOLDER
 from harness.store import Store
 

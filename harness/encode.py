@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness import lm
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store import Store
 

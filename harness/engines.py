@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

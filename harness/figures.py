@@ -23,9 +23,9 @@ from harness import stats, steer
 from harness.board import MEANS, labels
 from harness.claims import WINS, Check, Claim, Selection, read_table
 from harness.data import Pairs
+from harness.errors import Mistake
 from harness.judge import Results, Unfinished, measured
 from harness.method import Method
-from harness.mistake import Mistake
 from harness.prepare import open_prepared
 from harness.report import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, number, svg_of, told_apart
 from harness.suite import Plan, Suite

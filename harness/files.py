@@ -15,8 +15,8 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
+from harness.errors import Mistake
 from harness.generate import ERROR_RATE, SAMPLES
-from harness.mistake import Mistake
 from harness.rows import Index, ids_of
 
 BATCH = 16_384  # rows read at a time

@@ -13,7 +13,7 @@ import pyarrow as pa
 from harness import lm
 from harness.encode import as_lists, reader
 from harness.engines import Sample
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store import Store, hashed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 
 TIMEOUT = 10.0  # seconds until a hub that does not answer counts as out of reach; huggingface_hub's own default
 COLUMN = {str: pl.String, int: pl.Int64, bool: pl.Boolean}

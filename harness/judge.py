@@ -20,8 +20,8 @@ from scipy.stats import t as t_distribution
 
 from harness import stats, steer, written
 from harness.claims import SHARES, STEERED, Check, Claim, Selection
+from harness.errors import Mistake
 from harness.method import Method
-from harness.mistake import Mistake
 from harness.run import load_scores
 from harness.store import Store
 from harness.suite import Plan, Suite

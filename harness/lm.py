@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from harness.find import coerce
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
+from harness.fields import coerce
 from harness.store import Store
 
 ENGINES = ("transformers", "vllm")

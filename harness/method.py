@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import find
+from harness import fields
 from harness.data import Items, Pairs, Panel, Truth
 
 State = dict[str, torch.Tensor]  # whatever a method learned from training users
@@ -78,7 +78,7 @@ class Method:
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 
     def __post_init__(self) -> None:
-        find.settle(self)
+        fields.settle(self)
 
     @property
     def name(self) -> str:
@@ -136,3 +136,8 @@ class Method:
     def export(self, state: State, folder: Path) -> str:
         """Writes the language model it trained into an empty folder, for transformers and vLLM; returns how to load it."""
         raise NotImplementedError
+
+
+def same(users: Users, others: Users) -> bool:
+    """Whether all tensors are equal, so that whatever follows of them is."""
+    return len(users) == len(others) and all(map(torch.equal, users, others))

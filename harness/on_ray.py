@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.store import FOLDER, Store
 
 if TYPE_CHECKING:  # torch comes with it, which Ray's control processes import this file without
@@ -51,7 +51,7 @@ def run_on_ray(
     on_progress: Callable[[int], object] = lambda n: None,
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     per_method: bool | None = None,
-    together: int = 1,
+    parallel: int = 1,
 ) -> None:
     """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
 
@@ -71,20 +71,20 @@ def run_on_ray(
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    policies = [t for t in trials if type(t.method).together]
+    policies = [t for t in trials if type(t.method).parallel]
     if policies and "RAY_ADDRESS" not in os.environ:
-        _check_room(together, os.cpu_count(), gpus_here())
+        _check_room(parallel, os.cpu_count(), gpus_here())
     cores = min(workers or os.cpu_count(), len(trials))
-    with ray_session.cluster(store, max(cores, together) if policies else cores) as results:
+    with ray_session.cluster(store, max(cores, parallel) if policies else cores) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
         if policies:
-            _check_room(together, cores, gpus)
-        teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
-        others = [t for t in trials if not (teams and type(t.method).together)]  # a policy alone on a core is one
+            _check_room(parallel, cores, gpus)
+        teams = make_teams(policies, seconds, parallel, workers or cores, gpus) if gpus or parallel > 1 else []
+        others = [t for t in trials if not (teams and type(t.method).parallel)]  # a policy alone on a core is one
         workers = min(workers or max(1, cores), len(others))
         groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
-        sizes = share_out(groups, seconds, workers) + [together] * len(teams)
+        sizes = share_out(groups, seconds, workers) + [parallel] * len(teams)
         in_teams = [False] * len(groups) + [True] * len(teams)
         groups += teams
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
@@ -159,10 +159,10 @@ def make_groups(
 
 
 def make_teams(
-    policies: Sequence[Trial], seconds: dict[Trial, float], together: int, cores: int, gpus: int
+    policies: Sequence[Trial], seconds: dict[Trial, float], parallel: int, cores: int, gpus: int
 ) -> list[list[Trial]]:
     """Groups of trials that `together` workers run together: as many as there are GPUs for, or without GPUs cores."""
-    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // together))
+    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // parallel))
     return [[policies[i] for i in some] for some in split if some]
 
 
@@ -223,25 +223,25 @@ def _run_share(group: dict) -> None:
     os.environ.update(group["environment"])
     if not group["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
-    from harness import find, together
+    from harness import parallel, registry
     from harness.run import finish_all
 
-    find.add_plugins(group["plugins"])
+    registry.add_plugins(group["plugins"])
     store, context = Store(group["store"]), ray.train.get_context()
     mine = range(len(group["trials"]))
     if not group["together"]:
         mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
     trials = [_trial(group["trials"][i]) for i in mine]
-    turns = [together.agreed(_turn(store, trial, group)) for trial in trials]
+    turns = [parallel.agreed(_turn(store, trial, group)) for trial in trials]
 
     def begin(trial: Trial) -> None:
-        if together.rank() == 0:
+        if parallel.rank() == 0:
             with open(_begun(store, trial, group["run"]), "a") as starts:
                 starts.write(".")
 
     for now in (FIRST, LAST):
         for trial, _ in finish_all([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
-            if together.rank() == 0:
+            if parallel.rank() == 0:
                 _begun(store, trial, group["run"]).unlink()
 
 
@@ -276,12 +276,12 @@ def _spec(trial: Trial) -> dict:
 
 
 def _trial(spec: dict) -> Trial:
-    from harness import find
+    from harness import registry
     from harness.trial import Trial
 
     return Trial(
-        find.make("task", *spec["task"]),
-        find.make("method", *spec["method"]),
+        registry.make("task", *spec["task"]),
+        registry.make("method", *spec["method"]),
         spec["seed"],
         spec["data"],
         spec["task_key"],
@@ -297,7 +297,7 @@ class _Stop(UserCallback):
                 raise error
 
 
-def check_gpus(together: int, store: Store) -> None:
+def check_gpus(parallel: int, store: Store) -> None:
     """Raises Mistake where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
     if "RAY_ADDRESS" in os.environ:
         with ray_session.cluster(store, 1):
@@ -306,7 +306,7 @@ def check_gpus(together: int, store: Store) -> None:
         gpus = gpus_here()
     if not gpus:
         raise Mistake("there is no GPU here", "leave out --gpu to train on cores, or name a cluster by RAY_ADDRESS")
-    _check_room(together, 0, gpus)
+    _check_room(parallel, 0, gpus)
 
 
 def gpus_here() -> int:
@@ -315,12 +315,12 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _check_room(together: int, cores: int, gpus: int) -> None:
+def _check_room(parallel: int, cores: int, gpus: int) -> None:
     room, what = (gpus, "GPU") if gpus else (cores, "core")
-    if together > room:
+    if parallel > room:
         there = f"{room} {what}" + ("s" if room > 1 else "")
         raise Mistake(
-            f"--together {together} asks for {together} {what}s, and there is no more than {there}",
+            f"--together {parallel} asks for {parallel} {what}s, and there is no more than {there}",
             f"--together {room}",
         )
 

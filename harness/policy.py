@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness import engines, lm, together
+from harness import engines, lm, parallel
 from harness.data import Items
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.store import Store, hashed
 
 DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
@@ -236,10 +236,10 @@ def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Te
     limit = TOKENS if device().type == "cuda" else TOKENS_ON_CPU
     with torch.inference_mode(), autocast():
         for turn, some in enumerate(engines.batches(tokens.length[rows], limit)):
-            if turn % together.size() == together.rank():
+            if turn % parallel.size() == parallel.rank():
                 whose = None if latent is None else latent[torch.from_numpy(some)].to(device())
                 found[some] = policy(*tokens.batch(rows[some], device()), latent=whose).double().cpu()
-    return together.summed(found)
+    return parallel.summed(found)
 
 
 def reference(items: Items, model: lm.LanguageModel, cut: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -261,12 +261,12 @@ def _reference(items: Items, model: lm.LanguageModel, cut: int, dtype: torch.dty
     }
     key = hashed(identity)
     kept = store.read("references", key)
-    if together.agreed(kept is not None):
+    if parallel.agreed(kept is not None):
         kept = kept or store.read("references", key)
         return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
     tokens = tokens_of(items, model, cut)
     found = log_probs(Policy(open_lm(model.folder(), dtype)), tokens, np.arange(len(items)))
-    if together.rank() == 0:
+    if parallel.rank() == 0:
         content = safetensors.numpy.save({"log_probs": found.numpy()})
         store.open().commit("references", key, identity, {"log_probs.safetensors": content}, {})
     return found

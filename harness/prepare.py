@@ -13,8 +13,8 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness.data import Items, Pairs, Panel, Splits, Truth, arrays, digest
+from harness.errors import Mistake
 from harness.method import Manifest
-from harness.mistake import Mistake
 from harness.store import Store
 from harness.task import Task
 from harness.trial import hashed, task_identity

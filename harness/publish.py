@@ -33,7 +33,7 @@ from pathlib import Path
 import polars as pl
 
 from harness.board import Board, Row, TaskBoard, make_board
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.store import Store
 from harness.suite import Plan
 from harness.trial import Trial, fields_of, hashed, name_at_version

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.store import Store
 
 SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.claims import FOLDER, Claim, read_claims
+from harness.errors import Missing, Mistake
 from harness.figures import check_figures, figures, read_figures
 from harness.judge import (
     CANNOT,
@@ -28,7 +29,6 @@ from harness.judge import (
     check_selections,
     judge,
 )
-from harness.mistake import Missing, Mistake
 from harness.report import number
 from harness.rows import Job
 from harness.store import Store

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness import provenance
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 from harness.store import Store, hashed
 
 ID = pa.binary(16)

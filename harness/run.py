@@ -20,11 +20,12 @@ import safetensors.torch
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import provenance, together
+from harness import parallel, provenance
 from harness.data import Pairs, Panel, Splits, Truth
-from harness.method import WRITTEN, Method, Run, State, Users
+from harness.errors import Mistake
+from harness.method import WRITTEN, Method, Run, State, Users, same
 from harness.metrics import METRICS_VERSION, per_pair, score_table
-from harness.mistake import Mistake
+from harness.parallel import one_torch_thread
 from harness.prepare import open_prepared
 from harness.steer import choose
 from harness.store import Store
@@ -95,7 +96,7 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
     try:
         state = method.fit(splits.train, shown, run)
     except Exception as error:  # it would only fail again from there; later on, what was fitted is kept
-        if checkpoint and not together.is_another_gone(error):
+        if checkpoint and not parallel.is_another_gone(error):
             shutil.rmtree(checkpoint, ignore_errors=True)
         raise
     fit_seconds = time.perf_counter() - began
@@ -148,7 +149,7 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
         "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test_users).items()},
         "seconds": seconds,
         "source": source_state(trial),
-        "world_size": together.size(),
+        "world_size": parallel.size(),
         "written_tokens_per_second": speed,
     } | provenance.facts()
     scores = score_table(predictions, splits, truth)
@@ -158,11 +159,6 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
 def scored(method: Method, state: State, users: Users, query: Pairs) -> np.ndarray:
     """float32[n queries]: log-odds."""
     return per_pair(method.score(state, users, query), len(query), f"{method.name}.score")
-
-
-def same(users: Users, others: Users) -> bool:
-    """Whether all tensors are equal, so that whatever follows of them is."""
-    return len(users) == len(others) and all(map(torch.equal, users, others))
 
 
 def write(
@@ -248,9 +244,9 @@ def finish(trial: Trial, store: Store) -> bool:
     is raised, for their group to start anew: what failed is noted, and a trial whose worker is gone goes on from its
     checkpoint.
     """
-    if together.agreed(store.read("trials", trial.key) is not None):
+    if parallel.agreed(store.read("trials", trial.key) is not None):
         return True
-    alone = together.size() == 1  # asked now: a group may be taken down while its workers fail
+    alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
     checkpoint = store.root / "checkpoints" / trial.key if type(trial.method).together else None
     if checkpoint:
         with store.explained():
@@ -262,15 +258,15 @@ def finish(trial: Trial, store: Store) -> bool:
     except Mistake:
         raise
     except Exception as error:
-        if not alone and together.is_another_gone(error):
+        if not alone and parallel.is_another_gone(error):
             raise
         reason = f"{type(error).__name__}: {error}"
         if alone or not store.failure(trial.key):  # of several reasons the first
             store.fail(trial.key, trial.identity, reason, traceback.format_exc())
-        if not alone and not together.have_all_failed(trial.key, reason):
+        if not alone and not parallel.have_all_failed(trial.key, reason):
             raise
         return False
-    if together.rank() > 0:
+    if parallel.rank() > 0:
         return True
     files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
     if result.learned:
@@ -308,17 +304,6 @@ def ipc(table: pa.Table) -> memoryview:
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table.combine_chunks())
     return memoryview(sink.getvalue())
-
-
-class one_torch_thread:
-    """Sums in one order, so that any executor finds the same bits."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_) -> None:
-        torch.set_num_threads(self.before)
 
 
 def source_state(trial: Trial) -> dict[str, str]:

@@ -63,7 +63,7 @@ def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
-    from harness.run import one_torch_thread
+    from harness.parallel import one_torch_thread
 
     if folder.exists():
         return

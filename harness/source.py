@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 
 FOLDER = "MANYMINDS_DATA"  # the environment variable that `--data` sets
 

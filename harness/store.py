@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 
 STEPS = ("begun", "written", "placed", "described", "linked", "cleaned")  # where MANYMINDS_CRASH can kill a commit
 FOLDER = "MANYMINDS_STORE"  # the environment variable that `--store` sets

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from harness import find
+from harness import registry
+from harness.errors import Missing, Mistake
 from harness.method import Method
-from harness.mistake import Missing, Mistake
 from harness.prepare import manifest_of, prepare
 from harness.rows import Job, Lacking, merged
 from harness.store import Store, hashed
@@ -108,7 +108,7 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
         )
     if content.get("controls", True):
         named = {method.name for method in methods}
-        methods = [find.make("method", name, {}) for name in CONTROLS if name not in named] + methods
+        methods = [registry.make("method", name, {}) for name in CONTROLS if name not in named] + methods
     margin = float(content.get("margin", Suite.margin))
     if not 0 <= margin < 1:
         raise Mistake(f"{path}: margin = {margin} is no gain in accuracy", "for example margin = 0.01")
@@ -137,11 +137,13 @@ def _settings(path: Path, kind: str, tables: list) -> list:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
             raise Mistake(f"{path}: every {kind} is a table with a name", f'[[{kind}s]] and name = "..."')
         fields = {k: v for k, v in table.items() if k != "name"}
-        known = fields_of(find.load(kind, table["name"])())
+        known = fields_of(registry.load(kind, table["name"])())
         if unknown := [name for name in fields if name not in known]:
-            find.make(kind, table["name"], {unknown[0]: None})
-        grids = [v if find.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
-        found += [find.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in product(*grids)]
+            registry.make(kind, table["name"], {unknown[0]: None})
+        grids = [v if registry.is_grid(kind, table["name"], k, v) else [v] for k, v in fields.items()]
+        found += [
+            registry.make(kind, table["name"], dict(zip(fields, values, strict=True))) for values in product(*grids)
+        ]
     if len(set(map(_said, found))) < len(found):
         raise Mistake(f"{path} names the same {kind} setting twice", "remove one")
     return found

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness import find
+from harness import fields
 from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 
 FOLDS = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
 
@@ -30,7 +30,7 @@ class Task:
     queries: int = field(default=20, kw_only=True)  # pairs asked of each user, at most
 
     def __post_init__(self) -> None:
-        find.settle(self)
+        fields.settle(self)
         if list(self.shots) != sorted(set(self.shots)) or min(self.shots, default=-1) < 0 or self.queries < 1:
             raise Mistake(
                 f"shots = {list(self.shots)}, queries = {self.queries}: shots must rise from 0 or more, queries be 1 or more",

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from harness.encode import HASHING, inputs, make_encoder, vectors
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 from harness.source import FOLDER, Source
 
 TFIDF = re.compile(r"tfidf-svd-([1-9]\d*)")

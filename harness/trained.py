@@ -7,9 +7,9 @@ from pathlib import Path
 
 import safetensors
 
-from harness import find
+from harness import registry
+from harness.errors import Mistake
 from harness.method import Method, State
-from harness.mistake import Mistake
 from harness.store import Store
 from harness.trial import Trial, identity_of, name_at_version
 
@@ -30,7 +30,7 @@ def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
         told = json.loads(file.metadata()["trained"])
         state = {k.removeprefix("state/"): file.get_tensor(k) for k in file.keys() if k.startswith("state/")}
     there = manifest["facts"]["model"]  # where it lay, for what it was
-    method = find.make("method", told["method"].partition("@")[0], told["fields"] | {"model": there})
+    method = registry.make("method", told["method"].partition("@")[0], told["fields"] | {"model": there})
     if (found := identity_of(method)["model"]) != told["fields"]["model"]:
         raise Mistake(
             f"the model {there} is another than the one this trial began with: {found} for {told['fields']['model']}",
@@ -42,9 +42,11 @@ def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
 def exports(manifest: dict) -> bool:
     """Whether `save_trained` would find something to write."""
     name = manifest["identity"]["method"].partition("@")[0]
-    known = name in find.names("method")  # a plug-in that is not named now is not
+    known = name in registry.names("method")  # a plug-in that is not named now is not
     return (
-        "learned.safetensors" in manifest["files"] and known and find.load("method", name).export is not Method.export
+        "learned.safetensors" in manifest["files"]
+        and known
+        and registry.load("method", name).export is not Method.export
     )
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.functional import logsigmoid
 
-from harness import engines, together
+from harness import engines, parallel
 from harness.method import Run, State
 from harness.policy import TOKENS, Policy, Tokens, autocast, blocks, device
 from harness.store import Store
@@ -85,7 +85,7 @@ def optimise(
         drawn = step_at(step)
         found = gradients(whole, tokens, reference, drawn, beta)
         norm = clipped(list(learned.values()))
-        loss, margin, right, n_tokens = together.summed(found).tolist()
+        loss, margin, right, n_tokens = parallel.summed(found).tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
             items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
             raise ValueError(
@@ -101,7 +101,7 @@ def optimise(
         if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
             run.log(**held_out())
         due = step + 1 == steps or time.monotonic() - saved >= every
-        if run.checkpoint and together.agreed(due):
+        if run.checkpoint and parallel.agreed(due):
             save(learned, optimizer, step + 1, recent, run)
             saved = time.monotonic()
     optimizer.zero_grad(set_to_none=True)  # gradients are as large as the model, which is opened again to be asked
@@ -118,11 +118,11 @@ def gradients(
     Of the pairs by length it takes every n-th, in batches under a budget of tokens that hold both sides of a pair. All
     workers have as many, since they gather each other's shards at every batch: some repeat a pair that does not count.
     """
-    n, size = len(drawn.left), together.size()
+    n, size = len(drawn.left), parallel.size()
     length = np.maximum(tokens.length[drawn.left], tokens.length[drawn.right])
     order = np.argsort(-length, kind="stable")
     order = np.concatenate([order, order[-1:].repeat(-n % size)])
-    mine, counts = order[together.rank() :: size], np.arange(len(order))[together.rank() :: size] < n
+    mine, counts = order[parallel.rank() :: size], np.arange(len(order))[parallel.rank() :: size] < n
     found = torch.zeros(4, dtype=torch.float64)
     some = list(engines.batches(2 * length[order[::size]], TOKENS))  # by the longest pair that any worker has
     for turn, places in enumerate(some):
@@ -152,7 +152,7 @@ def shared(policy: Policy) -> torch.nn.Module:
 
     Shards spare gradients and moments, the most of it; to be loaded, and asked, the weights must fit each GPU whole.
     """
-    if together.size() == 1:
+    if parallel.size() == 1:
         return policy
     if shards(policy):
         from torch.distributed.fsdp import fully_shard
@@ -190,7 +190,7 @@ def save(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, ste
     for name, t in learned.items():
         kept = optimizer.state[t]
         tensors |= {f"{moment}/{name}": gathered(kept[moment]) for moment in ("exp_avg", "exp_avg_sq")}
-    if together.rank() == 0:
+    if parallel.rank() == 0:
         content = safetensors.torch.save(
             {name: t.cpu().contiguous() for name, t in tensors.items()},
             metadata={"step": str(step), "curves": json.dumps(run.curves), "recent": json.dumps(recent)},
@@ -208,7 +208,7 @@ def save(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, ste
 def restored(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, list]:
     """Puts a saved state back, if there is one: the step to go on with, and what is not drawn yet of the curves."""
     file = run.checkpoint / "state.safetensors" if run.checkpoint else None
-    if not together.agreed(file is not None and file.is_file()):
+    if not parallel.agreed(file is not None and file.is_file()):
         return 0, []
     with safe_open(file, "pt") as kept:
         step, recent = int(kept.metadata()["step"]), json.loads(kept.metadata()["recent"])

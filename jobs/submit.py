@@ -12,7 +12,7 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
-from harness import find, mistake, provenance, source, suite  # noqa: E402
+from harness import errors, provenance, registry, source, suite  # noqa: E402
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,26 +28,24 @@ async def submit(address: str, file: str, *options: str) -> bool:
         at = options.index("--job")
         verb, options = "".join(options[at + 1 : at + 2]), options[:at] + options[at + 2 :]
     if verb not in JOBS:
-        raise mistake.Mistake(f"there is no job {verb!r}", f"--job takes one of {', '.join(JOBS)}")
+        raise errors.Mistake(f"there is no job {verb!r}", f"--job takes one of {', '.join(JOBS)}")
     store = dict(zip(options, options[1:])).get("--store", "")
     if not store.startswith("/"):
-        raise mistake.Mistake(
+        raise errors.Mistake(
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
         )
-    find.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
+    registry.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
     what = suite.read_suite(file).digest if file.endswith(".toml") else source.file_digest(file)[:16]
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
-        raise mistake.Mistake(
-            f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token"
-        )
+        raise errors.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before RAY_ADDRESS, and that before an argument
     client = job_submission.JobSubmissionClient(address)
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or state.is_terminal() and client.delete_job(name):
         command = shlex.join(["python", "-m", f"jobs.{verb}", file, *options])
-        clone = {"working_dir": str(find.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
+        clone = {"working_dir": str(registry.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
     async for lines in client.tail_job_logs(name):
@@ -59,7 +57,7 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)  # Ray tells every file it leaves out
     try:
         sys.exit(asyncio.run(submit(*sys.argv[1:])) if len(sys.argv) > 2 else __doc__)
-    except mistake.Mistake as error:
+    except errors.Mistake as error:
         message = str(error)
     except (OSError, RuntimeError, exceptions.AuthenticationError) as error:
         message = (

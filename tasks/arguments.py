@@ -7,7 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.task import Task, whole_users
 from harness.text import Table, check_encoder, encode, encoder_field
 

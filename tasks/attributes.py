@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from harness import ask, generate, role_play
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.task import Task, in_order
 from harness.text import check_encoder, encode, encoder_field
 from harness.world import PROMPTS, TRAITS, respond, traits

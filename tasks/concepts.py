@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import brentq
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.task import Task, in_order
 
 UNITS = (1, 2, 5, 16)  # times at which readings are taken, in units of tau_1 of one concept, so that all K compare

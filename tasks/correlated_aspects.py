@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.task import Task, in_order
 from tasks.two_modes import mode_readings
 

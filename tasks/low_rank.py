@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.task import Task, in_order
 
 

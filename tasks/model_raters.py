@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.source import file_digest
 from harness.task import Task, halves
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from harness.data import PreferenceDataset
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.source import Source
 from harness.task import Task
 from harness.text import check_encoder, encode, encoder_field

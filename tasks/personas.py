@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.task import Task, in_order
 from harness.text import Table, check_encoder, encode, encoder_field
 

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
+from harness.errors import Mistake
 from harness.hub import check_revision, hub_files, rows
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.source import file_digest
 from harness.task import Task, in_order
 from harness.text import Table, check_encoder, encode, encoder_field

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.data import Items, Panel, PreferenceDataset, Splits, Truth
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.task import Task, in_order
 
 CONDITION = 3.0  # condition number of the gaps' covariance

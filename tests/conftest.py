@@ -10,7 +10,7 @@ os.environ.pop("MANYMINDS_STORE", None)
 import pytest
 import torch
 
-from harness import find, small_lm
+from harness import registry, small_lm
 from harness.run import finish_all
 from harness.store import Store
 from harness.suite import make_plan, read_suite
@@ -56,7 +56,7 @@ def forget_plugins():
     """Plug-ins, the store and the data that a test named are not known to the next one."""
     before = {name: os.environ.get(name) for name in ("MANYMINDS_STORE", "MANYMINDS_DATA")}
     yield
-    find.PLUGINS.clear()
+    registry.PLUGINS.clear()
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

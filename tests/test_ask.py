@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import ask, engines, small_lm
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.role_play import judge, role_played, wanted, writer
 from harness.rows import Lacking, make_here
 from harness.store import Store

@@ -12,8 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_predict
 
 from harness.data import TEXT
-from harness.find import make
-from harness.mistake import Mistake
+from harness.errors import Mistake
+from harness.registry import make
 from harness.run import run_trial
 from harness.text import encode
 from harness.trial import Trial

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_rows
-from test_rows import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 
 from harness import ray_session
 from harness.blocks import make_on_ray
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import Rows, make_here, text_id
 from harness.store import Store
+from tests import test_rows
+from tests.test_rows import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
-from test_blocks import IDENTITY, Rows, Shapes, Store, TEXTS, make_on_ray, table
+from tests.test_blocks import IDENTITY, Rows, Shapes, Store, TEXTS, make_on_ray, table
 if __name__ == "__main__":
     folder = sys.argv[1]
     texts = [*TEXTS[:20], "HOLD", *TEXTS[20:]]

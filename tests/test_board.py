@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from harness import find, stats
+from harness import registry, stats
 from harness.board import labels, make_board
-from harness.find import make
+from harness.registry import make
 from harness.report import figures, number, print_board, span, write_html
 from harness.run import finish_all, load_scores
 from harness.store import Store
@@ -105,7 +105,7 @@ def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     plugin = tmp_path / "mine.py"
     text = '"""Mine, for a test."""\nfrom harness.methods.per_user import PerUser\nclass Mine(PerUser):\n    pass\n'
     plugin.write_text(text)
-    find.add_plugins([plugin])
+    registry.add_plugins([plugin])
     file.write_text(file.read_text() + '\n[[methods]]\nname = "mine"')
     plan = make_plan(read_suite(file), store)
     list(finish_all(plan.trials, store))

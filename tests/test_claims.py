@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from harness import claims, find, reproduce
+from harness import claims, registry, reproduce
 from harness import judge as judging
 from harness.claims import Check, Claim, Selection
 from harness.cli import app
+from harness.errors import Mistake
 from harness.figures import check_figures
 from harness.judge import (
     CANNOT,
@@ -29,7 +30,6 @@ from harness.judge import (
     judge,
     measured,
 )
-from harness.mistake import Mistake
 from harness.run import finish_all
 from harness.store import Store
 from harness.suite import make_plan, read_suite
@@ -648,7 +648,7 @@ def test_wrong_names_have_hints(shelf):
 
 
 def test_a_suite_that_cannot_be_built_is_a_mistake_not_a_verdict(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(find.load("task", "low_rank"), "build", lambda self, seed: 1 / 0)
+    monkeypatch.setattr(registry.load("task", "low_rank"), "build", lambda self, seed: 1 / 0)
     out = command("--all", "--local", "--store", str(tmp_path / "store"))
     assert (
         isinstance(out.exception, Mistake) and "task low_rank: build raised ZeroDivisionError" in out.exception.message

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
 from harness import cli
 from harness.board import make_board
 from harness.source import Source
 from harness.store import STEPS, Store
 from harness.suite import make_plan, read_suite
+from tests.conftest import TINY
 
 
 @pytest.fixture

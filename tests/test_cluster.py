@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from harness.cli import app
-from harness.mistake import Mistake
+from harness.errors import Mistake
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = Path(os.environ.get("MANYMINDS_SCHEMAS", ROOT.parent / "shared" / "schemas"))

@@ -9,9 +9,9 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
 from harness.data import Items
+from harness.errors import Mistake
 from harness.method import Run
 from harness.methods.dpo_head import DpoHead
-from harness.mistake import Mistake
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.concepts import Concepts, generalisation_bound, vacuous_below

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from harness import find
+from harness import registry
 from harness.check import check_name, in_miniature, method_checks, task_checks
 from harness.data import Splits
+from harness.errors import Mistake
 from harness.methods.chance import Chance
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.per_user import PerUser
-from harness.mistake import Mistake
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 HUB = {"prism"}  # fetched from the hub: tests/test_prism.py holds it against the contract on a folder of its own
 
 
-@pytest.mark.parametrize("name", [n for n in [*find.names("task"), *find.names("method")] if n not in HUB])
+@pytest.mark.parametrize("name", [n for n in [*registry.names("task"), *registry.names("method")] if n not in HUB])
 def test_keeps_the_contract(name, request):
     if name in REAL:
         request.getfixturevalue("data_folder")
@@ -200,7 +200,7 @@ class Broken(LowRank):
 def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
     file = tmp_path / "broken.py"
     file.write_text(BROKEN.format(line))
-    find.add_plugins([file])
+    registry.add_plugins([file])
     (found,) = [finding for finding in check_name("broken") if finding.problem]
     assert found.what.endswith(what) and re.search(says, found.problem)
 
@@ -219,10 +219,10 @@ def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
 )
 def test_python_may_say_no_more_than_a_suite(kind, name, fields, says):
     with pytest.raises(Mistake, match=says):
-        find.load(kind, name)(**fields)
+        registry.load(kind, name)(**fields)
 
 
 def test_python_and_a_suite_mean_the_same_setting():
     task = LowRank(temperature=2, shots=[0, 3])
-    assert task == find.make("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
+    assert task == registry.make("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
     assert type(task.temperature) is float and type(task.shots) is tuple

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, _content, arrays, digest
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.task import halves, in_order, whole_users
 
 FRAME = pl.DataFrame(

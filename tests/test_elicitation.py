@@ -9,8 +9,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from harness.data import Items, Pairs, Panel, Splits
-from harness.find import make
 from harness.method import Method, Run
+from harness.registry import make
 from harness.run import elicited, run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank

@@ -15,11 +15,11 @@ from harness import report
 from harness.board import make_board
 from harness.claims import Check, Claim, Selection
 from harness.data import Items, Pairs
+from harness.errors import Mistake
 from harness.figures import components, figures, preference_cosines, read_figures
-from harness.find import make
 from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
-from harness.mistake import Mistake
 from harness.prepare import open_prepared
+from harness.registry import make
 from harness.reproduce import Chapter, write_page
 from harness.run import finish_all, load_scores
 from harness.store import Store

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from harness import encode, files, generate, lm, small_lm
 from harness.cli import app
 from harness.engines import Sample
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import make_here, text_id
 from harness.store import FOLDER, Store
 

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from harness import hub
+from harness.errors import Missing, Mistake
 from harness.hub import hub_files, rows, table
-from harness.mistake import Missing, Mistake
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

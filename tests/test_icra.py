@@ -8,11 +8,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from harness.check import method_checks
-from harness.find import make
 from harness.method import Manifest, Run
 from harness.methods import icra
 from harness.methods.icra import Icra
 from harness.methods.moment import Moment
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank

@@ -35,7 +35,7 @@ def test_statistics_know_nothing_of_the_rest():
 
 
 def test_looking_up_is_light():
-    code = "import sys; from harness.cli import app; from harness import find, store, doctor; find.names('task'); find.names('method'); print(*sys.modules)"
+    code = "import sys; from harness.cli import app; from harness import registry, store, doctor; registry.names('task'); registry.names('method'); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

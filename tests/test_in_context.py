@@ -12,9 +12,9 @@ import pytest
 from harness import ask, engines, small_lm
 from harness.check import method_checks, spelled, without_sense
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
+from harness.errors import Mistake
 from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
-from harness.mistake import Mistake
 from harness.rows import Lacking, ids_of, make_here
 from harness.run import run_trial
 from harness.store import Store

@@ -10,9 +10,9 @@ from scipy.special import expit
 
 from harness import linear
 from harness.data import Items, Pairs, Panel
-from harness.find import make
+from harness.errors import Mistake
 from harness.method import Run
-from harness.mistake import Mistake
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from harness.data import Items, Pairs, Truth
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank

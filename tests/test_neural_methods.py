@@ -11,10 +11,10 @@ from torch.nn.functional import silu
 from harness.amortised import as_shown, divergence
 from harness.check import method_checks
 from harness.data import Items, Pairs
-from harness.find import make
+from harness.errors import Mistake
 from harness.method import Run
-from harness.mistake import Mistake
 from harness.neural import forward, mlp, train
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.low_rank import LowRank

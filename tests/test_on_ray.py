@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import find, on_ray, ray_session
-from harness.mistake import Mistake
+from harness import on_ray, ray_session, registry
+from harness.errors import Mistake
 from harness.plan import unfinished
 from harness.run import finish_all
 from harness.store import Store
@@ -62,7 +62,7 @@ class Raising(Chance):
 FULL = '''"""Meets a store that is full."""
 from dataclasses import dataclass
 from harness.methods.chance import Chance
-from harness.mistake import Mistake
+from harness.errors import Mistake
 
 @dataclass(frozen=True)
 class Full(Chance):
@@ -117,7 +117,7 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
     folder.mkdir(exist_ok=True)
     plugin = folder / f"{name}.py"
     plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL, "deadly": DEADLY}[name])
-    find.add_plugins([plugin])
+    registry.add_plugins([plugin])
     suite = folder / "suite.toml"
     suite.write_text(
         SUITE

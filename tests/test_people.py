@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
-from test_methods import accuracy
 
 from tasks.food_risk import FoodRisk
 from tasks.snacks import Snacks
+from tests.test_methods import accuracy
 
 
 def test_snacks_holds_what_its_authors_say(data_folder):
@@ -61,8 +61,8 @@ def test_per_user_on_snacks_is_scikit_learns(data_folder):
         shown, asked = panel.context.first(50).of([u]), panel.query.of([u])
         model = LogisticRegression(C=4.0, fit_intercept=False, tol=1e-10).fit(shown.gap, shown.label)
         hits.append(model.score(asked.gap, asked.label))
-    from harness.find import make
     from harness.method import Run
+    from harness.registry import make
 
     method = make("method", "per_user", {"scale": 2.0})
     state = method.fit(splits.train, splits.panels["validation"], Run(0))

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import policy, small_lm
 from harness.data import TEXT, Items, Pairs, Panel
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 from harness.store import Store
 from harness.tuning import dpo_loss
 from harness.world import PROMPTS, respond

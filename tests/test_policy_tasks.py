@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from harness import find, small_lm
+from harness import registry, small_lm
 from harness.claims import read_claims
 from harness.run import run_trial
 from harness.suite import read_suite
 from harness.trial import Trial, fields_of
 from tasks.personas import CONCEPTS, Personas
 
-FOLDER = find.ROOT / "jobs" / "suites" / "claims"
+FOLDER = registry.ROOT / "jobs" / "suites" / "claims"
 
 
 @pytest.mark.parametrize("file", ["dpo_personas_text.toml", "dpo_personas_full.toml"])
@@ -32,7 +32,7 @@ def test_a_policy_learns_yes_and_no(data_folder, tmp_path, monkeypatch):
     """An untrained model, some steps: it logs what D8 reads, and training statements move the way of their labels."""
     monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
     small_lm.build(tmp_path / "model", steps=0)
-    method = find.make("method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6))
+    method = registry.make("method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6))
     task = Personas(view="statements", concepts=1, shots=(0,), encoder="hashing-8", queries=8)
     data = task.build(0)
     splits = task.split(data, 0)

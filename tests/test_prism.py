@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from harness.check import task_checks
 from harness.cli import app
-from harness.mistake import Missing, Mistake
+from harness.errors import Missing, Mistake
 from harness.prepare import open_prepared, prepare
 from harness.store import Store
 from harness.trial import task_identity

@@ -14,7 +14,7 @@ import pytest
 from dotenv import dotenv_values
 
 from harness.board import make_board
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.publish import LONGEST, Publisher
 from harness.run import finish_all
 from harness.store import Store

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from sklearn.decomposition import PCA
 
-from harness import find, reading, report, small_lm
+from harness import reading, registry, report, small_lm
 from harness.board import make_board
 from harness.data import TEXT, Items, Panel
 from harness.method import Run
@@ -84,7 +84,7 @@ class World:
         self.file, self.store = folder / "read.toml", Store(folder / "store").open()
         (folder / "shouting.py").write_text(TASK)
         self.file.write_text(SUITE + more)
-        find.add_plugins([folder / "shouting.py"])
+        registry.add_plugins([folder / "shouting.py"])
         self.plan = make_plan(read_suite(self.file), self.store)
         assert all(done for _, done in finish_all(self.plan.trials, self.store))
         self.board = make_board(self.plan, self.store)

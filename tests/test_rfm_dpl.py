@@ -8,10 +8,10 @@ from torch.distributions import Categorical, Normal
 
 from harness.check import method_checks
 from harness.data import Items
-from harness.find import make
 from harness.method import Run
 from harness.methods.dpl import Dpl
 from harness.methods.shared import network
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.raters import Raters

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import rows as rows_module
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.rows import (
     ID,
     Job,

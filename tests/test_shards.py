@@ -15,8 +15,8 @@ from torch import distributed
 
 from harness import small_lm, tuning
 from harness.data import TEXT, Items, Pairs, Panel
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 from harness.store import Store
 from harness.world import PROMPTS, respond
 

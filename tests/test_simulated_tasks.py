@@ -9,8 +9,8 @@ import torch
 from scipy.integrate import cumulative_trapezoid
 from scipy.stats import kstest
 
-from harness.find import make
-from harness.mistake import Mistake
+from harness.errors import Mistake
+from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial
 from tasks.correlated_aspects import CorrelatedAspects, draw_scores

@@ -13,12 +13,12 @@ from harness import claims, generate, steer
 from harness.board import make_board
 from harness.claims import Check, Selection
 from harness.data import Items, Pairs, Panel, Splits, Truth
-from harness.find import make
+from harness.errors import Mistake
 from harness.judge import Results, check_selections, measured
 from harness.method import Method, Run
-from harness.mistake import Mistake
 from harness.prepare import Prepared
 from harness.publish import _metrics
+from harness.registry import make
 from harness.report import figures, print_board, write_html
 from harness.run import finish_all
 from harness.steer import choose, counts, normalised, overoptimised, preferred, worth

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.mistake import Mistake
+from harness.errors import Mistake
 from harness.store import STEPS, Store
 
 FILES = {"a": b"alpha" * 1000, "b": b"beta"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from harness import find
+from harness import registry
+from harness.errors import Mistake
 from harness.method import Manifest
-from harness.mistake import Mistake
 from harness.plan import forecast, unfinished
 from harness.store import Store
 from harness.suite import CONTROLS, make_plan, read_suite
@@ -131,8 +131,8 @@ def test_nobody_chooses_where_there_is_no_choice(tmp_path):
 def test_linear_methods_sit_out_where_items_have_no_numbers():
     text_only = Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False)
     for name in ("shared", "per_user", "spectral", "mixed_logit", "rfm"):
-        assert "numeric features" in find.make("method", name, {}).refuses(text_only)
-    assert find.make("method", "chance", {}).refuses(text_only) is None
+        assert "numeric features" in registry.make("method", name, {}).refuses(text_only)
+    assert registry.make("method", "chance", {}).refuses(text_only) is None
 
 
 def test_adding_a_method_leaves_the_rest_finished(tiny):
@@ -154,7 +154,7 @@ def test_forecast(tiny):
 
 
 def test_every_suite_of_the_project_can_be_read():
-    files = sorted((find.ROOT / "jobs" / "suites").glob("*.toml"))
+    files = sorted((registry.ROOT / "jobs" / "suites").glob("*.toml"))
     assert len(files) >= 2
     for file in files:
         read = read_suite(file)

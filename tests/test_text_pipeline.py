@@ -132,9 +132,9 @@ def test_generate_stops_before_vectors(tmp_path, folder):
     ],
 )
 def test_wrong_names_are_explained(field, value, message):
-    from harness import find
-    from harness.mistake import Mistake
+    from harness import registry
+    from harness.errors import Mistake
     from harness.trial import identity_of
 
     with pytest.raises(Mistake, match=message):
-        identity_of(find.make("task", "attributes", {field: value}))
+        identity_of(registry.make("task", "attributes", {field: value}))

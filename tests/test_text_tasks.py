@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from harness.data import Items, PreferenceDataset
-from harness.find import make
+from harness.errors import Mistake
 from harness.method import Manifest, Run
 from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
 from harness.methods.majority import Majority
 from harness.metrics import per_person
-from harness.mistake import Mistake
 from harness.prepare import shares_pairs
+from harness.registry import make
 from harness.text import check_encoder, encode
 from harness.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects

@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from harness import cli, find, on_ray, ray_session, small_lm
-from harness.mistake import Mistake
+from harness import cli, on_ray, ray_session, registry, small_lm
+from harness.errors import Mistake
 from harness.plan import unfinished
 from harness.run import finish, finish_all
 from harness.store import Store
@@ -100,7 +100,7 @@ def ready(folder: str | Path, seeds: int, methods: str, task: str = PEOPLE) -> t
     if not plugin.exists():  # else another process reads it
         plugin.write_text(TEAM)
         suite.write_text(SUITE % (seeds, task, methods))
-    find.add_plugins([plugin])
+    registry.add_plugins([plugin])
     store = Store(folder / "store").open()
     return store, unfinished(make_plan(read_suite(suite), store), store), plugin
 

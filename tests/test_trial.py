@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 import safetensors.numpy
 
-from harness import find
-from harness.find import make
+from harness import registry
 from harness.method import Run
 from harness.prepare import prepare
+from harness.registry import make
 from harness.run import FACTS, derangement, elicited, finish, load_scores, run_trial
 from harness.store import Store
 from harness.suite import make_plan
@@ -53,8 +53,8 @@ LEFT_OUT |= {name: {"recompute"} for name in ("dpo", "dpo_dedicated", "np_dpo")}
 
 @pytest.mark.parametrize("kind", ["task", "method"])
 def test_every_field_of_every_setting_is_identity(kind):
-    for name in find.names(kind):
-        thing = find.load(kind, name)()
+    for name in registry.names(kind):
+        thing = registry.load(kind, name)()
         identity = trials()[0]
         shown = dataclasses.replace(identity, **{kind: thing}).identity[f"{kind}_fields"]
         assert set(shown) == {f.name for f in dataclasses.fields(thing)} - LEFT_OUT.get(name, set())
@@ -146,7 +146,7 @@ def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
         '"""Overwrites what it is given."""\nfrom harness.methods.chance import Chance\nclass Vandal(Chance):\n'
         "    def fit(self, train, validation, run):\n        train.items.features[:] = 0\n        return {}\n"
     )
-    find.add_plugins([plugin])
+    registry.add_plugins([plugin])
     vandal = make("method", "vandal", {})
     store = Store(tmp_path / "vandalised").open()
     for trial in make_plan(plan.suite, store).trials:

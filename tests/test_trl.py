@@ -7,7 +7,7 @@ import torch
 
 from harness import policy, small_lm
 from harness.data import TEXT, Items
-from harness.find import make
+from harness.registry import make
 from harness.store import Store
 from harness.tuning import Step, gradients
 from harness.world import PROMPTS, respond

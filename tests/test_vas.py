@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from harness import engines, policy
 from harness.check import method_checks
 from harness.data import TEXT, Items, PreferenceDataset
+from harness.errors import Mistake
 from harness.method import Manifest, Run
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.vas import Vas, axes, states
-from harness.mistake import Mistake
 from harness.task import in_order
 
 UP, DOWN = " follow", " over"  # a token each

@@ -9,15 +9,15 @@ import polars as pl
 import pytest
 import torch
 
-from harness import cli, find, run, steer, written
+from harness import cli, registry, run, steer, written
 from harness.board import make_board
 from harness.claims import Check, Selection, read_table
 from harness.data import Items, Pairs, Panel, Splits, Truth
-from harness.find import make
 from harness.judge import Results, Unfinished, measured
 from harness.method import WRITTEN
 from harness.prepare import Prepared, open_prepared
 from harness.publish import _metrics
+from harness.registry import make
 from harness.report import figures, print_board, write_html
 from harness.run import REFERENCE, derangement, finish, finish_all, run_trial
 from harness.store import Store
@@ -137,7 +137,7 @@ def once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     for name, text in (("pleaser", POLICY), ("tuned", TRAINED)):
         (folder / f"{name}.py").write_text(text)
-    find.add_plugins([folder / "pleaser.py"])
+    registry.add_plugins([folder / "pleaser.py"])
     (folder / "written.toml").write_text(SUITE)
     store = Store(folder / "store").open()
     plan = make_plan(read_suite(folder / "written.toml"), store)
@@ -148,7 +148,7 @@ def once(tmp_path_factory):
 @pytest.fixture
 def finished(once):
     folder, plan, store = once
-    find.add_plugins([folder / "pleaser.py", folder / "tuned.py"])
+    registry.add_plugins([folder / "pleaser.py", folder / "tuned.py"])
     return plan, store
 
 

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.method import Manifest, Method, Run, State, Users
 from harness.methods.shared import fit_network, network
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import engines, policy, together
+from harness import engines, parallel, policy
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.lm import LanguageModel
 from harness.method import Manifest, Method, Run, State, Users
-from harness.mistake import Mistake
 from harness.policy import Policy
 from harness.tuning import Step, optimise
 from harness.writing import write
@@ -37,7 +37,7 @@ class Dpo(Method):
     preferred less rejected) and accuracy of the steps' pairs, and of validation pairs.
     """
 
-    together: ClassVar[bool] = True
+    parallel: ClassVar[bool] = True
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
     tune: Literal["lora", "full"] = "lora"
@@ -144,10 +144,10 @@ class Dpo(Method):
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        mine = np.arange(len(prompts))[together.rank() :: together.size()]
+        mine = np.arange(len(prompts))[parallel.rank() :: parallel.size()]
         whose = None if users is None else tuple(t[torch.from_numpy(np.asarray(user)[mine]).long()] for t in users)
         seeds = [(run.seed, row) for row in mine.tolist()]
-        return together.everyones(self.written(state, whose, [prompts[row] for row in mine], seeds))
+        return parallel.everyones(self.written(state, whose, [prompts[row] for row in mine], seeds))
 
     def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
         """A response to prompts[i] for the user of row i; each row draws by its own seed."""

@@ -11,9 +11,9 @@ import torch
 from sklearn.cluster import KMeans
 
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.method import Run, State, Users
 from harness.methods.dpo import Dpo
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import LinearMethod
 from harness.method import Run, State
-from harness.mistake import Mistake
 
 STEP = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
 TOO_MANY = 100_000  # steps: a minute or more, and a sign that features are not of the order of one

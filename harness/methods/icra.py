@@ -9,10 +9,10 @@ from scipy.optimize import minimize
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, softplus
 
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import LinearMethod, best_on_validation, padded, whitener
 from harness.method import Manifest, Run, State, Users
 from harness.methods.moment import Signal, moments, refuses_times, shortest, signals
-from harness.mistake import Mistake
 from harness.neural import train as train_network
 
 # The ridge times the number of training users: one number per method, chosen among seven on validation users.

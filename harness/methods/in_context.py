@@ -9,8 +9,8 @@ import torch
 
 from harness import ask
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.method import Manifest, Method, Run, State, Users
-from harness.mistake import Mistake
 
 # Ours, written for this. Raise InContext.version with any change: another prompt is another method.
 SYSTEM = "Say which response this person prefers. Their own taste counts, not what is better in general. Answer A or B."

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import (
     LinearMethod,
     best_on_validation,
@@ -20,7 +21,6 @@ from harness.linear import (
     tempered,
 )
 from harness.method import Run, State, Users
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

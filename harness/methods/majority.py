@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.method import Manifest, Method, Run, State, Users
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import LinearMethod, best_on_validation, laplace, mean_square, shrunk_mean, tempered
 from harness.method import Manifest, Run, State
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention, silu, softplus
 
 from harness.amortised import AmortisedMethod, Batch, as_shown, divergence, target_loss
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.neural import forward, mlp
 
 HEADS = 8  # C.2

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from harness import policy
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.method import Manifest, Run, State, Users
 from harness.methods.dpo import Dpo
-from harness.mistake import Mistake
 from harness.policy import Film, Policy
 from harness.tuning import Step, optimise
 

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import best_on_validation, mixture_priors, padded_rows, simplex_weights
 from harness.method import Manifest, Method, Run, State, Users
-from harness.mistake import Mistake
 from harness.neural import forward, mlp, train
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import SCALES, LinearMethod, best_on_validation
 from harness.method import Run, State
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import RidgeCV
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import (
     SCALES,
     LinearMethod,
@@ -22,7 +23,6 @@ from harness.linear import (
     variance,
 )
 from harness.method import Run, State, Users
-from harness.mistake import Mistake
 
 LARGE = 4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
 

@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from harness import neural
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import (
     SCALES,
     LinearMethod,
@@ -19,7 +20,6 @@ from harness.linear import (
     random_factors,
 )
 from harness.method import Run, State, Users
-from harness.mistake import Mistake
 
 BATCH = 1024  # pairs in each step of `mlp`
 

@@ -10,10 +10,10 @@ from torch.nn.functional import softplus
 
 from harness import neural
 from harness.data import Items, Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import SCALES, LinearMethod, best_on_validation, map_weights
 from harness.method import Run, State, Users
 from harness.metrics import log_loss, temperature_scale
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

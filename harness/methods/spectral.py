@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import SCALES, LinearMethod, best_on_validation, empirical_prior, moment_svd, own_weights
 from harness.method import Run, State
-from harness.mistake import Mistake
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch.nn.functional import layer_norm
 
 from harness import engines, policy
 from harness.data import Pairs, Panel
+from harness.errors import Mistake
 from harness.linear import LinearMethod
 from harness.lm import LanguageModel
 from harness.method import Manifest, Run, State, Users
 from harness.methods.mixed_logit import MixedLogit
-from harness.mistake import Mistake
 from harness.neural import forward, mlp, train
 from harness.writing import write
 

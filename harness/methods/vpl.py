@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import silu
 
 from harness.amortised import AmortisedMethod, Batch, divergence, target_loss
+from harness.errors import Mistake
 from harness.method import State, Users
-from harness.mistake import Mistake
 from harness.neural import forward, mlp
 
 

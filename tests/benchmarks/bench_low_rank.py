@@ -11,8 +11,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from harness.data import Panel
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 from tasks.low_rank import LowRank
 
 CASES = [  # what is timed, method, fields, and the baseline

@@ -9,8 +9,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import linear, silu
 
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 
 BASELINES = {  # CPU seconds: the authors' model with an in-memory sampler, or its slower port; and a good recipe
     "np_btl": (54, 10),

@@ -28,9 +28,9 @@ from trl import DPOConfig, DPOTrainer
 
 from harness import policy, small_lm
 from harness.data import TEXT, Items
-from harness.find import make
 from harness.method import Run
 from harness.policy import Film, Policy, blocks, log_probs
+from harness.registry import make
 from harness.store import FOLDER, Store
 from harness.tuning import Step, optimise
 from harness.world import PROMPTS, respond

@@ -10,7 +10,7 @@ from pathlib import Path
 
 os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
 
-from harness import find
+from harness import registry
 from harness.prepare import open_prepared
 from harness.run import finish_all, run_trial
 from harness.store import Store
@@ -38,7 +38,7 @@ def main() -> None:
         plugin, suite = Path(folder, "nothing.py"), Path(folder, "suite.toml")
         plugin.write_text(PLUGIN)
         suite.write_text(SUITE)
-        find.add_plugins([plugin])
+        registry.add_plugins([plugin])
         store = Store(Path(folder, "store")).open()
         first, *trials = make_plan(read_suite(suite), store).trials
         prepared = open_prepared(store, first.task_key)

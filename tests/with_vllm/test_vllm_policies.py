@@ -8,8 +8,8 @@ import pytest
 
 from harness import policy, small_lm
 from harness.data import TEXT, Items, Pairs, Panel
-from harness.find import make
 from harness.method import Run
+from harness.registry import make
 from harness.world import PROMPTS, respond
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
