@@ -17,7 +17,7 @@ from harness.encode import as_lists, reader
 from harness.errors import Mistake
 from harness.generate import tokenised
 from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
-from harness.store import Store
+from harness.store.store import Store
 from harness.trial import Trial
 
 DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
@@ -123,8 +123,8 @@ def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     fails in its turn, where it is told. The questions are held in memory, without what is answered already.
     """
     from harness.parallel import one_torch_thread
-    from harness.prepare import open_prepared
     from harness.run import run_trial
+    from harness.store.prepared import open_prepared
 
     with collecting(store) as jobs:
         for trial in trials:

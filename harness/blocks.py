@@ -20,7 +20,7 @@ import pyarrow as pa
 from harness import ray_session
 from harness.errors import Mistake
 from harness.rows import Recipe, Rows, Waiting, Worker, clear_marks, make_block, mark, plain_ipc, waiting
-from harness.store import Store
+from harness.store.store import Store
 
 STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
 OBJECTS = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back

@@ -11,11 +11,12 @@ from statistics import median
 import numpy as np
 import polars as pl
 
-from harness import stats, steer, written
+from harness import steer, written
 from harness.method import Method
-from harness.metrics import calibration_error
 from harness.run import load_scores, source_state
-from harness.store import Store
+from harness.scores import stats
+from harness.scores.metrics import calibration_error
+from harness.store.store import Store
 from harness.suite import Plan, Suite
 from harness.task import Task
 from harness.trial import Trial, fields_of

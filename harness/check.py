@@ -25,7 +25,7 @@ from harness.parallel import one_torch_thread
 from harness.prepare import enough_context, told
 from harness.rows import ids_of
 from harness.run import per_pair, run_trial
-from harness.store import FOLDER
+from harness.store.store import FOLDER
 from harness.task import Task
 from harness.trial import Trial, fields_of, hashed, task_identity
 

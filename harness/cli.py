@@ -17,7 +17,7 @@ import typer
 from harness import registry
 from harness.errors import Mistake
 from harness.making import MINUTES, Enough, Maker
-from harness.store import FOLDER, Store
+from harness.store.store import FOLDER, Store
 from harness.terminal import bar, err
 
 app = typer.Typer(

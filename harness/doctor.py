@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.errors import Mistake
-from harness.source import FOLDER
-from harness.store import Store
+from harness.sources.public_files import FOLDER
+from harness.store.store import Store
 
 PACKAGES = {
     "ray": (2, 60),

@@ -14,7 +14,7 @@ import pyarrow as pa
 from harness import lm
 from harness.errors import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
-from harness.store import Store
+from harness.store.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,15 +19,16 @@ import numpy as np
 import safetensors.numpy
 from scipy import sparse
 
-from harness import stats, steer
+from harness import steer
 from harness.board import MEANS, labels
 from harness.claims import WINS, Check, Claim, Selection, read_table
 from harness.data import Pairs
 from harness.errors import Mistake
 from harness.judge import Results, Unfinished, measured
 from harness.method import Method
-from harness.prepare import open_prepared
 from harness.report import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, number, svg_of, told_apart
+from harness.scores import stats
+from harness.store.prepared import open_prepared
 from harness.suite import Plan, Suite
 from harness.task import Task
 from harness.trial import Trial, fields_of

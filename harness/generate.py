@@ -15,7 +15,7 @@ from harness.encode import as_lists, reader
 from harness.engines import Sample
 from harness.errors import Mistake
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
-from harness.store import Store, hashed
+from harness.store.store import Store, hashed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

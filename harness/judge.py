@@ -18,12 +18,13 @@ import polars as pl
 from scipy.interpolate import make_interp_spline
 from scipy.stats import t as t_distribution
 
-from harness import stats, steer, written
+from harness import steer, written
 from harness.claims import SHARES, STEERED, Check, Claim, Selection
 from harness.errors import Mistake
 from harness.method import Method
 from harness.run import load_scores
-from harness.store import Store
+from harness.scores import stats
+from harness.store.store import Store
 from harness.suite import Plan, Suite
 from harness.task import Task
 from harness.trial import Trial, fields_of

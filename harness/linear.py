@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from harness.data import Items, Pairs, Panel
 from harness.method import Manifest, Method, Run, State, Users
-from harness.metrics import log_loss, temperature_scale
+from harness.scores.metrics import log_loss, temperature_scale
 
 CACHE = 2**20  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
 MEMORY = 2**24  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from harness.errors import Missing, Mistake
 from harness.fields import coerce
-from harness.store import Store
+from harness.store.store import Store
 
 ENGINES = ("transformers", "vllm")
 EXAMPLE = "transformers:small, vllm:org/name@REVISION or transformers:./folder"

@@ -6,7 +6,7 @@ import contextlib
 import json
 
 from harness.rows import Index, Job, make_here
-from harness.store import Store
+from harness.store.store import Store
 from harness.terminal import bar, err
 
 MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import Mistake
-from harness.store import FOLDER, Store
+from harness.store.store import FOLDER, Store
 
 if TYPE_CHECKING:  # torch comes with it, which Ray's control processes import this file without
     from harness.trial import Trial
@@ -66,7 +66,7 @@ def run_on_ray(
     died too often.
     """
     from harness.plan import estimated_seconds
-    from harness.provenance import code_state
+    from harness.store.provenance import code_state
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
-from harness.stats import detectable
-from harness.store import Store
+from harness.scores.stats import detectable
+from harness.store.store import Store
 from harness.suite import Plan
 from harness.trial import Trial
 

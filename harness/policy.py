@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from harness import engines, lm, parallel
 from harness.data import Items
 from harness.errors import Mistake
-from harness.store import Store, hashed
+from harness.store.store import Store, hashed
 
 DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
 RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities

@@ -5,21 +5,20 @@ from __future__ import annotations
 import io
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from harness.data import Items, Pairs, Panel, Splits, Truth, arrays, digest
+from harness.data import Pairs, Splits, arrays, digest
 from harness.errors import Mistake
 from harness.method import Manifest
-from harness.store import Store
+from harness.store.prepared import COLUMNS
+from harness.store.store import Store
 from harness.task import Task
 from harness.trial import hashed, task_identity
-
-COLUMNS = ("user", "people", "left", "right", "label", "seconds")
 
 
 def prepare(store: Store, task: Task, seed: int) -> dict:
@@ -121,48 +120,6 @@ def manifest_of(prepared: dict) -> Manifest:
     """What methods may know before they run; what an older store does not know of keeps its default."""
     facts = prepared["facts"]
     return Manifest(**{field.name: facts[field.name] for field in fields(Manifest) if field.name in facts})
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A prepared task as a worker sees it, memory-mapped."""
-
-    splits: Splits
-    truth: Truth | None
-
-
-def open_prepared(store: Store, key: str) -> Prepared:
-    """Raises Mistake where the task is not prepared."""
-    manifest = store.read("tasks", key)
-    if manifest is None:
-        raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
-
-    def load(name: str) -> np.ndarray | None:
-        return (
-            np.load(store.verified(manifest, f"{name}.npy"), mmap_mode="c")
-            if f"{name}.npy" in manifest["files"]
-            else None
-        )
-
-    def table(name: str) -> pa.Table | None:
-        if f"{name}.arrow" not in manifest["files"]:
-            return None
-        return pa.ipc.open_file(pa.memory_map(str(store.verified(manifest, f"{name}.arrow")))).read_all()
-
-    items, profiles = Items(load("features"), table("text")), table("profiles")
-    profiles = None if profiles is None else profiles["profile"].combine_chunks()
-    parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
-    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items, profiles=profiles) for part in parts}
-    panels = {
-        name: Panel(pairs[f"{name}/context"], pairs[f"{name}/query"], load(f"{name}.choices"))
-        for name in sorted({part.partition("/")[0] for part in parts} - {"train"})
-    }
-    truth = None
-    if manifest["facts"]["has_truth"]:
-        truth = Truth(
-            load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population")
-        )
-    return Prepared(Splits(pairs["train"], panels), truth)
 
 
 def _parts(splits: Splits) -> dict[str, Pairs]:

@@ -34,7 +34,7 @@ import polars as pl
 
 from harness.board import Board, Row, TaskBoard, make_board
 from harness.errors import Mistake
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import Plan
 from harness.trial import Trial, fields_of, hashed, name_at_version
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from harness.errors import Mistake
-from harness.store import Store
+from harness.store.store import Store
 
 SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
     "RAY_AUTH_MODE": "token",  # whoever reaches a Ray port without one can run code

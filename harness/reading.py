@@ -12,9 +12,9 @@ import safetensors.numpy
 from harness import generate
 from harness.board import Board, Row
 from harness.data import Items
-from harness.prepare import open_prepared
 from harness.rows import Lacking, ids_of
-from harness.store import Store
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.task import Task
 from harness.trial import hashed, task_identity
 

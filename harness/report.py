@@ -21,7 +21,7 @@ from harness import generate, reading
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
 from harness.reading import Reading
 from harness.run import PROMPTS, WRITERS
-from harness.store import Store
+from harness.store.store import Store
 from harness.task import Task
 from harness.trial import fields_of
 

@@ -31,7 +31,7 @@ from harness.judge import (
 )
 from harness.report import number
 from harness.rows import Job
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import Suite, load_toml, make_plan, read_suite
 from harness.trial import Trial
 

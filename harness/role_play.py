@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness import ask, lm
-from harness.world import TRAITS
+from harness.sources.text_world import TRAITS
 
 ANSWERS = ("A", "B")
 SIDES = {  # trait -> its positive and its negative side, as responses have it (table 2 names the traits; words are ours)

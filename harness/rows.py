@@ -26,9 +26,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from harness import provenance
 from harness.errors import Missing, Mistake
-from harness.store import Store, hashed
+from harness.store import provenance
+from harness.store.store import Store, hashed
 
 ID = pa.binary(16)
 ERRORS = pa.schema([("id", ID), ("reason", pa.large_string())])

@@ -20,17 +20,20 @@ import safetensors.torch
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import parallel, provenance
+from harness import parallel
 from harness.data import Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
 from harness.method import WRITTEN, Method, Run, State, Users, same
-from harness.metrics import METRICS_VERSION, per_pair, score_table
 from harness.parallel import one_torch_thread
-from harness.prepare import open_prepared
+from harness.scores.metrics import METRICS_VERSION, score_table
+from harness.scores.stats import derangement
 from harness.steer import choose
-from harness.store import Store
+from harness.store import provenance
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.trained import described
 from harness.trial import Trial
+from harness.trials.outputs import per_pair
 
 LEARNED = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
 WRITERS, PROMPTS = 40, 12  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
@@ -226,14 +229,6 @@ def _learned(method: Method, state: State, users: Users) -> dict[str, torch.Tens
     if sum(t.nbytes for t in named.values()) > LEARNED and not method.together:
         return {}
     return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}  # a file has no shared tensors
-
-
-def derangement(n: int) -> np.ndarray:
-    """int64[n]: a fixed permutation without fixed points, the same for every method."""
-    ring = np.random.default_rng(n).permutation(n)
-    other = np.empty(n, dtype=np.int64)
-    other[ring] = np.roll(ring, 1)
-    return other
 
 
 def finish(trial: Trial, store: Store) -> bool:

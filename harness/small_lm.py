@@ -1,6 +1,6 @@
 """The project's own small language model: trained in a minute or two on the text world, so that no hub is needed.
 
-A Qwen2 of 0.75 million parameters with its own tokenizer and chat template. It answers the prompts of harness/world.py
+A Qwen2 of 0.75 million parameters with its own tokenizer and chat template. It answers the prompts of harness/sources/text_world.py
 as that world does, at random levels of the traits, and a system line such as "Be formal and brief." turns it towards
 the two traits named. It knows nothing else: asked to judge or to embed other text, it returns numbers without meaning.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.world import PROMPTS, TOPICS, TRAITS, plain, respond, steered, traits
+from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, plain, respond, steered, traits
 
 if TYPE_CHECKING:
     import torch

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import safetensors.numpy
 
-from harness import stats
 from harness.data import Pairs
 from harness.method import Method, State, Users
-from harness.metrics import per_pair
-from harness.prepare import Prepared, open_prepared
-from harness.store import Store
+from harness.scores import stats
+from harness.store.prepared import Prepared, open_prepared
+from harness.store.store import Store
 from harness.trial import Trial
+from harness.trials.outputs import per_pair
 
 ROWS = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
 

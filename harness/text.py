@@ -3,48 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import field
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from harness.encode import HASHING, inputs, make_encoder, vectors
-from harness.errors import Missing, Mistake
-from harness.source import FOLDER, Source
+from harness.errors import Mistake
 
 TFIDF = re.compile(r"tfidf-svd-([1-9]\d*)")
 WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
-
-
-@dataclass(frozen=True)
-class Table(Source):
-    """A parquet table made from the files at `url`, which are larger or many; the table itself is not served there."""
-
-    def read(self, *columns: str) -> pl.DataFrame:
-        """The named columns, categories as text. Raises Mistake for a missing or changed file, or a missing column."""
-        frame = pl.read_parquet(self.path())
-        if missing := [name for name in columns if name not in frame.columns]:
-            raise Mistake(
-                f"{self.file} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
-                "name one of those it has",
-            )
-        return frame.select(columns).with_columns(pl.col(pl.Categorical).cast(pl.String))
-
-    def _under(self, folder: Path) -> Path:
-        if folder.is_dir() and not any(folder.rglob(self.file)):
-            raise self._absent(f"no {self.file} under {folder}")
-        return super()._under(folder)
-
-    def _fetch(self, to: Path) -> None:
-        raise self._absent(f"{self.file} is in no data folder, and its origin serves other files")
-
-    def _absent(self, message: str) -> Missing:
-        return Missing(
-            f"{message}: it is a table made from {self.url}",
-            f"name a folder that holds it: --data DIR, or set {FOLDER}=DIR",
-        )
 
 
 def check_encoder(name: str) -> None:

@@ -10,7 +10,7 @@ import safetensors
 from harness import registry
 from harness.errors import Mistake
 from harness.method import Method, State
-from harness.store import Store
+from harness.store.store import Store
 from harness.trial import Trial, identity_of, name_at_version
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from harness.store import hashed
+from harness.store.store import hashed
 
 if TYPE_CHECKING:  # torch comes with them
     from harness.method import Method

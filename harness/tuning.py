@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from harness import engines, parallel
 from harness.method import Run, State
 from harness.policy import TOKENS, Policy, Tokens, autocast, blocks, device
-from harness.store import Store
+from harness.store.store import Store
 
 SAVE_SECONDS = 120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
 WARMUP = 0.05  # of the steps

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 
 from harness import steer
-from harness.prepare import Prepared, open_prepared
-from harness.run import REFERENCE, derangement
+from harness.run import REFERENCE
+from harness.scores.stats import derangement
 from harness.steer import Candidates, preferred
-from harness.store import Store
+from harness.store.prepared import Prepared, open_prepared
+from harness.store.store import Store
 from harness.task import Task
 from harness.trial import Trial
 

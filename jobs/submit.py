@@ -12,7 +12,9 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
-from harness import errors, provenance, registry, source, suite  # noqa: E402
+from harness import errors, registry, suite  # noqa: E402
+from harness.sources import public_files
+from harness.store import provenance
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,7 +37,7 @@ async def submit(address: str, file: str, *options: str) -> bool:
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
         )
     registry.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
-    what = suite.read_suite(file).digest if file.endswith(".toml") else source.file_digest(file)[:16]
+    what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.file_digest(file)[:16]
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
         raise errors.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")

@@ -15,9 +15,9 @@ from harness import ask, generate, role_play
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
 from harness.method import State, Users
+from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
 from harness.task import Task, in_order
 from harness.text import check_encoder, encode, encoder_field
-from harness.world import PROMPTS, TRAITS, respond, traits
 
 CHOICES = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 2) for sign in (1, -1)]
 WANTS = np.array([np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in CHOICES], dtype=np.float32)
@@ -36,7 +36,7 @@ def written_by(generator: str) -> str:
 
 @dataclass(frozen=True)
 class Attributes(Task):
-    """Utility is the sum of a user's two signed trait scores, which are computed from the text (harness/world.py).
+    """Utility is the sum of a user's two signed trait scores, which are computed from the text (harness/sources/text_world.py).
 
     The two responses of a pair answer one prompt, each steered to levels of its own. The paper lets GPT-4o play the
     user, once in each order of the two, and averages: here a label is the mean of two independent answers, one per

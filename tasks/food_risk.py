@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from harness.data import Items, PreferenceDataset
-from harness.source import Source, read_columns
+from harness.sources.public_files import Source, read_columns
 from harness.task import Task
 
 TRIALS = Source(

@@ -8,7 +8,7 @@ import polars as pl
 
 from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
-from harness.source import file_digest
+from harness.sources.public_files import file_digest
 from harness.task import Task, halves
 
 FEWEST = 4  # raters: two to train on, one for validation, one for the test

@@ -7,7 +7,7 @@ import polars as pl
 
 from harness.data import PreferenceDataset
 from harness.errors import Mistake
-from harness.source import Source
+from harness.sources.public_files import Source
 from harness.task import Task
 from harness.text import check_encoder, encode, encoder_field
 

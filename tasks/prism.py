@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from harness.data import TEXT, Pairs, Panel, PreferenceDataset, Splits
 from harness.errors import Mistake
-from harness.hub import check_revision, hub_files, table
-from harness.source import file_digest
+from harness.sources.hub import check_revision, hub_files, table
+from harness.sources.public_files import file_digest
 from harness.task import Task, whole_users
 from harness.text import check_encoder, encode, encoder_field
 

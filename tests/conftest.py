@@ -12,7 +12,7 @@ import torch
 
 from harness import registry, small_lm
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from harness import ask, engines, small_lm
 from harness.errors import Mistake
 from harness.role_play import judge, role_played, wanted, writer
 from harness.rows import Lacking, make_here
-from harness.store import Store
-from harness.world import TRAITS
+from harness.sources.text_world import TRAITS
+from harness.store.store import Store
 
 AB = ("A", "B")
 

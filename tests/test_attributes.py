@@ -15,9 +15,22 @@ from harness.data import TEXT
 from harness.errors import Mistake
 from harness.registry import make
 from harness.run import run_trial
+from harness.sources.text_world import (
+    DO,
+    LEXICON,
+    PROMPTS,
+    SPREAD,
+    TOPICS,
+    TRAITS,
+    WHAT,
+    WHEN,
+    WHO,
+    respond,
+    traits,
+    words,
+)
 from harness.text import encode
 from harness.trial import Trial
-from harness.world import DO, LEXICON, PROMPTS, SPREAD, TOPICS, TRAITS, WHAT, WHEN, WHO, respond, traits, words
 from tasks.attributes import PEOPLE, Attributes
 
 SEEDS = range(5)
@@ -93,7 +106,7 @@ def test_responses_are_short_and_all_different(corpus):
 
 
 def test_another_process_writes_the_same_text():
-    code = "from harness.world import *; print([respond(p, s) for s, p in enumerate(PROMPTS[::700])])"
+    code = "from harness.sources.text_world import *; print([respond(p, s) for s, p in enumerate(PROMPTS[::700])])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "7"})
     assert done.stdout.strip() == str([respond(p, s) for s, p in enumerate(PROMPTS[::700])]), done.stderr
 

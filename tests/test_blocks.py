@@ -21,7 +21,7 @@ from harness import ray_session
 from harness.blocks import make_on_ray
 from harness.errors import Mistake
 from harness.rows import Rows, make_here, text_id
-from harness.store import Store
+from harness.store.store import Store
 from tests import test_rows
 from tests.test_rows import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 

@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from harness import registry, stats
+from harness import registry
 from harness.board import labels, make_board
 from harness.registry import make
 from harness.report import figures, number, print_board, span, write_html
 from harness.run import finish_all, load_scores
-from harness.store import Store
+from harness.scores import stats
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 

@@ -31,7 +31,7 @@ from harness.judge import (
     measured,
 )
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 FILES = sorted(claims.FOLDER.glob("*.toml"))

@@ -14,8 +14,8 @@ import pytest
 
 from harness import cli
 from harness.board import make_board
-from harness.source import Source
-from harness.store import STEPS, Store
+from harness.sources.public_files import Source
+from harness.store.store import STEPS, Store
 from harness.suite import make_plan, read_suite
 from tests.conftest import TINY
 

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertCon
 from harness import engines, small_lm
 from harness.engines import as_sample, batches, draw, open_engine, render, tokenizer
 from harness.errors import Missing, Mistake
-from harness.world import PROMPTS, respond
+from harness.sources.text_world import PROMPTS, respond
 
 TEXTS = [
     "On baking bread.",

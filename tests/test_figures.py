@@ -18,11 +18,11 @@ from harness.data import Items, Pairs
 from harness.errors import Mistake
 from harness.figures import components, figures, preference_cosines, read_figures
 from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
-from harness.prepare import open_prepared
 from harness.registry import make
 from harness.reproduce import Chapter, write_page
 from harness.run import finish_all, load_scores
-from harness.store import Store
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.suite import Plan, make_plan, read_suite
 
 SWEPT = """

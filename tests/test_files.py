@@ -23,7 +23,7 @@ from harness.cli import app
 from harness.engines import Sample
 from harness.errors import Mistake
 from harness.rows import make_here, text_id
-from harness.store import FOLDER, Store
+from harness.store.store import FOLDER, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["one, two", "drei\nvier", "", "2020-01-01", "17", "null", "日本 語", 'say "hi"', "NA", "e" * 300]

@@ -31,11 +31,11 @@ def test_ray_and_mlflow_stay_in_their_rooms():
 
 
 def test_statistics_know_nothing_of_the_rest():
-    assert not {"harness", "tasks", "torch", "ray"} & set(imported(ROOT / "harness" / "stats.py"))
+    assert not {"harness", "tasks", "torch", "ray"} & set(imported(ROOT / "harness/scores/stats.py"))
 
 
 def test_looking_up_is_light():
-    code = "import sys; from harness.cli import app; from harness import registry, store, doctor; registry.names('task'); registry.names('method'); print(*sys.modules)"
+    code = "import sys; from harness.cli import app; from harness import registry, doctor; from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

@@ -17,7 +17,7 @@ from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
 from harness.rows import Lacking, ids_of, make_here
 from harness.run import run_trial
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 from harness.task import Task, in_order
 from harness.trial import Trial
@@ -90,7 +90,7 @@ def test_a_planted_preference_is_found():
 @pytest.mark.parametrize("view", ["context", "profile"])
 def test_under_the_swap_control_another_person_is_shown(view):
     """Six test users, every other one loud: who is answered with the state of someone unlike gets every answer wrong."""
-    from harness.run import derangement
+    from harness.scores.stats import derangement
 
     other = derangement(6)
     alike = (np.arange(6) % 2 == other % 2).mean()

@@ -18,7 +18,7 @@ from harness import on_ray, ray_session, registry
 from harness.errors import Mistake
 from harness.plan import unfinished
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 from harness.trial import Trial
 

@@ -13,9 +13,9 @@ from harness import policy, small_lm
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
 from harness.registry import make
-from harness.store import Store
+from harness.sources.text_world import PROMPTS, respond
+from harness.store.store import Store
 from harness.tuning import dpo_loss
-from harness.world import PROMPTS, respond
 
 
 @pytest.fixture(scope="module")

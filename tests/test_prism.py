@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from harness.check import task_checks
 from harness.cli import app
 from harness.errors import Missing, Mistake
-from harness.prepare import open_prepared, prepare
-from harness.store import Store
+from harness.prepare import prepare
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.trial import task_identity
 from tasks import prism
 from tasks.prism import Prism, by_prompt

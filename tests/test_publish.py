@@ -17,7 +17,7 @@ from harness.board import make_board
 from harness.errors import Mistake
 from harness.publish import LONGEST, Publisher
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 TASK = """

@@ -11,13 +11,13 @@ from harness import reading, registry, report, small_lm
 from harness.board import make_board
 from harness.data import TEXT, Items, Panel
 from harness.method import Run
-from harness.prepare import open_prepared
 from harness.publish import Publisher
 from harness.reading import ENDS, axes_of, named, read, root_of, with_options
 from harness.report import page, shortened, write_html
 from harness.rows import ID, Lacking, errors, ids_of, make_here
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 EVIL = "<script>alert(1)</script>"

@@ -32,7 +32,7 @@ from harness.rows import (
     refuse_errors,
     text_id,
 )
-from harness.store import STALE, Store
+from harness.store.store import STALE, Store
 
 FORK = multiprocessing.get_context("fork")  # a process in no time
 IDENTITY = {"engine": "shapes", "model": "a test's"}

@@ -17,8 +17,8 @@ from harness import small_lm, tuning
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
 from harness.registry import make
-from harness.store import Store
-from harness.world import PROMPTS, respond
+from harness.sources.text_world import PROMPTS, respond
+from harness.store.store import Store
 
 USERS, PAIRS, STEPS, LATER = 4, 6, 6, 3
 METHODS = {

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import small_lm
-from harness.world import PROMPTS, TRAITS, respond, traits
+from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
 
 
 def digests(folder):

@@ -16,13 +16,13 @@ from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
 from harness.judge import Results, check_selections, measured
 from harness.method import Method, Run
-from harness.prepare import Prepared
 from harness.publish import _metrics
 from harness.registry import make
 from harness.report import figures, print_board, write_html
 from harness.run import finish_all
 from harness.steer import choose, counts, normalised, overoptimised, preferred, worth
-from harness.store import Store
+from harness.store.prepared import Prepared
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 EXPECTED_MAX = {1: 0.0, 2: 0.56419, 4: 1.02938, 8: 1.42360, 16: 1.76599}  # of n standard normal draws (Harter 1961)
@@ -223,7 +223,7 @@ def test_lines_and_controls_stand_where_they_must(steered):
 def test_a_board_is_what_its_trials_chose(steered):
     """The gain of one method recomputed from the stored choices with numpy alone."""
     plan, store, board = steered
-    from harness.prepare import open_prepared
+    from harness.store.prepared import open_prepared
 
     gains, rooms = [], []
     for trial in (t for t in plan.trials if t.method.name == "spectral"):

@@ -6,7 +6,7 @@ from harness import registry
 from harness.errors import Mistake
 from harness.method import Manifest
 from harness.plan import forecast, unfinished
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import CONTROLS, make_plan, read_suite
 from harness.trial import fields_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness import small_lm
 from harness.rows import Rows
-from harness.store import Store
+from harness.store.store import Store
 
 SUITE = """
 title = "Text, small"

@@ -18,9 +18,9 @@ from harness.method import Manifest, Run
 from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
 from harness.methods.majority import Majority
-from harness.metrics import per_person
 from harness.prepare import shares_pairs
 from harness.registry import make
+from harness.scores.metrics import per_person
 from harness.text import check_encoder, encode
 from harness.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects

@@ -22,7 +22,7 @@ from harness import cli, on_ray, ray_session, registry, small_lm
 from harness.errors import Mistake
 from harness.plan import unfinished
 from harness.run import finish, finish_all
-from harness.store import Store
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 from harness.trial import Trial
 
@@ -78,7 +78,7 @@ class Team(LinearMethod):
 WORKER = """
 from tests.test_together import ready
 from harness.run import finish_all
-from harness.store import Store
+from harness.store.store import Store
 from torch import distributed
 commit = Store.commit
 def told(self, *args):

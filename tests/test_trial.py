@@ -11,8 +11,9 @@ from harness import registry
 from harness.method import Run
 from harness.prepare import prepare
 from harness.registry import make
-from harness.run import FACTS, derangement, elicited, finish, load_scores, run_trial
-from harness.store import Store
+from harness.run import FACTS, elicited, finish, load_scores, run_trial
+from harness.scores.stats import derangement
+from harness.store.store import Store
 from harness.suite import make_plan
 from harness.trial import KEY_VERSION, Trial, hashed, task_identity
 
@@ -108,9 +109,9 @@ def test_facts_are_beside_the_result_and_all_classified(tiny):
 def test_predictions_are_the_record(tiny):
     """Scores recomputed from stored predictions are those stored, and a run again gives the same bits."""
     _, plan, store = tiny
-    from harness.metrics import score_table
-    from harness.prepare import open_prepared
     from harness.run import ipc
+    from harness.scores.metrics import score_table
+    from harness.store.prepared import open_prepared
 
     for trial in plan.trials:
         manifest, prepared = store.read("trials", trial.key), open_prepared(store, trial.task_key)
@@ -185,7 +186,7 @@ def test_training_users_are_scored_up_to_the_answers_they_have(elicit):
 
 def test_only_privileged_methods_see_the_truth(tiny):
     _, plan, store = tiny
-    from harness.prepare import open_prepared
+    from harness.store.prepared import open_prepared
 
     seen = {}
     for trial in plan.trials[:6]:
@@ -211,7 +212,7 @@ def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
     """With every test label changed, all predictions stay: they cannot depend on what they are judged by."""
     _, plan, store = tiny
     from harness.data import Splits
-    from harness.prepare import open_prepared
+    from harness.store.prepared import open_prepared
 
     for trial in plan.trials[:6]:
         splits = open_prepared(store, trial.task_key).splits

@@ -8,9 +8,9 @@ import torch
 from harness import policy, small_lm
 from harness.data import TEXT, Items
 from harness.registry import make
-from harness.store import Store
+from harness.sources.text_world import PROMPTS, respond
+from harness.store.store import Store
 from harness.tuning import Step, gradients
-from harness.world import PROMPTS, respond
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'manyminds[test]'")
 from datasets import Dataset

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from harness import engines, writing
 from harness.engines import open_engine, render, tokenizer
 from harness.method import WRITTEN
-from harness.world import PROMPTS
+from harness.sources.text_world import PROMPTS
 from harness.writing import write
 
 PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # of very different lengths

@@ -15,16 +15,17 @@ from harness.claims import Check, Selection, read_table
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.judge import Results, Unfinished, measured
 from harness.method import WRITTEN
-from harness.prepare import Prepared, open_prepared
 from harness.publish import _metrics
 from harness.registry import make
 from harness.report import figures, print_board, write_html
-from harness.run import REFERENCE, derangement, finish, finish_all, run_trial
-from harness.store import Store
+from harness.run import REFERENCE, finish, finish_all, run_trial
+from harness.scores.stats import derangement
+from harness.sources.text_world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
+from harness.store.prepared import Prepared, open_prepared
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 from harness.trained import load_trained, save_trained
 from harness.trial import Trial
-from harness.world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
 from harness.written import Texts
 
 POLICY = '''
@@ -38,7 +39,7 @@ import pyarrow as pa
 import torch
 
 from harness.method import WRITTEN, Method
-from harness.world import LEXICON, TRAITS
+from harness.sources.text_world import LEXICON, TRAITS
 
 TEXT = "People learn the small steps in the morning."
 

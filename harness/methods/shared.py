@@ -13,7 +13,7 @@ from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
 from harness.linear import SCALES, LinearMethod, best_on_validation, map_weights
 from harness.method import Run, State, Users
-from harness.metrics import log_loss, temperature_scale
+from harness.scores.metrics import log_loss, temperature_scale
 
 
 @dataclass(frozen=True)

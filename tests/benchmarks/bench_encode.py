@@ -27,7 +27,7 @@ from harness import encode, small_lm
 from harness.blocks import make_on_ray
 from harness.engines import lengths
 from harness.rows import distinct, make_here
-from harness.store import FOLDER, Store
+from harness.store.store import FOLDER, Store
 
 ROUNDS = 2
 

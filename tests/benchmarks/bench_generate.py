@@ -22,8 +22,8 @@ import pyarrow as pa
 from harness import generate, small_lm
 from harness.blocks import make_on_ray
 from harness.rows import distinct
-from harness.store import FOLDER, Store
-from harness.world import PROMPTS
+from harness.sources.text_world import PROMPTS
+from harness.store.store import FOLDER, Store
 
 
 def main() -> None:

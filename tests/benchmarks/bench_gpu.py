@@ -31,7 +31,7 @@ from harness.engines import batches, lengths, open_engine
 from harness.method import Run
 from harness.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.rows import distinct, make_here
-from harness.store import FOLDER, Store
+from harness.store.store import FOLDER, Store
 from harness.tuning import Step, optimise
 
 PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets

@@ -31,9 +31,9 @@ from harness.data import TEXT, Items
 from harness.method import Run
 from harness.policy import Film, Policy, blocks, log_probs
 from harness.registry import make
-from harness.store import FOLDER, Store
+from harness.sources.text_world import PROMPTS, respond
+from harness.store.store import FOLDER, Store
 from harness.tuning import Step, optimise
-from harness.world import PROMPTS, respond
 
 STEPS = 12  # of a round
 BATCH = 16  # pairs a step

@@ -11,9 +11,9 @@ from pathlib import Path
 os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
 
 from harness import registry
-from harness.prepare import open_prepared
 from harness.run import finish_all, run_trial
-from harness.store import Store
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 
 TRIALS = 500

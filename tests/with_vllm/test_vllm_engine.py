@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from harness import engines, small_lm
 from harness.engines import as_sample, open_engine, render, tokenizer
 from harness.errors import Mistake
-from harness.world import PROMPTS, TOPICS, TRAITS, respond, traits
+from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, respond, traits
 
 
 def far_apart(*of):

@@ -10,7 +10,7 @@ from harness import policy, small_lm
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
 from harness.registry import make
-from harness.world import PROMPTS, respond
+from harness.sources.text_world import PROMPTS, respond
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory

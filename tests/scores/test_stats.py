@@ -9,7 +9,7 @@ from scipy import integrate, special
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from harness import stats
+from harness.scores import stats
 
 # --- designs: each gives person[C], seed[C] -------------------------------------------------------------------------
 

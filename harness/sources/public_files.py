@@ -97,3 +97,32 @@ def file_digest(*paths: str | Path) -> str:
             )
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Table(Source):
+    """A parquet table made from the files at `url`, which are larger or many; the table itself is not served there."""
+
+    def read(self, *columns: str) -> pl.DataFrame:
+        """The named columns, categories as text. Raises Mistake for a missing or changed file, or a missing column."""
+        frame = pl.read_parquet(self.path())
+        if missing := [name for name in columns if name not in frame.columns]:
+            raise Mistake(
+                f"{self.file} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
+                "name one of those it has",
+            )
+        return frame.select(columns).with_columns(pl.col(pl.Categorical).cast(pl.String))
+
+    def _under(self, folder: Path) -> Path:
+        if folder.is_dir() and not any(folder.rglob(self.file)):
+            raise self._absent(f"no {self.file} under {folder}")
+        return super()._under(folder)
+
+    def _fetch(self, to: Path) -> None:
+        raise self._absent(f"{self.file} is in no data folder, and its origin serves other files")
+
+    def _absent(self, message: str) -> Missing:
+        return Missing(
+            f"{message}: it is a table made from {self.url}",
+            f"name a folder that holds it: --data DIR, or set {FOLDER}=DIR",
+        )

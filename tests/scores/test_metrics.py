@@ -8,7 +8,7 @@ from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from harness.data import Items, Pairs, Truth
-from harness.metrics import BINS, calibration_error, per_person, temperature_scale, user_auc
+from harness.scores.metrics import BINS, calibration_error, per_person, temperature_scale, user_auc
 
 
 def queries(counts, label):

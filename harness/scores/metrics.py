@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -38,16 +37,6 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
     return pa.concat_tables(tables)
-
-
-def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
-    """float32[n]: what the function `who` answered, one finite number for each of n pairs."""
-    values = answer.detach().to("cpu", torch.float32).numpy()
-    if values.shape != (n,):
-        raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
-    return values
 
 
 def per_person(query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None) -> dict[str, object]:

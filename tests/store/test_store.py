@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import Mistake
-from harness.store import STEPS, Store
+from harness.store.store import STEPS, Store
 
 FILES = {"a": b"alpha" * 1000, "b": b"beta"}
 COMMIT = """
 import sys
-from harness.store import Store
+from harness.store.store import Store
 store = Store(sys.argv[1]).open()
 print(store.commit("trials", "k" * 16, {"of": 1}, {"a": b"alpha" * 1000, "b": b"beta"}, {"by": "child"}))
 """

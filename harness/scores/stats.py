@@ -18,7 +18,7 @@ is the textbook t interval of the S seed means.
 
 **Why not a percentile bootstrap.** Weighting a cell by w_person·w_seed (the pigeonhole bootstrap, Owen 2007) counts
 the noise of a cell three times and knows no t: over equal methods its nominal 95 % covers 82 % where seeds differ most
-and 99-100 % where noise is most. V covers 94-96 % in both (tests/test_stats.py). Resampling people and seeds with
+and 99-100 % where noise is most. V covers 94-96 % in both (tests/scores/test_stats.py). Resampling people and seeds with
 draws shared by all methods is kept for what it does well, the *joint* behaviour of many comparisons (`joint_level`).
 
 **What no interval can see.** Folds of one data set share training data, so their seeds are not quite independent
@@ -289,3 +289,11 @@ def beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, float]
     limits = [(-9, 9), (np.log(0.01), np.log(1e4))]  # a + b = 1e4: people differ by less than a pair in 200
     start = min(((special.logit(mean), np.log(size)) for size in (1, 10, 100, 1000)), key=loss)
     return shape(minimize(loss, start, method="L-BFGS-B", bounds=limits).x)
+
+
+def derangement(n: int) -> np.ndarray:
+    """int64[n]: a fixed permutation without fixed points, the same for every method."""
+    ring = np.random.default_rng(n).permutation(n)
+    other = np.empty(n, dtype=np.int64)
+    other[ring] = np.roll(ring, 1)
+    return other

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from huggingface_hub import constants
 
-from harness import hub
 from harness.errors import Missing, Mistake
-from harness.hub import hub_files, rows, table
+from harness.sources import hub
+from harness.sources.hub import hub_files, rows, table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

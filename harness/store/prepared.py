@@ -1,0 +1,56 @@
+"""Prepared tasks read back from the store, memory-mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from harness.data import Items, Pairs, Panel, Splits, Truth
+from harness.errors import Mistake
+from harness.store.store import Store
+
+COLUMNS = ("user", "people", "left", "right", "label", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A prepared task as a worker sees it, memory-mapped."""
+
+    splits: Splits
+    truth: Truth | None
+
+
+def open_prepared(store: Store, key: str) -> Prepared:
+    """Raises Mistake where the task is not prepared."""
+    manifest = store.read("tasks", key)
+    if manifest is None:
+        raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
+
+    def load(name: str) -> np.ndarray | None:
+        return (
+            np.load(store.verified(manifest, f"{name}.npy"), mmap_mode="c")
+            if f"{name}.npy" in manifest["files"]
+            else None
+        )
+
+    def table(name: str) -> pa.Table | None:
+        if f"{name}.arrow" not in manifest["files"]:
+            return None
+        return pa.ipc.open_file(pa.memory_map(str(store.verified(manifest, f"{name}.arrow")))).read_all()
+
+    items, profiles = Items(load("features"), table("text")), table("profiles")
+    profiles = None if profiles is None else profiles["profile"].combine_chunks()
+    parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
+    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items, profiles=profiles) for part in parts}
+    panels = {
+        name: Panel(pairs[f"{name}/context"], pairs[f"{name}/query"], load(f"{name}.choices"))
+        for name in sorted({part.partition("/")[0] for part in parts} - {"train"})
+    }
+    truth = None
+    if manifest["facts"]["has_truth"]:
+        truth = Truth(
+            load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population")
+        )
+    return Prepared(Splits(pairs["train"], panels), truth)
