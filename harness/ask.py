@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from harness import lm
-from harness.encode import as_lists, reader
+from harness.encode import as_lists
 from harness.errors import Mistake
 from harness.generate import tokenised
+from harness.models.names import LanguageModel, parse_model
+from harness.models.tokens import reader
 from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
 from harness.store.store import Store
 from harness.trial import Trial
@@ -29,9 +30,9 @@ QUESTIONS = 256  # of a block: 200,000 tokens of in_context's, some seconds of a
 ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong with them or the model
 
 
-def make_judge(name: str) -> lm.LanguageModel:
+def make_judge(name: str) -> LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
-    model = lm.parse(name, DEFAULTS)
+    model = parse_model(name, DEFAULTS)
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise Mistake(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
     return model
@@ -167,11 +168,11 @@ class Asking:
     cpus: int = 0
 
     def check(self) -> None:
-        from harness.engines import first_tokens, tokenizer
+        from harness.models.tokens import first_tokens, open_tokenizer
 
         model = make_judge(self.name)
         model.check()
-        first_tokens(tokenizer(model.folder()), self.words)
+        first_tokens(open_tokenizer(model.folder()), self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
@@ -181,7 +182,7 @@ class Asking:
         return tokenised(tokens, table, limit - 1, longer)  # the answer is one token
 
     def start(self) -> Worker:
-        from harness.engines import open_engine
+        from harness.models.engine import open_engine
 
         model = make_judge(self.name)
         engine = open_engine(

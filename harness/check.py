@@ -17,10 +17,11 @@ import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import ask, registry, small_lm
+from harness import ask, registry
 from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.errors import Mistake
 from harness.method import Manifest, Method, Run
+from harness.models import small
 from harness.parallel import one_torch_thread
 from harness.prepare import enough_context, told
 from harness.rows import ids_of
@@ -74,7 +75,7 @@ def in_miniature(method: Method) -> Iterator[Method]:
         return
     before = os.environ.get(FOLDER)
     with tempfile.TemporaryDirectory() as folder:
-        small_lm.build(Path(folder, "model"), steps=0)
+        small.build_small_model(Path(folder, "model"), steps=0)
         os.environ[FOLDER] = folder
         try:
             less = {"model": f"transformers:{folder}/model", "steps": 2}

@@ -5,19 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from harness import lm
 from harness.errors import Mistake
+from harness.models.names import EXAMPLE, LanguageModel, parse_model
+from harness.models.tokens import reader
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store.store import Store
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 DEFAULTS = {  # options of a language model that encodes; all are part of its identity
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
@@ -39,7 +35,7 @@ TEXTS = 2048  # of a block: half a minute of a 7B model on one GPU, and a store 
 WORDS = 16384  # of a block of the hashing encoder, which does them in a second
 
 
-def make_encoder(name: str) -> lm.LanguageModel | Hashing:
+def make_encoder(name: str) -> LanguageModel | Hashing:
     """The encoder that `name` names: hashing-DIM, or a language model. Raises Mistake for any other."""
     if found := HASHING.fullmatch(name):
         if int(found[1]) > WIDEST:
@@ -48,9 +44,9 @@ def make_encoder(name: str) -> lm.LanguageModel | Hashing:
     if ":" not in name:
         raise Mistake(
             f"there is no text encoder {name!r}",
-            f'for example "hashing-1024", or a language model: {lm.EXAMPLE}; for a task also "tfidf-svd-128"',
+            f'for example "hashing-1024", or a language model: {EXAMPLE}; for a task also "tfidf-svd-128"',
         )
-    model = lm.parse(name, DEFAULTS)
+    model = parse_model(name, DEFAULTS)
     for option, allowed in CHOICES.items():
         if model[option] not in allowed:
             raise Mistake(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
@@ -120,7 +116,7 @@ class Encoding:
         return ready.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
 
     def start(self) -> Worker:
-        from harness.engines import open_engine
+        from harness.models.engine import open_engine
 
         model = make_encoder(self.name)
         engine = open_engine(
@@ -139,20 +135,6 @@ class Encoding:
             return as_rows(ids_of(ready["id"]), found.astype(model["storage"]))
 
         return encode
-
-
-@lru_cache(1)
-def reader(model: lm.LanguageModel, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
-    """Its tokenizer, and how many tokens it takes; kept, for loading them takes longer than a block does."""
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    from harness.engines import context_length, tokenizer
-
-    logging.set_verbosity_error()  # that a text is too long is ours to tell
-    folder = model.folder()
-    tokens = tokenizer(folder)
-    return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from harness import lm
-from harness.encode import as_lists, reader
-from harness.engines import Sample
+from harness.encode import as_lists
 from harness.errors import Mistake
+from harness.models.base import Sample
+from harness.models.names import LanguageModel, parse_model
+from harness.models.tokens import reader
 from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store.store import Store, hashed
 
@@ -42,9 +43,9 @@ SAMPLES = pa.schema(
 )
 
 
-def make_generator(name: str) -> lm.LanguageModel:
+def make_generator(name: str) -> LanguageModel:
     """The language model that `name` names. Raises Mistake for a wrong name or option."""
-    model = lm.parse(name, DEFAULTS)
+    model = parse_model(name, DEFAULTS)
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise Mistake(
             f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
@@ -86,7 +87,7 @@ def inputs(table: pa.Table) -> pa.Table:
     return pa.table({"id": pa.array([text_id(*pair) for pair in pairs], ID)} | columns)
 
 
-def identity(model: lm.LanguageModel, n: int) -> dict[str, object]:
+def identity(model: LanguageModel, n: int) -> dict[str, object]:
     return model.identity | {"n": n}
 
 
@@ -111,7 +112,7 @@ class Generation:
         return tokenised(tokens, table, limit - room, "of which {} leave room for a response")
 
     def start(self) -> Worker:
-        from harness.engines import open_engine
+        from harness.models.engine import open_engine
 
         model = make_generator(self.name)
         engine = open_engine(
@@ -160,7 +161,7 @@ def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, lo
 
     most: tokens a prompt may have; longer: what is said of one that has more.
     """
-    from harness.engines import render
+    from harness.models.tokens import render
 
     ids, reasons = [], []
     for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 from harness.errors import Mistake
 from harness.store.store import FOLDER, Store
 
-if TYPE_CHECKING:  # torch comes with it, which Ray's control processes import this file without
-    from harness.trial import Trial
-
 from harness import ray_session  # first: it says what Ray reads while it is imported  # isort: skip
 
 import ray
@@ -26,6 +23,9 @@ import ray.tune
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.progress_reporter import TrialProgressCallback
+
+if TYPE_CHECKING:
+    from harness.trial import Trial
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
 DIED = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"

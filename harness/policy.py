@@ -18,9 +18,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness import engines, lm, parallel
+from harness import parallel
 from harness.data import Items
 from harness.errors import Mistake
+from harness.models.names import LanguageModel, parse_model
+from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render
 from harness.store.store import Store, hashed
 
 DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
@@ -30,9 +32,9 @@ TOKENS = 8192
 TOKENS_ON_CPU = 2048  # larger batches fall out of the caches
 
 
-def make_model(name: str) -> lm.LanguageModel:
+def make_model(name: str) -> LanguageModel:
     """The language model that `name` names. Raises Mistake where it is none that can be trained."""
-    model = lm.parse(name, DEFAULTS, RECIPE)
+    model = parse_model(name, DEFAULTS, RECIPE)
     if model.engine != "transformers":
         raise Mistake(f"{name!r}: policies are trained in transformers", f"transformers:{model.model}")
     if model["max_length"] < 2:
@@ -71,21 +73,21 @@ class Tokens:
 
 
 @lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
-def tokens_of(items: Items, model: lm.LanguageModel, cut: int = 0) -> Tokens:
+def tokens_of(items: Items, model: LanguageModel, cut: int = 0) -> Tokens:
     """All items' tokens: the prompt by the model's chat template (or plain), the response, and the token that ends it.
 
     A response longer than `cut` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
     ValueError for empty responses, for such as do not fit, and where a tokenizer has no token that ends a text: a policy
     would never learn to stop.
     """
-    tokenizer = engines.tokenizer(model.folder())
-    room = engines.context_length(config_of(model.folder()), tokenizer, model["max_length"])
+    tokenizer = open_tokenizer(model.folder())
+    room = context_length(config_of(model.folder()), tokenizer, model["max_length"])
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
     prompts, responses = (items.text[name].to_pylist() for name in ("prompt", "response"))
     if empty := [i for i, text in enumerate(responses) if not text.strip()]:
         raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
-    before = {prompt: engines.render(tokenizer, None, prompt) for prompt in set(prompts)}
+    before = {prompt: render(tokenizer, None, prompt) for prompt in set(prompts)}
     said = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
     after = [ids[:cut] if 0 < cut < len(ids) else ids + [tokenizer.eos_token_id] for ids in said]
     if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
@@ -235,20 +237,20 @@ def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Te
     found = torch.zeros(len(rows), dtype=torch.float64)
     limit = TOKENS if device().type == "cuda" else TOKENS_ON_CPU
     with torch.inference_mode(), autocast():
-        for turn, some in enumerate(engines.batches(tokens.length[rows], limit)):
+        for turn, some in enumerate(batches_by_length(tokens.length[rows], limit)):
             if turn % parallel.size() == parallel.rank():
                 whose = None if latent is None else latent[torch.from_numpy(some)].to(device())
                 found[some] = policy(*tokens.batch(rows[some], device()), latent=whose).double().cpu()
     return parallel.summed(found)
 
 
-def reference(items: Items, model: lm.LanguageModel, cut: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def reference(items: Items, model: LanguageModel, cut: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
     return _reference(items, model, cut, dtype, Store.current())
 
 
 @lru_cache(2)
-def _reference(items: Items, model: lm.LanguageModel, cut: int, dtype: torch.dtype, store: Store) -> torch.Tensor:
+def _reference(items: Items, model: LanguageModel, cut: int, dtype: torch.dtype, store: Store) -> torch.Tensor:
     text = hashlib.sha256()
     for name in ("prompt", "response"):
         for chunk in items.text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness import ask, lm
+from harness import ask
+from harness.models.names import parse_model
 from harness.sources.text_world import TRAITS
 
 ANSWERS = ("A", "B")
@@ -34,8 +35,8 @@ def wanted(wants: np.ndarray) -> dict[str, int]:
 
 def writer(wants: Mapping[str, int], generator: str) -> str:
     """The system prompt under which `generator` writes responses with these traits; our small model knows one of its own."""
-    if lm.parse(generator.partition("?")[0], {}).model == "small":
-        from harness.small_lm import system_line
+    if parse_model(generator.partition("?")[0], {}).model == "small":
+        from harness.models.small import system_line
 
         return system_line(dict(wants))
     return WRITER.format(sides(wants))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.store.store import hashed
 
-if TYPE_CHECKING:  # torch comes with them
+if TYPE_CHECKING:
     from harness.method import Method
     from harness.task import Task
 

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.functional import logsigmoid
 
-from harness import engines, parallel
+from harness import parallel
 from harness.method import Run, State
+from harness.models.tokens import batches_by_length
 from harness.policy import TOKENS, Policy, Tokens, autocast, blocks, device
 from harness.store.store import Store
 
@@ -124,7 +125,7 @@ def gradients(
     order = np.concatenate([order, order[-1:].repeat(-n % size)])
     mine, counts = order[parallel.rank() :: size], np.arange(len(order))[parallel.rank() :: size] < n
     found = torch.zeros(4, dtype=torch.float64)
-    some = list(engines.batches(2 * length[order[::size]], TOKENS))  # by the longest pair that any worker has
+    some = list(batches_by_length(2 * length[order[::size]], TOKENS))  # by the longest pair that any worker has
     for turn, places in enumerate(some):
         rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(device())
         items = np.concatenate([drawn.left[rows], drawn.right[rows]])

@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness.engines import TOKENS, TOKENS_ON_CPU, as_sample, batches, context_length, draw, lengths, render
 from harness.method import WRITTEN
+from harness.models.base import TOKENS, as_sample
+from harness.models.on_transformers import TOKENS_ON_CPU, draw
+from harness.models.tokens import batches_by_length, context_length, lengths, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,12 +135,12 @@ def write(
     said: list[list[int]] = [[] for _ in prompts]
     columns = np.zeros((2, len(prompts)), dtype=np.float32)
     with torch.no_grad(), evaluating(lm):
-        for rows in batches(length + room, TOKENS):
+        for rows in batches_by_length(length + room, TOKENS):
             for row, tokens in zip(rows.tolist(), sample(rows), strict=True):
                 said[row] = tokens
         n_tokens = lengths(said)
         budget = TOKENS if device.type == "cuda" else TOKENS_ON_CPU
-        for rows in batches(length + n_tokens, min(budget, LOGITS // lm.config.get_text_config().vocab_size)):
+        for rows in batches_by_length(length + n_tokens, min(budget, LOGITS // lm.config.get_text_config().vocab_size)):
             columns[:, rows] = measure(rows)
     stopped = [tokens[-1] in ends.tolist() for tokens in said]
     texts = [as_sample(tokenizer, *row, 0.0).text for row in zip(said, stopped, strict=True)]

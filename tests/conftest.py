@@ -10,7 +10,8 @@ os.environ.pop("MANYMINDS_STORE", None)
 import pytest
 import torch
 
-from harness import registry, small_lm
+from harness import registry
+from harness.models import small
 from harness.run import finish_all
 from harness.store.store import Store
 from harness.suite import make_plan, read_suite
@@ -78,5 +79,5 @@ def tiny(tmp_path):
 def folder(tmp_path_factory):
     """An untrained small language model, which nobody writes into."""
     folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=0)
+    small.build_small_model(folder, steps=0)
     return folder

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness import ask, engines, small_lm
+from harness import ask
 from harness.errors import Mistake
+from harness.models import engine, small
 from harness.role_play import judge, role_played, wanted, writer
 from harness.rows import Lacking, make_here
 from harness.sources.text_world import TRAITS
@@ -21,7 +22,7 @@ AB = ("A", "B")
 def folder(tmp_path_factory):
     """An untrained model: its answers mean nothing, and are some."""
     folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=0)
+    small.build_small_model(folder, steps=0)
     return folder
 
 
@@ -44,7 +45,7 @@ def no_engine(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(engines, "open_engine", refuse)
+    monkeypatch.setattr(engine, "open_engine", refuse)
 
 
 def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
@@ -69,7 +70,7 @@ def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
     np.testing.assert_allclose(ask.answers(name, systems, prompts, AB), wanted, atol=1e-4)
     assert len(set(wanted)) == 4
 
-    monkeypatch.setattr(engines, "open_engine", None)  # what is answered needs no model
+    monkeypatch.setattr(engine, "open_engine", None)  # what is answered needs no model
     again = ask.answers(name, systems[::-1], prompts[::-1], AB)
     np.testing.assert_array_equal(again, ask.answers(name, systems, prompts, AB)[::-1])
     with pytest.raises(Lacking, match="1 answers"):
@@ -96,7 +97,7 @@ def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
         def answer(self, prompts, words):
             return np.where(np.arange(len(prompts)) == 5, np.nan, 1.5)
 
-    monkeypatch.setattr(engines, "open_engine", lambda *args, **options: Broken())
+    monkeypatch.setattr(engine, "open_engine", lambda *args, **options: Broken())
     name, questions = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
     assert make(store, name, [None] * 40, questions, AB)["errors"] == 1
     found = ask.answers(name, [None] * 40, questions, AB)
@@ -195,6 +196,6 @@ def test_roles_name_both_traits():
     assert "formal and rude" in judge(wants) and "formal and rude" in writer(
         wants, f"vllm:a/b@{'0' * 40}?dtype=bfloat16"
     )
-    assert writer(wants, "vllm:small?temperature=0.5") == small_lm.system_line(wants)
+    assert writer(wants, "vllm:small?temperature=0.5") == small.system_line(wants)
     every = {judge({trait: sign}) for trait in TRAITS for sign in (1, -1)}
     assert len(every) == 14

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness import encode, files, generate, lm, small_lm
+from harness import encode, files, generate
 from harness.cli import app
-from harness.engines import Sample
 from harness.errors import Mistake
+from harness.models import names, small
+from harness.models.base import Sample
 from harness.rows import make_here, text_id
 from harness.store.store import FOLDER, Store
 
@@ -38,7 +39,7 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "small"
-    small_lm.build(folder, steps=0)
+    small.build_small_model(folder, steps=0)
     return folder
 
 
@@ -240,7 +241,7 @@ def test_an_empty_sample_is_an_error(model, monkeypatch):
             said = [["a", "b"], ["a", " "], ["", ""]]
             return [[Sample(text, "stop", 1, -1.0) for text in said[i % 3]] for i in range(len(prompts))]
 
-    monkeypatch.setattr("harness.engines.open_engine", lambda *_, **__: Engine())
+    monkeypatch.setattr("harness.models.engine.open_engine", lambda *_, **__: Engine())
     recipe = generate.job(f"transformers:{model}", 2, lambda: []).recipe
     ready, early = recipe.prepare(generate.inputs(pa.table({"system": [None] * 3, "prompt": ["x", "y", "z"]})))
     worker = recipe.start()
@@ -277,7 +278,7 @@ def test_what_decides_the_rows_is_in_the_identity(model, store, tmp_path):
     assert generate.identity(writer, 2) != generate.identity(writer, 4)
     config = json.loads((elsewhere / "config.json").read_text())
     (elsewhere / "config.json").write_text(json.dumps(config | {"rope_theta": 2.0}))
-    assert lm.folder_digest(elsewhere) != lm.folder_digest(model)
+    assert names.folder_digest(elsewhere) != names.folder_digest(model)
 
 
 def test_the_prompt_counts_where_the_encoder_reads_it(model, store):

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness import ask, engines, small_lm
+from harness import ask
 from harness.check import method_checks, spelled, without_sense
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
 from harness.errors import Mistake
 from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
+from harness.models import engine, small
 from harness.rows import Lacking, ids_of, make_here
 from harness.run import run_trial
 from harness.store.store import Store
@@ -276,7 +277,7 @@ room = 30
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     """A plan with an untrained model that reads a thousand tokens."""
-    small_lm.build(tmp_path / "small", steps=0)
+    small.build_small_model(tmp_path / "small", steps=0)
     folder = shutil.copytree(tmp_path / "small", tmp_path / "longer")
     for file, option in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         content = json.loads((folder / file).read_text())
@@ -296,15 +297,15 @@ def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch
     plan, store = suite
     with pytest.raises(Lacking, match="answers"):
         finish(next(t for t in plan.trials if t.method.name == "in_context"), store)
-    starts, start = [], engines.open_engine
-    monkeypatch.setattr(engines, "open_engine", lambda *args, **options: starts.append(args) or start(*args, **options))
+    starts, start = [], engine.open_engine
+    monkeypatch.setattr(engine, "open_engine", lambda *args, **options: starts.append(args) or start(*args, **options))
     (job,) = ask.questions(plan.trials, store)
     assert len(plan.trials) == 3
     made = make_here(job.rows(store), job.recipe, job.batches())
     assert made["errors"] == 0 and len(starts) == 1
     assert ask.questions(plan.trials, store) == []
 
-    monkeypatch.setattr(engines, "open_engine", None)
+    monkeypatch.setattr(engine, "open_engine", None)
     asked, from_store = set(), ask.from_store
 
     def noted(name, words, table):

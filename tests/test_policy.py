@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import policy, small_lm
+from harness import policy
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
+from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
@@ -22,7 +23,7 @@ from harness.tuning import dpo_loss
 def base(tmp_path_factory):
     """The folder of an untrained small language model."""
     folder = tmp_path_factory.mktemp("lm") / "model"
-    small_lm.build(folder, steps=0)
+    small.build_small_model(folder, steps=0)
     return folder
 
 

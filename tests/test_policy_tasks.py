@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from harness import registry, small_lm
+from harness import registry
 from harness.claims import read_claims
+from harness.models import small
 from harness.run import run_trial
 from harness.suite import read_suite
 from harness.trial import Trial, fields_of
@@ -31,7 +32,7 @@ def test_claims_compare_numbers_of_personas_and_nothing_else(file):
 def test_a_policy_learns_yes_and_no(data_folder, tmp_path, monkeypatch):
     """An untrained model, some steps: it logs what D8 reads, and training statements move the way of their labels."""
     monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
-    small_lm.build(tmp_path / "model", steps=0)
+    small.build_small_model(tmp_path / "model", steps=0)
     method = registry.make("method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6))
     task = Personas(view="statements", concepts=1, shots=(0,), encoder="hashing-8", queries=8)
     data = task.build(0)

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 from sklearn.decomposition import PCA
 
-from harness import reading, registry, report, small_lm
+from harness import reading, registry, report
 from harness.board import make_board
 from harness.data import TEXT, Items, Panel
 from harness.method import Run
+from harness.models import small
 from harness.publish import Publisher
 from harness.reading import ENDS, axes_of, named, read, root_of, with_options
 from harness.report import page, shortened, write_html
@@ -216,8 +217,8 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
 def test_a_real_engine_can_be_asked(world, monkeypatch, tmp_path):
     """Through rows, tokenizer and transformers, with an untrained model: what it says has no meaning, but all is kept."""
     monkeypatch.setenv("MANYMINDS_STORE", str(world.store.root))
-    monkeypatch.setattr(small_lm, "CONTEXT", 2048)
-    small_lm.build(tmp_path / "model", steps=0)
+    monkeypatch.setattr(small, "CONTEXT", 2048)
+    small.build_small_model(tmp_path / "model", steps=0)
     readings = read(world.board, world.store)
     with pytest.raises(Lacking) as lacking:
         named(readings, f"transformers:{tmp_path}/model", world.store)

@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import distributed
 
-from harness import small_lm, tuning
+from harness import tuning
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
+from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
@@ -84,7 +85,7 @@ def work(folder: Path, rank: int) -> None:
 def folder(tmp_path_factory) -> Path:
     """Where two processes have trained every case."""
     folder = tmp_path_factory.mktemp("shards")
-    small_lm.build(folder / "lm", steps=0)
+    small.build_small_model(folder / "lm", steps=0)
     Store(folder / "store").open()
     command, home = [sys.executable, "-c", WORK, str(folder)], Path(__file__).parent.parent
     workers = [subprocess.Popen([*command, rank], cwd=home) for rank in "01"]

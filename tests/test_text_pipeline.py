@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness import small_lm
+from harness.models import small
 from harness.rows import Rows
 from harness.store.store import Store
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "text.toml").write_text(SUITE)
     (folder / "store" / "models").mkdir(parents=True)
-    small_lm.build(folder / "store" / "models" / f"small-{small_lm.VERSION}", steps=0)
+    small.build_small_model(folder / "store" / "models" / f"small-{small.VERSION}", steps=0)
     return folder
 
 
@@ -106,7 +106,7 @@ def test_every_row_is_there_once(folder, ran):
 def test_generate_stops_before_vectors(tmp_path, folder):
     (tmp_path / "text.toml").write_text(SUITE)
     (tmp_path / "store" / "models").mkdir(parents=True)
-    small_lm.build(tmp_path / "store" / "models" / f"small-{small_lm.VERSION}", steps=0)
+    small.build_small_model(tmp_path / "store" / "models" / f"small-{small.VERSION}", steps=0)
     out, told = call(tmp_path, "generate", "text.toml", "--local")
     assert "samples made" in told and "ended by themselves" in told and "vectors" not in told
     out, told = call(tmp_path, "encode", "text.toml", "--local")

@@ -18,8 +18,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from harness import cli, on_ray, ray_session, registry, small_lm
+from harness import cli, on_ray, ray_session, registry
 from harness.errors import Mistake
+from harness.models import small
 from harness.plan import unfinished
 from harness.run import finish, finish_all
 from harness.store.store import Store
@@ -215,7 +216,7 @@ def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_p
 
 def test_two_processes_train_the_policy_that_one_trains(monkeypatch, tmp_path):
     """By plain torch.distributed, whoever started it; also in odd batches, of which workers have different shares."""
-    small_lm.build(tmp_path / "lm", steps=0)
+    small.build_small_model(tmp_path / "lm", steps=0)
     model = f'model = "transformers:{tmp_path}/lm", steps = 8, max_tokens = 6'
     methods = f'{{ name = "dpo", batch = 7, {model} }}, {{ name = "np_dpo", targets = 3, batch = 9, {model} }}'
     monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "one" / "store"))  # of reference log-probabilities

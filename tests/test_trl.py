@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness import policy, small_lm
+from harness import policy
 from harness.data import TEXT, Items
+from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
@@ -26,7 +27,7 @@ def base(tmp_path, monkeypatch):
     """The folder of an untrained small language model, and a store."""
     monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
     Store(tmp_path / "store").open()
-    small_lm.build(tmp_path / "lm", steps=0)
+    small.build_small_model(tmp_path / "lm", steps=0)
     return tmp_path / "lm"
 
 

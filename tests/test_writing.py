@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from harness import engines, writing
-from harness.engines import open_engine, render, tokenizer
+from harness import writing
 from harness.method import WRITTEN
+from harness.models import base
+from harness.models.engine import open_engine
+from harness.models.tokens import open_tokenizer, render
 from harness.sources.text_world import PROMPTS
 from harness.writing import write
 
@@ -20,7 +22,7 @@ SEEDS = [10**6 * i + 5 for i in range(len(PROMPTS))]
 @pytest.fixture(scope="module")
 def model(folder):
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return lm, tokenizer(folder)
+    return lm, open_tokenizer(folder)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def tokens(monkeypatch):
 
     def noted(tokenizer, tokens, stop, logprob):
         seen.append(tokens)
-        return engines.as_sample(tokenizer, tokens, stop, logprob)
+        return base.as_sample(tokenizer, tokens, stop, logprob)
 
     monkeypatch.setattr(writing, "as_sample", noted)
     return seen

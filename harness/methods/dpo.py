@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import engines, parallel, policy
+from harness import parallel, policy
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.lm import LanguageModel
 from harness.method import Manifest, Method, Run, State, Users
+from harness.models.names import LanguageModel
+from harness.models.tokens import open_tokenizer
 from harness.policy import Policy
 from harness.tuning import Step, optimise
 from harness.writing import write
@@ -154,7 +155,7 @@ class Dpo(Method):
         opened, base = self.opened(state), policy.open_lm(self.lm.folder(), self.dtype)
         return write(
             base if latent is None else opened.lm,
-            engines.tokenizer(self.lm.folder()),
+            open_tokenizer(self.lm.folder()),
             prompts,
             seeds,
             max_tokens=self.max_tokens,
@@ -166,7 +167,7 @@ class Dpo(Method):
         """Writes what transformers and vLLM read; returns how."""
         opened = self.opened(state)
         opened.lm.save_pretrained(folder)
-        engines.tokenizer(self.lm.folder()).save_pretrained(folder)
+        open_tokenizer(self.lm.folder()).save_pretrained(folder)
         if self.tune != "lora":
             return (
                 f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"

@@ -9,13 +9,14 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import layer_norm
 
-from harness import engines, policy
+from harness import policy
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
 from harness.linear import LinearMethod
-from harness.lm import LanguageModel
 from harness.method import Manifest, Run, State, Users
 from harness.methods.mixed_logit import MixedLogit
+from harness.models.names import LanguageModel
+from harness.models.tokens import batches_by_length, open_tokenizer
 from harness.neural import forward, mlp, train
 from harness.writing import write
 
@@ -112,7 +113,7 @@ class Vas(LinearMethod):
     ) -> pa.Table:
         return write(
             policy.open_lm(self.lm.folder()),
-            engines.tokenizer(self.lm.folder()),
+            open_tokenizer(self.lm.folder()),
             prompts,
             run.seed,
             max_tokens=self.max_tokens,
@@ -161,7 +162,7 @@ def states(
     limit = policy.TOKENS if policy.device().type == "cuda" else policy.TOKENS_ON_CPU
     parts = []
     with torch.inference_mode():
-        for some in engines.batches(tokens.length[rows], limit):
+        for some in batches_by_length(tokens.length[rows], limit):
             ids, mask, response = tokens.batch(rows[some], policy.device())
             hidden = opened.get_decoder()(ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
             line, place = response.nonzero(as_tuple=True)

@@ -23,9 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 
-from harness import encode, small_lm
+from harness import encode
 from harness.blocks import make_on_ray
-from harness.engines import lengths
+from harness.models import small
+from harness.models import tokens as tokens_module
+from harness.models.tokens import lengths
 from harness.rows import distinct, make_here
 from harness.store.store import FOLDER, Store
 
@@ -74,11 +76,11 @@ def buckets(name: str, texts: pa.Table) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    from harness.engines import open_engine
+    from harness.models.engine import open_engine
 
     model, recipe = encode.make_encoder(name), encode.job(name, lambda: []).recipe
     engine = open_engine("transformers", model.folder(), "embed", max_length=model["max_length"])
-    tokens, limit = encode.reader(model, model["max_length"])
+    tokens, limit = tokens_module.reader(model, model["max_length"])
     plain, inputs = texts["response"].to_pylist(), encode.inputs(texts, name)
 
     def padded(padding: str) -> np.ndarray:
@@ -176,7 +178,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FOLDER] = f"{folder}/store"
         if not asked.encoder:
-            small_lm.build(Path(folder, "small"), steps=0)
+            small.build_small_model(Path(folder, "small"), steps=0)
         name = f"transformers:{asked.encoder or f'{folder}/small'}"
         if "ratio" in parts:
             ratio(name, mixed_texts(asked.texts), Path(folder))

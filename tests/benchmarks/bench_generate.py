@@ -19,8 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyarrow as pa
 
-from harness import generate, small_lm
+from harness import generate
 from harness.blocks import make_on_ray
+from harness.models import small
 from harness.rows import distinct
 from harness.sources.text_world import PROMPTS
 from harness.store.store import FOLDER, Store
@@ -37,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FOLDER] = f"{folder}/store"
         if not asked.model:
-            small_lm.build(Path(folder, "small"), steps=0)
+            small.build_small_model(Path(folder, "small"), steps=0)
         name = f"{asked.engine}:{asked.model or f'{folder}/small'}?max_tokens=64"
         prompts = [f"{PROMPTS[i % len(PROMPTS)]} ({i})" for i in range(asked.prompts)]
         table = generate.inputs(pa.table({"system": pa.nulls(len(prompts), pa.string()), "prompt": prompts}))

@@ -25,10 +25,12 @@ import pyarrow as pa
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from harness import encode, policy, small_lm
+from harness import encode, policy
 from harness.blocks import make_on_ray
-from harness.engines import batches, lengths, open_engine
 from harness.method import Run
+from harness.models import small
+from harness.models.engine import open_engine
+from harness.models.tokens import batches_by_length, lengths
 from harness.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.rows import distinct, make_here
 from harness.store.store import FOLDER, Store
@@ -77,7 +79,7 @@ def build(folder: Path, size: dict, device: str) -> int:
         model = AutoModel.from_config(config, dtype=torch.bfloat16)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
-    tokenizer = small_lm.make_tokenizer(0)
+    tokenizer = small.make_tokenizer(0)
     tokenizer.model_max_length = CONTEXT
     tokenizer.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
@@ -107,7 +109,7 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    ready = [engine.padded([tokens[i] for i in rows], torch.long) for rows in batches(length, engine.tokens)]
+    ready = [engine.padded([tokens[i] for i in rows], torch.long) for rows in batches_by_length(length, engine.tokens)]
     seconds = {}
     with torch.inference_mode():
         for _ in range(2):  # the first warms up

@@ -26,9 +26,10 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from harness import policy, small_lm
+from harness import policy
 from harness.data import TEXT, Items
 from harness.method import Run
+from harness.models import small
 from harness.policy import Film, Policy, blocks, log_probs
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
@@ -118,7 +119,7 @@ def seconds(work: Callable[[], object]) -> float:
 def main(folder: Path) -> None:
     os.environ[FOLDER] = f"{folder}/store"
     Store(folder / "store").open()
-    small_lm.build(folder / "lm", steps=0)
+    small.build_small_model(folder / "lm", steps=0)
     made = {
         tune: make("method", "dpo", {"model": f"transformers:{folder / 'lm'}", "tune": tune})
         for tune in ("full", "lora")

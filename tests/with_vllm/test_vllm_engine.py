@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from harness import engines, small_lm
-from harness.engines import as_sample, open_engine, render, tokenizer
 from harness.errors import Mistake
+from harness.models import on_vllm, small
+from harness.models.base import as_sample
+from harness.models.engine import open_engine
+from harness.models.tokens import open_tokenizer, render
 from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, respond, traits
 
 
@@ -24,7 +26,7 @@ SEEDS = [far_apart(i) for i in range(9)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=20)  # enough that texts and prompts are told apart
+    small.build_small_model(folder, steps=20)  # enough that texts and prompts are told apart
     return folder
 
 
@@ -41,12 +43,12 @@ def plain(folder):
 @pytest.fixture(scope="module")
 def prompts(folder):
     systems = [None, "Be formal and brief.", "Say nothing at all, or very much, but say it well."]
-    return [render(tokenizer(folder), systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
+    return [render(open_tokenizer(folder), systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_vectors_agree_with_plain_transformers(folder, pooling):
-    texts = tokenizer(folder)(TEXTS)["input_ids"]
+    texts = open_tokenizer(folder)(TEXTS)["input_ids"]
     model, golden = AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), []
     for text in texts:
         with torch.no_grad():
@@ -82,7 +84,7 @@ def test_log_odds_agree_with_a_plain_softmax(writer, plain, prompts):
 def test_log_probabilities_are_those_of_the_untempered_model(writer, plain, prompts, monkeypatch, temperature, top_p):
     made = []
     monkeypatch.setattr(
-        engines, "as_sample", lambda names, tokens, *rest: made.append(tokens) or as_sample(names, tokens, *rest)
+        on_vllm, "as_sample", lambda names, tokens, *rest: made.append(tokens) or as_sample(names, tokens, *rest)
     )
     samples = writer.sample(prompts, SEEDS, 3, temperature, top_p, 40)
     rows = [(prompt, sample) for prompt, row in zip(prompts, samples, strict=True) for sample in row]
@@ -103,12 +105,12 @@ def test_samples_are_distinct_and_follow_from_their_seed_alone(writer, prompts, 
     whole = texts(*range(9))
     assert len({text for row in whole for text in row}) == 54
     assert texts(3) == whole[3:4] and texts(8, 0) == [whole[8], whole[0]]
-    monkeypatch.setattr(engines, "MANY", 4)  # in two requests instead of one
+    monkeypatch.setattr(on_vllm, "MANY", 4)  # in two requests instead of one
     assert texts(3) == whole[3:4]
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 200)[: small_lm.POSITIONS - 5]
+    long = (prompts[0] * 200)[: small.POSITIONS - 5]
     ((sample,),) = writer.sample([long], SEEDS[:1], 1, max_tokens=20)
     assert sample.n_tokens <= 5
     with pytest.raises(ValueError, match="prompt 0 has"):
@@ -120,7 +122,7 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
 @pytest.mark.timeout(1200)  # trains the small model: some two minutes of one core's time, longer on a busy machine
 @pytest.mark.timeout(900)  # it trains the model in full: two minutes on an idle machine
 def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
-    small_lm.build(tmp_path / "small")
+    small.build_small_model(tmp_path / "small")
     engine = open_engine("vllm", tmp_path / "small", "sample")
     asked = PROMPTS[::36]
 
@@ -142,7 +144,7 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
         others = [t for t in TRAITS if t != trait]
         means = []
         for sign in (1, -1):
-            lines = [small_lm.system_line({trait: sign, others[i % 6]: (-1) ** (i // 6)}) for i in range(24)]
+            lines = [small.system_line({trait: sign, others[i % 6]: (-1) ** (i // 6)}) for i in range(24)]
             texts = [sample.text for row in written(lines, 4) for sample in row]
             means.append(traits(texts)[:, TRAITS.index(trait)].mean())
         assert means[0] > means[1] + 0.5

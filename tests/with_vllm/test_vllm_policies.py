@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness import policy, small_lm
+from harness import policy
 from harness.data import TEXT, Items, Pairs, Panel
 from harness.method import Run
+from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 
@@ -23,7 +24,7 @@ def test_vllm_says_what_the_policy_says(tmp_path, monkeypatch, tune):
     from vllm.lora.request import LoRARequest
 
     monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
-    small_lm.build(tmp_path / "base", steps=0)
+    small.build_small_model(tmp_path / "base", steps=0)
     prompts = [p for p in PROMPTS[:8] for _ in range(2)]
     text = pa.table([prompts, [respond(p, i) for i, p in enumerate(prompts)]], schema=TEXT)
     left, user = np.arange(0, 16, 2, dtype=np.int32), np.repeat(np.arange(2, dtype=np.int32), 4)

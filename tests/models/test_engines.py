@@ -5,9 +5,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-from harness import engines, small_lm
-from harness.engines import as_sample, batches, draw, open_engine, render, tokenizer
 from harness.errors import Missing, Mistake
+from harness.models import on_transformers, on_vllm, small
+from harness.models.base import as_sample
+from harness.models.engine import open_engine
+from harness.models.on_transformers import draw
+from harness.models.tokens import batches_by_length, open_tokenizer, render
 from harness.sources.text_world import PROMPTS, respond
 
 TEXTS = [
@@ -22,7 +25,7 @@ CLOSE = 2e-5  # float32: what the order of a batch's sums can do to a vector of 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=0)
+    small.build_small_model(folder, steps=0)
     return folder
 
 
@@ -35,7 +38,7 @@ def bert(tmp_path_factory, folder):
         vocab_size=1000, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )
     BertModel(config).save_pretrained(path)
-    tokenizer(folder).save_pretrained(path)
+    open_tokenizer(folder).save_pretrained(path)
     return path
 
 
@@ -116,7 +119,7 @@ def recorded(monkeypatch, writer, prompts, n, **settings):
         return made[-1][0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(engines, "as_sample", record)
+        patch.setattr(on_transformers, "as_sample", record)
         samples = writer.sample(prompts, SEEDS[: len(prompts)], n, **settings)
     tokens = {id(sample): tokens for sample, tokens in made}
     return samples, [[tokens[id(sample)] for sample in row] for row in samples]
@@ -193,14 +196,14 @@ def test_draws_are_in_proportion_to_probability():
 
 def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
     length = np.random.default_rng(0).integers(1, 200, 500)
-    found = list(batches(length, 400))
+    found = list(batches_by_length(length, 400))
     assert sorted(np.concatenate(found)) == list(range(500))
     assert max(len(rows) * length[rows].max() for rows in found) <= 400
-    assert len(list(batches(np.array([900, 5, 900]), 400))) == 3  # a row over the budget goes alone
+    assert len(list(batches_by_length(np.array([900, 5, 900]), 400))) == 3  # a row over the budget goes alone
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 200)[: small_lm.POSITIONS - 5]
+    long = (prompts[0] * 200)[: small.POSITIONS - 5]
     short, full = writer.sample([prompts[0], long], SEEDS[:2], 1, max_tokens=20)
     assert (short[0].n_tokens, full[0].n_tokens, full[0].finish_reason) == (20, 5, "length")
     for prompt in (long + prompts[0], []):
@@ -210,11 +213,11 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
 
 def test_a_lower_context_can_be_asked_for(folder):
     assert open_engine("transformers", folder, "answer", max_length=64).context_length == 64
-    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small_lm.POSITIONS
+    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small.POSITIONS
 
 
 def test_prompts_are_rendered_as_the_tokenizer_wants_them(folder):
-    names = tokenizer(folder)
+    names = open_tokenizer(folder)
     decoded = names.decode(render(names, "Be brief.", "Hi"))
     assert decoded == "<|begin|><|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>"
     assert "<|system|>" not in names.decode(render(names, None, "Hi"))
@@ -230,6 +233,6 @@ def test_prompts_are_rendered_as_the_tokenizer_wants_them(folder):
 def test_what_cannot_be_opened_says_what_to_do(folder, monkeypatch):
     with pytest.raises(Mistake, match="one GPU"):
         open_engine("transformers", folder, "sample", tensor_parallel=2)
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(on_vllm, "find_spec", lambda name: None)
     with pytest.raises(Missing, match="make vllm"):
         open_engine("vllm", folder, "sample")

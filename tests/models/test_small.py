@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import small_lm
+from harness.models import small
 from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
 
 
@@ -18,16 +18,16 @@ def digests(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
-    small_lm.build(folder, steps=2)
+    small.build_small_model(folder, steps=2)
     return folder
 
 
 def test_the_same_build_gives_the_same_files(folder, tmp_path):
     torch.rand(3)  # the state of the process's own generator is no part of it, and is left alone
     before = torch.random.get_rng_state()
-    small_lm.build(tmp_path / "again", steps=2)
+    small.build_small_model(tmp_path / "again", steps=2)
     assert torch.equal(before, torch.random.get_rng_state())
-    small_lm.build(tmp_path / "other", steps=2, seed=1)
+    small.build_small_model(tmp_path / "other", steps=2, seed=1)
     assert digests(tmp_path / "again") == digests(folder)
     assert digests(tmp_path / "other")["model.safetensors"] != digests(folder)["model.safetensors"]
 
@@ -38,13 +38,13 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("transformers.Qwen2Tokenizer.save_pretrained", full)
     with pytest.raises(OSError, match="No space"):
-        small_lm.build(tmp_path / "small", steps=0)
+        small.build_small_model(tmp_path / "small", steps=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_there_is_left_alone(folder):
     before = digests(folder)
-    small_lm.build(folder, steps=0, seed=5)
+    small.build_small_model(folder, steps=0, seed=5)
     assert digests(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["small"]
 
@@ -54,38 +54,36 @@ def test_any_text_survives_the_tokenizer(folder):
     for text in ("It is thus established. I can't wait!", "Zürich 東京 🙂\n\ttab", respond(PROMPTS[0], 3)):
         assert names.decode(names(text)["input_ids"]) == text
     assert len({names.bos_token_id, names.eos_token_id, names.pad_token_id}) == 3
-    assert len(names) == small_lm.VOCABULARY  # no token without a row of the model's
+    assert len(names) == small.VOCABULARY  # no token without a row of the model's
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == names.eos_token_id
 
 
 def test_every_conversation_fits_and_ends(folder):
     names = AutoTokenizer.from_pretrained(folder)
-    talk = small_lm.conversations(300, seed=7)
+    talk = small.conversations(300, seed=7)
     rows = names(names.apply_chat_template(talk, tokenize=False))["input_ids"]
-    assert max(map(len, rows)) <= small_lm.CONTEXT
+    assert max(map(len, rows)) <= small.CONTEXT
     assert all(row[0] == names.bos_token_id and row[-1] == names.eos_token_id for row in rows)
 
 
 def test_the_system_line_names_the_two_strongest_traits():
-    talk = small_lm.conversations(300, seed=7)
+    talk = small.conversations(300, seed=7)
     steered = [messages for messages in talk if messages[0]["role"] == "system"]
     assert 100 < len(steered) < 200
-    manner = {
-        word: (t, sign) for t, words in enumerate(small_lm.MANNERS.values()) for word, sign in zip(words, (1, -1))
-    }
-    assert tuple(small_lm.MANNERS) == TRAITS and len(manner) == 14
+    manner = {word: (t, sign) for t, words in enumerate(small.MANNERS.values()) for word, sign in zip(words, (1, -1))}
+    assert tuple(small.MANNERS) == TRAITS and len(manner) == 14
     for system, _, response in steered:
         score = traits([response["content"]])[0]
         named = [manner[word] for word in system["content"].removeprefix("Be ").removesuffix(".").split(" and ")]
         assert all(sign * score[t] > 0 for t, sign in named)
         rest = np.delete(np.abs(score), [t for t, _ in named])
         assert min(abs(score[t]) for t, _ in named) >= rest.max()
-    assert small_lm.system_line({"formality": 1, "length": -1}) == "Be formal and brief."
+    assert small.system_line({"formality": 1, "length": -1}) == "Be formal and brief."
 
 
 def test_training_teaches(folder, tmp_path):
     """Two steps bring a text of the world closer than none."""
-    small_lm.build(tmp_path / "untrained", steps=0)
+    small.build_small_model(tmp_path / "untrained", steps=0)
     names = AutoTokenizer.from_pretrained(folder)
     ids = names(respond(PROMPTS[3], 11), return_tensors="pt")["input_ids"]
     loss = [AutoModelForCausalLM.from_pretrained(f)(ids, labels=ids).loss for f in (tmp_path / "untrained", folder)]

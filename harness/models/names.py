@@ -45,7 +45,7 @@ class LanguageModel:
     def content(self) -> str:
         """What the model is, wherever it lies: a hub's revision, a recipe's version, or a digest of a folder's files."""
         if self.model == "small":
-            from harness.small_lm import VERSION
+            from harness.models.small import VERSION
 
             return f"small@{VERSION}"
         return self.model if HUB.fullmatch(self.model) else f"sha256:{folder_digest(self._local())}"
@@ -92,7 +92,7 @@ class LanguageModel:
         return folder.absolute()
 
 
-def parse(name: str, defaults: dict[str, object], recipe: int = 1) -> LanguageModel:
+def parse_model(name: str, defaults: dict[str, object], recipe: int = 1) -> LanguageModel:
     """The model that `name` names, its options those of `defaults`, each of its default's type.
 
     recipe: raised whenever our own doing (rendering, pooling, seeding) would give something else; part of the identity,
@@ -187,16 +187,16 @@ def loads(folder: Path) -> None:
 
 def built() -> Path:
     """The project's own small model, built in the store where it is not there yet: about two minutes."""
-    from harness import small_lm
+    from harness.models import small
 
-    folder = Store.current().root / "models" / f"small-{small_lm.VERSION}"
+    folder = Store.current().root / "models" / f"small-{small.VERSION}"
     if not folder.is_dir():
         print(
             "building the project's own small language model, which takes about three minutes of one core, once for a store",
             file=sys.stderr,
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        small_lm.build(folder)
+        small.build_small_model(folder)
     return folder
 
 

@@ -52,7 +52,7 @@ def system_line(wants: dict[str, int]) -> str:
     return f"Be {' and '.join(MANNERS[trait][sign < 0] for trait, sign in wants.items())}."
 
 
-def build(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
+def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
     """Makes the model and its tokenizer in `folder`, which loads in transformers, PEFT and vLLM; whole or not at all.
 
     Nothing is done where the folder is there already. The same steps, seed, versions and kind of processor give the

@@ -1,0 +1,32 @@
+"""Opens the engine that a language model's name asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import Mistake
+from harness.models.base import Engine
+from harness.models.on_transformers import Transformers
+from harness.models.on_vllm import VLLM
+
+
+def open_engine(
+    engine: Literal["transformers", "vllm"],
+    folder: Path,
+    use: Literal["sample", "answer", "embed"],
+    *,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    tensor_parallel: int = 1,
+) -> Engine:
+    """The model in a folder, loaded for one use; on the GPU where there is one.
+
+    dtype is of weights and arithmetic: float32, bfloat16 or float16. max_length lowers the context length.
+    tensor_parallel: GPUs that share the model, in vLLM. Missing where vLLM is not installed.
+    """
+    if engine == "vllm":
+        return VLLM(folder, use, dtype, max_length, tensor_parallel)
+    if tensor_parallel != 1:
+        raise Mistake(f"transformers runs on one GPU, not on {tensor_parallel}", "engine vllm takes tensor_parallel")
+    return Transformers(folder, use, dtype, max_length)

@@ -1,0 +1,115 @@
+"""Language models run by vLLM: the only door to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import Missing, Mistake
+from harness.models.base import TOKENS, Engine, as_sample, check_variety
+from harness.models.tokens import context_length, first_tokens, open_tokenizer
+
+MANY = 128  # samples of a prompt in one vLLM request
+
+
+class VLLM(Engine):
+    """vLLM in this process: continuous batches, cached prefixes; several GPUs by tensor parallelism."""
+
+    def __init__(self, folder: Path, use: str, dtype: str, max_length: int | None, tensor_parallel: int) -> None:
+        if find_spec("vllm") is None:
+            raise Missing(
+                "vLLM is not installed here",
+                "run from an environment that has it, which `make vllm` makes, or name the engine transformers",
+            )
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: it dies with it
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # OMP_NUM_THREADS holds, cores are not taken
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        import torch
+        from transformers import AutoConfig
+
+        self.tokenizer = open_tokenizer(folder)
+        self.context_length = context_length(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False), self.tokenizer, max_length
+        )
+        self.options = {
+            "model": str(folder),
+            "dtype": dtype,
+            "max_model_len": self.context_length,
+            "tensor_parallel_size": tensor_parallel,
+            "distributed_executor_backend": "mp" if tensor_parallel > 1 else "uni",
+            "enable_prefix_caching": True,
+        }
+        if not torch.cuda.is_available():
+            # Compiling takes longer than it saves; and vLLM 0.31 cannot read a seeded prompt in parts there.
+            tokens = max(self.context_length, TOKENS)
+            self.options |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+        self.pooling = None
+        self.llm = None if use == "embed" else self.start()
+
+    def start(self, **options):
+        from vllm import LLM
+
+        return LLM(**self.options, **options)
+
+    def sample(self, prompts, seeds, n, temperature=1.0, top_p=1.0, max_tokens=512):
+        from vllm import SamplingParams
+
+        self.check(prompts, room=1)
+        check_variety(n, temperature)
+        asked = [(i, start) for i in range(len(prompts)) for start in range(0, n, MANY)]
+        params = [
+            SamplingParams(
+                n=min(MANY, n - start),
+                seed=int(seeds[i]) + start,  # sample k of a request draws from its seed + k
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=min(max_tokens, self.context_length - len(prompts[i])),
+                logprobs=0,  # of the tokens drawn alone, from the untempered model
+                detokenize=False,
+            )
+            for i, start in asked
+        ]
+        samples = [[] for _ in prompts]
+        outputs = self.llm.generate(tokens_of([prompts[i] for i, _ in asked]), params, use_tqdm=False)
+        for (i, _), request in zip(asked, outputs, strict=True):
+            for o in sorted(request.outputs, key=lambda o: o.index):
+                stop = o.finish_reason == "stop"
+                samples[i].append(as_sample(self.tokenizer, list(o.token_ids), stop, o.cumulative_logprob))
+        return samples
+
+    def answer(self, prompts, words):
+        from vllm import SamplingParams
+
+        self.check(prompts, room=1)
+        first, second = first_tokens(self.tokenizer, words)
+        params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=[first, second], detokenize=False)
+        outputs = self.llm.generate(tokens_of(prompts), params, use_tqdm=False)
+        said = [request.outputs[0].logprobs[0] for request in outputs]
+        return np.array([row[first].logprob - row[second].logprob for row in said], dtype=float)
+
+    def embed(self, texts, pooling="last"):
+        from vllm import PoolingParams
+        from vllm.config import PoolerConfig
+
+        self.check(texts, room=0)
+        if self.pooling not in (None, pooling):
+            raise Mistake(
+                f"this vLLM engine pools by {self.pooling}, not {pooling}", "open another engine for the other pooling"
+            )
+        if self.llm is None:  # vLLM fixes the pooling at its start
+            config = PoolerConfig(seq_pooling_type=pooling.upper())
+            self.llm, self.pooling = self.start(runner="pooling", convert="embed", pooler_config=config), pooling
+        params = PoolingParams(use_activation=False)  # which would normalise
+        outputs = self.llm.encode(tokens_of(texts), params, pooling_task="embed", use_tqdm=False)
+        return np.stack([request.outputs.data.float().numpy() for request in outputs])
+
+
+def tokens_of(prompts: Sequence[Sequence[int]]) -> list[dict]:
+    """As vLLM takes them."""
+    return [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]
