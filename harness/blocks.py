@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from harness import ray_session
 from harness.errors import Mistake
-from harness.rows import Recipe, Rows, Waiting, Worker, clear_marks, make_block, mark, plain_ipc, waiting
+from harness.inference.cache import Rows, plain_ipc
+from harness.inference.jobs import Recipe, Waiting, Worker, clear_marks, make_block, mark, waiting
 from harness.store.store import Store
 
 STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use

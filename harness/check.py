@@ -17,14 +17,15 @@ import pyarrow as pa
 import torch
 from threadpoolctl import threadpool_limits
 
-from harness import ask, registry
+from harness import registry
 from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.errors import Mistake
+from harness.inference import answer
+from harness.inference.cache import ids_of
 from harness.method import Manifest, Method, Run
 from harness.models import small
 from harness.parallel import one_torch_thread
 from harness.prepare import enough_context, told
-from harness.rows import ids_of
 from harness.run import per_pair, run_trial
 from harness.store.store import FOLDER
 from harness.task import Task
@@ -62,7 +63,7 @@ def check_name(name: str) -> Iterator[Finding]:
                 method = stack.enter_context(in_miniature(thing())) if kind == "method" else None
                 battery = method_checks(method) if method else task_checks(thing())
                 for what, check in battery:
-                    with ask.answered_by(without_sense) if method else contextlib.nullcontext():
+                    with answer.answered_by(without_sense) if method else contextlib.nullcontext():
                         found = _ask(f"{kind} {name}: {what}", check)
                     yield found
 

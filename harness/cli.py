@@ -142,8 +142,8 @@ def generate(
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
     else:
-        from harness import files
-        from harness.generate import inputs, job
+        from harness.inference import files
+        from harness.inference.generate import inputs, job
 
         files.check_out(out, ".parquet")
         if not generator:
@@ -177,8 +177,8 @@ def encode(
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
     else:
-        from harness import files
-        from harness.encode import job, reads_prompt
+        from harness.inference import files
+        from harness.inference.encode import job, reads_prompt
 
         files.check_out(out, ".npy")
         if not encoder:
@@ -477,7 +477,7 @@ def _run_trials(
     for method in {trial.method for trial in todo}:
         method.ready()
     if asking := [trial for trial in todo if type(trial.method).asks]:
-        from harness.ask import questions
+        from harness.trials.questions import questions
 
         while jobs := questions(asking, opened):
             made(jobs)
@@ -522,7 +522,7 @@ def _remark(told: str) -> None:
 def _check_reader(reader: str | None) -> None:
     """Raises Mistake where nobody is named, before anything runs."""
     if reader:
-        from harness.generate import make_generator
+        from harness.inference.generate import make_generator
 
         make_generator(reader).check()
 
@@ -534,8 +534,8 @@ def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make:
     if as_json:
         print(json.dumps(made.as_dict(), indent=1))
     else:
+        from harness.inference.jobs import Lacking
         from harness.report import print_board, write_html
-        from harness.rows import Lacking
 
         print_board(made)
         try:

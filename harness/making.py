@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 
-from harness.rows import Index, Job, make_here
+from harness.inference.cache import Index
+from harness.inference.jobs import Job, make_here
 from harness.store.store import Store
 from harness.terminal import bar, err
 

@@ -73,7 +73,9 @@ class Method:
 
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
-    asks: ClassVar[bool] = False  # a language model, by harness/ask.py: its questions are collected before trials run
+    asks: ClassVar[bool] = (
+        False  # a language model, by harness/inference/answer.py: its questions are collected before trials run
+    )
     together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 

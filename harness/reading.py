@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import safetensors.numpy
 
-from harness import generate
 from harness.board import Board, Row
 from harness.data import Items
-from harness.rows import Lacking, ids_of
+from harness.inference import generate
+from harness.inference.cache import ids_of
+from harness.inference.jobs import Lacking
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.task import Task

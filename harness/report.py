@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import generate, reading
+from harness import reading
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
+from harness.inference import generate
 from harness.reading import Reading
 from harness.run import PROMPTS, WRITERS
 from harness.store.store import Store

@@ -16,6 +16,7 @@ from rich.markup import escape
 from harness.claims import FOLDER, Claim, read_claims
 from harness.errors import Missing, Mistake
 from harness.figures import check_figures, figures, read_figures
+from harness.inference.jobs import Job
 from harness.judge import (
     CANNOT,
     CONDITION,
@@ -30,7 +31,6 @@ from harness.judge import (
     judge,
 )
 from harness.report import number
-from harness.rows import Job
 from harness.store.store import Store
 from harness.suite import Suite, load_toml, make_plan, read_suite
 from harness.trial import Trial

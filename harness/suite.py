@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness import registry
 from harness.errors import Missing, Mistake
+from harness.inference.jobs import Job, Lacking, merged
 from harness.method import Method
 from harness.prepare import manifest_of, prepare
-from harness.rows import Job, Lacking, merged
 from harness.store.store import Store, hashed
 from harness.task import Task
 from harness.trial import Trial, fields_of, identity_of, name_at_version

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.public_files import Table
 from harness.task import Task, whole_users
-from harness.text import check_encoder, encode, encoder_field
 
 ORIGIN = (
     "https://github.com/UKPLab/acl2016-convincing-arguments/tree/"

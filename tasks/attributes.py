@@ -11,13 +11,14 @@ import pyarrow as pa
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from harness import ask, generate, role_play
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
+from harness.inference import answer as answer_module
+from harness.inference import generate, role_play
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
 from harness.task import Task, in_order
-from harness.text import check_encoder, encode, encoder_field
 
 CHOICES = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 2) for sign in (1, -1)]
 WANTS = np.array([np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in CHOICES], dtype=np.float32)
@@ -26,7 +27,7 @@ PEOPLE = np.concatenate([WANTS, -WANTS])  # float32[84, 7]: every signed choice 
 
 def played_by(raters: str) -> str:
     """The same of the field `raters`."""
-    return raters if raters == "truth" else ask.canonical(raters)
+    return raters if raters == "truth" else answer_module.canonical(raters)
 
 
 def written_by(generator: str) -> str:
@@ -54,7 +55,7 @@ class Attributes(Task):
     With `n_candidates`, as many responses to each of `choice_prompts` further prompts are there to choose the best of.
 
     The paper's own source is two language models: `responses` names who writes the responses that are judged, each
-    under a system prompt with two signed traits drawn at random, and `raters` who plays the users (harness/role_play.py):
+    under a system prompt with two signed traits drawn at random, and `raters` who plays the users (harness/inference/role_play.py):
     asked in both orders, the mean of the two answers is the label. Nobody knows the utility of a played user, so there
     is no truth then, and nothing to choose from.
     """

@@ -116,7 +116,7 @@ class ModelRaters(Task):
         if features:
             values = table.select(features).cast(pl.Float32).to_numpy()
         else:
-            from harness.text import encode  # scikit-learn's: heavy
+            from harness.inference.features import encode  # scikit-learn's: heavy
 
             values = encode(text, self.encoder)
         drawn, counts = [], {}

@@ -7,9 +7,9 @@ import polars as pl
 
 from harness.data import PreferenceDataset
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.public_files import Source
 from harness.task import Task
-from harness.text import check_encoder, encode, encoder_field
 
 ORIGIN = (
     "https://raw.githubusercontent.com/cassidylaidlaw/hidden-context/"

@@ -12,10 +12,10 @@ from torch.nn.functional import softplus
 
 from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.public_files import Table
 from harness.task import Task, in_order
-from harness.text import check_encoder, encode, encoder_field
 
 STATEMENTS = Table(
     file="personas.parquet",

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from harness.data import TEXT, Pairs, Panel, PreferenceDataset, Splits
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.hub import check_revision, hub_files, table
 from harness.sources.public_files import file_digest
 from harness.task import Task, whole_users
-from harness.text import check_encoder, encode, encoder_field
 
 REPO = "HannahRoseKirk/prism-alignment"
 REVISION = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"  # main since 2024-04-25

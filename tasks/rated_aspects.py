@@ -11,11 +11,11 @@ import polars as pl
 
 from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.hub import check_revision, hub_files, rows
 from harness.sources.public_files import Table, file_digest
 from harness.task import Task, in_order
-from harness.text import check_encoder, encode, encoder_field
 from tasks.two_modes import mode_readings
 
 HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"

@@ -13,6 +13,7 @@ from sklearn.model_selection import cross_val_predict
 
 from harness.data import TEXT
 from harness.errors import Mistake
+from harness.inference.features import encode
 from harness.registry import make
 from harness.run import run_trial
 from harness.sources.text_world import (
@@ -29,7 +30,6 @@ from harness.sources.text_world import (
     traits,
     words,
 )
-from harness.text import encode
 from harness.trial import Trial
 from tasks.attributes import PEOPLE, Attributes
 

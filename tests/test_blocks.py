@@ -20,10 +20,11 @@ import pytest
 from harness import ray_session
 from harness.blocks import make_on_ray
 from harness.errors import Mistake
-from harness.rows import Rows, make_here, text_id
+from harness.inference.cache import Rows, text_id
+from harness.inference.jobs import make_here
 from harness.store.store import Store
-from tests import test_rows
-from tests.test_rows import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
+from tests.inference import test_cache
+from tests.inference.test_cache import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ def cluster(tmp_path_factory):
     from ray import cloudpickle
 
     with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 3):
-        cloudpickle.register_pickle_by_value(test_rows)
+        cloudpickle.register_pickle_by_value(test_cache)
         yield cloudpickle
 
 

@@ -9,19 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness import ask
 from harness.check import method_checks, spelled, without_sense
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
 from harness.errors import Mistake
+from harness.inference import answer as answer_module
+from harness.inference.cache import ids_of
+from harness.inference.jobs import Lacking, make_here
 from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
 from harness.models import engine, small
-from harness.rows import Lacking, ids_of, make_here
 from harness.run import run_trial
 from harness.store.store import Store
 from harness.suite import make_plan, read_suite
 from harness.task import Task, in_order
 from harness.trial import Trial
+from harness.trials import questions
 from tasks.low_rank import LowRank
 
 
@@ -68,7 +70,7 @@ def judged(bias=0.0):
         assert words == ("A", "B") and set(table["system"].to_pylist()) == {SYSTEM}
         return np.array([counting(prompt) for prompt in table["prompt"].to_pylist()]) + bias
 
-    return ask.answered_by(answer)
+    return answer_module.answered_by(answer)
 
 
 def trial(method, task=Loud()):
@@ -112,7 +114,7 @@ def test_a_taste_for_a_position_cancels(bias):
 
 def problems(method):
     """What the contract finds where a judge without sense answers."""
-    with ask.answered_by(without_sense):
+    with answer_module.answered_by(without_sense):
         return {what: problem for what, check in method_checks(method) if (problem := check())}
 
 
@@ -153,7 +155,7 @@ def texts_of(method, context, query):
         asked.extend(table["prompt"].to_pylist())
         return np.zeros(len(table))
 
-    with ask.answered_by(answer):
+    with answer_module.answered_by(answer):
         method.score({}, method.adapt({}, context, None), query)
     return asked
 
@@ -299,20 +301,20 @@ def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch
         finish(next(t for t in plan.trials if t.method.name == "in_context"), store)
     starts, start = [], engine.open_engine
     monkeypatch.setattr(engine, "open_engine", lambda *args, **options: starts.append(args) or start(*args, **options))
-    (job,) = ask.questions(plan.trials, store)
+    (job,) = questions.questions(plan.trials, store)
     assert len(plan.trials) == 3
     made = make_here(job.rows(store), job.recipe, job.batches())
     assert made["errors"] == 0 and len(starts) == 1
-    assert ask.questions(plan.trials, store) == []
+    assert questions.questions(plan.trials, store) == []
 
     monkeypatch.setattr(engine, "open_engine", None)
-    asked, from_store = set(), ask.from_store
+    asked, from_store = set(), answer_module.from_store
 
     def noted(name, words, table):
         asked.update(ids_of(table["id"]).tolist())
         return from_store(name, words, table)
 
-    with ask.answered_by(noted):
+    with answer_module.answered_by(noted):
         done = list(finish_all(plan.trials, store))
     assert all(ok for _, ok in done), [store.failure(t.key) for t, ok in done if not ok]
     assert asked == set(job.rows(store).index().ids.tolist()) and len(asked) == made["rows"]

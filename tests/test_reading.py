@@ -10,12 +10,13 @@ from sklearn.decomposition import PCA
 from harness import reading, registry, report
 from harness.board import make_board
 from harness.data import TEXT, Items, Panel
+from harness.inference.cache import ID, errors, ids_of
+from harness.inference.jobs import Lacking, make_here
 from harness.method import Run
 from harness.models import small
 from harness.publish import Publisher
 from harness.reading import ENDS, axes_of, named, read, root_of, with_options
 from harness.report import page, shortened, write_html
-from harness.rows import ID, Lacking, errors, ids_of, make_here
 from harness.run import finish_all
 from harness.store.prepared import open_prepared
 from harness.store.store import Store

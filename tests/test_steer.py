@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 import torch
 
-from harness import claims, generate, steer
+from harness import claims, steer
 from harness.board import make_board
 from harness.claims import Check, Selection
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
+from harness.inference import generate
 from harness.judge import Results, check_selections, measured
 from harness.method import Method, Run
 from harness.publish import _metrics

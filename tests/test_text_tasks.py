@@ -14,6 +14,7 @@ import torch
 
 from harness.data import Items, PreferenceDataset
 from harness.errors import Mistake
+from harness.inference.features import check_encoder, encode
 from harness.method import Manifest, Run
 from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
@@ -21,7 +22,6 @@ from harness.methods.majority import Majority
 from harness.prepare import shares_pairs
 from harness.registry import make
 from harness.scores.metrics import per_person
-from harness.text import check_encoder, encode
 from harness.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects
 from tasks.arguments import Arguments

@@ -15,7 +15,7 @@ from harness.errors import Mistake
 from harness.method import Manifest, Run
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.vas import Vas, axes, states
-from harness.models import tokens as tokens_module
+from harness.models.tokens import open_tokenizer, render
 from harness.task import in_order
 
 UP, DOWN = " follow", " over"  # a token each
@@ -84,7 +84,7 @@ def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, fold
     worth = users[0] @ torch.tensor([1.0, -1.0], dtype=torch.float64)
     likes_up = torch.from_numpy(parts.panels["test"].context.people % 2 == 1)
     assert (worth[likes_up] > 0.5).all() and (worth[~likes_up] < -0.5).all()
-    up, down = (tokens_module.open_tokenizer(folder)(word)["input_ids"][0] for word in (UP, DOWN))
+    up, down = (open_tokenizer(folder)(word)["input_ids"][0] for word in (UP, DOWN))
     hidden, token, _ = states(vas.lm, policy.tokens_of(parts.train.items, vas.lm), np.arange(100))
     hidden = hidden[(token == up) | (token == down)]
     n = len(users[0])
@@ -138,10 +138,10 @@ def test_hidden_states_are_those_before_each_token_of_a_response(vas, folder):
     items = splits().train.items
     tokens, rows = policy.tokens_of(items, vas.lm), np.array([5, 3, 40])
     hidden, token, text = states(vas.lm, tokens, rows)
-    names = tokens_module.open_tokenizer(folder)
+    names = open_tokenizer(folder)
     lm = AutoModelForCausalLM.from_pretrained(folder)
     for place, row in enumerate(rows.tolist()):
-        prompt = tokens_module.render(names, None, items.text["prompt"][row].as_py())
+        prompt = render(names, None, items.text["prompt"][row].as_py())
         response = [*names(items.text["response"][row].as_py())["input_ids"], names.eos_token_id]
         with torch.no_grad():
             golden = lm(torch.tensor([prompt + response]), output_hidden_states=True).hidden_states[-1][0]

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import ask
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
+from harness.inference import answer
 from harness.method import Manifest, Method, Run, State, Users
 
 # Ours, written for this. Raise InContext.version with any change: another prompt is another method.
@@ -41,14 +41,14 @@ class InContext(Method):
     version: ClassVar[int] = 1
     asks: ClassVar[bool] = True
 
-    model: str = field(default="transformers:small", metadata={"identity": ask.canonical})
+    model: str = field(default="transformers:small", metadata={"identity": answer.canonical})
     view: Literal["context", "profile", "profile+context"] = "context"
     most: int = 20  # context pairs shown
     room: int = 600  # characters of each text, cut at its end: with 20 pairs that is at most 10,000 tokens of English
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ask.make_judge(self.model)
+        answer.make_judge(self.model)
         if self.most < 1 or self.room < 1:
             raise Mistake(f"in_context: most = {self.most}, room = {self.room} show nothing", "most = 20, room = 600")
 
@@ -95,7 +95,7 @@ class InContext(Method):
         pairs = list(zip(user.tolist(), query.left.tolist(), query.right.tolist(), strict=True))
         orders = [(u, a, b) for u, a, b in pairs] + [(u, b, a) for u, a, b in pairs]
         prompts = [heads[u] + QUESTION.format(told(text, (a, "A"), (b, "B"))) for u, a, b in orders]
-        first, second = ask.both_orders(ask.answers(self.model, [SYSTEM] * len(prompts), prompts, ANSWERS))
+        first, second = answer.both_orders(answer.answers(self.model, [SYSTEM] * len(prompts), prompts, ANSWERS))
         return torch.from_numpy(first + second) / 2
 
     def profile(self, profiles: pa.Array | None, person: int) -> str:

@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 
-from harness import encode
 from harness.blocks import make_on_ray
+from harness.inference import encode
+from harness.inference.jobs import distinct, make_here
+from harness.inference.tokens import as_lists
 from harness.models import small
-from harness.models import tokens as tokens_module
-from harness.models.tokens import lengths
-from harness.rows import distinct, make_here
+from harness.models.tokens import lengths, reader
 from harness.store.store import FOLDER, Store
 
 ROUNDS = 2
@@ -80,7 +80,7 @@ def buckets(name: str, texts: pa.Table) -> None:
 
     model, recipe = encode.make_encoder(name), encode.job(name, lambda: []).recipe
     engine = open_engine("transformers", model.folder(), "embed", max_length=model["max_length"])
-    tokens, limit = tokens_module.reader(model, model["max_length"])
+    tokens, limit = reader(model, model["max_length"])
     plain, inputs = texts["response"].to_pylist(), encode.inputs(texts, name)
 
     def padded(padding: str) -> np.ndarray:
@@ -95,11 +95,11 @@ def buckets(name: str, texts: pa.Table) -> None:
         return np.concatenate(found)
 
     def ours() -> np.ndarray:
-        return engine.embed(encode.as_lists(recipe.prepare(inputs)[0]["tokens"]), "mean")
+        return engine.embed(as_lists(recipe.prepare(inputs)[0]["tokens"]), "mean")
 
     ways = {"like lengths together": ours, "to the longest of 32 in file order": lambda: padded("longest")}
     ways["to the longest allowed"] = lambda: padded("max_length")
-    length = lengths(encode.as_lists(recipe.prepare(inputs)[0]["tokens"]))
+    length = lengths(as_lists(recipe.prepare(inputs)[0]["tokens"]))
     print(
         f"{len(plain)} texts by {name}: {length.mean():.0f} tokens on average, median {np.median(length):.0f}, {limit} at most"
     )

@@ -25,14 +25,16 @@ import pyarrow as pa
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from harness import encode, policy
+from harness import policy
 from harness.blocks import make_on_ray
+from harness.inference import encode
+from harness.inference.jobs import distinct, make_here
+from harness.inference.tokens import as_lists
 from harness.method import Run
 from harness.models import small
 from harness.models.engine import open_engine
 from harness.models.tokens import batches_by_length, lengths
 from harness.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
-from harness.rows import distinct, make_here
 from harness.store.store import FOLDER, Store
 from harness.tuning import Step, optimise
 
@@ -100,7 +102,7 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
     texts = mixed_texts(count)
     job = encode.job(name, lambda: [texts])
     recipe = job.recipe
-    tokens = encode.as_lists(recipe.prepare(next(iter(job.batches())))[0]["tokens"])
+    tokens = as_lists(recipe.prepare(next(iter(job.batches())))[0]["tokens"])
     length = lengths(tokens)
     engine = open_engine("transformers", folder / what, "embed", dtype="bfloat16", max_length=CONTEXT)
 

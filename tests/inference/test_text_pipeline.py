@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from harness.inference.cache import Rows
 from harness.models import small
-from harness.rows import Rows
 from harness.store.store import Store
 
 SUITE = """

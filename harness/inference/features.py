@@ -8,15 +8,14 @@ from dataclasses import field
 import numpy as np
 import pyarrow as pa
 
-from harness.encode import HASHING, inputs, make_encoder, vectors
 from harness.errors import Mistake
+from harness.inference.encode import HASHING, WORD, inputs, make_encoder, vectors
 
 TFIDF = re.compile(r"tfidf-svd-([1-9]\d*)")
-WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
 
 
 def check_encoder(name: str) -> None:
-    """Raises Mistake where `name` names no text encoder: tfidf-svd-DIM, or what harness/encode.py knows."""
+    """Raises Mistake where `name` names no text encoder: tfidf-svd-DIM, or what harness/inference/encode.py knows."""
     if not TFIDF.fullmatch(str(name)):
         make_encoder(str(name))
 
@@ -38,7 +37,7 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
     `tfidf-svd-DIM`: TF-IDF of lower-case unigrams of the responses, then truncated SVD (latent semantic analysis;
     Deerwester et al. 1990), fitted on all texts of the task, those of test users too: it never sees a label. Repeats
     count by 1 + log(count), and texts are not scaled to length one: a long text is a long vector, and people's choices
-    depend on length. Others: harness/encode.py; a language model's vectors must be in the store, else Lacking says what
+    depend on length. Others: harness/inference/encode.py; a language model's vectors must be in the store, else Lacking says what
     makes them.
 
     For all of them one scalar makes the columns' mean variance 1/2, so that a dimension of the gap between two texts

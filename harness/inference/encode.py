@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from harness.errors import Mistake
+from harness.inference.cache import ID, errors, ids_of, refuse_errors, text_id
+from harness.inference.jobs import Job, Lacking, Worker
+from harness.inference.tokens import as_lists
 from harness.models.names import EXAMPLE, LanguageModel, parse_model
 from harness.models.tokens import reader
-from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store.store import Store
 
 DEFAULTS = {  # options of a language model that encodes; all are part of its identity
@@ -163,7 +165,7 @@ class Hashing:
     def start(self) -> Worker:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        from harness.text import WORD
+        from harness.inference.encode import WORD
 
         counter = HashingVectorizer(token_pattern=WORD, n_features=self.dim, norm=None)
 
@@ -186,13 +188,6 @@ def rendered(tokenizer, table: pa.Table) -> list[str]:
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def as_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
-    """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
-    array = column.combine_chunks()
-    values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
-    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-
-
 def as_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:
     """Columns id and vector; a vector that is not finite is an error."""
     good = np.isfinite(found).all(axis=1)
@@ -204,3 +199,6 @@ def as_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dic
         }
     )
     return rows, errors(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
+
+
+WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone

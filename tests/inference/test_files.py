@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness import encode, files, generate
 from harness.cli import app
 from harness.errors import Mistake
+from harness.inference import encode, files, generate
+from harness.inference.cache import text_id
+from harness.inference.jobs import make_here
 from harness.models import names, small
 from harness.models.base import Sample
-from harness.rows import make_here, text_id
+from harness.registry import ROOT
 from harness.store.store import FOLDER, Store
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["one, two", "drei\nvier", "", "2020-01-01", "17", "null", "日本 語", 'say "hi"', "NA", "e" * 300]
 
 
@@ -148,7 +148,7 @@ def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, b
     """Against scikit-learn's own counts of the same words."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    from harness.text import WORD
+    from harness.inference.encode import WORD
 
     folder = tmp_path_factory.mktemp("vectors")
     columns = pa.table({"response": pa.array([*texts, "some words"], pa.large_string())})

@@ -10,16 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-from threadpoolctl import threadpool_limits
 
-from harness.encode import as_lists
 from harness.errors import Mistake
-from harness.generate import tokenised
+from harness.inference.cache import ID, Index, Rows, errors, ids_of, refuse_errors, text_id
+from harness.inference.jobs import Job, Lacking, Worker
+from harness.inference.tokens import as_lists, tokenised
 from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import reader
-from harness.rows import ID, Index, Job, Lacking, Rows, Worker, errors, ids_of, merged, refuse_errors, text_id
 from harness.store.store import Store
-from harness.trial import Trial
 
 DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
@@ -114,31 +112,6 @@ def collecting(store: Store) -> Iterator[list[Job]]:
 
     with answered_by(note):
         yield jobs
-
-
-def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
-    """All that methods which ask (Method.asks) will ask in these trials and nobody has answered: a job per model.
-
-    Trials run as they will, with zeros for answers that are not there yet; nothing of them is kept. A method whose
-    questions depend on answers has more of them once these are made: ask until there are none. A trial that fails here
-    fails in its turn, where it is told. The questions are held in memory, without what is answered already.
-    """
-    from harness.parallel import one_torch_thread
-    from harness.run import run_trial
-    from harness.store.prepared import open_prepared
-
-    with collecting(store) as jobs:
-        for trial in trials:
-            if type(trial.method).asks:
-                prepared = open_prepared(store, trial.task_key)
-                with threadpool_limits(1), one_torch_thread():
-                    try:
-                        run_trial(trial, prepared.splits, prepared.truth)
-                    except Mistake:
-                        raise
-                    except Exception:  # told in its turn, where the store keeps why
-                        continue
-    return merged(jobs)
 
 
 def lacking(table: pa.Table, index: Index) -> pa.Table:

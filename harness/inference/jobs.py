@@ -1,24 +1,14 @@
-"""What an encoder, a generator or a judge made of each text: made once, found again by the text's digest.
-
-    rows/<maker>/<shard>.json   a shard's manifest in the store; <maker> is the hash of the maker's identity
-    rows.arrow                  column `id` and what was made        } its files
-    errors.arrow                columns `id` and `reason`            }
-
-A shard is a block of texts that one worker did at a time, committed whole or not at all. Where two drivers made the same
-row, the one committed first is read.
-"""
+"""Jobs: rows that are needed, made block by block, each block committed whole."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -26,12 +16,11 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Missing, Mistake
+from harness.errors import Missing
+from harness.inference.cache import ERRORS, ID, Index, Rows, block_key, errors, ids_of, places
 from harness.store import provenance
 from harness.store.store import Store, hashed
 
-ID = pa.binary(16)
-ERRORS = pa.schema([("id", ID), ("reason", pa.large_string())])
 TRIES = 2  # of a block, or a row, whose worker died: then the block is done row by row, and the row is an error
 
 
@@ -96,163 +85,6 @@ def merged(jobs: Iterable[Job]) -> list[Job]:
         replace(same[0], batches=lambda same=same: chain.from_iterable(job.batches() for job in same))
         for same in by_maker.values()
     ]
-
-
-def text_id(*parts: object) -> bytes:
-    """16 bytes that name a text (or several parts of one): of its sha256, the last bit set, as numpy cuts zeros off.
-
-    None counts as the empty text. Parts are told apart even where they hold the separator.
-    """
-    plain = ("" if part is None else str(part).replace("\x1e", "\x1e0").replace("\x1f", "\x1e1") for part in parts)
-    digest = hashlib.sha256("\x1f".join(plain).encode("utf-8", "surrogatepass")).digest()
-    return digest[:15] + bytes([digest[15] | 1])
-
-
-def ids_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """S16[n] of a column `id`."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if not len(array):
-        return np.empty(0, "S16")
-    return np.frombuffer(array.buffers()[1], "S16", len(array), 16 * array.offset)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows of one maker."""
-
-    store: Store
-    identity: Mapping[str, object] = field(hash=False)
-
-    @cached_property
-    def kind(self) -> str:
-        return f"rows/{hashed(dict(self.identity))}"
-
-    def facts(self) -> list[dict]:
-        """Of every committed block."""
-        manifests = [self.store.read(self.kind, key) for key in sorted(self.store.keys(self.kind))]
-        return [manifest["facts"] for manifest in manifests if manifest]
-
-    def index(self) -> Index:
-        """Where every committed row lies, first commits first."""
-        folder = self.store.root / self.kind
-        shards = []
-        for key in self.store.keys(self.kind):
-            with contextlib.suppress(FileNotFoundError):
-                shards.append(((folder / f"{key}.json").stat().st_mtime_ns, key))
-        ids, shard, row, files = [np.empty(0, "S16")], [], [], []
-        for _, key in sorted(shards):
-            manifest = self.store.read(self.kind, key)
-            for name in ("rows.arrow", "errors.arrow") if manifest else ():
-                if name in manifest["files"]:
-                    path = self.store.file(manifest, name)
-                    found = ids_of(_open(path)["id"]).copy()  # else every file stays mapped
-                    ids.append(found)
-                    shard.append(np.full(len(found), len(files), np.int32))
-                    row.append(np.arange(len(found), dtype=np.int32))
-                    files.append((str(path), name == "errors.arrow"))
-        unique, first = np.unique(np.concatenate(ids), return_index=True)
-        joined = [np.concatenate(c) if c else np.empty(0, np.int32) for c in (shard, row)]
-        return Index(unique, joined[0][first], joined[1][first], tuple(files))
-
-    def commit(self, ids: np.ndarray, made: pa.Table, errors: pa.Table, facts: Mapping) -> None:
-        """Makes a block visible, whole. ids: S16[n] of the whole block."""
-        with self.store.explained():
-            (self.store.root / self.kind).mkdir(parents=True, exist_ok=True)
-        files = {
-            name: plain_ipc(table) for name, table in (("rows.arrow", made), ("errors.arrow", errors)) if len(table)
-        }
-        self.store.commit(self.kind, block_key(ids), dict(self.identity), files, facts)
-
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Sorted ids, and the file and row of each."""
-
-    ids: np.ndarray
-    shard: np.ndarray
-    row: np.ndarray
-    files: tuple[tuple[str, bool], ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def has_errors(self) -> bool:
-        return any(wrong for _, wrong in self.files)
-
-    def lacks(self, ids: np.ndarray) -> np.ndarray:
-        """bool[n]: which of these have neither a row nor an error."""
-        return places(self.ids, ids) < 0
-
-    def each(self, ids: np.ndarray) -> Iterable[tuple[np.ndarray, pa.Table, np.ndarray, bool]]:
-        """For every file that holds some of them: places in `ids`, the file's table, rows of it, whether these are errors."""
-        at = places(self.ids, ids)
-        shard = np.where(at < 0, -1, self.shard[at] if len(self.ids) else -1)
-        for number in np.unique(shard[shard >= 0]):
-            here = np.flatnonzero(shard == number)
-            path, wrong = self.files[number]
-            yield here, _open(path), self.row[at[here]], wrong
-
-    def table(self, ids: np.ndarray) -> pa.Table:
-        """Rows in the order of `ids`, those with an error left out; the column `place` says where in `ids` each was.
-
-        Where all are errors there is no column but `place`.
-        """
-        parts = [
-            table.take(pa.array(rows)).append_column("place", pa.array(here))
-            for here, table, rows, wrong in self.each(ids)
-            if not wrong
-        ]
-        return pa.concat_tables(parts).sort_by("place") if parts else pa.table({"place": pa.array([], pa.int64())})
-
-    def vectors(self, ids: np.ndarray) -> np.ndarray:
-        """float[n, d] of the column `vector`; rows with an error are NaN."""
-        out = None
-        for here, table, rows, wrong in self.each(ids):
-            if not wrong:
-                values = table["vector"].chunk(0)
-                matrix = values.flatten().to_numpy().reshape(len(values), -1)
-                if out is None:
-                    out = np.full((len(ids), matrix.shape[1]), np.nan, matrix.dtype)
-                out[here] = matrix[rows]
-        return np.empty((len(ids), 0), np.float32) if out is None else out
-
-    def reasons(self, ids: np.ndarray) -> dict[int, str]:
-        """Place in `ids` -> why there is no row."""
-        found = {}
-        for here, table, rows, wrong in self.each(ids):
-            if wrong:
-                found |= dict(zip(here.tolist(), table["reason"].take(pa.array(rows)).to_pylist(), strict=True))
-        return found
-
-
-def places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """int64[n]: where each id lies among those known, which are sorted; -1 where it does not."""
-    if not len(known):
-        return np.full(len(ids), -1)
-    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.where(known[at] == ids, at, -1)
-
-
-def _open(path: str | os.PathLike) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def plain_ipc(table: pa.Table) -> memoryview:
-    """The table as an uncompressed Arrow file of one batch, which can be memory-mapped."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return memoryview(sink.getvalue())
-
-
-def block_key(ids: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()[:16]
-
-
-def errors(ids: Iterable[bytes], reasons: Iterable[str]) -> pa.Table:
-    """ERRORS of these rows."""
-    return pa.table([pa.array(list(ids), ID), pa.array(list(reasons), pa.large_string())], schema=ERRORS)
 
 
 def distinct(batches: Iterable[pa.Table], index: Index, block: int) -> Iterator[pa.Table]:
@@ -394,14 +226,3 @@ def clear_marks(store: Store, run: str) -> None:
     """Forgets what a run of a driver began and did not end, now that it ends itself."""
     for path in (store.root / "tmp").glob(f"{run}*.tries"):
         path.unlink(missing_ok=True)
-
-
-def refuse_errors(index: Index, ids: np.ndarray, rate: float, what: str) -> None:
-    """Raises Mistake where more than the share `rate` of the rows are errors."""
-    reasons = index.reasons(ids)
-    if len(reasons) > rate * len(ids):
-        place, reason = next(iter(reasons.items()))
-        raise Mistake(
-            f"{len(reasons)} of {len(ids)} {what} are errors, more than the {rate:.0%} allowed; row {place}: {reason}",
-            "mend or drop those rows; what is made is kept",
-        )

@@ -17,21 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import rows as rows_module
 from harness.errors import Mistake
-from harness.rows import (
-    ID,
-    Job,
-    Lacking,
-    Rows,
-    errors,
-    ids_of,
-    make_here,
-    mark,
-    merged,
-    refuse_errors,
-    text_id,
-)
+from harness.inference import cache, jobs
+from harness.inference.cache import ID, Rows, errors, ids_of, refuse_errors, text_id
+from harness.inference.jobs import Job, Lacking, make_here, mark, merged
 from harness.store.store import STALE, Store
 
 FORK = multiprocessing.get_context("fork")  # a process in no time
@@ -404,9 +393,9 @@ def test_ids_seen_are_kept_without_objects():
     raw[:, 15] |= 1
     one = pa.FixedSizeBinaryArray.from_buffers(ID, len(raw), [None, pa.py_buffer(raw)])
     batches = (pa.table({"id": one.slice(start, 20_000)}) for _ in range(2) for start in range(0, len(raw), 20_000))
-    empty = rows_module.Index(np.empty(0, "S16"), np.empty(0, np.int32), np.empty(0, np.int32), ())
+    empty = cache.Index(np.empty(0, "S16"), np.empty(0, np.int32), np.empty(0, np.int32), ())
     tracemalloc.start()
-    seen = sum(len(block) for block in rows_module.distinct(batches, empty, 10_000))
+    seen = sum(len(block) for block in jobs.distinct(batches, empty, 10_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seen == len(raw) and peak < 4 * raw.nbytes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness import ask
+from harness.inference import answer
 from harness.models.names import parse_model
 from harness.sources.text_world import TRAITS
 
@@ -66,6 +66,6 @@ def role_played(
         [QUESTION.format(*parts) for parts in zip(prompts, *responses, strict=True)]
         for responses in ((left, right), (right, left))
     ]
-    log_odds = ask.answers(name, asked * 2, orders[0] + orders[1], ANSWERS)
-    votes = np.sign(ask.both_orders(log_odds))
+    log_odds = answer.answers(name, asked * 2, orders[0] + orders[1], ANSWERS)
+    votes = np.sign(answer.both_orders(log_odds))
     return (0.5 + votes.mean(0) / 2).astype(np.float32)

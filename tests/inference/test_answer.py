@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness import ask
 from harness.errors import Mistake
+from harness.inference import answer as answer_module
+from harness.inference.jobs import Lacking, make_here
+from harness.inference.role_play import judge, role_played, wanted, writer
 from harness.models import engine, small
-from harness.role_play import judge, role_played, wanted, writer
-from harness.rows import Lacking, make_here
 from harness.sources.text_world import TRAITS
 from harness.store.store import Store
 
@@ -35,7 +35,7 @@ def store(tmp_path, monkeypatch):
 def make(store, *args):
     """Asks what is lacking; returns how many questions that were."""
     with pytest.raises(Lacking) as lacking:
-        ask.answers(*args)
+        answer_module.answers(*args)
     job = lacking.value.job
     return make_here(job.rows(store), job.recipe, job.batches())
 
@@ -67,16 +67,16 @@ def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
     name = f"transformers:{folder}"
     found = make(store, name, systems, prompts, AB)
     assert (found["rows"], found["errors"]) == (4, 0)  # one is there twice
-    np.testing.assert_allclose(ask.answers(name, systems, prompts, AB), wanted, atol=1e-4)
+    np.testing.assert_allclose(answer_module.answers(name, systems, prompts, AB), wanted, atol=1e-4)
     assert len(set(wanted)) == 4
 
     monkeypatch.setattr(engine, "open_engine", None)  # what is answered needs no model
-    again = ask.answers(name, systems[::-1], prompts[::-1], AB)
-    np.testing.assert_array_equal(again, ask.answers(name, systems, prompts, AB)[::-1])
+    again = answer_module.answers(name, systems[::-1], prompts[::-1], AB)
+    np.testing.assert_array_equal(again, answer_module.answers(name, systems, prompts, AB)[::-1])
     with pytest.raises(Lacking, match="1 answers"):
-        ask.answers(name, [None] * 3, ["A or B?", "new", "new"], AB)
+        answer_module.answers(name, [None] * 3, ["A or B?", "new", "new"], AB)
     with pytest.raises(Lacking, match="2 answers"):  # other words are another question
-        ask.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"))
+        answer_module.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"))
 
 
 def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
@@ -84,12 +84,12 @@ def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
     bad = ["", "a \ufffd b", "word " * 1500]
     name = f"transformers:{folder}"
     assert make(store, name, [None] * 63, good + bad, AB)["errors"] == 3
-    found = ask.answers(name, [None] * 63, bad + good, AB)
+    found = answer_module.answers(name, [None] * 63, bad + good, AB)
     assert np.isnan(found[:3]).all() and np.isfinite(found[3:]).all()
     for questions, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 1023")):
         with pytest.raises(Mistake, match=reason):
-            ask.answers(name, [None], questions, AB)
-    assert len(ask.answers(name, [], [], AB)) == 0
+            answer_module.answers(name, [None], questions, AB)
+    assert len(answer_module.answers(name, [], [], AB)) == 0
 
 
 def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
@@ -100,7 +100,7 @@ def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
     monkeypatch.setattr(engine, "open_engine", lambda *args, **options: Broken())
     name, questions = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
     assert make(store, name, [None] * 40, questions, AB)["errors"] == 1
-    found = ask.answers(name, [None] * 40, questions, AB)
+    found = answer_module.answers(name, [None] * 40, questions, AB)
     assert np.isnan(found[5]) and np.delete(found, 5).tolist() == [1.5] * 39
 
 
@@ -112,34 +112,39 @@ def test_answers_that_begin_alike_are_told_before_a_model_starts(folder, store, 
 def test_a_judge_is_named_by_what_it_is(folder, store, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     name, other = f"transformers:{folder}", f"transformers:{copy}?dtype=float32&max_length=16384"
-    assert ask.canonical(name) == ask.canonical(other) and str(folder) not in ask.canonical(name)
-    job = ask.job(name, AB, list)
-    assert job.rows(store).kind == ask.job(other, AB, list).rows(store).kind
+    assert answer_module.canonical(name) == answer_module.canonical(other) and str(
+        folder
+    ) not in answer_module.canonical(name)
+    job = answer_module.job(name, AB, list)
+    assert job.rows(store).kind == answer_module.job(other, AB, list).rows(store).kind
     different = [(f"{name}?dtype=bfloat16", AB), (f"{name}?max_length=99", AB), (name, ("yes", "no"))]
-    kinds = {ask.job(*one, list).rows(store).kind for one in [(name, AB), *different]}
+    kinds = {answer_module.job(*one, list).rows(store).kind for one in [(name, AB), *different]}
     assert len(kinds) == 4
     for wrong in ("transformers:small?dtype=int8", "transformers:small?max_length=1", "vllm:small?seed=1", "gpt"):
         with pytest.raises(Mistake):
-            ask.make_judge(wrong)
+            answer_module.make_judge(wrong)
 
 
 def test_max_length_lowers_what_a_question_may_hold(folder, store):
     name = f"transformers:{folder}?max_length=20"
     make(store, name, [None], ["word " * 30], AB)
     with pytest.raises(Mistake, match="reads 19"):
-        ask.answers(name, [None], ["word " * 30], AB)
+        answer_module.answers(name, [None], ["word " * 30], AB)
 
 
 def test_collecting_lists_what_is_not_answered(folder, store):
     name = f"transformers:{folder}"
     make(store, name, [None], ["known"], AB)
-    with ask.collecting(store) as jobs:
-        found = ask.answers(name, [None] * 4, ["new", "known", "new", "newer"], AB)
-        ask.answers(name, [None], ["known"], AB)
-    assert found[[0, 2, 3]].tolist() == [0, 0, 0] and found[1] == ask.answers(name, [None], ["known"], AB)[0] != 0
+    with answer_module.collecting(store) as jobs:
+        found = answer_module.answers(name, [None] * 4, ["new", "known", "new", "newer"], AB)
+        answer_module.answers(name, [None], ["known"], AB)
+    assert (
+        found[[0, 2, 3]].tolist() == [0, 0, 0]
+        and found[1] == answer_module.answers(name, [None], ["known"], AB)[0] != 0
+    )
     assert [table["prompt"].to_pylist() for job in jobs for table in job.batches()] == [["new", "newer"]]
     with pytest.raises(Lacking):  # outside, questions are asked as ever
-        ask.answers(name, [None], ["new"], AB)
+        answer_module.answers(name, [None], ["new"], AB)
 
 
 LONG = np.eye(len(TRAITS))[0]
@@ -159,7 +164,7 @@ def liking(bias=0.0):
             odds.append(sign * (len(a) - len(b.split("\n\nWhich")[0])) + bias)
         return np.array(odds)
 
-    return ask.answered_by(answer)
+    return answer_module.answered_by(answer)
 
 
 def test_played_users_want_what_they_are_told_to():
@@ -182,11 +187,11 @@ def test_a_taste_for_the_first_is_averaged_out():
 
 def test_half_a_pair_counts_for_nobody():
     """A judge with a taste for the first, one order of whose questions went wrong."""
-    first, second = ask.both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
+    first, second = answer_module.both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
     assert first.tolist() == [8, 0, 0, 3] and second.tolist() == [-7, 0, 0, 1]
-    with ask.answered_by(lambda name, words, table: np.array([8.0, np.nan, np.nan, 8.0])):
+    with answer_module.answered_by(lambda name, words, table: np.array([8.0, np.nan, np.nan, 8.0])):
         assert role_played("vllm:small", PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
-    with ask.answered_by(lambda name, words, table: np.zeros(len(table))):
+    with answer_module.answered_by(lambda name, words, table: np.zeros(len(table))):
         assert role_played("vllm:small", PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
 
 

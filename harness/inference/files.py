@@ -16,8 +16,8 @@ import pyarrow.json
 import pyarrow.parquet
 
 from harness.errors import Mistake
-from harness.generate import ERROR_RATE, SAMPLES
-from harness.rows import Index, ids_of
+from harness.inference.cache import Index, ids_of
+from harness.inference.generate import ERROR_RATE, SAMPLES
 
 BATCH = 16_384  # rows read at a time
 BYTES = 1 << 24  # read at a time of jsonl and csv: a row has to fit

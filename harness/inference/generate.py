@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from harness.encode import as_lists
 from harness.errors import Mistake
+from harness.inference.cache import ID, errors, ids_of, refuse_errors, text_id
+from harness.inference.jobs import Job, Lacking, Worker
+from harness.inference.tokens import as_lists, tokenised
 from harness.models.base import Sample
 from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import reader
-from harness.rows import ID, Job, Lacking, Worker, errors, ids_of, refuse_errors, text_id
 from harness.store.store import Store, hashed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
@@ -154,32 +151,6 @@ class Generation:
 
 def texts(samples: Sequence[Sample]) -> list[str]:
     return [sample.text for sample in samples]
-
-
-def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str) -> tuple[pa.Table, pa.Table]:
-    """Columns id and tokens, list<int32>, of prompts under their system prompts; empty, undecodable and over-long ones are ERRORS.
-
-    most: tokens a prompt may have; longer: what is said of one that has more.
-    """
-    from harness.models.tokens import render
-
-    ids, reasons = [], []
-    for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
-        ids.append(render(tokenizer, system, prompt) if prompt.strip() else [])
-        reasons.append(wrong(prompt, len(ids[-1]), most, longer.format(most)))
-    bad = np.array([reason is not None for reason in reasons], dtype=bool)
-    ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-    told = [reason for reason in reasons if reason is not None]
-    return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
-
-
-def wrong(prompt: str, length: int, most: int, longer: str) -> str | None:
-    """Why a prompt of that many tokens cannot be answered, or None."""
-    if not prompt.strip():
-        return "the prompt is empty"
-    if "\ufffd" in prompt:
-        return "the prompt holds bytes that could not be decoded (U+FFFD)"
-    return f"the prompt has {length} tokens, {longer}" if length > most else None
 
 
 def far_seed(maker: str, one: bytes) -> int:

@@ -1,0 +1,47 @@
+"""Prompts tokenised for an engine, with a reason for each that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from harness.inference.cache import errors, ids_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def as_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
+    """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
+    array = column.combine_chunks()
+    values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
+    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str) -> tuple[pa.Table, pa.Table]:
+    """Columns id and tokens, list<int32>, of prompts under their system prompts; empty, undecodable and over-long ones are ERRORS.
+
+    most: tokens a prompt may have; longer: what is said of one that has more.
+    """
+    from harness.models.tokens import render
+
+    ids, reasons = [], []
+    for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+        ids.append(render(tokenizer, system, prompt) if prompt.strip() else [])
+        reasons.append(wrong(prompt, len(ids[-1]), most, longer.format(most)))
+    bad = np.array([reason is not None for reason in reasons], dtype=bool)
+    ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
+    told = [reason for reason in reasons if reason is not None]
+    return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+
+
+def wrong(prompt: str, length: int, most: int, longer: str) -> str | None:
+    """Why a prompt of that many tokens cannot be answered, or None."""
+    if not prompt.strip():
+        return "the prompt is empty"
+    if "\ufffd" in prompt:
+        return "the prompt holds bytes that could not be decoded (U+FFFD)"
+    return f"the prompt has {length} tokens, {longer}" if length > most else None
