@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
-from tests.test_blocks import IDENTITY, Rows, Shapes, Store, TEXTS, make_on_ray, table
 if __name__ == "__main__":
     folder = sys.argv[1]
     texts = [*TEXTS[:20], "HOLD", *TEXTS[20:]]

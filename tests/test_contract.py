@@ -17,7 +17,7 @@ from harness.methods.per_user import PerUser
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
-HUB = {"prism"}  # fetched from the hub: tests/test_prism.py holds it against the contract on a folder of its own
+HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
 
 
 @pytest.mark.parametrize("name", [n for n in [*registry.names("task"), *registry.names("method")] if n not in HUB])

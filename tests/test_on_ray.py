@@ -72,7 +72,6 @@ class Full(Chance):
 TWO_NODES = """
 import os
 from ray.cluster_utils import Cluster
-from tests.test_on_ray import Path, on_ray, ready
 
 cluster = Cluster()
 cluster.add_node(num_cpus=2)  # enough for a group of two once the other node is gone
@@ -104,7 +103,6 @@ class Deadly(Chance):
 '''
 DRIVER = """
 import sys
-from tests.test_on_ray import ready
 from harness.on_ray import run_on_ray
 store, trials, plugin = ready({folder!r}, "counted", ["counted"])
 run_on_ray(trials, store, plugins=[plugin], workers=2)

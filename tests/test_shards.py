@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import distributed
 
-from harness import tuning
 from harness.data import TEXT, Items, Pairs, Panel
+from harness.learning import dpo_training
 from harness.method import Run
 from harness.models import small
 from harness.registry import make
@@ -64,7 +64,7 @@ def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANYMINDS_STORE", str(folder / "store"))
         patch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
-        patch.setattr(tuning, "TOKENS", 500)  # of one or two pairs
+        patch.setattr(dpo_training, "TOKENS", 500)  # of one or two pairs
         patch.setattr(type(method), "schedule", watched)
         return method.fit(train, Panel(train.first(2), train), Run(0, checkpoint=checkpoint))
 

@@ -48,7 +48,7 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from harness import together
-from harness.linear import LinearMethod
+from harness.learning.linear import LinearMethod
 
 @dataclass(frozen=True)
 class Team(LinearMethod):
@@ -77,7 +77,6 @@ class Team(LinearMethod):
         return {"mean": weights, "root": torch.zeros(len(weights), 0, dtype=torch.float64)}
 '''
 WORKER = """
-from tests.test_together import ready
 from harness.run import finish_all
 from harness.store.store import Store
 from torch import distributed

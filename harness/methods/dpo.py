@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness import parallel, policy
+from harness import parallel
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
+from harness.learning import policy
+from harness.learning.dpo_training import Step, optimise
+from harness.learning.policy import Policy
+from harness.learning.policy_sampling import write
 from harness.method import Manifest, Method, Run, State, Users
 from harness.models.names import LanguageModel
 from harness.models.tokens import open_tokenizer
-from harness.policy import Policy
-from harness.tuning import Step, optimise
-from harness.writing import write
 
 WINDOW = 16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
 HELD_OUT = 64  # validation pairs asked on the way

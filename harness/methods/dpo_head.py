@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import LinearMethod
+from harness.learning.linear import LinearMethod
 from harness.method import Run, State
 
 STEP = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin

@@ -10,10 +10,12 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import LinearMethod, best_on_validation, padded, whitener
+from harness.learning.factors import whitener
+from harness.learning.linear import LinearMethod, padded
+from harness.learning.networks import train as train_network
+from harness.learning.priors import best_on_validation
 from harness.method import Manifest, Run, State, Users
 from harness.methods.moment import Signal, moments, refuses_times, shortest, signals
-from harness.neural import train as train_network
 
 # The ridge times the number of training users: one number per method, chosen among seven on validation users.
 DECAYS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)

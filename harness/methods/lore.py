@@ -7,19 +7,9 @@ import torch
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import (
-    LinearMethod,
-    best_on_validation,
-    empirical_prior,
-    factorise,
-    mixture_priors,
-    moment_svd,
-    own_weights,
-    padded,
-    random_factors,
-    simplex_weights,
-    tempered,
-)
+from harness.learning.factors import factorise, moment_svd, own_weights, random_factors
+from harness.learning.linear import LinearMethod, padded
+from harness.learning.priors import best_on_validation, empirical_prior, mixture_priors, simplex_weights, tempered
 from harness.method import Run, State, Users
 
 

@@ -7,7 +7,9 @@ import torch
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import LinearMethod, best_on_validation, laplace, mean_square, shrunk_mean, tempered
+from harness.learning.factors import mean_square
+from harness.learning.linear import LinearMethod, laplace
+from harness.learning.priors import best_on_validation, shrunk_mean, tempered
 from harness.method import Manifest, Run, State
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from harness.data import Pairs, Panel
-from harness.linear import LinearMethod, whitener
+from harness.learning.factors import whitener
+from harness.learning.linear import LinearMethod
 from harness.method import Manifest, Run, State, Users
 
 Signal = Literal["choice", "response_time"]

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu, softplus
 
-from harness.amortised import AmortisedMethod, Batch, as_shown, divergence, target_loss
 from harness.errors import Mistake
+from harness.learning.amortised import AmortisedMethod, Batch, as_shown, divergence, target_loss
+from harness.learning.networks import forward, mlp
 from harness.method import State, Users
-from harness.neural import forward, mlp
 
 HEADS = 8  # C.2
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from harness import policy
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
+from harness.learning import policy
+from harness.learning.dpo_training import Step, optimise
+from harness.learning.policy import Film, Policy
 from harness.method import Manifest, Run, State, Users
 from harness.methods.dpo import Dpo
-from harness.policy import Film, Policy
-from harness.tuning import Step, optimise
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import best_on_validation, mixture_priors, padded_rows, simplex_weights
+from harness.learning.linear import padded_rows
+from harness.learning.networks import forward, mlp, train
+from harness.learning.priors import best_on_validation, mixture_priors, simplex_weights
 from harness.method import Manifest, Method, Run, State, Users
-from harness.neural import forward, mlp, train
 
 
 @dataclass(frozen=True)

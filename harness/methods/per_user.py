@@ -6,7 +6,8 @@ import torch
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import SCALES, LinearMethod, best_on_validation
+from harness.learning.linear import LinearMethod
+from harness.learning.priors import SCALES, best_on_validation
 from harness.method import Run, State
 
 

@@ -9,19 +9,9 @@ from sklearn.linear_model import RidgeCV
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import (
-    SCALES,
-    LinearMethod,
-    best_on_validation,
-    empirical_prior,
-    factorise,
-    mean_square,
-    moment_svd,
-    own_weights,
-    random_factors,
-    tempered,
-    variance,
-)
+from harness.learning.factors import factorise, mean_square, moment_svd, own_weights, random_factors
+from harness.learning.linear import LinearMethod, variance
+from harness.learning.priors import SCALES, best_on_validation, empirical_prior, tempered
 from harness.method import Run, State, Users
 
 LARGE = 4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million

@@ -7,18 +7,12 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness import neural
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import (
-    SCALES,
-    LinearMethod,
-    best_on_validation,
-    empirical_prior,
-    factorise,
-    noise_norm,
-    random_factors,
-)
+from harness.learning import networks
+from harness.learning.factors import factorise, noise_norm, random_factors
+from harness.learning.linear import LinearMethod
+from harness.learning.priors import SCALES, best_on_validation, empirical_prior
 from harness.method import Run, State, Users
 
 BATCH = 1024  # pairs in each step of `mlp`
@@ -66,16 +60,16 @@ class Rfm(LinearMethod):
         (_, n, d), n_users = x.shape, train.n_users
         ridge = self.decay * noise_norm(n, n_users, d, float((x[0] - x[1]).square().mean()))
         draw = run.generator("rfm")
-        net = neural.mlp("phi", [d, self.hidden, self.dim], draw)
+        net = networks.mlp("phi", [d, self.hidden, self.dim], draw)
         net["weights"] = 0.1 * torch.randn(n_users, self.dim, generator=draw)
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(n, (BATCH,), generator=draw)
-            left, right = neural.forward(net, "phi", x[:, rows], torch.tanh)
+            left, right = networks.forward(net, "phi", x[:, rows], torch.tanh)
             z = ((left - right) * net["weights"][user[rows]]).sum(1)
             return (softplus(z) - y[rows] * z).mean() + ridge / 2 / n * sum(t.square().sum() for t in net.values())
 
-        net = neural.train(net, loss, 40 * self.steps, 3e-3, run)
+        net = networks.train(net, loss, 40 * self.steps, 3e-3, run)
         mean, root = empirical_prior(net.pop("weights").double(), torch.eye(self.dim, dtype=torch.float64))
         state = net | {"center": center, "scale": scale}
         seen = Panel(in_features(state, validation.context), in_features(state, validation.query))
@@ -96,7 +90,7 @@ class Rfm(LinearMethod):
 def phi(state: State, features: np.ndarray) -> np.ndarray:
     """float32[n, dim]: the learned features of items float32[n, d]."""
     x = (torch.from_numpy(features) - state["center"]) / state["scale"]
-    return neural.forward(state, "phi", x, torch.tanh).detach().numpy()
+    return networks.forward(state, "phi", x, torch.tanh).detach().numpy()
 
 
 def in_features(state: State, pairs: Pairs) -> Pairs:

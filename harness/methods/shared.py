@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness import neural
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import SCALES, LinearMethod, best_on_validation, map_weights
+from harness.learning import networks
+from harness.learning.linear import LinearMethod, map_weights
+from harness.learning.priors import SCALES, best_on_validation
 from harness.method import Run, State, Users
 from harness.scores.metrics import log_loss, temperature_scale
 
@@ -62,7 +63,7 @@ def bradley_terry(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
     """float32[n, outputs]: what `fit_network`'s network says of the items' given rows."""
-    return neural.forward(state, "net", (torch.from_numpy(items.features[item]) - state["center"]) / state["scale"])
+    return networks.forward(state, "net", (torch.from_numpy(items.features[item]) - state["center"]) / state["scale"])
 
 
 def fit_network(
@@ -86,11 +87,11 @@ def fit_network(
     scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one for all: rare features stay small
     x, y = (x - center) / scale, torch.from_numpy(train.label)
     frame = {"center": center, "scale": scale}
-    net = neural.mlp("net", [x.shape[2], *hidden, outputs], draw)
+    net = networks.mlp("net", [x.shape[2], *hidden, outputs], draw)
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(y), (512,), generator=draw)  # pairs a step: more were slower and no better
-        z = log_odds(*neural.forward(net, "net", x[:, rows]))
+        z = log_odds(*networks.forward(net, "net", x[:, rows]))
         return (softplus(z) - y[rows] * z).mean()
 
     def held_out(now: State) -> float:
@@ -99,4 +100,4 @@ def fit_network(
         z = z.double().numpy()
         return log_loss(temperature_scale(z, asked.label) * z, asked.label)
 
-    return frame | neural.train(net, loss, steps, 3e-3, run, held_out=held_out)
+    return frame | networks.train(net, loss, steps, 3e-3, run, held_out=held_out)

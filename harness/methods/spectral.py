@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import SCALES, LinearMethod, best_on_validation, empirical_prior, moment_svd, own_weights
+from harness.learning.factors import moment_svd, own_weights
+from harness.learning.linear import LinearMethod
+from harness.learning.priors import SCALES, best_on_validation, empirical_prior
 from harness.method import Run, State
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from harness.data import Items, Pairs, Panel
-from harness.linear import LinearMethod, dot, map_weights
+from harness.learning.linear import LinearMethod, dot, map_weights
 from harness.method import Run, State, Users
 
 

@@ -9,16 +9,16 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import layer_norm
 
-from harness import policy
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
-from harness.linear import LinearMethod
+from harness.learning import policy
+from harness.learning.linear import LinearMethod
+from harness.learning.networks import forward, mlp, train
+from harness.learning.policy_sampling import write
 from harness.method import Manifest, Run, State, Users
 from harness.methods.mixed_logit import MixedLogit
 from harness.models.names import LanguageModel
 from harness.models.tokens import batches_by_length, open_tokenizer
-from harness.neural import forward, mlp, train
-from harness.writing import write
 
 WIDTH = 256  # of the value head's hidden layer
 BATCH = 2048  # tokens a step
@@ -121,7 +121,7 @@ class Vas(LinearMethod):
         )
 
     def tilt(self, state: State, weights: torch.Tensor) -> Callable:
-        """What harness.writing.write takes as `steer`, for rows with these weights float64[n, d]."""
+        """What harness.learning.policy_sampling.write takes as `steer`, for rows with these weights float64[n, d]."""
         state = {name: tensor.to(policy.device()) for name, tensor in state.items()}
         place = (weights.to(state["places"]) @ state["places"]).float()
 

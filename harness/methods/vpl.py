@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import silu
 
-from harness.amortised import AmortisedMethod, Batch, divergence, target_loss
 from harness.errors import Mistake
+from harness.learning.amortised import AmortisedMethod, Batch, divergence, target_loss
+from harness.learning.networks import forward, mlp
 from harness.method import State, Users
-from harness.neural import forward, mlp
 
 
 @dataclass(frozen=True)

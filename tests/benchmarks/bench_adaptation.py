@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from harness import linear
 from harness.data import Items, Pairs
+from harness.learning import linear
 from harness.run import peak_memory_mb, reset_peak_memory
 
 SHAPES = [(1000, 20, 32, 8), (400, 50, 256, 4), (100, 50, 2048, 2)]  # users, pairs, features, aimed ratio

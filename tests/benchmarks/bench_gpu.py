@@ -8,7 +8,7 @@ Encoding, for each: tokens a second of the model alone, of `manyminds encode`'s 
 card's dense bf16 peak, counting 2 operations per parameter and token (attention's own left out, so it is a lower
 bound); and how far a text's vector in bf16 moves with the batch it is in.
 
-Policies: tokens a second of DPO by harness/tuning.py with all of Qwen's vocabulary, LoRA beside a frozen bf16 model, and
+Policies: tokens a second of DPO by harness/learning/dpo_training.py with all of Qwen's vocabulary, LoRA beside a frozen bf16 model, and
 what FiLM adds; of reference log-probabilities; peak memory. Operations per parameter and token: 6, of a frozen one 4,
 without gradient 2, the head's for response tokens alone.
 """
@@ -25,18 +25,18 @@ import pyarrow as pa
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from harness import policy
 from harness.blocks import make_on_ray
 from harness.inference import encode
 from harness.inference.jobs import distinct, make_here
 from harness.inference.tokens import as_lists
+from harness.learning import policy
+from harness.learning.dpo_training import Step, optimise
+from harness.learning.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.method import Run
 from harness.models import small
 from harness.models.engine import open_engine
 from harness.models.tokens import batches_by_length, lengths
-from harness.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.store.store import FOLDER, Store
-from harness.tuning import Step, optimise
 
 PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets
     "H200": 989e12,

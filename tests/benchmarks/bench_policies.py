@@ -26,15 +26,15 @@ from threadpoolctl import threadpool_limits
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from harness import policy
+from harness import policy_module
 from harness.data import TEXT, Items
+from harness.learning.dpo_training import Step, optimise
 from harness.method import Run
 from harness.models import small
-from harness.policy import Film, Policy, blocks, log_probs
+from harness.policy_module import Film, Policy, blocks, log_probs
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import FOLDER, Store
-from harness.tuning import Step, optimise
 
 STEPS = 12  # of a round
 BATCH = 16  # pairs a step
@@ -126,17 +126,19 @@ def main(folder: Path) -> None:
     }
     items = texts(STEPS * BATCH)
     lm = made["full"].lm
-    tokens, reference = policy.tokens_of(items, lm), policy.reference(items, lm)
+    tokens, reference = policy_module.tokens_of(items, lm), policy_module.reference(items, lm)
     length = tokens.length.reshape(-1, 2)
     random = np.arange(len(length))  # they are in no order
     alike = random[np.lexsort((length.max(1), random // WINDOW))]
-    base, opened = Policy(policy.open_lm(lm.folder())), {tune: each.open(0) for tune, each in made.items()}
+    base, opened = Policy(policy_module.open_lm(lm.folder())), {tune: each.open(0) for tune, each in made.items()}
     model = made["full"].open(0).lm
     film = Policy(model, Film(FEATURES, 64, len(blocks(model)), model.config.hidden_size))
 
-    def ours(policy: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
+    def ours(policy_module: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
         rates = {"lm": 1e-6, "film": 1e-6}
-        return lambda: optimise(policy, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0))
+        return lambda: optimise(
+            policy_module, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0)
+        )
 
     def uncached(step: int) -> Step:
         drawn = steps(alike)(step)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness import policy
 from harness.data import TEXT, Items, Pairs, Panel
+from harness.learning import policy
 from harness.method import Run
 from harness.models import small
 from harness.registry import make

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from harness import linear
 from harness.data import Items, Pairs
-from harness.linear import covariances, dot, empirical_prior, laplace, map_weights, shrunk_mean
+from harness.learning import linear
+from harness.learning.linear import covariances, dot, laplace, map_weights
+from harness.learning.priors import empirical_prior, shrunk_mean
 
 
 def problem(counts, d, seed=0, soft=False):

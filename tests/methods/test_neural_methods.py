@@ -8,12 +8,12 @@ import torch
 from scipy.special import expit
 from torch.nn.functional import silu
 
-from harness.amortised import as_shown, divergence
 from harness.check import method_checks
 from harness.data import Items, Pairs
 from harness.errors import Mistake
+from harness.learning.amortised import as_shown, divergence
+from harness.learning.networks import forward, mlp, train
 from harness.method import Run
-from harness.neural import forward, mlp, train
 from harness.registry import make
 from harness.run import run_trial
 from harness.trial import Trial

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness import policy
 from harness.check import method_checks
 from harness.data import TEXT, Items, PreferenceDataset
 from harness.errors import Mistake
+from harness.learning import policy
 from harness.method import Manifest, Run
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.vas import Vas, axes, states

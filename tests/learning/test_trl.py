@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness import policy
 from harness.data import TEXT, Items
+from harness.learning import policy
+from harness.learning.dpo_training import Step, gradients
 from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
-from harness.tuning import Step, gradients
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'manyminds[test]'")
 from datasets import Dataset

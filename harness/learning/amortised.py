@@ -12,9 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, silu
 
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
+from harness.learning.networks import forward, mlp
+from harness.learning.networks import train as minimise
 from harness.method import Manifest, Method, Run, State, Users
-from harness.neural import forward, mlp
-from harness.neural import train as minimise
 from harness.scores.metrics import log_loss, temperature_scale
 
 

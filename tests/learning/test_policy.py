@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import policy
 from harness.data import TEXT, Items, Pairs, Panel
+from harness.learning import policy
+from harness.learning.dpo_training import dpo_loss
 from harness.method import Run
 from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
-from harness.tuning import dpo_loss
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from harness import writing
+from harness.learning import policy_sampling
+from harness.learning.policy_sampling import write
 from harness.method import WRITTEN
 from harness.models import base
 from harness.models.engine import open_engine
 from harness.models.tokens import open_tokenizer, render
 from harness.sources.text_world import PROMPTS
-from harness.writing import write
 
 PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # of very different lengths
 SEEDS = [10**6 * i + 5 for i in range(len(PROMPTS))]
@@ -34,7 +34,7 @@ def tokens(monkeypatch):
         seen.append(tokens)
         return base.as_sample(tokenizer, tokens, stop, logprob)
 
-    monkeypatch.setattr(writing, "as_sample", noted)
+    monkeypatch.setattr(policy_sampling, "as_sample", noted)
     return seen
 
 
@@ -74,8 +74,8 @@ def test_other_company_changes_no_text(model, monkeypatch):
     whole = write(lm, names, PROMPTS, SEEDS, max_tokens=30, steer=earlier_end)
     assert len(set(whole["n_tokens"].to_pylist())) > 4 and any(whole["stopped"].to_pylist())
     for budget in (1, 200):  # one by one, a few at a time
-        monkeypatch.setattr(writing, "TOKENS", budget)
-        monkeypatch.setattr(writing, "TOKENS_ON_CPU", budget)
+        monkeypatch.setattr(policy_sampling, "TOKENS", budget)
+        monkeypatch.setattr(policy_sampling, "TOKENS_ON_CPU", budget)
         again = write(lm, names, PROMPTS[::-1], SEEDS[::-1], max_tokens=30, steer=earlier_end)
         assert again["response"].to_pylist() == whole["response"].to_pylist()[::-1]
         for column in ("kl", "reference"):

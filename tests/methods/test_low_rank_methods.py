@@ -8,9 +8,9 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from harness import linear
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
+from harness.learning import factors, priors
 from harness.method import Run
 from harness.registry import make
 from harness.run import run_trial
@@ -120,7 +120,7 @@ def test_the_projected_svd_is_that_of_the_whole_matrix_where_features_tell_pairs
     gap = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     user = np.repeat(np.arange(9), 12)
     label = rng.integers(2, size=(9, 12)).astype(np.float32)
-    singular, basis = linear.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()), 9)
+    singular, basis = factors.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()), 9)
     _, wanted, Vt = np.linalg.svd(2 * label - 1, full_matrices=False)
     scale = np.sqrt(9 * 1.001)  # every pair is there nine times; the small ridge on the second moment
     assert np.abs(singular.numpy() * scale * np.sqrt(12) - wanted).max() < 1e-4  # rows are divided by the root of 12
@@ -144,8 +144,8 @@ def test_refinement_reaches_scipys_optimum():
 
     best = min((minimize(loss, rng.normal(size=n_users * d + d * d)) for _ in range(3)), key=lambda r: r.fun)
     W, theta = best.x[: n_users * d].reshape(n_users, d), best.x[n_users * d :].reshape(d, d)
-    weights, basis = linear.own_weights(train, linear.moment_svd(train, d)[1])
-    weights, basis = linear.factorise(train, weights, basis, 0.12, 500, Run(0))
+    weights, basis = factors.own_weights(train, factors.moment_svd(train, d)[1])
+    weights, basis = factors.factorise(train, weights, basis, 0.12, 500, Run(0))
     assert abs(loss(torch.cat([weights.flatten(), basis.flatten()]).numpy()) - best.fun) < 1e-4
     assert np.abs((weights @ basis.T).numpy() - W @ theta.T).max() < 0.02
 
@@ -235,13 +235,13 @@ def test_weights_on_the_simplex_are_scipys():
     mask[1, 7:], mask[2] = 0, 0  # seven pairs, and none
     mean = np.array([0.2, 0.5, 0.3])
     prior = {"mean": torch.tensor(mean), "precision": torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))}
-    found = linear.simplex_weights(*(torch.from_numpy(a) for a in (Z, y, mask, offset)), prior).numpy()
+    found = priors.simplex_weights(*(torch.from_numpy(a) for a in (Z, y, mask, offset)), prior).numpy()
     assert np.abs(found[2] - mean).max() < 1e-9
     for u in range(len(Z)):
 
         def loss(w, u=u):
             z = offset[u] + Z[u] @ w
-            ridge = (np.array([1.0, 2, 3]) * (w - mean) ** 2).sum() / 2 - linear.BARRIER * mean @ np.log(w)
+            ridge = (np.array([1.0, 2, 3]) * (w - mean) ** 2).sum() / 2 - priors.BARRIER * mean @ np.log(w)
             return (mask[u] * (np.logaddexp(0, z) - y[u] * z)).sum() + ridge
 
         one = {"type": "eq", "fun": lambda w: w.sum() - 1}
@@ -253,7 +253,7 @@ def test_planted_weights_on_the_simplex_are_recovered():
     Z, y, w = simplex_problem(n_users=20, n=5000, r=4)
     wide = {"mean": torch.full((4,), 0.25, dtype=torch.float64), "precision": 1e-6 * torch.eye(4, dtype=torch.float64)}
     Z, y = torch.from_numpy(Z), torch.from_numpy(y)
-    found = linear.simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), wide)
+    found = priors.simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), wide)
     assert np.abs(found.numpy() - w).max() < 0.06  # 5,000 answers: standard errors near .01
     assert (found > 0).all() and (found.sum(1) - 1).abs().max() < 1e-9
 

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks.food_risk import FoodRisk
 from tasks.snacks import Snacks
-from tests.test_methods import accuracy
+from tests.methods.test_methods import accuracy
 
 
 def test_snacks_holds_what_its_authors_say(data_folder):

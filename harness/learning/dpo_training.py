@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.functional import logsigmoid
 
 from harness import parallel
+from harness.learning.policy import TOKENS, Policy, Tokens, autocast, blocks, device
 from harness.method import Run, State
 from harness.models.tokens import batches_by_length
-from harness.policy import TOKENS, Policy, Tokens, autocast, blocks, device
 from harness.store.store import Store
 
 SAVE_SECONDS = 120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
