@@ -13,13 +13,15 @@ import polars as pl
 
 from harness import steer, written
 from harness.method import Method
-from harness.run import load_scores, source_state
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
 from harness.store.store import Store
-from harness.suite import Plan, Suite
 from harness.task import Task
-from harness.trial import Trial, fields_of
+from harness.trials.facts import source_state
+from harness.trials.plan import Plan
+from harness.trials.run import load_scores
+from harness.trials.suite import Suite
+from harness.trials.trial import Trial, fields_of
 
 REFERENCE = "shared"  # every gain is over the one reward for all
 MEANS = {

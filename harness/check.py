@@ -25,11 +25,11 @@ from harness.inference.cache import ids_of
 from harness.method import Manifest, Method, Run
 from harness.models import small
 from harness.parallel import one_torch_thread
-from harness.prepare import enough_context, told
-from harness.run import per_pair, run_trial
 from harness.store.store import FOLDER
 from harness.task import Task
-from harness.trial import Trial, fields_of, hashed, task_identity
+from harness.trials.prepare import enough_context, told
+from harness.trials.run import per_pair, run_trial
+from harness.trials.trial import Trial, fields_of, hashed, task_identity
 
 SAME = 1e-4  # log-odds: float32 answers to the same question asked in another order
 

@@ -44,7 +44,7 @@ from pathlib import Path
 
 from harness import registry
 from harness.errors import Mistake
-from harness.suite import load_toml
+from harness.trials.suite import load_toml
 
 FOLDER = registry.ROOT / "jobs" / "suites" / "claims"
 MEASURES = {

@@ -202,7 +202,7 @@ def plan(
 ) -> None:
     """What a run would do: trials, what it could detect, and how long it would take."""
     planned, opened = _plan(suite, store, data, plugin)
-    from harness.plan import forecast
+    from harness.trials.plan import forecast
 
     told = forecast(planned, opened)
     if as_json:
@@ -255,7 +255,7 @@ def run(
 
         check_gpus(together, made.store)
     planned, opened = _plan(suite, store, data, plugin, made)
-    from harness.plan import unfinished
+    from harness.trials.plan import unfinished
 
     todo = unfinished(planned, opened)
     err.print(f"{planned.suite.title}: {len(planned.trials)} trials, {len(planned.trials) - len(todo)} finished before")
@@ -396,7 +396,7 @@ def show(
     if save:
         if as_json:
             raise Mistake("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
-        from harness.trained import save_trained
+        from harness.trials.export import save_trained
 
         print(save_trained(opened, found, save))
         return
@@ -418,7 +418,7 @@ def show(
         for whose, text in samples(opened, found):
             print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
     if "learned.safetensors" in found.get("files", {}):
-        from harness.trained import exports
+        from harness.trials.export import exports
 
         if exports(found):
             print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
@@ -454,7 +454,8 @@ def _plan(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None
     """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
     _use_data(data)
     registry.add_plugins(plugin or [])
-    from harness.suite import make_plan, read_suite
+    from harness.trials.plan import make_plan
+    from harness.trials.suite import read_suite
 
     read = read_suite(suite)
     opened = _use_store(store).open()
@@ -483,7 +484,7 @@ def _run_trials(
             made(jobs)
     with bar("running", len(todo)) as step:
         if local:
-            from harness.run import finish_all
+            from harness.trials.finish import finish_all
 
             for _ in finish_all(todo, opened):
                 step(1)

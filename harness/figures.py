@@ -19,7 +19,6 @@ import numpy as np
 import safetensors.numpy
 from scipy import sparse
 
-from harness import steer
 from harness.board import MEANS, labels
 from harness.claims import WINS, Check, Claim, Selection, read_table
 from harness.data import Pairs
@@ -29,9 +28,11 @@ from harness.method import Method
 from harness.report import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, number, svg_of, told_apart
 from harness.scores import stats
 from harness.store.prepared import open_prepared
-from harness.suite import Plan, Suite
 from harness.task import Task
-from harness.trial import Trial, fields_of
+from harness.trials import choose
+from harness.trials.plan import Plan
+from harness.trials.suite import Suite
+from harness.trials.trial import Trial, fields_of
 
 DASHES = ("-", "--", ":", "-.")
 LARGEST = 60  # users in a matrix of cosines: with more, cells are too small to see
@@ -358,7 +359,7 @@ class Candidates(Figure):
         choices = open_prepared(results.store, trial.task_key).splits.panels["test"].choices
         if choices is None:
             raise Unfinished(f"{task.name} has no candidates to choose from")
-        counts = steer.counts(choices.shape[1])
+        counts = choose.counts(choices.shape[1])
         for method, label in methods.items():
             color, marker, dash = look(ranked)
             ranked += not method.privileged

@@ -22,12 +22,13 @@ from harness import steer, written
 from harness.claims import SHARES, STEERED, Check, Claim, Selection
 from harness.errors import Mistake
 from harness.method import Method
-from harness.run import load_scores
 from harness.scores import stats
 from harness.store.store import Store
-from harness.suite import Plan, Suite
 from harness.task import Task
-from harness.trial import Trial, fields_of
+from harness.trials.plan import Plan
+from harness.trials.run import load_scores
+from harness.trials.suite import Suite
+from harness.trials.trial import Trial, fields_of
 
 WRITTEN = "written_"  # before the name of a column of written.outcomes, in a metric
 HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (

@@ -25,7 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.progress_reporter import TrialProgressCallback
 
 if TYPE_CHECKING:
-    from harness.trial import Trial
+    from harness.trials.trial import Trial
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
 DIED = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
@@ -65,8 +65,8 @@ def run_on_ray(
     share; without one, starts a Ray of its own and ends it. Raises the Mistake a worker met, and one where workers
     died too often.
     """
-    from harness.plan import estimated_seconds
     from harness.store.provenance import code_state
+    from harness.trials.plan import estimated_seconds
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
@@ -224,7 +224,7 @@ def _run_share(group: dict) -> None:
     if not group["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
     from harness import parallel, registry
-    from harness.run import finish_all
+    from harness.trials.finish import finish_all
 
     registry.add_plugins(group["plugins"])
     store, context = Store(group["store"]), ray.train.get_context()
@@ -269,7 +269,7 @@ def _begun(store: Store, trial: Trial, run: str) -> Path:
 
 
 def _spec(trial: Trial) -> dict:
-    from harness.trial import fields_of
+    from harness.trials.trial import fields_of
 
     things = {kind: [thing.name, fields_of(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))}
     return things | {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
@@ -277,7 +277,7 @@ def _spec(trial: Trial) -> dict:
 
 def _trial(spec: dict) -> Trial:
     from harness import registry
-    from harness.trial import Trial
+    from harness.trials.trial import Trial
 
     return Trial(
         registry.make("task", *spec["task"]),

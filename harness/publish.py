@@ -35,8 +35,8 @@ import polars as pl
 from harness.board import Board, Row, TaskBoard, make_board
 from harness.errors import Mistake
 from harness.store.store import Store
-from harness.suite import Plan
-from harness.trial import Trial, fields_of, hashed, name_at_version
+from harness.trials.plan import Plan
+from harness.trials.trial import Trial, fields_of, hashed, name_at_version
 
 PUBLISH_VERSION = 2  # raised whenever the same results would be published otherwise
 POSSIBLE = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"

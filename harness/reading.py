@@ -17,7 +17,7 @@ from harness.inference.jobs import Lacking
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.task import Task
-from harness.trial import hashed, task_identity
+from harness.trials.trial import hashed, task_identity
 
 AXES = 7  # at most; the paper's data has as many traits
 ENDS = 3  # responses shown of each end

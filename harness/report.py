@@ -21,10 +21,10 @@ from harness import reading
 from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
 from harness.inference import generate
 from harness.reading import Reading
-from harness.run import PROMPTS, WRITERS
 from harness.store.store import Store
 from harness.task import Task
-from harness.trial import fields_of
+from harness.trials.trial import fields_of
+from harness.trials.write_texts import MAX_PROMPTS, WRITERS
 
 # Told apart by shape, dash and lightness as well as by hue (Okabe and Ito's palette), so that greyscale is enough.
 LOOKS = [
@@ -71,7 +71,7 @@ WORDS = {
     f"random, beats {REFERENCE}: probability of being preferred to one of all candidates at random, or to what "
     f"{REFERENCE} chooses of as many; a tie is one half. Worse: share of people worse off than with those. Peak: the n "
     "beyond which choosing among more is surely worse, if any (over-optimisation)",
-    "written": f"a policy writes to the first {WRITERS} people and the first {PROMPTS} of the candidates' prompts, and so "
+    "written": f"a policy writes to the first {WRITERS} people and the first {MAX_PROMPTS} of the candidates' prompts, and so "
     "does the model it started from, its reference, with the same random draws. Gain: in true utility to the person, "
     "over the reference's text; beats it: how often that is preferred to the reference's text, a tie one half; mean "
     "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (left out where "

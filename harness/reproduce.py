@@ -32,8 +32,9 @@ from harness.judge import (
 )
 from harness.report import number
 from harness.store.store import Store
-from harness.suite import Suite, load_toml, make_plan, read_suite
-from harness.trial import Trial
+from harness.trials.plan import make_plan
+from harness.trials.suite import Suite, load_toml, read_suite
+from harness.trials.trial import Trial
 
 COLORS = {HOLDS: "green", CONDITION: "green", NOT: "red", UNKNOWN: "yellow", CANNOT: "dim"}
 
@@ -124,7 +125,7 @@ def chapters(
 ) -> list[Chapter]:
     """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
 
-    prepared, make: as for harness.suite.make_plan.
+    prepared, make: as for harness.trials.plan.make_plan.
 
     Raises Mistake for all that can be known to be wrong before anything is prepared, and where all data is missing.
     """

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 from harness import steer
-from harness.run import REFERENCE
 from harness.scores.stats import derangement
 from harness.steer import Candidates, preferred
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
 from harness.task import Task
-from harness.trial import Trial
+from harness.trials.trial import Trial
+from harness.trials.write_texts import REFERENCE
 
 TOLD = {"kl": "kl", "tokens": "n_tokens", "stopped": "stopped", "fluency": "reference"}  # by the policy, of every text
 

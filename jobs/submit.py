@@ -12,9 +12,10 @@ os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
-from harness import errors, registry, suite  # noqa: E402
+from harness import errors, registry  # noqa: E402
 from harness.sources import public_files
 from harness.store import provenance
+from harness.trials import suite
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -12,9 +12,10 @@ import torch
 
 from harness import registry
 from harness.models import small
-from harness.run import finish_all
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

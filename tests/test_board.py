@@ -12,10 +12,12 @@ from harness import registry
 from harness.board import labels, make_board
 from harness.registry import make
 from harness.report import figures, number, print_board, span, write_html
-from harness.run import finish_all, load_scores
 from harness.scores import stats
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.run import load_scores
+from harness.trials.suite import read_suite
 
 
 def row(board, label):

@@ -30,9 +30,10 @@ from harness.judge import (
     judge,
     measured,
 )
-from harness.run import finish_all
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 
 FILES = sorted(claims.FOLDER.glob("*.toml"))
 

@@ -16,7 +16,8 @@ from harness import cli
 from harness.board import make_board
 from harness.sources.public_files import Source
 from harness.store.store import STEPS, Store
-from harness.suite import make_plan, read_suite
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 from tests.conftest import TINY
 
 

@@ -20,10 +20,12 @@ from harness.figures import components, figures, preference_cosines, read_figure
 from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
 from harness.registry import make
 from harness.reproduce import Chapter, write_page
-from harness.run import finish_all, load_scores
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
-from harness.suite import Plan, make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import Plan, make_plan
+from harness.trials.run import load_scores
+from harness.trials.suite import read_suite
 
 SWEPT = """
 title = "swept"

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from harness import on_ray, ray_session, registry
 from harness.errors import Mistake
-from harness.plan import unfinished
-from harness.run import finish_all
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
-from harness.trial import Trial
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan, unfinished
+from harness.trials.suite import read_suite
+from harness.trials.trial import Trial
 
 pytestmark = pytest.mark.timeout(300)
 

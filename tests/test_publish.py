@@ -16,9 +16,10 @@ from dotenv import dotenv_values
 from harness.board import make_board
 from harness.errors import Mistake
 from harness.publish import LONGEST, Publisher
-from harness.run import finish_all
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 
 TASK = """
 [[tasks]]

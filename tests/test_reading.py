@@ -17,10 +17,11 @@ from harness.models import small
 from harness.publish import Publisher
 from harness.reading import ENDS, axes_of, named, read, root_of, with_options
 from harness.report import page, shortened, write_html
-from harness.run import finish_all
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 
 EVIL = "<script>alert(1)</script>"
 TASK = '''

@@ -20,11 +20,14 @@ from harness.method import Method, Run
 from harness.publish import _metrics
 from harness.registry import make
 from harness.report import figures, print_board, write_html
-from harness.run import finish_all
-from harness.steer import choose, counts, normalised, overoptimised, preferred, worth
+from harness.steer import normalised, overoptimised, preferred, worth
 from harness.store.prepared import Prepared
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials import choose as choose_module
+from harness.trials.choose import choose, counts
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
 
 EXPECTED_MAX = {1: 0.0, 2: 0.56419, 4: 1.02938, 8: 1.42360, 16: 1.76599}  # of n standard normal draws (Harter 1961)
 
@@ -136,7 +139,7 @@ def test_a_choice_by_duels_is_that_by_reward_in_any_chunks_and_orders(monkeypatc
     assert found.shape == (7, 40, 4) and counts(6) == [1, 2, 4, 6]
     assert np.array_equal(choose(Duels(), state, users, query, choices), found)
     for rows in (1, 7 * 6 * 3):
-        monkeypatch.setattr(steer, "ROWS", rows)
+        monkeypatch.setattr(choose_module, "ROWS", rows)
         assert np.array_equal(choose(Table(), state, users, query, choices), found)
         assert np.array_equal(choose(Duels(), state, users, query, choices), found)
     order = rng.permutation(7)

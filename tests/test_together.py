@@ -21,11 +21,11 @@ import torch
 from harness import cli, on_ray, ray_session, registry
 from harness.errors import Mistake
 from harness.models import small
-from harness.plan import unfinished
-from harness.run import finish, finish_all
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
-from harness.trial import Trial
+from harness.trials.finish import finish, finish_all
+from harness.trials.plan import make_plan, unfinished
+from harness.trials.suite import read_suite
+from harness.trials.trial import Trial
 
 pytestmark = pytest.mark.timeout(300)  # far below on_ray.TEAM_SECONDS: nothing here may wait that long
 
@@ -77,7 +77,7 @@ class Team(LinearMethod):
         return {"mean": weights, "root": torch.zeros(len(weights), 0, dtype=torch.float64)}
 '''
 WORKER = """
-from harness.run import finish_all
+from harness.trials.run import finish_all
 from harness.store.store import Store
 from torch import distributed
 commit = Store.commit

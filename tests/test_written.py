@@ -9,23 +9,29 @@ import polars as pl
 import pytest
 import torch
 
-from harness import cli, registry, run, steer, written
+from harness import cli, registry, steer, written
 from harness.board import make_board
 from harness.claims import Check, Selection, read_table
 from harness.data import Items, Pairs, Panel, Splits, Truth
+from harness.errors import Mistake
 from harness.judge import Results, Unfinished, measured
-from harness.method import WRITTEN
+from harness.method import WRITTEN, Run
 from harness.publish import _metrics
 from harness.registry import make
 from harness.report import figures, print_board, write_html
-from harness.run import REFERENCE, finish, finish_all, run_trial
 from harness.scores.stats import derangement
 from harness.sources.text_world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
-from harness.trained import load_trained, save_trained
-from harness.trial import Trial
+from harness.trials import run as trial_run
+from harness.trials import write_texts
+from harness.trials.export import load_trained, save_trained
+from harness.trials.finish import finish, finish_all
+from harness.trials.plan import make_plan
+from harness.trials.run import LEARNED, run_trial
+from harness.trials.suite import read_suite
+from harness.trials.trial import Trial
+from harness.trials.write_texts import REFERENCE
 from harness.written import Texts
 
 POLICY = '''
@@ -268,8 +274,8 @@ def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, m
     everything = steer.outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
     beside = written.best_of(store, trial).select(everything.columns).sort("shots", "n", "person")
     assert beside.equals(everything)  # all of them were written to
-    monkeypatch.setattr(run, "WRITERS", 4)
-    monkeypatch.setattr(run, "PROMPTS", 3)
+    monkeypatch.setattr(write_texts, "WRITERS", 4)
+    monkeypatch.setattr(write_texts, "MAX_PROMPTS", 3)
     few = Store(store.root.with_name("few")).open()
     (few.root / "tasks").rmdir()
     (few.root / "tasks").symlink_to(store.root / "tasks")
@@ -291,7 +297,7 @@ def test_a_finished_trial_writes_nothing_again(finished, monkeypatch):
     again = Store(store.root.with_name("again")).open()
     assert all(finish(t, again) for t in make_plan(plan.suite, again).trials if t.method.name == "pleaser")
     assert {key: again.read("trials", key)["files"] for key in first} == first  # the same bytes
-    monkeypatch.setattr(run, "write", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(trial_run, "write", lambda *_: pytest.fail("written again"))
     assert all(done for _, done in finish_all(plan.trials, store))
 
 
@@ -426,11 +432,11 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     trial = dataclasses.replace(of(plan, "shared")[0], method=make("method", "tuned", {"model": "there"}))
     assert finish(trial, store)
     manifest = store.read("trials", trial.key)
-    assert manifest["files"]["learned.safetensors"]["bytes"] > run.LEARNED
+    assert manifest["files"]["learned.safetensors"]["bytes"] > LEARNED
     method, state = load_trained(store, manifest)
     assert method == trial.method and method.model == "there"  # as typed, where its content is the identity
     prepared = open_prepared(store, trial.task_key)
-    trained = trial.method.fit(prepared.splits.train, None, run.Run(trial.seed))
+    trained = trial.method.fit(prepared.splits.train, None, Run(trial.seed))
     assert state.keys() == trained.keys()
     assert all(state[name].dtype == t.dtype and torch.equal(state[name], t) for name, t in trained.items())
     assert load_trained(store, store.read("trials", of(plan, "shared")[0].key)) is None
@@ -461,6 +467,6 @@ def test_a_model_that_no_program_reads_is_said_to_be_so(finished, monkeypatch):
     trial = dataclasses.replace(of(plan, "shared")[0], method=make("method", "tuned", {}))
     assert finish(trial, store)
     monkeypatch.delattr(type(trial.method), "export")
-    with pytest.raises(run.Mistake, match="tuned has no model of its own to write"):
+    with pytest.raises(Mistake, match="tuned has no model of its own to write"):
         save_trained(store, store.read("trials", trial.key), store.root.with_name("other"))
     assert not store.root.with_name("other").exists()

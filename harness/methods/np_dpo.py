@@ -117,7 +117,7 @@ class NpDpo(Dpo):
         save_file(film, folder / "film.safetensors")
         return (
             f"{told}\nThat is the model unmodulated, nobody's policy. What modulates it for a user is in film.safetensors, "
-            "which only manyminds\nreads: harness.trained.load_trained gives method and state, method.adapt(state, context, "
+            "which only manyminds\nreads: harness.trials.export.load_trained gives method and state, method.adapt(state, context, "
             "Run(0)) reads users\nfrom their choices, method.generate(state, users, user, prompts, Run(0)) writes for them."
         )
 

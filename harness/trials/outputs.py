@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import torch
+
+from harness.data import Pairs
+from harness.method import WRITTEN, Method, State, Users
 
 
 def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
@@ -14,3 +18,19 @@ def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
     return values
+
+
+def scored(method: Method, state: State, users: Users, query: Pairs) -> np.ndarray:
+    """float32[n queries]: log-odds."""
+    return per_pair(method.score(state, users, query), len(query), f"{method.name}.score")
+
+
+def whole(made: pa.Table, n: int, who: str) -> pa.Table:
+    """What the function `who` wrote: n rows of WRITTEN. Raises ValueError where it is something else."""
+    if set(made.column_names) != set(WRITTEN.names) or len(made) != n:
+        raise ValueError(f"{who} returned {len(made)} rows of {', '.join(made.column_names)} for {n} prompts")
+    made = made.select(WRITTEN.names).cast(WRITTEN)
+    for name in WRITTEN.names:
+        if made[name].null_count or name in ("kl", "reference") and not np.isfinite(made[name].to_numpy()).all():
+            raise ValueError(f"{who}: {name} is missing or not finite in some row")
+    return made

@@ -10,7 +10,7 @@ from harness.errors import Mistake
 from harness.inference.answer import collecting
 from harness.inference.jobs import Job, merged
 from harness.store.store import Store
-from harness.trial import Trial
+from harness.trials.trial import Trial
 
 
 def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
@@ -21,8 +21,8 @@ def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     fails in its turn, where it is told. The questions are held in memory, without what is answered already.
     """
     from harness.parallel import one_torch_thread
-    from harness.run import run_trial
     from harness.store.prepared import open_prepared
+    from harness.trials.run import run_trial
 
     with collecting(store) as jobs:
         for trial in trials:

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.data import Items, Pairs
 from harness.learning import linear
-from harness.run import peak_memory_mb, reset_peak_memory
+from harness.trials.facts import peak_memory_mb, reset_peak_memory
 
 SHAPES = [(1000, 20, 32, 8), (400, 50, 256, 4), (100, 50, 2048, 2)]  # users, pairs, features, aimed ratio
 SOLVERS = ("lbfgs", "newton-cholesky", "liblinear")  # the first is the default

@@ -11,10 +11,12 @@ from pathlib import Path
 os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
 
 from harness import registry
-from harness.run import finish_all, run_trial
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
+from harness.trials.finish import finish_all
+from harness.trials.plan import make_plan
+from harness.trials.run import run_trial
+from harness.trials.suite import read_suite
 
 TRIALS = 500
 SUITE = f"""

@@ -134,7 +134,7 @@ def test_generate_stops_before_vectors(tmp_path, folder):
 def test_wrong_names_are_explained(field, value, message):
     from harness import registry
     from harness.errors import Mistake
-    from harness.trial import identity_of
+    from harness.trials.trial import identity_of
 
     with pytest.raises(Mistake, match=message):
         identity_of(registry.make("task", "attributes", {field: value}))

@@ -13,8 +13,8 @@ from harness.methods import icra
 from harness.methods.icra import Icra
 from harness.methods.moment import Moment
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 from tasks.response_times import ResponseTimes
 

@@ -18,12 +18,13 @@ from harness.inference.jobs import Lacking, make_here
 from harness.method import Manifest
 from harness.methods.in_context import SYSTEM, InContext
 from harness.models import engine, small
-from harness.run import run_trial
 from harness.store.store import Store
-from harness.suite import make_plan, read_suite
 from harness.task import Task, in_order
-from harness.trial import Trial
 from harness.trials import questions
+from harness.trials.plan import make_plan
+from harness.trials.run import run_trial
+from harness.trials.suite import read_suite
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 
 
@@ -294,7 +295,7 @@ def suite(tmp_path, monkeypatch):
 
 def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch):
     """Then every trial runs without a model, and asks what was found and nothing else."""
-    from harness.run import finish, finish_all
+    from harness.trials.finish import finish, finish_all
 
     plan, store = suite
     with pytest.raises(Lacking, match="answers"):

@@ -13,8 +13,8 @@ from harness.errors import Mistake
 from harness.learning import factors, priors
 from harness.method import Run
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 
 SMALL = dict(n_users=200, new_users=60, pairs_per_user=60, feature_dim=16, rank=3, queries=60)

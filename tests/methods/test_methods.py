@@ -7,8 +7,8 @@ import torch
 from harness.data import Items, Pairs, Truth
 from harness.method import Run
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 from tasks.two_modes import TwoModes, draw_pairs, rewards
 

@@ -15,8 +15,8 @@ from harness.learning.amortised import as_shown, divergence
 from harness.learning.networks import forward, mlp, train
 from harness.method import Run
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 from tasks.two_modes import TwoModes
 

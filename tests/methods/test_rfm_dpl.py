@@ -12,8 +12,8 @@ from harness.method import Run
 from harness.methods.dpl import Dpl
 from harness.methods.shared import network
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.raters import Raters
 from tasks.two_modes import TwoModes, rewards
 

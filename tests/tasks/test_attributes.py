@@ -15,7 +15,6 @@ from harness.data import TEXT
 from harness.errors import Mistake
 from harness.inference.features import encode
 from harness.registry import make
-from harness.run import run_trial
 from harness.sources.text_world import (
     DO,
     LEXICON,
@@ -30,7 +29,8 @@ from harness.sources.text_world import (
     traits,
     words,
 )
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.attributes import PEOPLE, Attributes
 
 SEEDS = range(5)

@@ -12,8 +12,8 @@ from harness.data import Items
 from harness.errors import Mistake
 from harness.method import Run
 from harness.methods.dpo_head import DpoHead
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.concepts import Concepts, generalisation_bound, vacuous_below
 
 SMALL = Concepts(K=3, Q=8, feature_dim=10, width=2, queries=30)

@@ -6,9 +6,9 @@ import pytest
 from harness import registry
 from harness.claims import read_claims
 from harness.models import small
-from harness.run import run_trial
-from harness.suite import read_suite
-from harness.trial import Trial, fields_of
+from harness.trials.run import run_trial
+from harness.trials.suite import read_suite
+from harness.trials.trial import Trial, fields_of
 from tasks.personas import CONCEPTS, Personas
 
 FOLDER = registry.ROOT / "jobs" / "suites" / "claims"

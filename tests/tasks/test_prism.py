@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from harness.check import task_checks
 from harness.cli import app
 from harness.errors import Missing, Mistake
-from harness.prepare import prepare
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
-from harness.trial import task_identity
+from harness.trials.prepare import prepare
+from harness.trials.trial import task_identity
 from tasks import prism
 from tasks.prism import Prism, by_prompt
 

@@ -11,8 +11,8 @@ from scipy.stats import kstest
 
 from harness.errors import Mistake
 from harness.registry import make
-from harness.run import run_trial
-from harness.trial import Trial
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
 from tasks.correlated_aspects import CorrelatedAspects, draw_scores
 from tasks.model_raters import ModelRaters
 from tasks.raters import Raters

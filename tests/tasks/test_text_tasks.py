@@ -19,10 +19,10 @@ from harness.method import Manifest, Run
 from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
 from harness.methods.majority import Majority
-from harness.prepare import shares_pairs
 from harness.registry import make
 from harness.scores.metrics import per_person
-from harness.trial import task_identity
+from harness.trials.prepare import shares_pairs
+from harness.trials.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects
 from tasks.arguments import Arguments
 from tasks.objectives import Objectives

@@ -9,13 +9,15 @@ import safetensors.numpy
 
 from harness import registry
 from harness.method import Run
-from harness.prepare import prepare
 from harness.registry import make
-from harness.run import FACTS, elicited, finish, load_scores, run_trial
 from harness.scores.stats import derangement
 from harness.store.store import Store
-from harness.suite import make_plan
-from harness.trial import KEY_VERSION, Trial, hashed, task_identity
+from harness.trials.facts import FACTS
+from harness.trials.finish import finish
+from harness.trials.plan import make_plan
+from harness.trials.prepare import prepare
+from harness.trials.run import elicited, load_scores, run_trial
+from harness.trials.trial import KEY_VERSION, Trial, hashed, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
     1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
@@ -109,9 +111,9 @@ def test_facts_are_beside_the_result_and_all_classified(tiny):
 def test_predictions_are_the_record(tiny):
     """Scores recomputed from stored predictions are those stored, and a run again gives the same bits."""
     _, plan, store = tiny
-    from harness.run import ipc
     from harness.scores.metrics import score_table
     from harness.store.prepared import open_prepared
+    from harness.trials.finish import ipc
 
     for trial in plan.trials:
         manifest, prepared = store.read("trials", trial.key), open_prepared(store, trial.task_key)
@@ -135,7 +137,7 @@ def test_old_scores_are_recomputed(tiny):
 
 def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
     _, plan, store = tiny
-    monkeypatch.setattr("harness.run.run_trial", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("harness.trials.finish.run_trial", lambda *_: pytest.fail("fitted again"))
     assert all(finish(trial, store) for trial in plan.trials)
 
 

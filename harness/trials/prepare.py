@@ -18,7 +18,7 @@ from harness.method import Manifest
 from harness.store.prepared import COLUMNS
 from harness.store.store import Store
 from harness.task import Task
-from harness.trial import hashed, task_identity
+from harness.trials.trial import hashed, task_identity
 
 
 def prepare(store: Store, task: Task, seed: int) -> dict:

@@ -5,10 +5,10 @@ import pytest
 from harness import registry
 from harness.errors import Mistake
 from harness.method import Manifest
-from harness.plan import forecast, unfinished
 from harness.store.store import Store
-from harness.suite import CONTROLS, make_plan, read_suite
-from harness.trial import fields_of
+from harness.trials.plan import forecast, make_plan, unfinished
+from harness.trials.suite import CONTROLS, read_suite
+from harness.trials.trial import fields_of
 
 
 def suite(tmp_path, text):

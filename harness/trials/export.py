@@ -11,7 +11,7 @@ from harness import registry
 from harness.errors import Mistake
 from harness.method import Method, State
 from harness.store.store import Store
-from harness.trial import Trial, identity_of, name_at_version
+from harness.trials.trial import Trial, identity_of, name_at_version
 
 
 def described(trial: Trial) -> dict[str, str]:

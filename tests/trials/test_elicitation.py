@@ -11,8 +11,8 @@ from scipy.special import expit
 from harness.data import Items, Pairs, Panel, Splits
 from harness.method import Method, Run
 from harness.registry import make
-from harness.run import elicited, run_trial
-from harness.trial import Trial
+from harness.trials.run import elicited, run_trial
+from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 
 MEAN = np.array([0.5, -0.2, 0.0])

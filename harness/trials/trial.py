@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from harness.method import Method
     from harness.task import Task
 
-KEY_VERSION = 2  # raised whenever the same trial would get another key; tests/test_trial.py pins keys per version
+KEY_VERSION = (
+    2  # raised whenever the same trial would get another key; tests/trials/test_trial.py pins keys per version
+)
 
 
 def name_at_version(thing: Task | Method) -> str:
@@ -54,7 +56,7 @@ class Trial:
     """Fitted once, judged at every number of shots on every panel.
 
     Every field here but `task_key` is identity. How and where a trial ran (code state, device, seconds, ...) are facts, listed in
-    `harness.run.FACTS` and stored beside the result.
+    `harness.trials.facts.FACTS` and stored beside the result.
     """
 
     task: Task

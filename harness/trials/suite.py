@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from harness import registry
 from harness.errors import Missing, Mistake
-from harness.inference.jobs import Job, Lacking, merged
 from harness.method import Method
-from harness.prepare import manifest_of, prepare
-from harness.store.store import Store, hashed
+from harness.store.store import hashed
 from harness.task import Task
-from harness.trial import Trial, fields_of, identity_of, name_at_version
+from harness.trials.trial import fields_of, identity_of, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
 KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
@@ -42,25 +39,6 @@ class Suite:
         """16 hex digits: the same for the same settings, whatever the file is called."""
         settings = [[name_at_version(x), fields_of(x)] for x in self.tasks + self.methods]
         return hashed({"seeds": self.seeds, "settings": settings, "margin": self.margin})
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A method that says why it cannot meet a task: neither a trial nor a hole."""
-
-    task: Task
-    method: Method
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every trial of a suite, and who refused what."""
-
-    suite: Suite
-    trials: tuple[Trial, ...]
-    refusals: tuple[Refusal, ...]
-    people: dict[Task, int]  # test people over all seeds
 
 
 def load_toml(path: Path) -> dict:
@@ -156,56 +134,3 @@ def _said(thing: Task | Method) -> str:
     except Missing:
         fields = fields_of(thing)
     return hashed({"name": thing.name} | fields)
-
-
-def prepare_all(
-    suite: Suite, store: Store, prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
-) -> dict[tuple[Task, int], dict]:
-    """Every task's and seed's manifest. Rows that tasks lack (samples, vectors) are made for all of them at once.
-
-    Raises Lacking where some are not made yet and `make`, which makes them, is None.
-    """
-    manifests: dict[tuple[Task, int], dict] = {}
-    while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
-        jobs = []
-        for task, seed in waiting:
-            try:
-                manifests[task, seed] = prepare(store, task, seed)
-                prepared()
-            except Lacking as lacking:
-                if make is None:
-                    raise
-                jobs.append(lacking.job)
-        if jobs:
-            for method in suite.methods:  # before the longest work, what would stop it afterwards
-                method.ready()
-            make(merged(jobs))
-    return manifests
-
-
-def make_plan(
-    suite: Suite,
-    store: Store,
-    prepared: Callable[[], None] = lambda: None,
-    make: Callable[[list[Job]], None] | None = None,
-) -> Plan:
-    """Prepares what is not prepared yet, asks methods what they refuse, and lists the trials.
-
-    `prepared` is called after each task and seed; `make` with the rows that tasks lack (see prepare_all).
-    """
-    trials, refusals, people = [], {}, {}
-    manifests = prepare_all(suite, store, prepared, make)
-    for task in suite.tasks:
-        populations, counted = {}, 0
-        for seed in suite.seeds:
-            manifest = manifests[task, seed]
-            facts = manifest["facts"]
-            for method in suite.methods:
-                if reason := method.refuses(manifest_of(manifest)):
-                    refusals[task, method] = Refusal(task, method, reason)
-                else:
-                    trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
-            populations[facts["population"]] = facts["people"]
-            counted += facts["users"]["test/context"]
-        people[task] = min(counted, sum(populations.values()))
-    return Plan(suite, tuple(trials), tuple(refusals.values()), people)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import resource
 import shutil
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,46 +13,22 @@ import pyarrow as pa
 import safetensors.numpy
 import safetensors.torch
 import torch
-from threadpoolctl import threadpool_limits
 
 from harness import parallel
 from harness.data import Pairs, Panel, Splits, Truth
-from harness.errors import Mistake
-from harness.method import WRITTEN, Method, Run, State, Users, same
-from harness.parallel import one_torch_thread
+from harness.method import Method, Run, State, Users, same
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.scores.stats import derangement
-from harness.steer import choose
 from harness.store import provenance
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
-from harness.trained import described
-from harness.trial import Trial
-from harness.trials.outputs import per_pair
+from harness.trials.choose import choose
+from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_state
+from harness.trials.outputs import per_pair, scored
+from harness.trials.trial import Trial
+from harness.trials.write_texts import write
 
 LEARNED = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
-WRITERS, PROMPTS = 40, 12  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
-REFERENCE = -1  # in the place of a number of shots: texts of the model that a policy started from
-
-FACTS = (  # how and where a trial ran: never part of its identity
-    "adapt_seconds_per_user",
-    "bytes_per_user",
-    "code",
-    "curves",
-    "device",
-    "fit_seconds",
-    "machine",
-    "metrics_version",
-    "model",
-    "peak_gpu_memory_mb",
-    "peak_memory_mb",
-    "readings",
-    "seconds",
-    "source",
-    "versions",
-    "world_size",
-    "written_tokens_per_second",  # None where nothing is written
-)
 
 
 @dataclass(frozen=True)
@@ -159,54 +130,6 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
     return Result(predictions, scores, facts, _learned(method, state, test_users), written)
 
 
-def scored(method: Method, state: State, users: Users, query: Pairs) -> np.ndarray:
-    """float32[n queries]: log-odds."""
-    return per_pair(method.score(state, users, query), len(query), f"{method.name}.score")
-
-
-def write(
-    method: Method, state: State, adapted: dict[int, Users], panel: Panel, run: Run
-) -> tuple[pa.Table | None, float | None]:
-    """A text of the policy for each of the first people and prompts, at each number of shots, and of its reference model.
-
-    Columns shots (int32, REFERENCE for the reference model), person, prompt (row of the panel's choices), and those of
-    WRITTEN; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
-    """
-    texts, people = panel.query.items.text, panel.query.people[:WRITERS]
-    if texts is None:
-        return None, None
-    prompts = texts["prompt"].take(pa.array(panel.choices[:PROMPTS, 0])).to_pylist()
-    user = np.repeat(np.arange(len(people), dtype=np.int32), len(prompts))
-    place = np.tile(np.arange(len(prompts), dtype=np.int32), len(people))
-    asked, found, tokens, began = [prompts[p] for p in place], {}, 0, time.perf_counter()
-    for shots, users in ({REFERENCE: None} | adapted).items():
-        if alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]:
-            found[shots] = found[alike[0]]
-            continue
-        found[shots] = whole(method.generate(state, users, user, asked, run), len(user), f"{method.name}.generate")
-        tokens += int(found[shots]["n_tokens"].to_numpy().sum())
-    speed = tokens / (time.perf_counter() - began)
-    head = {"person": people[user], "prompt": place}
-    parts = [
-        pa.table(
-            {"shots": np.full(len(user), shots, np.int32)} | head | dict(zip(WRITTEN.names, made.columns, strict=True))
-        )
-        for shots, made in found.items()
-    ]
-    return pa.concat_tables(parts), speed
-
-
-def whole(made: pa.Table, n: int, who: str) -> pa.Table:
-    """What the function `who` wrote: n rows of WRITTEN. Raises ValueError where it is something else."""
-    if set(made.column_names) != set(WRITTEN.names) or len(made) != n:
-        raise ValueError(f"{who} returned {len(made)} rows of {', '.join(made.column_names)} for {n} prompts")
-    made = made.select(WRITTEN.names).cast(WRITTEN)
-    for name in WRITTEN.names:
-        if made[name].null_count or name in ("kl", "reference") and not np.isfinite(made[name].to_numpy()).all():
-            raise ValueError(f"{who}: {name} is missing or not finite in some row")
-    return made
-
-
 def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:
     """Each user's first `shots` pairs in the order in which the method asks for them; answers are seen once asked.
 
@@ -231,59 +154,6 @@ def _learned(method: Method, state: State, users: Users) -> dict[str, torch.Tens
     return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}  # a file has no shared tensors
 
 
-def finish(trial: Trial, store: Store) -> bool:
-    """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
-
-    A Mistake (a store that is full, say) is no failure of the trial and is raised. Workers that run the trial together
-    all call this, and the first of them commits. Where they are out of step, as one alone failed or is gone, the error
-    is raised, for their group to start anew: what failed is noted, and a trial whose worker is gone goes on from its
-    checkpoint.
-    """
-    if parallel.agreed(store.read("trials", trial.key) is not None):
-        return True
-    alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
-    checkpoint = store.root / "checkpoints" / trial.key if type(trial.method).together else None
-    if checkpoint:
-        with store.explained():
-            checkpoint.mkdir(parents=True, exist_ok=True)
-    try:
-        prepared = open_prepared(store, trial.task_key)  # anew: a method that writes into it harms itself alone
-        with threadpool_limits(1), one_torch_thread():
-            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint)
-    except Mistake:
-        raise
-    except Exception as error:
-        if not alone and parallel.is_another_gone(error):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        if alone or not store.failure(trial.key):  # of several reasons the first
-            store.fail(trial.key, trial.identity, reason, traceback.format_exc())
-        if not alone and not parallel.have_all_failed(trial.key, reason):
-            raise
-        return False
-    if parallel.rank() > 0:
-        return True
-    files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
-    if result.learned:
-        settings = described(trial) if trial.method.together else None
-        files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)
-    if result.written is not None:
-        files["written.arrow"] = ipc(result.written)
-    store.commit("trials", trial.key, trial.identity, files, result.facts)
-    if checkpoint:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return True
-
-
-def finish_all(
-    trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
-) -> Iterator[tuple[Trial, bool]]:
-    """Finishes trials one after another, task by task, yielding each with whether it succeeded."""
-    for trial in sorted(trials, key=lambda t: t.task_key):
-        before(trial)
-        yield trial, finish(trial, store)
-
-
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
     """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
     if manifest["facts"]["metrics_version"] == METRICS_VERSION:
@@ -291,36 +161,3 @@ def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
     predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
     prepared = open_prepared(store, trial.task_key)
     return pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth))
-
-
-def ipc(table: pa.Table) -> memoryview:
-    """The table as an Arrow file, the same bytes for the same rows."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table.combine_chunks())
-    return memoryview(sink.getvalue())
-
-
-def source_state(trial: Trial) -> dict[str, str]:
-    """16 hex digits of the task's and the method's file: where they change and `version` does not, the board says so."""
-    files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
-    return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}
-
-
-def reset_peak_memory(device: str = "cpu") -> None:
-    """Linux keeps a process's peak memory and lets it be reset; elsewhere the peak is that of the process's life."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def peak_memory_mb() -> float:
-    """The most this process held since the last reset, in MiB."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,82 @@
+"""A trial run and committed, or its failure noted: every way of running goes through `finish`."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+
+import pyarrow as pa
+import safetensors.numpy
+import safetensors.torch
+from threadpoolctl import threadpool_limits
+
+from harness import parallel
+from harness.errors import Mistake
+from harness.parallel import one_torch_thread
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
+from harness.trials.export import described
+from harness.trials.run import run_trial
+from harness.trials.trial import Trial
+
+
+def finish(trial: Trial, store: Store) -> bool:
+    """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
+
+    A Mistake (a store that is full, say) is no failure of the trial and is raised. Workers that run the trial together
+    all call this, and the first of them commits. Where they are out of step, as one alone failed or is gone, the error
+    is raised, for their group to start anew: what failed is noted, and a trial whose worker is gone goes on from its
+    checkpoint.
+    """
+    if parallel.agreed(store.read("trials", trial.key) is not None):
+        return True
+    alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
+    checkpoint = store.root / "checkpoints" / trial.key if type(trial.method).together else None
+    if checkpoint:
+        with store.explained():
+            checkpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        prepared = open_prepared(store, trial.task_key)  # anew: a method that writes into it harms itself alone
+        with threadpool_limits(1), one_torch_thread():
+            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint)
+    except Mistake:
+        raise
+    except Exception as error:
+        if not alone and parallel.is_another_gone(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        if alone or not store.failure(trial.key):  # of several reasons the first
+            store.fail(trial.key, trial.identity, reason, traceback.format_exc())
+        if not alone and not parallel.have_all_failed(trial.key, reason):
+            raise
+        return False
+    if parallel.rank() > 0:
+        return True
+    files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
+    if result.learned:
+        settings = described(trial) if trial.method.together else None
+        files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)
+    if result.written is not None:
+        files["written.arrow"] = ipc(result.written)
+    store.commit("trials", trial.key, trial.identity, files, result.facts)
+    if checkpoint:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return True
+
+
+def finish_all(
+    trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
+) -> Iterator[tuple[Trial, bool]]:
+    """Finishes trials one after another, task by task, yielding each with whether it succeeded."""
+    for trial in sorted(trials, key=lambda t: t.task_key):
+        before(trial)
+        yield trial, finish(trial, store)
+
+
+def ipc(table: pa.Table) -> memoryview:
+    """The table as an Arrow file, the same bytes for the same rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table.combine_chunks())
+    return memoryview(sink.getvalue())

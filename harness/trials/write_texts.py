@@ -1,0 +1,47 @@
+"""Texts that a policy writes for the test people, beside those of the model it started from."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from harness.data import Panel
+from harness.method import WRITTEN, Method, Run, State, Users, same
+from harness.trials.outputs import whole
+
+WRITERS, MAX_PROMPTS = 40, 12  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
+REFERENCE = -1  # in the place of a number of shots: texts of the model that a policy started from
+
+
+def write(
+    method: Method, state: State, adapted: dict[int, Users], panel: Panel, run: Run
+) -> tuple[pa.Table | None, float | None]:
+    """A text of the policy for each of the first people and prompts, at each number of shots, and of its reference model.
+
+    Columns shots (int32, REFERENCE for the reference model), person, prompt (row of the panel's choices), and those of
+    WRITTEN; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
+    """
+    texts, people = panel.query.items.text, panel.query.people[:WRITERS]
+    if texts is None:
+        return None, None
+    prompts = texts["prompt"].take(pa.array(panel.choices[:MAX_PROMPTS, 0])).to_pylist()
+    user = np.repeat(np.arange(len(people), dtype=np.int32), len(prompts))
+    place = np.tile(np.arange(len(prompts), dtype=np.int32), len(people))
+    asked, found, tokens, began = [prompts[p] for p in place], {}, 0, time.perf_counter()
+    for shots, users in ({REFERENCE: None} | adapted).items():
+        if alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]:
+            found[shots] = found[alike[0]]
+            continue
+        found[shots] = whole(method.generate(state, users, user, asked, run), len(user), f"{method.name}.generate")
+        tokens += int(found[shots]["n_tokens"].to_numpy().sum())
+    speed = tokens / (time.perf_counter() - began)
+    head = {"person": people[user], "prompt": place}
+    parts = [
+        pa.table(
+            {"shots": np.full(len(user), shots, np.int32)} | head | dict(zip(WRITTEN.names, made.columns, strict=True))
+        )
+        for shots, made in found.items()
+    ]
+    return pa.concat_tables(parts), speed
