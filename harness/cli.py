@@ -251,7 +251,7 @@ def run(
     if local and together > 1:
         raise Mistake("--local is one process, which trains alone", "leave out --local, or --together")
     if gpu:
-        from harness.on_ray import check_gpus
+        from harness.on_ray.trials import check_gpus
 
         check_gpus(together, made.store)
     planned, opened = _plan(suite, store, data, plugin, made)
@@ -490,7 +490,7 @@ def _run_trials(
                 step(1)
         else:
             err.print("starting Ray, which takes some 15 s")
-            from harness.on_ray import run_on_ray
+            from harness.on_ray.trials import run_on_ray
 
             run_on_ray(
                 todo,

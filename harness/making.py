@@ -61,7 +61,7 @@ class Maker:
             on = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
             if self.local:
                 return make_here(rows, job.recipe, job.batches(), **on)
-            from harness.blocks import make_on_ray
+            from harness.on_ray.inference import make_on_ray
 
             return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
 

@@ -33,7 +33,7 @@ def test_the_example_task_method_and_suite_run(tmp_path, monkeypatch, capsys):
     assert len(mine) == 4
     for line in mine:
         if " run " in line:
-            line += " --local"  # the same run_trial; tests/test_on_ray.py shows that Ray gives the same bytes
+            line += " --local"  # the same run_trial; tests/on_ray/test_trials.py shows that Ray gives the same bytes
         out = call(line, monkeypatch, capsys)
     assert "my_method(crowd=25.0)" in out and "personalising pays" in out
 

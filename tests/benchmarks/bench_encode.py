@@ -23,12 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pyarrow as pa
 
-from harness.blocks import make_on_ray
 from harness.inference import encode
 from harness.inference.jobs import distinct, make_here
 from harness.inference.tokens import as_lists
 from harness.models import small
 from harness.models.tokens import lengths, reader
+from harness.on_ray.inference import make_on_ray
 from harness.store.store import FOLDER, Store
 
 ROUNDS = 2

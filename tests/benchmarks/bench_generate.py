@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyarrow as pa
 
-from harness.blocks import make_on_ray
 from harness.inference import generate
 from harness.inference.jobs import distinct
 from harness.models import small
+from harness.on_ray.inference import make_on_ray
 from harness.sources.text_world import PROMPTS
 from harness.store.store import FOLDER, Store
 

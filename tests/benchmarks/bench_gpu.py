@@ -25,7 +25,6 @@ import pyarrow as pa
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from harness.blocks import make_on_ray
 from harness.inference import encode
 from harness.inference.jobs import distinct, make_here
 from harness.inference.tokens import as_lists
@@ -36,6 +35,7 @@ from harness.method import Run
 from harness.models import small
 from harness.models.engine import open_engine
 from harness.models.tokens import batches_by_length, lengths
+from harness.on_ray.inference import make_on_ray
 from harness.store.store import FOLDER, Store
 
 PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets

@@ -45,7 +45,7 @@ def main() -> None:
         first, *trials = make_plan(read_suite(suite), store).trials
         prepared = open_prepared(store, first.task_key)
 
-        from harness.on_ray import run_on_ray
+        from harness.on_ray.trials import run_on_ray
 
         def seconds(run) -> float:
             began = time.perf_counter()

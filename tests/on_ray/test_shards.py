@@ -17,7 +17,7 @@ from harness.data import TEXT, Items, Pairs, Panel
 from harness.learning import dpo_training
 from harness.method import Run
 from harness.models import small
-from harness.registry import make
+from harness.registry import ROOT, make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
 
@@ -27,7 +27,7 @@ METHODS = {
     "np_dpo": {"tune": "full", "targets": 1, "context": 3},
 }
 CASES = [("dpo", "1"), ("np_dpo", "1"), ("np_dpo", "0")]  # and whether in shards
-WORK = "import sys; from pathlib import Path; from tests.test_shards import work; work(Path(sys.argv[1]), int(sys.argv[2]))"
+WORK = "import sys; from pathlib import Path; from tests.on_ray.test_shards import work; work(Path(sys.argv[1]), int(sys.argv[2]))"
 
 
 def data() -> Pairs:
@@ -87,7 +87,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     small.build_small_model(folder / "lm", steps=0)
     Store(folder / "store").open()
-    command, home = [sys.executable, "-c", WORK, str(folder)], Path(__file__).parent.parent
+    command, home = [sys.executable, "-c", WORK, str(folder)], ROOT
     workers = [subprocess.Popen([*command, rank], cwd=home) for rank in "01"]
     try:
         assert [worker.wait(timeout=120) for worker in workers] == [0, 0]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness.errors import Mistake
 from harness.store.store import FOLDER, Store
 
-from harness import ray_session  # first: it says what Ray reads while it is imported  # isort: skip
+from harness.on_ray import session  # first: it says what Ray reads while it is imported  # isort: skip
 
 import ray
 import ray.train
@@ -75,7 +75,7 @@ def run_on_ray(
     if policies and "RAY_ADDRESS" not in os.environ:
         _check_room(parallel, os.cpu_count(), gpus_here())
     cores = min(workers or os.cpu_count(), len(trials))
-    with ray_session.cluster(store, max(cores, parallel) if policies else cores) as results:
+    with session.cluster(store, max(cores, parallel) if policies else cores) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
         if policies:
@@ -300,7 +300,7 @@ class _Stop(UserCallback):
 def check_gpus(parallel: int, store: Store) -> None:
     """Raises Mistake where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
     if "RAY_ADDRESS" in os.environ:
-        with ray_session.cluster(store, 1):
+        with session.cluster(store, 1):
             gpus = int(ray.cluster_resources().get("GPU", 0))
     else:
         gpus = gpus_here()

@@ -14,8 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import on_ray, ray_session, registry
+from harness import registry
 from harness.errors import Mistake
+from harness.on_ray import session
+from harness.on_ray import trials as trials_module
+from harness.registry import ROOT
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan, unfinished
@@ -103,7 +106,7 @@ class Deadly(Chance):
 '''
 DRIVER = """
 import sys
-from harness.on_ray import run_on_ray
+from harness.on_ray.trials import run_on_ray
 store, trials, plugin = ready({folder!r}, "counted", ["counted"])
 run_on_ray(trials, store, plugins=[plugin], workers=2)
 """
@@ -148,7 +151,7 @@ def wait_for(what, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
+    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 
@@ -161,7 +164,7 @@ def undisturbed(tmp_path_factory) -> dict[str, dict]:
 
 
 def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "GROUP_SECONDS", 0)  # else trials as short as these are one group
+    monkeypatch.setattr(trials_module, "GROUP_SECONDS", 0)  # else trials as short as these are one group
     methods = ["chance", "per_user", "shared", "raising"]
     store, trials, plugin = ready(tmp_path / "local", "raising", methods)
     list(finish_all(trials, store))
@@ -170,7 +173,9 @@ def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, 
     for workers in (1, 2):
         store, trials, plugin = ready(tmp_path / f"ray{workers}", "raising", methods)
         progress, groups = [], []
-        on_ray.run_on_ray(trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2)
+        trials_module.run_on_ray(
+            trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2
+        )
         assert results(store) == expected
         assert sum(progress) == len(trials) == 24
         assert len(groups) == workers  # two groups at once, of one worker each, where there are two
@@ -195,14 +200,14 @@ def test_a_killed_worker_costs_at_most_the_running_trials(cluster, undisturbed, 
             os.kill(fits(tmp_path)[-1], signal.SIGKILL)
             hold.unlink()
 
-    on_ray.run_on_ray(trials, store, [plugin], 2, on_progress=kill)
+    trials_module.run_on_ray(trials, store, [plugin], 2, on_progress=kill)
     assert results(store) == undisturbed
     assert len(trials) < len(fits(tmp_path)) <= len(trials) + 2
 
 
 def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
     (tmp_path / "hold").touch()
-    root = Path(__file__).parent.parent
+    root = ROOT
     driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=root)
     wait_for(lambda: len(fits(tmp_path)) > 5)
     driver.kill()
@@ -213,7 +218,7 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
 
     store, trials, plugin = ready(tmp_path, "counted", ["counted"])
     assert 0 < done < 12 and len(trials) == 12 - done
-    on_ray.run_on_ray(trials, store, [plugin], 2)
+    trials_module.run_on_ray(trials, store, [plugin], 2)
     assert results(store) == undisturbed
     assert 12 < len(fits(tmp_path)) <= 12 + 2
 
@@ -222,7 +227,7 @@ def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path
     """In a process of its own, with a token that Ray reads as it is imported."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", TWO_NODES.format(folder=str(tmp_path))]
-    subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True, timeout=240)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
     store = Store(tmp_path / "store")
     assert results(store) == undisturbed
     assert len(undisturbed) <= len(fits(tmp_path)) <= len(undisturbed) + 2
@@ -231,7 +236,7 @@ def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path
 
 def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, "deadly", ["deadly", "per_user"])
-    on_ray.run_on_ray(trials, store, [plugin], 1)
+    trials_module.run_on_ray(trials, store, [plugin], 1)
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
     assert "a worker died while it ran" in store.failure(lost.key)["reason"]
@@ -240,10 +245,8 @@ def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
 def test_two_drivers_on_one_store(cluster, undisturbed, tmp_path):
     """Both run the same trials at once, and neither disturbs the other."""
     store, trials, plugin = ready(tmp_path, "counted", ["counted"])
-    other = subprocess.Popen(
-        [sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=Path(__file__).parent.parent
-    )
-    on_ray.run_on_ray(trials, store, [plugin], 1)
+    other = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=ROOT)
+    trials_module.run_on_ray(trials, store, [plugin], 1)
     assert other.wait(120) == 0
     assert results(store) == undisturbed and not any((store.root / "tmp").iterdir())
 
@@ -264,7 +267,7 @@ def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):
 def test_a_mistake_in_a_worker_ends_the_run_as_that_mistake(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, "full", ["full"])
     with pytest.raises(Mistake) as caught:
-        on_ray.run_on_ray(trials, store, [plugin], 1)
+        trials_module.run_on_ray(trials, store, [plugin], 1)
     assert (caught.value.message, caught.value.hint) == ("the store is full", "free some space")
 
 
@@ -273,7 +276,7 @@ seconds = st.lists(st.floats(0.01, 1000), min_size=1, max_size=40)
 
 @given(seconds, st.integers(1, 8))
 def test_shares_hold_every_trial_once_and_are_balanced(seconds, workers):
-    split = on_ray.shares(seconds, workers)
+    split = trials_module.shares(seconds, workers)
     assert sorted(i for share in split for i in share) == list(range(len(seconds)))
     load = [sum(seconds[i] for i in share) for share in split]
     assert max(load) <= min(load) + max(seconds) + 1e-6
@@ -289,8 +292,8 @@ def test_groups_hold_every_trial_once_and_have_workers(seconds, workers, per_met
     trials = [Fake(i) for i in range(len(seconds))]
     workers = min(workers, len(trials))
     cost = dict(zip(trials, seconds, strict=True))
-    groups = on_ray.make_groups(trials, cost, workers, per_method)
+    groups = trials_module.make_groups(trials, cost, workers, per_method)
     assert sorted(t.number for g in groups for t in g) == list(range(len(trials)))
-    given_ = on_ray.share_out(groups, cost, workers)
+    given_ = trials_module.share_out(groups, cost, workers)
     assert sum(given_) == workers and all(1 <= n <= len(g) for n, g in zip(given_, groups, strict=True))
     assert per_method or len(groups) == 1

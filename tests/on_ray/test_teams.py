@@ -18,9 +18,12 @@ import pytest
 import safetensors.numpy
 import torch
 
-from harness import cli, on_ray, ray_session, registry
+from harness import cli, registry
 from harness.errors import Mistake
 from harness.models import small
+from harness.on_ray import session
+from harness.on_ray import trials as trials_module
+from harness.registry import ROOT
 from harness.store.store import Store
 from harness.trials.finish import finish, finish_all
 from harness.trials.plan import make_plan, unfinished
@@ -129,10 +132,7 @@ def two_processes(folder: Path, methods: str, task: str) -> list[list[str]]:
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", WORKER.format(folder=str(folder), methods=methods, task=task)]
     workers = [
-        subprocess.Popen(
-            command, cwd=Path(__file__).parent.parent, env=environment | {"RANK": rank}, stdout=-1, text=True
-        )
-        for rank in "01"
+        subprocess.Popen(command, cwd=ROOT, env=environment | {"RANK": rank}, stdout=-1, text=True) for rank in "01"
     ]
     return [worker.communicate(timeout=140)[0].splitlines() for worker in workers]
 
@@ -150,7 +150,7 @@ def clean(store: Store) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
+    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 
@@ -167,7 +167,7 @@ def beside(cluster, tmp_path_factory) -> tuple[Store, list[Trial], Path]:
     """Policies trained by two workers on two cores that another trial wants as well."""
     folder, groups = tmp_path_factory.mktemp("beside"), []
     store, trials, plugin = ready(folder, 1, '{ name = "team", fails = ["one", "all", ""] }, { name = "shared" }')
-    on_ray.run_on_ray(trials, store, [plugin], 2, on_group=groups.append, together=2)
+    trials_module.run_on_ray(trials, store, [plugin], 2, on_group=groups.append, together=2)
     assert sorted(len(group) for group in groups) == [1, 3]
     return store, trials, folder
 
@@ -204,7 +204,7 @@ def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_p
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    on_ray.run_on_ray(trials, store, [plugin], 2, together=2)
+    trials_module.run_on_ray(trials, store, [plugin], 2, together=2)
     killer.join()
     expected = found(beside[0], trials[0])
     assert all((values == expected[name]).all() for name, values in found(store, trials[0]).items())
@@ -238,8 +238,10 @@ def test_two_processes_train_the_policy_that_one_trains(monkeypatch, tmp_path):
 def test_one_process_goes_on_from_a_checkpoint(alone, tmp_path):
     store, (trial,), _ = ready(tmp_path, 1, '{ name = "team" }')
     (hold := tmp_path / "hold").touch()
-    code = "from tests.test_together import *; s, (t,), _ = ready(sys.argv[1], 1, '{ name = \"team\" }'); finish(t, s)"
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent.parent)
+    code = (
+        "from tests.on_ray.test_teams import *; s, (t,), _ = ready(sys.argv[1], 1, '{ name = \"team\" }'); finish(t, s)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT)
     while len(steps(tmp_path)) < 26:
         assert process.poll() is None
         time.sleep(0.1)
@@ -267,18 +269,18 @@ def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
     group = {"run": "r", "together": True}
     for trial, starts in zip(trials, (0, 1, 3, 4), strict=True):
         if starts:
-            on_ray._begun(store, trial, "r").write_text("." * starts)
-    turns = [on_ray._turn(store, trial, group) for trial in trials]
-    assert turns == [on_ray.FIRST, on_ray.LAST, on_ray.LAST, on_ray.DONE]
+            trials_module._begun(store, trial, "r").write_text("." * starts)
+    turns = [trials_module._turn(store, trial, group) for trial in trials]
+    assert turns == [trials_module.FIRST, trials_module.LAST, trials_module.LAST, trials_module.DONE]
     assert [bool(store.failure(trial.key)) for trial in trials] == [False, False, False, True]
-    assert on_ray._turn(store, trials[3], {"run": "r", "together": False}) == on_ray.DONE
+    assert trials_module._turn(store, trials[3], {"run": "r", "together": False}) == trials_module.DONE
     assert "worker died" in store.failure(trials[3].key)["reason"]
 
 
 def test_teams_hold_every_policy_once():
     seconds = {name: cost for cost, name in enumerate("abcdefg", 1)}
     for together, cores, gpus, teams in ((2, 4, 0, 2), (2, 1, 0, 1), (1, 4, 3, 3), (4, 8, 4, 1), (1, 2, 16, 7)):
-        made = on_ray.make_teams(list(seconds), seconds, together, cores, gpus)
+        made = trials_module.make_teams(list(seconds), seconds, together, cores, gpus)
         assert len(made) == teams and sorted("".join(map("".join, made))) == list(seconds)
 
 
@@ -306,4 +308,4 @@ def test_what_is_not_there_is_said_at_once(monkeypatch, capsys, tmp_path, there,
 def test_a_cluster_without_room_is_told(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, 1, '{ name = "team" }')
     with pytest.raises(Mistake, match="--together 3 asks for 3 cores"):
-        on_ray.run_on_ray(trials, store, [plugin], 2, together=3)
+        trials_module.run_on_ray(trials, store, [plugin], 2, together=3)

@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from harness import ray_session
 from harness.errors import Mistake
 from harness.inference.cache import Rows, plain_ipc
 from harness.inference.jobs import Recipe, Waiting, Worker, clear_marks, make_block, mark, waiting
+from harness.on_ray import session
 from harness.store.store import Store
 
 STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
@@ -61,7 +61,7 @@ def make_on_ray(
             contextlib.ExitStack() as afterwards,
             open(os.devnull, "w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
-            ray_session.cluster(rows.store, os.cpu_count() + 1, OBJECTS),  # one CPU for what Ray Data itself does
+            session.cluster(rows.store, os.cpu_count() + 1, OBJECTS),  # one CPU for what Ray Data itself does
         ):
             afterwards.callback(clear_marks, rows.store, run)  # once Ray and its workers are gone
             ready = float("inf")

@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import ray_session
-from harness.blocks import make_on_ray
 from harness.errors import Mistake
 from harness.inference.cache import Rows, text_id
 from harness.inference.jobs import make_here
+from harness.on_ray import session
+from harness.on_ray.inference import make_on_ray
+from harness.registry import ROOT
 from harness.store.store import Store
 from tests.inference import test_cache
 from tests.inference.test_cache import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 
 pytestmark = pytest.mark.timeout(300)
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
@@ -43,7 +43,7 @@ def cluster(tmp_path_factory):
     """One Ray for all tests; its workers get the tests' recipes by value, as they cannot import them."""
     from ray import cloudpickle
 
-    with ray_session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 3):
+    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 3):
         cloudpickle.register_pickle_by_value(test_cache)
         yield cloudpickle
 
