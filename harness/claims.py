@@ -22,7 +22,7 @@ other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A m
 `error` (1 - accuracy), `reading:NAME` or `curve:NAME` (its last point); or, where the best of `n` candidates (None: of
 all) is chosen, `gain_of_n`, the gain in true utility over a random candidate, 1 for the best of all, or `win_random`,
 `win_shared`, the rate of wins over a random candidate, or over the one that `shared` chooses; or, where a policy
-writes, `written_gain` and others of TEXTS below (harness/written.py), known at the least and the largest number of shots.
+writes, `written_gain` and others of TEXTS below (harness/board/text_worth.py), known at the least and the largest number of shots.
 Measures:
 
     value    of - minus, or of / over, for each seed
@@ -55,7 +55,7 @@ MEASURES = {
 }  # what each takes
 RISING = ("accuracy", "sign_accuracy", "auc")
 WINS = ("win_random", "win_shared")
-STEERED = ("gain_of_n", *WINS)  # of the best of n candidates: harness/steer.py
+STEERED = ("gain_of_n", *WINS)  # of the best of n candidates: harness/board/best_of.py
 TEXTS = ("gain", "win", "swapped", "mean_user", "win_random", "kl", "tokens", "tokens_more", "fluency", "fluency_more")
 METRICS = (*RISING, "error", "log_loss", "brier", *STEERED, *(f"written_{name}" for name in TEXTS))
 SHARES = (*RISING, "error", *WINS, "written_win", "written_win_random")  # none lies outside 0 to 1

@@ -413,7 +413,7 @@ def show(
         end="",
     )
     if "written.arrow" in found.get("files", {}):
-        from harness.written import samples
+        from harness.board.text_worth import samples
 
         for whose, text in samples(opened, found):
             print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
@@ -529,7 +529,7 @@ def _check_reader(reader: str | None) -> None:
 
 
 def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: Maker):
-    from harness.board import make_board
+    from harness.board.make import make_board
 
     made = make_board(planned, opened)
     if as_json:

@@ -19,7 +19,8 @@ import numpy as np
 import safetensors.numpy
 from scipy import sparse
 
-from harness.board import MEANS, labels
+from harness.board.board import labels
+from harness.board.make import MEANS
 from harness.claims import WINS, Check, Claim, Selection, read_table
 from harness.data import Pairs
 from harness.errors import Mistake

@@ -18,7 +18,8 @@ import polars as pl
 from scipy.interpolate import make_interp_spline
 from scipy.stats import t as t_distribution
 
-from harness import steer, written
+from harness.board import best_of, text_worth
+from harness.board.results import load_scores
 from harness.claims import SHARES, STEERED, Check, Claim, Selection
 from harness.errors import Mistake
 from harness.method import Method
@@ -26,7 +27,6 @@ from harness.scores import stats
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
-from harness.trials.run import load_scores
 from harness.trials.suite import Suite
 from harness.trials.trial import Trial, fields_of
 
@@ -277,7 +277,7 @@ class Results:
             return pl.concat([self._scored(trial, selection, shots) for trial in trials])
         found = pl.concat([self._steered(trial, selection, shots) for trial in trials])
         if selection.metric == "gain_of_n":
-            value = steer.normalised(found["gain"].to_numpy(), found["room"].to_numpy())
+            value = best_of.normalised(found["gain"].to_numpy(), found["room"].to_numpy())
             found = found.with_columns(gain_of_n=value)
         return found.select("person", "seed", value=selection.metric)
 
@@ -287,7 +287,7 @@ class Results:
         if selection.metric == "win_shared":
             shared = next(t for t in self.trials(trial.task, self.one("method", "shared")) if t.seed == trial.seed)
             self.manifest(shared)
-        table = None if selection.panel != "test" else steer.outcomes(self.store, trial, shared)
+        table = None if selection.panel != "test" else best_of.outcomes(self.store, trial, shared)
         if table is None or table["room"].mean() <= 0:
             raise Unfinished(
                 f"panel {selection.panel} of {trial.task.name} has no candidates of known, different worth"
@@ -300,7 +300,7 @@ class Results:
 
     def _written(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
         self.manifest(trial)
-        table = None if selection.panel != "test" else written.outcomes(self.store, trial)
+        table = None if selection.panel != "test" else text_worth.outcomes(self.store, trial)
         if table is None:
             raise Unfinished(f"{trial.method.name} wrote nothing to panel {selection.panel} of {trial.task.name}")
         if selection.metric.removeprefix(WRITTEN) not in table.columns:

@@ -32,7 +32,8 @@ from pathlib import Path
 
 import polars as pl
 
-from harness.board import Board, Row, TaskBoard, make_board
+from harness.board.board import Board, Row, TaskBoard
+from harness.board.make import make_board
 from harness.errors import Mistake
 from harness.store.store import Store
 from harness.trials.plan import Plan

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import reading
-from harness.board import REFERENCE, Board, Point, Row, TaskBoard, labels
+from harness.board import learned_axes
+from harness.board.board import REFERENCE, Board, Point, Row, TaskBoard, labels
+from harness.board.learned_axes import Reading
 from harness.inference import generate
-from harness.reading import Reading
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.trial import fields_of
@@ -243,14 +243,14 @@ def write_html(board: Board, store: Store, reader: str | None = None) -> Path:
     reader: the language model that names the axes of what was learned. Raises Lacking where it has to be asked first.
     """
     path = store.root / "boards" / f"{board.suite.name}.html"
-    named = generate.make_generator(reading.with_options(reader)).canonical if reader else None
+    named = generate.make_generator(learned_axes.with_options(reader)).canonical if reader else None
     shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), named]).encode())
-    for file in (Path(__file__), Path(__file__).with_name("report.html"), Path(reading.__file__)):
+    for file in (Path(__file__), Path(__file__).with_name("report.html"), Path(learned_axes.__file__)):
         shown.update(file.read_bytes())
     stamp = f"<!-- {shown.hexdigest()} -->"
     if path.exists() and path.read_text().startswith(stamp):
         return path
-    html = page(board, {} if len(board.tasks) > MANY else reading.read(board, store, reader), reader)
+    html = page(board, {} if len(board.tasks) > MANY else learned_axes.read(board, store, reader), reader)
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(f"{stamp}\n{html}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness import cli
-from harness.board import make_board
+from harness.board.make import make_board
 from harness.sources.public_files import Source
 from harness.store.store import STEPS, Store
 from harness.trials.plan import make_plan

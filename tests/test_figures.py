@@ -12,7 +12,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
 from harness import report
-from harness.board import make_board
+from harness.board.make import make_board
+from harness.board.results import load_scores
 from harness.claims import Check, Claim, Selection
 from harness.data import Items, Pairs
 from harness.errors import Mistake
@@ -24,7 +25,6 @@ from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import Plan, make_plan
-from harness.trials.run import load_scores
 from harness.trials.suite import read_suite
 
 SWEPT = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from harness.board import make_board
+from harness.board.make import make_board
 from harness.errors import Mistake
 from harness.publish import LONGEST, Publisher
 from harness.store.store import Store

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import safetensors.numpy
-import safetensors.torch
 import torch
 
 from harness import parallel
@@ -20,8 +17,6 @@ from harness.method import Method, Run, State, Users, same
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.scores.stats import derangement
 from harness.store import provenance
-from harness.store.prepared import open_prepared
-from harness.store.store import Store
 from harness.trials.choose import choose
 from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_state
 from harness.trials.outputs import per_pair, scored
@@ -36,7 +31,7 @@ class Result:
     """What a trial found.
 
     predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`, and where a panel has
-    candidates, those chosen among them (harness/steer.py) under `choices/panel/shots`. scores: a row per person.
+    candidates, those chosen among them (harness/board/best_of.py) under `choices/panel/shots`. scores: a row per person.
     """
 
     predictions: dict[str, np.ndarray]
@@ -152,12 +147,3 @@ def _learned(method: Method, state: State, users: Users) -> dict[str, torch.Tens
     if sum(t.nbytes for t in named.values()) > LEARNED and not method.together:
         return {}
     return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}  # a file has no shared tensors
-
-
-def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
-    """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
-    if manifest["facts"]["metrics_version"] == METRICS_VERSION:
-        return pl.read_ipc(store.load(manifest, "scores.arrow"))
-    predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
-    prepared = open_prepared(store, trial.task_key)
-    return pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth))

@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from harness import registry
+from harness.board.results import load_scores
 from harness.method import Run
 from harness.registry import make
 from harness.scores.stats import derangement
@@ -16,7 +17,7 @@ from harness.trials.facts import FACTS
 from harness.trials.finish import finish
 from harness.trials.plan import make_plan
 from harness.trials.prepare import prepare
-from harness.trials.run import elicited, load_scores, run_trial
+from harness.trials.run import elicited, run_trial
 from harness.trials.trial import KEY_VERSION, Trial, hashed, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones

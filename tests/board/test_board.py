@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 
 from harness import registry
-from harness.board import labels, make_board
+from harness.board.board import labels
+from harness.board.make import make_board
+from harness.board.results import load_scores
 from harness.registry import make
 from harness.report import figures, number, print_board, span, write_html
 from harness.scores import stats
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan
-from harness.trials.run import load_scores
 from harness.trials.suite import read_suite
 
 
@@ -128,7 +129,7 @@ def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
     """Three methods on 200 people under 5 seeds: one reward for all, a better one for all, and one that reads people."""
-    from harness.board import _verdict
+    from harness.board.make import _verdict
 
     rng = np.random.default_rng(0)
     person, seed = np.arange(1000), np.repeat(np.arange(5), 200)

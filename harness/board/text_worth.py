@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from harness import steer
+from harness.board import best_of as best_of_module
+from harness.board.best_of import Candidates, preferred
 from harness.scores.stats import derangement
-from harness.steer import Candidates, preferred
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
 from harness.task import Task
@@ -134,7 +134,7 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
 
 def candidates(texts: Texts, prepared: Prepared) -> Candidates | None:
     """The frozen candidates of the prompts written to, and what they are worth to the people written to."""
-    found = steer.candidates(prepared)
+    found = best_of_module.candidates(prepared)
     if found is None:
         return None
     n = len(texts.people)
@@ -149,6 +149,6 @@ def best_of(store: Store, trial: Trial) -> pl.DataFrame | None:
     """
     texts = read(store, trial)
     known = None if texts is None else candidates(texts, open_prepared(store, trial.task_key))
-    places = {} if known is None else steer.chosen(store, trial)
+    places = {} if known is None else best_of_module.chosen(store, trial)
     places = {n: p[: len(texts.people), : texts.prompts] for n, p in places.items() if n in texts.rows}
-    return steer.worth(known, places, {}) if places else None
+    return best_of_module.worth(known, places, {}) if places else None

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from harness import cli, registry, steer, written
-from harness.board import make_board
+from harness import cli, registry
+from harness.board import best_of, text_worth
+from harness.board.make import make_board
+from harness.board.text_worth import Texts
 from harness.claims import Check, Selection, read_table
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
@@ -32,7 +34,6 @@ from harness.trials.run import LEARNED, run_trial
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 from harness.trials.write_texts import REFERENCE
-from harness.written import Texts
 
 POLICY = '''
 """Writes what a user likes, once it may: a fixed text, and one phrase of a trait that he wants."""
@@ -202,7 +203,7 @@ def small_world(population=None) -> tuple[Texts, Prepared]:
 def test_two_people_and_two_prompts_by_hand():
     """The first is worth 2 and 1 where the reference is worth 1 and 1; the second 4 and 0, where it is worth 2 and 2."""
     texts, prepared = small_world()
-    found = {name: values.tolist() for name, values in written.worth(texts, Letters(), prepared)[5].items()}
+    found = {name: values.tolist() for name, values in text_worth.worth(texts, Letters(), prepared)[5].items()}
     assert found["gain"] == [0.5, 0.0]
     assert found["win"] == [0.75, 0.5]  # won and tied; won and lost
     assert found["swapped"] == [(0 + 1) / 2 - 1, (0 + 0) / 2 - 2]  # bb and a to the first, aa and a to the second
@@ -226,21 +227,21 @@ def test_two_people_and_two_prompts_by_hand():
 
 def test_the_mean_user_is_the_populations_where_that_is_known():
     texts, prepared = small_world(population=np.float32([[4, 0], [0, 0]]))
-    found = written.worth(texts, Letters(), prepared)[5]["mean_user"]
+    found = text_worth.worth(texts, Letters(), prepared)[5]["mean_user"]
     assert found.tolist() == [2 * (1.5 - 1), 2 * (0.5 - 1)]  # two times the a's
 
 
 def test_what_nobody_can_read_has_no_worth():
     texts, prepared = small_world()
-    assert written.worth(texts, make("task", "snacks", {}), prepared) == {}
-    assert written.worth(texts, Letters(), dataclasses.replace(prepared, truth=None)) == {}
+    assert text_worth.worth(texts, make("task", "snacks", {}), prepared) == {}
+    assert text_worth.worth(texts, Letters(), dataclasses.replace(prepared, truth=None)) == {}
 
 
 def test_a_policy_that_knows_what_people_like(finished):
     """Every number of every person by hand: the policy pleases at every other prompt, and nobody at 0 shots."""
     plan, store = finished
     for trial in of(plan, "pleaser"):
-        found = written.outcomes(store, trial)
+        found = text_worth.outcomes(store, trial)
         prepared = open_prepared(store, trial.task_key)
         people = prepared.splits.panels["test"].query.people
         users = prepared.truth.users[people]
@@ -271,8 +272,8 @@ def run_utility(task, text, users):
 def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, monkeypatch):
     plan, store = finished
     trial = of(plan, "pleaser")[0]
-    everything = steer.outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
-    beside = written.best_of(store, trial).select(everything.columns).sort("shots", "n", "person")
+    everything = best_of.outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
+    beside = text_worth.best_of(store, trial).select(everything.columns).sort("shots", "n", "person")
     assert beside.equals(everything)  # all of them were written to
     monkeypatch.setattr(write_texts, "WRITERS", 4)
     monkeypatch.setattr(write_texts, "MAX_PROMPTS", 3)
@@ -282,11 +283,11 @@ def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, m
     for file in (store.root / "objects").iterdir():
         (few.root / "objects" / file.name).symlink_to(file)
     assert finish(trial, few)
-    texts = written.read(few, trial)
+    texts = text_worth.read(few, trial)
     assert len(texts.people) == 4 and texts.prompts == 3 and set(texts.rows) == {REFERENCE, 0, 5}
-    prepared, places = open_prepared(store, trial.task_key), steer.chosen(few, trial)
-    known = steer.candidates(prepared)
-    beside = written.best_of(few, trial).filter(shots=5, n=4)
+    prepared, places = open_prepared(store, trial.task_key), best_of.chosen(few, trial)
+    known = best_of.candidates(prepared)
+    beside = text_worth.best_of(few, trial).filter(shots=5, n=4)
     picked = np.take_along_axis(known.utility, places[5], 2)[:4, :3, -1]
     assert beside["gain"].to_numpy() == pytest.approx(picked.mean(1) - known.utility[:4, :3].mean((1, 2)), abs=1e-6)
 
@@ -315,7 +316,7 @@ def test_every_view_tells_it(finished, capsys):
     board = make_board(plan, store)
     mine, shared = (next(r for r in board.tasks[0].rows if r.method.name == n) for n in ("pleaser", "shared"))
     assert shared.written == {} and set(mine.written) == {0, 5}
-    cells = pl.concat([written.outcomes(store, t).filter(shots=5) for t in of(plan, "pleaser")])
+    cells = pl.concat([text_worth.outcomes(store, t).filter(shots=5) for t in of(plan, "pleaser")])
     scores = mine.written[5].scores
     assert scores["gain"].value == pytest.approx(cells["gain"].mean())
     assert 0 < scores["gain"].low < scores["gain"].value < scores["gain"].high
@@ -342,9 +343,9 @@ def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatc
     monkeypatch.setattr(
         type(plan.suite.tasks[0]), "utility", lambda self, texts: (_ for _ in ()).throw(NotImplementedError)
     )
-    written.outcomes.cache_clear()
+    text_worth.outcomes.cache_clear()
     board = make_board(plan, store)
-    written.outcomes.cache_clear()
+    text_worth.outcomes.cache_clear()
     mine = next(r for r in board.tasks[0].rows if r.method.name == "pleaser")
     own = {"kl", "tokens", "stopped", "fluency", "tokens_more", "stopped_more", "fluency_more"}
     assert set(mine.written[5].scores) == own and mine.written[5].best_of == {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import polars as pl
 
-from harness import steer, written
+from harness.board import best_of, text_worth
+from harness.board.board import REFERENCE, BestOf, Board, Point, Row, TaskBoard, Written, labels
+from harness.board.results import load_scores
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
@@ -19,11 +20,8 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.facts import source_state
 from harness.trials.plan import Plan
-from harness.trials.run import load_scores
-from harness.trials.suite import Suite
-from harness.trials.trial import Trial, fields_of
+from harness.trials.trial import Trial
 
-REFERENCE = "shared"  # every gain is over the one reward for all
 MEANS = {
     "accuracy": 1.0,
     "sign_accuracy": 1.0,  # where the truth is known
@@ -33,140 +31,6 @@ MEANS = {
 }  # macro over users; with the largest value there is
 PANEL = "test"
 LIMITS = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}  # of what is written, above 0
-
-
-@dataclass(frozen=True)
-class Point:
-    """A score with its 95 % limits; limits are None where there is no interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class BestOf:
-    """What choosing the best of n candidates gains the test people at one number of shots; every dict is by n."""
-
-    gain: dict[int, Point]  # in true utility over a random candidate, 1 where the best of all candidates is chosen
-    win_random: dict[int, Point]  # probability of being preferred to one of all candidates at random
-    win_shared: dict[int, Point]  # ... to the one that the reference chooses of as many; {} without it
-    worse_random: float  # share of people whom the largest n leaves worse off than a random candidate
-    worse_shared: float | None  # ... than the reference's choice
-    overoptimised: int | None  # the n where the gain peaks, if choosing among more is surely worse
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a policy writes at one number of shots, over the same people and prompts for all policies."""
-
-    scores: dict[str, Point]  # of harness/written.py; where the worth is known `normalised` too, as BestOf.gain has it
-    best_of: dict[int, Point]  # by n: the same of the method's own choices among the candidates of these prompts
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
-
-    method: Method
-    label: str
-    keys: tuple[str, ...]  # of its finished trials
-    line: bool  # privileged: drawn, never ranked
-    hole: str | None  # why trials are missing: such a row has no rank and no interval
-    rank: tuple[int, int, int] | None = None  # as scored, best, worst
-    curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
-    gain: Point | None = None  # in accuracy over the reference, paired
-    holm: float | None = None  # its p-value, adjusted over all methods
-    swapped: float | None = None  # accuracy when answered with another user's state
-    worse: float | None = None  # share of people worse off than under the reference
-    worst: stats.WorstUsers | None = None
-    best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
-    written: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
-    costs: dict[str, float] = field(default_factory=dict)
-    users: pl.DataFrame | None = None  # person, asked, accuracy, gain
-
-
-@dataclass(frozen=True)
-class TaskBoard:
-    """One task setting: rows best first, lines and holes last, and what may be concluded."""
-
-    task: Task
-    label: str
-    rows: tuple[Row, ...]
-    people: int
-    seeds: int
-    note: str | None  # why there is no interval
-    verdict: str
-    refusals: dict[str, str]
-    flags: tuple[str, ...]
-    differences: pl.DataFrame  # shots, a, b, value, low, high: paired, in accuracy
-
-    @property
-    def shots(self) -> int:
-        return max(self.task.shots)
-
-
-@dataclass(frozen=True)
-class Board:
-    """All task settings of a suite."""
-
-    suite: Suite
-    tasks: tuple[TaskBoard, ...]
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits: the same for the same results of the same suite."""
-        keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
-        return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
-
-    def as_dict(self) -> dict:
-        """Plain values: what `--json` prints."""
-        return {
-            "suite": self.suite.name,
-            "digest": self.digest,
-            "tasks": [
-                {
-                    "task": t.label,
-                    "fields": fields_of(t.task),
-                    "people": t.people,
-                    "seeds": t.seeds,
-                    "shots": t.shots,
-                    "verdict": t.verdict,
-                    "note": t.note,
-                    "flags": t.flags,
-                    "refusals": t.refusals,
-                    "differences": t.differences.to_dicts(),
-                    "rows": [
-                        {
-                            f.name: _plain(getattr(r, f.name))
-                            for f in dataclasses.fields(r)
-                            if f.name not in ("method", "users")
-                        }
-                        for r in t.rows
-                    ],
-                }
-                for t in self.tasks
-            ],
-        }
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    if isinstance(value, stats.WorstUsers):
-        return value._asdict()
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def labels(things: list) -> dict:
-    """Name and non-default fields of each, so that different settings read differently."""
-    found = {}
-    for thing in things:
-        default = fields_of(type(thing)())
-        changed = {k: v for k, v in fields_of(thing).items() if v != default[k]}
-        shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
-        found[thing] = f"{thing.name}({shown})" if shown else thing.name
-    return found
 
 
 def make_board(plan: Plan, store: Store) -> Board:
@@ -182,7 +46,7 @@ class _Cells:
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
     steered: pl.DataFrame | None  # `steer.outcomes`, a row per (shots, n, cell)
-    written: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
+    text_worth: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
     beside: pl.DataFrame | None  # `written.best_of`, a row per (shots, n, such a person)
 
 
@@ -296,8 +160,8 @@ def _cells(store: Store, trials: list[Trial], manifests: dict, references: dict[
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
         person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
         tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
-        found = steer.outcomes(store, trial, references.get(trial.seed)), written.outcomes(store, trial)
-        for own, outcomes in zip(others.values(), (*found, written.best_of(store, trial)), strict=True):
+        found = best_of.outcomes(store, trial, references.get(trial.seed)), text_worth.outcomes(store, trial)
+        for own, outcomes in zip(others.values(), (*found, text_worth.best_of(store, trial)), strict=True):
             if outcomes is not None:
                 own.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
@@ -340,7 +204,7 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
         "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
         "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
         "best_of": {} if cells.steered is None else _best_of(cells, complete),
-        "written": {} if cells.written is None else _written(cells, complete),
+        "written": {} if cells.text_worth is None else _written(cells, complete),
     }
 
 
@@ -365,10 +229,10 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
         gain, room = by_n("gain"), by_n("room")[0]
         if room.mean() <= 0:
             return {}  # no candidate is better than another
-        peak = steer.overoptimised(gain, cells.person, cells.seed)
+        peak = best_of.overoptimised(gain, cells.person, cells.seed)
         against = "win_shared" in table.columns and not table["win_shared"].null_count()
         found[shots] = BestOf(
-            gain=points(steer.normalised(gain, room), -np.inf),
+            gain=points(best_of.normalised(gain, room), -np.inf),
             win_random=points(by_n("win_random"), 0),
             win_shared=points(by_n("win_shared"), 0) if against else {},
             worse_random=worse("gain"),
@@ -381,7 +245,7 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
 def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
     """Intervals are over people and seeds, as all others."""
     found = {}
-    for (shots,), table in cells.written.partition_by("shots", as_dict=True, maintain_order=True).items():
+    for (shots,), table in cells.text_worth.partition_by("shots", as_dict=True, maintain_order=True).items():
         person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
 
         def points(values: dict, person=person, seed=seed) -> dict:
@@ -395,9 +259,9 @@ def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
         scores = {name: table[name].to_numpy() for name in known if not table[name].null_count()}
         beside = {}
         if "room" in table.columns and (room := table["room"].to_numpy()).mean() > 0:
-            scores["normalised"] = steer.normalised(table["above"].to_numpy(), room)
+            scores["normalised"] = best_of.normalised(table["above"].to_numpy(), room)
             chosen = cells.beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
-            beside = {n: steer.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
+            beside = {n: best_of.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
         found[shots] = Written(points(scores), points(beside) if beside else {})
     return found
 

@@ -7,15 +7,16 @@ import pyarrow as pa
 import pytest
 from sklearn.decomposition import PCA
 
-from harness import reading, registry, report
-from harness.board import make_board
+from harness import registry, report
+from harness.board import learned_axes
+from harness.board.learned_axes import ENDS, axes_of, named, read, root_of, with_options
+from harness.board.make import make_board
 from harness.data import TEXT, Items, Panel
 from harness.inference.cache import ID, errors, ids_of
 from harness.inference.jobs import Lacking, make_here
 from harness.method import Run
 from harness.models import small
 from harness.publish import Publisher
-from harness.reading import ENDS, axes_of, named, read, root_of, with_options
 from harness.report import page, shortened, write_html
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
@@ -212,7 +213,7 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
     )
     assert text.count("no name: too long") == len(told.axes) - 1 and "<th>name</th>" in text
     assert f"Named by {reader}, from these responses alone.</p>" in text and "--reader ENGINE:MODEL" not in text
-    monkeypatch.setattr(reading, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(learned_axes, "read", lambda *_: pytest.fail("read again"))
     write_html(world.board, world.store, reader)
 
 

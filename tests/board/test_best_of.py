@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from harness import claims, steer
-from harness.board import make_board
+from harness import claims
+from harness.board import best_of
+from harness.board.best_of import normalised, overoptimised, preferred, worth
+from harness.board.make import make_board
 from harness.claims import Check, Selection
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
@@ -20,7 +22,6 @@ from harness.method import Method, Run
 from harness.publish import _metrics
 from harness.registry import make
 from harness.report import figures, print_board, write_html
-from harness.steer import normalised, overoptimised, preferred, worth
 from harness.store.prepared import Prepared
 from harness.store.store import Store
 from harness.trials import choose as choose_module
@@ -81,10 +82,10 @@ def asked(n_users: int, items: int) -> Pairs:
     return Pairs(user, user + 10, side, side + 1, label, Items(np.zeros((items, 1), dtype=np.float32)))
 
 
-def known(users: np.ndarray, items: np.ndarray, choices: np.ndarray) -> steer.Candidates:
+def known(users: np.ndarray, items: np.ndarray, choices: np.ndarray) -> best_of.Candidates:
     query = replace(asked(len(users), len(items)), people=np.arange(len(users), dtype=np.int32))
     panel = Panel(query, query, choices)
-    return steer.candidates(Prepared(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items))))
+    return best_of.candidates(Prepared(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items))))
 
 
 def table(rewards: list) -> tuple[dict, tuple[torch.Tensor]]:
@@ -177,7 +178,7 @@ def test_intervals_of_a_ratio_cover(nested):
         gain = true * room + 0.2 * taste[person] + 0.1 * rng.normal(size=seeds)[seed] + 0.2 * rng.normal(size=len(seed))
         values = normalised(gain[None], room)
         assert values.mean() == pytest.approx(gain.mean() / room.mean())
-        low, high = steer.stats.estimate(values, person, seed).interval()
+        low, high = best_of.stats.estimate(values, person, seed).interval()
         covered += low[0] <= true <= high[0]
     assert 0.90 <= covered / 300 <= 0.99
 
@@ -235,7 +236,7 @@ def test_a_board_is_what_its_trials_chose(steered):
         panel = prepared.splits.panels["test"]
         for u, person in enumerate(panel.query.people):
             utility = prepared.truth.items[panel.choices] @ prepared.truth.users[person]  # [prompts, n]
-            place = steer.chosen(store, trial)[10][u, :, -1]
+            place = best_of.chosen(store, trial)[10][u, :, -1]
             gains.append(np.mean([row[i] for row, i in zip(utility, place, strict=True)]) - utility.mean())
             rooms.append(utility.max(1).mean() - utility.mean())
     assert row(board, "spectral").best_of[10].gain[8].value == pytest.approx(sum(gains) / sum(rooms), abs=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import safetensors.numpy
 
-from harness.board import Board, Row
+from harness.board.board import Board, Row
 from harness.data import Items
 from harness.inference import generate
 from harness.inference.cache import ids_of

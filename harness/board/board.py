@@ -1,0 +1,153 @@
+"""The leaderboard as data: rows of methods, tables of tasks, and what `--json` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from harness.method import Method
+from harness.scores import stats
+from harness.task import Task
+from harness.trials.suite import Suite
+from harness.trials.trial import fields_of
+
+REFERENCE = "shared"  # every gain is over the one reward for all
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score with its 95 % limits; limits are None where there is no interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """What choosing the best of n candidates gains the test people at one number of shots; every dict is by n."""
+
+    gain: dict[int, Point]  # in true utility over a random candidate, 1 where the best of all candidates is chosen
+    win_random: dict[int, Point]  # probability of being preferred to one of all candidates at random
+    win_shared: dict[int, Point]  # ... to the one that the reference chooses of as many; {} without it
+    worse_random: float  # share of people whom the largest n leaves worse off than a random candidate
+    worse_shared: float | None  # ... than the reference's choice
+    overoptimised: int | None  # the n where the gain peaks, if choosing among more is surely worse
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a policy writes at one number of shots, over the same people and prompts for all policies."""
+
+    scores: dict[
+        str, Point
+    ]  # of harness/board/text_worth.py; where the worth is known `normalised` too, as BestOf.gain has it
+    best_of: dict[int, Point]  # by n: the same of the method's own choices among the candidates of these prompts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
+
+    method: Method
+    label: str
+    keys: tuple[str, ...]  # of its finished trials
+    line: bool  # privileged: drawn, never ranked
+    hole: str | None  # why trials are missing: such a row has no rank and no interval
+    rank: tuple[int, int, int] | None = None  # as scored, best, worst
+    curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
+    gain: Point | None = None  # in accuracy over the reference, paired
+    holm: float | None = None  # its p-value, adjusted over all methods
+    swapped: float | None = None  # accuracy when answered with another user's state
+    worse: float | None = None  # share of people worse off than under the reference
+    worst: stats.WorstUsers | None = None
+    best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
+    text_worth: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
+    costs: dict[str, float] = field(default_factory=dict)
+    users: pl.DataFrame | None = None  # person, asked, accuracy, gain
+
+
+@dataclass(frozen=True)
+class TaskBoard:
+    """One task setting: rows best first, lines and holes last, and what may be concluded."""
+
+    task: Task
+    label: str
+    rows: tuple[Row, ...]
+    people: int
+    seeds: int
+    note: str | None  # why there is no interval
+    verdict: str
+    refusals: dict[str, str]
+    flags: tuple[str, ...]
+    differences: pl.DataFrame  # shots, a, b, value, low, high: paired, in accuracy
+
+    @property
+    def shots(self) -> int:
+        return max(self.task.shots)
+
+
+@dataclass(frozen=True)
+class Board:
+    """All task settings of a suite."""
+
+    suite: Suite
+    tasks: tuple[TaskBoard, ...]
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits: the same for the same results of the same suite."""
+        keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
+        return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict:
+        """Plain values: what `--json` prints."""
+        return {
+            "suite": self.suite.name,
+            "digest": self.digest,
+            "tasks": [
+                {
+                    "task": t.label,
+                    "fields": fields_of(t.task),
+                    "people": t.people,
+                    "seeds": t.seeds,
+                    "shots": t.shots,
+                    "verdict": t.verdict,
+                    "note": t.note,
+                    "flags": t.flags,
+                    "refusals": t.refusals,
+                    "differences": t.differences.to_dicts(),
+                    "rows": [
+                        {
+                            f.name: _plain(getattr(r, f.name))
+                            for f in dataclasses.fields(r)
+                            if f.name not in ("method", "users")
+                        }
+                        for r in t.rows
+                    ],
+                }
+                for t in self.tasks
+            ],
+        }
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    if isinstance(value, stats.WorstUsers):
+        return value._asdict()
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def labels(things: list) -> dict:
+    """Name and non-default fields of each, so that different settings read differently."""
+    found = {}
+    for thing in things:
+        default = fields_of(type(thing)())
+        changed = {k: v for k, v in fields_of(thing).items() if v != default[k]}
+        shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
+        found[thing] = f"{thing.name}({shown})" if shown else thing.name
+    return found

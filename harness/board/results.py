@@ -1,0 +1,21 @@
+"""Score tables of finished trials."""
+
+from __future__ import annotations
+
+import polars as pl
+import safetensors.numpy
+import safetensors.torch
+
+from harness.scores.metrics import METRICS_VERSION, score_table
+from harness.store.prepared import open_prepared
+from harness.store.store import Store
+from harness.trials.trial import Trial
+
+
+def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
+    """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
+    if manifest["facts"]["metrics_version"] == METRICS_VERSION:
+        return pl.read_ipc(store.load(manifest, "scores.arrow"))
+    predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
+    prepared = open_prepared(store, trial.task_key)
+    return pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth))
