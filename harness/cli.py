@@ -259,7 +259,7 @@ def run(
 
     todo = unfinished(planned, opened)
     err.print(f"{planned.suite.title}: {len(planned.trials)} trials, {len(planned.trials) - len(todo)} finished before")
-    from harness.publish import Publisher
+    from harness.report.to_mlflow import Publisher
 
     publisher = Publisher(planned, opened, mlflow)
     if todo:
@@ -367,7 +367,7 @@ def publish(
 ) -> None:
     """Writes the suite's results to MLflow; again and again without duplicates."""
     planned, opened = _plan(suite, store, data, plugin)
-    from harness.publish import Publisher
+    from harness.report.to_mlflow import Publisher
 
     publisher = Publisher(planned, opened, mlflow)
     publisher.everything()
@@ -536,7 +536,8 @@ def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make:
         print(json.dumps(made.as_dict(), indent=1))
     else:
         from harness.inference.jobs import Lacking
-        from harness.report import print_board, write_html
+        from harness.report.html import write_html
+        from harness.report.terminal import print_board
 
         print_board(made)
         try:

@@ -26,7 +26,8 @@ from harness.data import Pairs
 from harness.errors import Mistake
 from harness.judge import Results, Unfinished, measured
 from harness.method import Method
-from harness.report import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, number, svg_of, told_apart
+from harness.report.plots import LOOKS, SIZE, WIDE, grey_line, legend, look, name_lines, svg_of
+from harness.report.words import number, told_apart
 from harness.scores import stats
 from harness.store.prepared import open_prepared
 from harness.task import Task

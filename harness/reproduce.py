@@ -30,7 +30,7 @@ from harness.judge import (
     check_selections,
     judge,
 )
-from harness.report import number
+from harness.report.words import number
 from harness.store.store import Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import Suite, load_toml, read_suite

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
-from harness import report
 from harness.board.make import make_board
 from harness.board.results import load_scores
 from harness.claims import Check, Claim, Selection
@@ -20,6 +19,7 @@ from harness.errors import Mistake
 from harness.figures import components, figures, preference_cosines, read_figures
 from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
 from harness.registry import make
+from harness.report import board_figures, html, plots, terminal, words
 from harness.reproduce import Chapter, write_page
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
@@ -175,7 +175,7 @@ def test_spread_has_a_dot_per_seed(swept):
     axes = figure.axes[0]
     dots = next(x for x in axes.lines if len(x.get_xdata()) == 3).get_xdata()
     assert np.mean(dots) == pytest.approx(accuracy(swept, "per_user", 8, **SMALL)) and len(np.unique(dots)) > 1
-    assert axes.texts[0].get_text() == f"{report.number(np.mean(dots))} ± {report.number(np.std(dots, ddof=1))}"
+    assert axes.texts[0].get_text() == f"{words.number(np.mean(dots))} ± {words.number(np.std(dots, ddof=1))}"
 
 
 def test_latents_show_every_test_user_by_mode(swept):
@@ -381,7 +381,7 @@ def read(**grids):
 
 def test_sweeps_are_found():
     def found(tasks):
-        return [(fields, len(group)) for _, fields, group in report.sweeps(SimpleNamespace(tasks=tasks))]
+        return [(fields, len(group)) for _, fields, group in board_figures.sweeps(SimpleNamespace(tasks=tasks))]
 
     assert found(settings(n_users=[500])) == []
     assert found(settings(n_users=[10, 20])) == [(("n_users",), 2)]
@@ -399,26 +399,26 @@ def test_sweeps_are_found():
 
 def test_heat_maps_hold_the_scores_of_the_rows(swept):
     board = make_board(swept.plan, swept.store)
-    ((name, fields, tasks),) = report.sweeps(board)
+    ((name, fields, tasks),) = board_figures.sweeps(board)
     assert (name, set(fields), len(tasks)) == ("low_rank", {"n_users", "pairs_per_user"}, 4)
-    maps = report._maps(tasks, ("n_users", "pairs_per_user"), report._accuracy)
+    maps = board_figures._maps(tasks, ("n_users", "pairs_per_user"), board_figures._accuracy)
     assert maps["per_user"][0, 1] == pytest.approx(accuracy(swept, "per_user", 8, n_users=30, pairs_per_user=10))
     figure = Figure(layout="constrained")
-    report._heat(figure, maps, ("n_users", "pairs_per_user"), [[20, 30], [10, 20]], False)
+    board_figures._heat(figure, maps, ("n_users", "pairs_per_user"), [[20, 30], [10, 20]], False)
     panel = next(axes for axes in figure.axes if axes.get_title() == "per_user")
-    assert [t.get_text() for t in panel.texts] == [report.number(v) for v in maps["per_user"].ravel()]
+    assert [t.get_text() for t in panel.texts] == [words.number(v) for v in maps["per_user"].ravel()]
     assert len({axes.images[0].get_clim() for axes in figure.axes if axes.images}) == 1
-    gains = report._maps(tasks, fields, report._gain)
+    gains = board_figures._maps(tasks, fields, board_figures._gain)
     assert set(gains) == {"per_user", "pref(rank=1)", "pref(rank=2)"}
 
 
 def test_a_method_looks_the_same_all_over_a_board(swept, monkeypatch):
     board = make_board(swept.plan, swept.store)
-    looks = report.looks_of(board)
+    looks = plots.looks_of(board)
     assert len(set(looks.values())) == 4 and "bayes" not in looks
     for task in board.tasks:
         figure = Figure(layout="constrained")
-        report._curves(figure.subplots(), task, looks)
+        board_figures._curves(figure.subplots(), task, looks)
         assert {x.get_label(): x.get_color() for x in figure.axes[0].lines if x.get_label() in looks} == {
             label: color for label, (color, _, _) in looks.items()
         }
@@ -426,14 +426,14 @@ def test_a_method_looks_the_same_all_over_a_board(swept, monkeypatch):
 
 def test_many_settings_are_a_line_each_and_folded(swept, monkeypatch, capsys):
     board = make_board(swept.plan, swept.store)
-    page = report.write_html(board, swept.store)
+    page = html.write_html(board, swept.store)
     assert page.read_text().count("<svg") == 2 + 4 * 4 and "<details" not in page.read_text()
     page.unlink()
-    monkeypatch.setattr(report, "MANY", 3)
-    report.print_board(board)
+    monkeypatch.setattr(words, "MANY", 3)
+    terminal.print_board(board)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and all(
         re.search(r"low_rank: n users \d+, pairs per user \d+ .* \.\d{3} ", x) for x in lines[1:]
     )
-    text = report.write_html(board, swept.store).read_text()
+    text = html.write_html(board, swept.store).read_text()
     assert text.count("<details") == 4 and text.count("<svg") == 2

@@ -19,9 +19,11 @@ from harness.errors import Mistake
 from harness.inference import generate
 from harness.judge import Results, check_selections, measured
 from harness.method import Method, Run
-from harness.publish import _metrics
 from harness.registry import make
-from harness.report import figures, print_board, write_html
+from harness.report.board_figures import figures
+from harness.report.html import write_html
+from harness.report.terminal import print_board
+from harness.report.to_mlflow import _metrics
 from harness.store.prepared import Prepared
 from harness.store.store import Store
 from harness.trials import choose as choose_module

@@ -13,7 +13,10 @@ from harness.board.board import labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
 from harness.registry import make
-from harness.report import figures, number, print_board, span, write_html
+from harness.report.board_figures import figures
+from harness.report.html import write_html
+from harness.report.terminal import print_board
+from harness.report.words import number, span
 from harness.scores import stats
 from harness.store.store import Store
 from harness.trials.finish import finish_all
@@ -169,7 +172,7 @@ def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
     for label in ("per_user", "mixed_logit", "bayes"):
         assert label in text
     before = page.stat().st_mtime_ns
-    monkeypatch.setattr("harness.report.figures", lambda task: pytest.fail("drawn again"))
+    monkeypatch.setattr("harness.report.board_figures.figures", lambda task: pytest.fail("drawn again"))
     assert write_html(board, store).stat().st_mtime_ns == before
     renamed = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="another title"), tasks=())
     assert "another title" in write_html(renamed, store).read_text()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from sklearn.decomposition import PCA
 
-from harness import registry, report
+from harness import registry
 from harness.board import learned_axes
 from harness.board.learned_axes import ENDS, axes_of, named, read, root_of, with_options
 from harness.board.make import make_board
@@ -16,8 +16,10 @@ from harness.inference.cache import ID, errors, ids_of
 from harness.inference.jobs import Lacking, make_here
 from harness.method import Run
 from harness.models import small
-from harness.publish import Publisher
-from harness.report import page, shortened, write_html
+from harness.report import words
+from harness.report.html import page, write_html
+from harness.report.to_mlflow import Publisher
+from harness.report.words import shortened
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.finish import finish_all
@@ -242,7 +244,7 @@ def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, m
     board = make_board(plan, store)
     assert read(board, store, "transformers:small") == {}  # and nobody is asked
     assert "learned to tell apart" not in write_html(board, store).read_text()
-    monkeypatch.setattr(report, "MANY", 0)
+    monkeypatch.setattr(words, "MANY", 0)
     assert "learned to tell apart" not in write_html(world.board, world.store).read_text()
 
 

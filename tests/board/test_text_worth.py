@@ -18,9 +18,11 @@ from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
 from harness.judge import Results, Unfinished, measured
 from harness.method import WRITTEN, Run
-from harness.publish import _metrics
 from harness.registry import make
-from harness.report import figures, print_board, write_html
+from harness.report.board_figures import figures
+from harness.report.html import write_html
+from harness.report.terminal import print_board
+from harness.report.to_mlflow import _metrics
 from harness.scores.stats import derangement
 from harness.sources.text_world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
 from harness.store.prepared import Prepared, open_prepared

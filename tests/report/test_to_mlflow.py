@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 from harness.board.make import make_board
 from harness.errors import Mistake
-from harness.publish import LONGEST, Publisher
+from harness.report.to_mlflow import LONGEST, Publisher
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan

@@ -222,7 +222,7 @@ class Publisher:
         failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
-            from harness.report import page
+            from harness.report.html import page
 
             if failed:  # the page then shows errors' texts, which may quote the data
                 return {}

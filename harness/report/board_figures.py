@@ -1,0 +1,309 @@
+"""The figures of a board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+
+from harness.board.board import REFERENCE, Board, Point, Row, TaskBoard, labels
+from harness.report.plots import WIDE, grey_line, legend, look, name_lines, svg_of
+from harness.report.words import most, number
+from harness.trials.trial import fields_of
+
+
+def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tuple[str, str]]:
+    """Caption and SVG of each figure that the rows allow; `looks` are those of the whole board."""
+    curves = "Accuracy against shots, with 95 % bands over people and seeds."
+    if any(row.line for row in task.rows):
+        curves += " Thin grey: lines that know the truth."
+    ranks = "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored."
+    gains = (
+        f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero they are worse off."
+    )
+    steered = [row for row in task.rows if row.best_of]
+    n = most(steered) if steered else 0
+    best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
+    wins = f"Best of {n}: probability of being preferred to a candidate at random, against shots, with 95 % bands."
+    kl = (
+        f"What is written, against its KL from the reference model: normalised gain at the least (hollow) and at {task.shots} shots, "
+        "with 95 % intervals. Dotted: the best of n at the same shots by the same reward, at its KL from whoever wrote the "
+        "candidates, at most log n - (n - 1) / n."
+    )
+    cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
+    looks = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    return [
+        (caption, svg_of(lambda figure, draw=draw: draw(figure.subplots(), task, looks)))
+        for caption, draw, needed in (
+            (curves, _curves, any(r.curves for r in task.rows)),
+            (ranks, _ranks, any(r.rank for r in task.rows)),
+            (gains, _gains, any(r.worse is not None for r in task.rows)),
+            (best, _best_of, steered),
+            (wins, _wins, steered),
+            (kl, _written, any("normalised" in w.scores for r in task.rows for w in r.written.values())),
+            (cost, _cost, any(r.costs and r.curves for r in task.rows)),
+        )
+        if needed
+    ]
+
+
+def _curves(axes, task: TaskBoard, looks: dict) -> None:
+    lines = [(row, list(row.curves["accuracy"].values())) for row in task.rows if row.curves]
+    _banded(axes, lines, task.task.shots, looks)
+    axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
+
+
+def _best_of(axes, task: TaskBoard, looks: dict) -> None:
+    last = [(row, row.best_of[task.shots].gain) for row in task.rows if row.best_of]
+    _banded(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
+    axes.set(xlabel="n: candidates chosen among", ylabel="normalised gain")
+
+
+def _wins(axes, task: TaskBoard, looks: dict) -> None:
+    rows = [row for row in task.rows if row.best_of]
+    n = most(rows)
+    lines = [(row, [row.best_of[shots].win_random[n] for shots in task.task.shots]) for row in rows]
+    _banded(axes, lines, task.task.shots, looks)
+    axes.set(xlabel="shots: answers seen of each new user", ylabel="win rate over a random candidate")
+
+
+def _written(axes, task: TaskBoard, looks: dict) -> None:
+    """Policies by KL and normalised gain, and their own best of n beside them."""
+    for row in task.rows:
+        found = [w for w in row.written.values() if "normalised" in w.scores]
+        if not found:
+            continue
+        color, marker, dash = ("#999999", "x", "-") if row.line else looks[row.label]
+        x, y = ([w.scores[name] for w in found] for name in ("kl", "normalised"))
+        limits = [
+            None if any(p.low is None for p in points)
+            else [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+            for points in (x, y)
+        ]  # fmt: skip
+        values = [[p.value for p in points] for points in (x, y)]
+        axes.errorbar(
+            *values,
+            limits[1],
+            limits[0],
+            color=color,
+            marker=marker,
+            ls=dash,
+            ms=7,
+            capsize=3,
+            label=None if row.line else row.label,
+        )
+        if row.line:  # all grey: told apart by their names
+            axes.annotate(
+                row.label, (values[0][-1], values[1][-1]), (4, 5), textcoords="offset points", fontsize=7, color=color
+            )
+        if found[0] != found[-1]:
+            axes.plot(values[0][0], values[1][0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
+        if best := found[-1].best_of:
+            bound = [np.log(n) - (n - 1) / n for n in best]
+            axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
+    axes.set(xlabel="KL from the reference model, nats of a response", ylabel="normalised gain")
+    axes.set_xscale("symlog", linthresh=1)  # the best of n lies below 1, policies far above
+    axes.set_xlim(left=0)
+    axes.axhline(0, color="#000000", lw=0.6)
+    legend(axes.figure)
+
+
+def _banded(axes, lines: list[tuple[Row, list[Point]]], ticks: tuple, looks: dict) -> None:
+    """A line with its band per row over evenly spaced ticks."""
+    place, ends = np.arange(len(ticks)), []
+    for row, points in lines:
+        values = [p.value for p in points]
+        if row.line:
+            grey_line(axes, place, values)
+            ends.append((place[-1], values[-1], row.label))
+            continue
+        color, marker, dash = looks[row.label]
+        axes.plot(place, values, color=color, marker=marker, ls=dash, label=row.label, ms=6)
+        if all(p.low is not None for p in points):
+            axes.fill_between(place, [p.low for p in points], [p.high for p in points], color=color, alpha=0.15, lw=0)
+    axes.set_xticks(place, ticks)
+    axes.margins(x=0.12)
+    name_lines(axes, ends)
+    legend(axes.figure)
+
+
+def _ranks(axes, task: TaskBoard, looks: dict) -> None:
+    rows = [row for row in task.rows if row.rank]
+    for y, row in enumerate(rows):
+        color, marker, _ = looks[row.label]
+        axes.plot(row.rank[1:], [y, y], color=color, lw=5, alpha=0.45, solid_capstyle="round")
+        axes.plot(row.rank[0], y, marker=marker, color=color, ms=8)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_xticks(range(1, len(rows) + 1))
+    axes.set(xlabel=f"rank at {task.shots} shots", xlim=(0.5, len(rows) + 0.5))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _gains(axes, task: TaskBoard, looks: dict) -> None:
+    axes.axhline(0, color="#000000", lw=0.8)
+    for row in task.rows:
+        if row.worse is not None:
+            gain = np.sort(row.users["gain"].to_numpy())
+            color, marker, dash = looks[row.label]
+            axes.plot(
+                (np.arange(len(gain)) + 0.5) / len(gain),
+                gain,
+                color=color,
+                ls=dash,
+                marker=marker,
+                markevery=0.2,
+                ms=5,
+                label=row.label,
+            )
+    axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE}")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    legend(axes.figure)
+
+
+def _cost(axes, task: TaskBoard, looks: dict) -> None:
+    for row in task.rows:
+        if row.line or not (row.costs and row.curves):
+            continue
+        color, marker, _ = looks[row.label]
+        x, y = max(row.costs["fit_seconds"], 1e-4), row.curves["accuracy"][task.shots]
+        error = None if y.low is None else [[y.value - y.low], [y.high - y.value]]
+        axes.errorbar(x, y.value, error, color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
+    axes.set_xscale("log")
+    axes.set(xlabel="seconds to fit, median over seeds (log)", ylabel=f"accuracy at {task.shots} shots")
+    legend(axes.figure)
+
+
+def sweeps(board: Board) -> list[tuple[str, tuple[str, ...], list[TaskBoard]]]:
+    """Every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
+
+    A pair needs more settings than a cross of two single sweeps. Where still other fields vary, a pair has all settings
+    that repeat its whole grid; a single field has the settings that share the rest.
+    """
+    found = []
+    for name in dict.fromkeys(t.task.name for t in board.tasks):
+        left = tasks = [t for t in board.tasks if t.task.name == name]
+        varied = [f for f in fields_of(tasks[0].task) if len({_value(t, f) for t in tasks}) > 1]
+        for fields in [*combinations(varied, 2), *((f,) for f in varied)]:
+            groups: dict[tuple, dict[tuple, TaskBoard]] = {}  # the other fields -> these fields -> setting
+            for t in tasks:
+                rest = tuple(_value(t, f) for f in varied if f not in fields)
+                groups.setdefault(rest, {})[tuple(_value(t, f) for f in fields)] = t
+            largest = max(groups.values(), key=len)
+            counts = [len(set(values)) for values in zip(*largest, strict=True)]
+            if len(fields) == 2 and min(counts) > 1 and len(largest) > sum(counts) - 1:
+                whole = [t for group in groups.values() if group.keys() == largest.keys() for t in group.values()]
+                left = [t for t in left if t not in whole]
+                found.append((name, fields, whole))
+            elif len(fields) == 1 and min(counts) > 1 and any(t in left for t in largest.values()):
+                found.append((name, fields, list(largest.values())))
+    return found
+
+
+def _value(task: TaskBoard, field: str) -> object:
+    return getattr(task.task, field)
+
+
+def sweep_figures(board: Board, looks: dict[str, tuple]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Heading, and caption and SVG of each figure, of every sweep of a board."""
+    found = []
+    for name, fields, tasks in sweeps(board):
+        heading = f"{name}: {' and '.join(f.replace('_', ' ') for f in fields)}"
+        if len(fields) == 1:
+            caption = f"Accuracy at {_shots(tasks)} shots, with 95 % bands over people and seeds."
+            drawn = [(caption, svg_of(lambda figure, t=tasks, f=fields: _along(figure.subplots(), t, f[0], looks)))]
+            found.append((heading, drawn))
+            continue
+        cells = len({tuple(_value(t, f) for f in fields) for t in tasks})
+        means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
+        drawn = []
+        for what, score, signed in (
+            (f"Accuracy at {_shots(tasks)} shots", _accuracy, False),
+            (f"Gain in accuracy over {REFERENCE} at {_shots(tasks)} shots", _gain, True),
+        ):
+            maps = _maps(tasks, fields, score)
+            maps = {label: maps[label] for label in labels(list(board.suite.methods)).values() if label in maps}
+            if maps:
+                caption = f"{what}, the same colours for all methods.{means}"
+                rows, tall = -(-len(maps) // 4), max(m.shape[0] for m in maps.values())
+                size = (WIDE, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
+                axes = (fields, [sorted({_value(t, f) for t in tasks}, key=_order) for f in fields])
+                drawn.append((caption, svg_of(lambda figure, m=maps, a=axes, s=signed: _heat(figure, m, *a, s), size)))
+        found.append((heading, drawn))
+    return found
+
+
+def _shots(tasks: list[TaskBoard]) -> str:
+    return " or ".join(str(n) for n in sorted({t.shots for t in tasks}))
+
+
+def _order(value: object) -> tuple:
+    """Numbers by size, then anything else by name."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+def _accuracy(row: Row, task: TaskBoard) -> float | None:
+    return row.curves["accuracy"][task.shots].value if row.curves else None
+
+
+def _gain(row: Row, task: TaskBoard) -> float | None:
+    return None if row.worse is None else row.gain.value
+
+
+def _maps(tasks: list[TaskBoard], fields: tuple[str, ...], score: Callable) -> dict[str, np.ndarray]:
+    """Label of a method -> float[values of the second field, values of the first], NaN where there is none."""
+    first, second = (sorted({_value(t, f) for t in tasks}, key=_order) for f in fields)
+    sums: dict[str, np.ndarray] = {}
+    for task in tasks:
+        x, y = first.index(_value(task, fields[0])), second.index(_value(task, fields[1]))
+        for row in task.rows:
+            if (value := score(row, task)) is not None:
+                cell = sums.setdefault(row.label, np.zeros((2, len(second), len(first))))[:, y, x]
+                cell += (value, 1)
+    with np.errstate(invalid="ignore"):
+        return {label: total / count for label, (total, count) in sums.items()}
+
+
+def _heat(figure, maps: dict[str, np.ndarray], fields: tuple[str, ...], ticks: list[list], signed: bool) -> None:
+    """A heat map per method on one scale of colours that grows lighter throughout, the value in every cell."""
+    columns = min(4, len(maps))
+    panels = figure.subplots(-(-len(maps) // columns), columns, squeeze=False, sharex=True, sharey=True)
+    figure.get_layout_engine().set(hspace=0.08)
+    every = np.concatenate([m.ravel() for m in maps.values()])
+    low, high = np.nanmin(every), np.nanmax(every)
+    size = 10 if len(ticks[0]) <= 5 else 8 if len(ticks[0]) <= 8 else 6
+    for axes, (label, values) in zip(panels.flat, maps.items(), strict=False):
+        image = axes.imshow(values, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = value < (low + high) / 2
+                axes.text(
+                    x, y, number(value, signed), ha="center", va="center", fontsize=size,
+                    color="#ffffff" if dark else "#000000",
+                )  # fmt: skip
+        axes.set_title(label, fontsize=10)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for set_ticks, values_of in ((axes.set_xticks, ticks[0]), (axes.set_yticks, ticks[1])):
+            set_ticks(range(len(values_of)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values_of])
+    for axes in panels.flat[len(maps) :]:
+        axes.set_visible(False)
+    for axes in panels.T.flat:  # a panel with nothing below it shows its ticks
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel(fields[0].replace("_", " "), fontsize=11)
+    figure.supylabel(fields[1].replace("_", " "), fontsize=11)
+    figure.colorbar(image, ax=panels, pad=0.01, aspect=30)
+
+
+def _along(axes, tasks: list[TaskBoard], field: str, looks: dict) -> None:
+    tasks = sorted(tasks, key=lambda t: _order(_value(t, field)))
+    found: dict[str, list[tuple[Row, Point]]] = {}
+    for task in tasks:
+        for row in task.rows:
+            if row.curves:
+                found.setdefault(row.label, []).append((row, row.curves["accuracy"][task.shots]))
+    whole = [[row for row, _ in found[label]] for label in found if len(found[label]) == len(tasks)]
+    lines = [(rows[0], [point for _, point in found[rows[0].label]]) for rows in whole]
+    _banded(axes, lines, [_value(t, field) for t in tasks], looks)
+    axes.set(xlabel=field.replace("_", " "), ylabel="accuracy")

@@ -1,0 +1,96 @@
+"""How every figure looks: colours, marks, legends, and a drawing as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+
+from harness.board.board import Board, labels
+
+# Told apart by shape, dash and lightness as well as by hue (Okabe and Ito's palette), so that greyscale is enough.
+LOOKS = [
+    ("#0072b2", "o", "-"),
+    ("#d55e00", "s", "--"),
+    ("#009e73", "^", "-."),
+    ("#000000", "D", ":"),
+    ("#cc79a7", "v", (0, (5, 1))),
+    ("#56b4e9", "P", (0, (1, 1))),
+    ("#e69f00", "X", (0, (3, 1, 1, 1))),
+    ("#7f7f7f", "*", (0, (8, 2))),
+]
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "manyminds",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+SIZE = (6.4, 4.2)  # inches
+WIDE = 12.8  # inches: the whole width of a page
+
+
+def svg_of(draw: Callable, size: tuple[float, float] = SIZE) -> str:
+    """The SVG element of what `draw` puts on an empty matplotlib figure of `size` inches."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        sink = io.StringIO()
+        figure.savefig(sink, format="svg", metadata={"Date": None})
+    svg = sink.getvalue()
+    svg = svg[svg.index("<svg") :]
+    if size[0] > SIZE[0]:  # letters as large on the screen as in figures of the usual size
+        svg = svg.replace("<svg", f'<svg class="wide" style="max-width: {92 * size[0]:.0f}px"', 1)
+    return svg
+
+
+def look(i: int) -> tuple:
+    """Colour, marker and dash; past the eighth they combine anew."""
+    again = i // len(LOOKS)
+    return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
+
+
+def looks_of(board: Board) -> dict[str, tuple]:
+    """Label -> look of every method that is ranked, the same on all figures of a board."""
+    methods = labels(list(board.suite.methods))
+    return {label: look(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)}
+
+
+def legend(figure, handles: list | None = None) -> None:
+    """Above the axes, in as many columns as the labels leave room for."""
+    handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
+    if handles:
+        longest = max(len(h.get_label()) for h in handles)
+        columns = int(figure.get_figwidth() / (0.6 + 0.078 * longest))  # inches of a handle and of a letter
+        figure.legend(handles=handles, fontsize=9, ncols=min(max(columns, 1), 8), loc="outside upper center")
+
+
+def grey_line(axes, x: np.ndarray, y: list[float], dash: object = "-") -> None:
+    """A line that is no rival: it knows the truth. `name_lines` writes its name beside its end."""
+    axes.plot(x, y, color="#999999", lw=1, ls=dash)
+
+
+def name_lines(axes, ends: list[tuple[float, float, str]]) -> None:
+    """Writes each name beside the end (x, y) of its line, apart from each other.
+
+    Neighbouring names that agree before a comma are written once, without what follows it.
+    """
+    low, high = axes.get_ylim()
+    apart = 0.055 * (high - low)
+    written: list[list] = []  # x, y, name, y of the last line it stands for
+    for x, y, name in sorted(ends, key=lambda end: end[1]):
+        if written and y - written[-1][3] < apart and written[-1][2].partition(",")[0] == name.partition(",")[0]:
+            written[-1][2:] = name.partition(",")[0], y
+        else:
+            written.append([x, max(y, written[-1][1] + apart) if written else y, name, y])
+    for x, y, name, _ in written:
+        axes.annotate(
+            name, (x, y), (5, 0), textcoords="offset points", color="#666666", fontsize=9, va="center",
+            annotation_clip=False,
+        )  # fmt: skip

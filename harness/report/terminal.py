@@ -1,0 +1,116 @@
+"""The board in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.board.board import REFERENCE, Board, Row, TaskBoard
+from harness.report.words import (
+    MANY,
+    most,
+    number,
+    p_text,
+    rank_text,
+    remarks,
+    span,
+    told_apart,
+    worse_text,
+    written_tables,
+)
+
+
+def print_board(board: Board) -> None:
+    """One table per task setting on stdout; of many settings a line each."""
+    console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
+    if len(board.tasks) > MANY:
+        print_many(board, console)
+        return
+    for task in board.tasks:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("rank", no_wrap=True)
+        table.add_column("method", overflow="fold")  # takes several lines before numbers lose digits
+        for shots in task.task.shots:
+            table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
+        for name in (f"gain over {REFERENCE}", "p", "swapped", "worse"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in task.rows:
+            accuracy = row.curves.get("accuracy", {})
+            table.add_row(
+                escape(rank_text(row)),
+                escape(row.label),
+                *(number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
+                "" if row.gain is None or row.worse is None else span(row.gain, signed=True),
+                p_text(row.holm) if row.worse is not None else "",
+                number(row.swapped),
+                "" if row.worse is None else f"{row.worse:.0%}",
+                style="dim" if row.line else None,
+            )
+        console.print(f"\n{escape(task.label)}  accuracy on {task.people} test people, {task.seeds} seeds")
+        console.print(table)
+        for line in remarks(task):
+            console.print(line, markup=False)
+        if steered := [row for row in task.rows if row.best_of]:
+            print_best_of(task, steered, console)
+        if policies := [row for row in task.rows if row.written]:
+            print_written(task, policies, console)
+
+
+def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
+    """What the methods' choices among candidates are worth."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for shots in task.task.shots:
+        table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
+    for name in ("beats random", "worse", f"beats {REFERENCE}", "worse", "peak"):
+        table.add_column(name, justify="right", no_wrap=True)
+    n = most(rows)
+    for row in rows:
+        last = row.best_of[task.shots]
+        table.add_row(
+            escape(row.label),
+            *(number(row.best_of[shots].gain[n].value) for shots in task.task.shots),
+            span(last.win_random[n]),
+            worse_text(last.worse_random),
+            span(last.win_shared[n]) if last.win_shared else "",
+            worse_text(last.worse_shared),
+            "" if last.overoptimised is None else str(last.overoptimised),
+            style="dim" if row.line else None,
+        )
+    console.print(f"\n{escape(task.label)}  normalised gain of the best of {n}")
+    console.print(table)
+
+
+def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
+    """What policies write: what it is worth to the people, where that is known, and what it costs."""
+    console.print(f"\n{escape(task.label)}  written by policies")
+    for title, heads, body in written_tables(rows):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, head in enumerate(heads):
+            table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        for row, cells in body:
+            table.add_row(*map(escape, cells), style="dim" if row.line else None)
+        console.print(f"\n{title}")
+        console.print(table)
+
+
+def print_many(board: Board, console: Console) -> None:
+    """A line per task setting: the best method, its accuracy and gain, what follows; then every remark once."""
+    lines, names = [], told_apart([task.task for task in board.tasks])
+    for task in board.tasks:
+        best = next((row for row in task.rows if row.rank), None)
+        scores = ["", "", ""] if best is None else [best.label, number(best.curves["accuracy"][task.shots].value), ""]
+        if best is not None and best.gain is not None:
+            scores[2] = span(best.gain, signed=True)
+        lines.append([names[task.task], *scores, task.verdict.partition(":")[0]])
+    lines.insert(0, ["task", "best", "accuracy", f"gain over {REFERENCE}", "verdict"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        shown = "  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True))
+        console.print(shown.rstrip(), markup=False, soft_wrap=True)
+    for remark, times in Counter(line for task in board.tasks for line in remarks(task)[1:]).items():
+        console.print(f"{remark} ({times} of {len(board.tasks)} tasks)", markup=False, soft_wrap=True)
