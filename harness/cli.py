@@ -308,7 +308,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Runs what published claims rest on, and says of each whether it holds."""
-    from harness import reproduce as claims
+    from harness.claims import page as claims
+    from harness.claims import reproduce as claims
 
     if not what and not every:
         for file, (paper, listed) in claims.catalogue().items():

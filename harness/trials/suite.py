@@ -17,7 +17,7 @@ from harness.trials.trial import fields_of, identity_of, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
 KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
-KNOWN |= {"paper": str, "claims": list, "quick": dict}  # read by harness/claims.py
+KNOWN |= {"paper": str, "claims": list, "quick": dict}  # read by harness/claims/schema.py
 
 
 @dataclass(frozen=True)

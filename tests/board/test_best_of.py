@@ -9,15 +9,17 @@ import polars as pl
 import pytest
 import torch
 
-from harness import claims
 from harness.board import best_of
 from harness.board.best_of import normalised, overoptimised, preferred, worth
 from harness.board.make import make_board
-from harness.claims import Check, Selection
+from harness.claims import schema
+from harness.claims.judge import check_selections
+from harness.claims.measures import measured
+from harness.claims.results import Results
+from harness.claims.schema import Check, Selection
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
 from harness.inference import generate
-from harness.judge import Results, check_selections, measured
 from harness.method import Method, Run
 from harness.registry import make
 from harness.report.board_figures import figures
@@ -268,13 +270,13 @@ def test_a_claim_measures_what_the_board_shows(steered):
 )
 def test_a_claim_that_means_nothing_is_refused(table, says):
     with pytest.raises(Mistake, match=says):
-        claims.read_table(Selection, table, "claim")
+        schema.read_table(Selection, table, "claim")
 
 
 def test_winning_against_shared_needs_it_in_the_suite(tmp_path):
     (tmp_path / "no.toml").write_text(SUITE.replace("seeds = 4", "seeds = 4\ncontrols = false"))
     of = Selection(None, "oracle", metric="win_shared")
-    claim = claims.Claim("X1", "", "", "", checks=(Check("wins", of, expected=(0.5, 1.0)),))
+    claim = schema.Claim("X1", "", "", "", checks=(Check("wins", of, expected=(0.5, 1.0)),))
     with pytest.raises(Mistake, match="selects the method 'shared'"):
         check_selections(read_suite(tmp_path / "no.toml"), (claim,))
 

@@ -13,10 +13,11 @@ from harness import cli, registry
 from harness.board import best_of, text_worth
 from harness.board.make import make_board
 from harness.board.text_worth import Texts
-from harness.claims import Check, Selection, read_table
+from harness.claims.measures import measured
+from harness.claims.results import Results, Unfinished
+from harness.claims.schema import Check, Selection, read_table
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
-from harness.judge import Results, Unfinished, measured
 from harness.method import WRITTEN, Run
 from harness.registry import make
 from harness.report.board_figures import figures

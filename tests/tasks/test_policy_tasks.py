@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness import registry
-from harness.claims import read_claims
+from harness.claims.schema import read_claims
 from harness.models import small
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite

@@ -8,7 +8,7 @@ A claim is a `[[claims]]` table in a suite file:
     note                             what a reader should know
     [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, when
     [[claims.beside]]                the same less the last three: controls, printed beside the checks and never judged
-    [[claims.figures]]               see harness/figures.py
+    [[claims.figures]]               see harness/claims/figures/kinds.py
 
 `expected` is a range, either end of which may be inf, such as [0.8, inf]; `when` names the condition under which a
 check is made: of several conditions one is enough. The file may also say its `paper`, and under `quick` the seeds,
@@ -30,7 +30,7 @@ Measures:
     spread   standard deviation over seeds of `of` as a multiple of that of `over`
     trend    how much `of` changes from the least to the largest value of the field `along`, by least squares
 
-harness/judge.py says what is found, with limits, and what follows.
+harness/claims/judge.py says what is found, with limits, and what follows.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Check:
         if self.measure == "value" and len(given) > 1:
             raise Mistake("a value has minus or over, not both", "make it two checks")
         if self.measure != "value" and not given:
-            raise Mistake(f"{self.measure} needs {takes[0]}", "harness/claims.py says what each measure is")
+            raise Mistake(f"{self.measure} needs {takes[0]}", "harness/claims/schema.py says what each measure is")
         if self.measure == "answers" and not {self.of.metric, self.over.metric} <= set(RISING):
             raise Mistake("answers are counted until a score is reached that rises", f"one of {', '.join(RISING)}")
         if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):

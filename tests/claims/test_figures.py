@@ -13,14 +13,18 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from harness.board.make import make_board
 from harness.board.results import load_scores
-from harness.claims import Check, Claim, Selection
+from harness.claims.figures.kinds import figures, read_figures
+from harness.claims.figures.of_learning import components, preference_cosines
+from harness.claims.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged
+from harness.claims.measures import measured
+from harness.claims.page import write_page
+from harness.claims.reproduce import Chapter
+from harness.claims.results import Results
+from harness.claims.schema import Check, Claim, Selection
 from harness.data import Items, Pairs
 from harness.errors import Mistake
-from harness.figures import components, figures, preference_cosines, read_figures
-from harness.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged, Results, measured
 from harness.registry import make
 from harness.report import board_figures, html, plots, terminal, words
-from harness.reproduce import Chapter, write_page
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.finish import finish_all
@@ -328,7 +332,7 @@ def test_a_method_without_trials_is_left_out(swept):
         ({}, "one of shots, along"),
         ({"kind": "shots", "metrics": "auc"}, "did you mean 'metric'"),
         ({"kind": "shots", "published": {"value": [1]}}, "did you mean 'values'"),
-        ({"kind": "along"}, "harness/figures.py"),
+        ({"kind": "along"}, "harness/claims/figures/kinds.py"),
         ({"kind": "along", "field": "rank", "published": {"values": [1], "shots": [0]}}, "shots for kind shots"),
         ({"kind": "shots", "published": {"values": [1, 2], "shots": [0]}}, "one for each"),
         ({"kind": "shots", "metric": 3}, "text"),

@@ -10,32 +10,23 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from harness import claims, registry, reproduce
-from harness import judge as judging
-from harness.claims import Check, Claim, Selection
+from harness import registry
+from harness.claims import judge as judging
+from harness.claims import measures, reproduce, schema
+from harness.claims import page as page_module
+from harness.claims.figures.kinds import check_figures
+from harness.claims.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, judge
+from harness.claims.measures import measured
+from harness.claims.results import Results, Unfinished, Values, difference
+from harness.claims.schema import Check, Claim, Selection
 from harness.cli import app
 from harness.errors import Mistake
-from harness.figures import check_figures
-from harness.judge import (
-    CANNOT,
-    CONDITION,
-    HOLDS,
-    NOT,
-    UNKNOWN,
-    Found,
-    Results,
-    Unfinished,
-    Values,
-    difference,
-    judge,
-    measured,
-)
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
-FILES = sorted(claims.FOLDER.glob("*.toml"))
+FILES = sorted(schema.FOLDER.glob("*.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +300,7 @@ def test_one_of_several_conditions_has_wider_limits(swept):
     for check, level in zip(found.checks, (0.95, 0.975, 0.975, 0.975), strict=True):
         expected = stats.t.interval(level, 3, values.mean(), stats.sem(values))
         assert check.level == level and (check.low, check.high) == pytest.approx(expected)
-    assert "; 97.5 %)" in reproduce.line(found.checks[1]) and "%" not in reproduce.line(found.checks[0])
+    assert "; 97.5 %)" in page_module.line(found.checks[1]) and "%" not in page_module.line(found.checks[0])
 
 
 @pytest.mark.parametrize(
@@ -563,7 +554,7 @@ def test_what_the_suite_lacks_is_told_before_anything_runs(shelf, tmp_path, old,
 def test_a_share_may_be_compared_with_a_reading(shelf):
     text = CLAIM.replace("tolerance = 1e-9", 'minus = { method = "chance", metric = "reading:bound" }', 1)
     (shelf / "tiny.toml").write_text(text)
-    judging.check_selections(read_suite(shelf / "tiny.toml"), claims.read_claims(shelf / "tiny.toml")[1])
+    judging.check_selections(read_suite(shelf / "tiny.toml"), schema.read_claims(shelf / "tiny.toml")[1])
 
 
 def test_a_panel_that_the_task_lacks_is_told_before_any_trial(shelf, tmp_path):
@@ -625,11 +616,11 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(shelf, tmp_pa
     ],
 )
 def test_numbers_near_0_are_not_all_alike(value, text):
-    assert reproduce.figure(value) == text
+    assert page_module.figure(value) == text
 
 
 def test_limits_of_a_share_are_told_within_0_and_1(swept, monkeypatch):
-    monkeypatch.setattr(judging, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
+    monkeypatch.setattr(measures, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
     share = Check("", Selection(few(10), "per_user"), expected=(0.9, 1.0))
     gain = Check("", Selection(few(10), "per_user", less=({"shots": 0},)), expected=(0.9, 1.0))
     ((a,), (b,)) = (judge(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
@@ -672,7 +663,7 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_shipped_claims_and_figures_select_what_their_suites_have(file):
-    read = claims.read_claims(file)[1]
+    read = schema.read_claims(file)[1]
     for quick in (False, True):
         suite = read_suite(file, quick)
         judging.check_selections(suite, read)

@@ -1,0 +1,202 @@
+"""Parts that figures of claims share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.numpy
+
+from harness.board.board import labels
+from harness.board.make import MEANS
+from harness.claims.measures import measured
+from harness.claims.results import Results, Unfinished
+from harness.claims.schema import WINS, Check, Selection
+from harness.errors import Mistake
+from harness.method import Method
+from harness.report.plots import SIZE, WIDE, grey_line, name_lines
+from harness.report.words import told_apart
+from harness.task import Task
+from harness.trials.trial import Trial, fields_of
+
+DASHES = ("-", "--", ":", "-.")
+NAMES = {
+    "auc": "AUC",
+    "gain_of_n": "normalised gain",
+    "win_random": "win rate over a random candidate",
+    "win_shared": "win rate over the choice of shared",
+}
+LIMITS = {metric: (0, most) for metric, most in (MEANS | {"error": 1.0} | dict.fromkeys(WINS, 1.0)).items()}
+LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
+
+
+@dataclass(frozen=True)
+class Published:
+    """Numbers of a paper, and at which shots or at which x."""
+
+    values: tuple[float, ...]
+    label: str = "published"
+    shots: tuple[float, ...] = ()
+    x: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.shots + self.x):
+            raise Mistake(
+                f"{len(self.values)} values have {len(self.shots + self.x)} places", "shots or x, one for each"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What every kind of figure may hold."""
+
+    task: object = None
+    methods: tuple[object, ...] = ()
+    caption: str = ""
+
+    def size(self, results: Results) -> tuple[float, float]:
+        """Width and height in inches."""
+        return SIZE
+
+    def says(self) -> str:
+        """The caption where the claim gives none."""
+        raise NotImplementedError
+
+    def draw(self, figure, results: Results) -> list[str]:
+        """Draws what is finished and returns why the rest is not; raises Unfinished where nothing is."""
+        raise NotImplementedError
+
+    def chosen(self, results: Results) -> dict[Method, str]:
+        """Every method setting to draw, with its label."""
+        named: dict[Method, str] = {}
+        for wanted in self.methods or (None,):
+            label = wanted.get("label", "") if isinstance(wanted, dict) else ""
+            wanted = {k: v for k, v in wanted.items() if k != "label"} if isinstance(wanted, dict) else wanted
+            fits = results.matching("method", wanted)
+            named |= dict.fromkeys(fits, label if len(fits) == 1 else "")
+        return {method: named[method] or label for method, label in labels(list(named)).items()}
+
+
+@dataclass(frozen=True)
+class Line:
+    """Numbers to measure: at each x those of a task, a method, and numbers of shots and candidates (None: the largest)."""
+
+    label: str
+    look: tuple  # colour, marker, dash
+    at: tuple[tuple[float, Task, Method, int | None, int | None], ...]
+    metric: str
+    panel: str = "test"
+
+    @property
+    def privileged(self) -> bool:
+        return all(method.privileged for _, _, method, *_ in self.at)
+
+
+def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ()) -> list[str]:
+    """Lines with 95 % bands, privileged ones thin and grey with their names at the end; published (x, table) as marks."""
+    ends, missing, drawn = [], [], 0
+    for line in lines:
+        x, points = [], []
+        for place, task, method, shots, n in line.at:
+            try:
+                points.append(point(results, task, method, line.metric, line.panel, shots, n))
+                x.append(place)
+            except Unfinished as why:
+                missing.append(str(why))
+        if not points:
+            continue
+        drawn += 1
+        x = np.array(x)
+        value, low, high = np.array(points, dtype=float).T  # a limit of None becomes NaN, and no band is drawn there
+        color, marker, dash = line.look
+        if line.privileged:
+            grey_line(axes, x, value, dash)
+            ends.append((x[-1], value[-1], line.label))
+        else:
+            face = color if line.panel == "test" else "none"
+            axes.plot(x, value, color=color, marker=marker, ls=dash, label=line.label, ms=6, mfc=face)
+            low, high = np.clip((low, high), *LIMITS.get(line.metric, (-np.inf, np.inf)))
+            axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+    if not drawn:
+        raise Unfinished("; ".join(dict.fromkeys(missing)) or "nothing is chosen")
+    for (x, table), marker in zip(published, "Dohs*", strict=False):
+        axes.plot(
+            x, table.values, color="#000000", marker=marker, ls="", mfc="none", ms=8, label=table.label,
+        )  # fmt: skip
+    axes.margins(x=0.12 if ends else 0.05)
+    axes.set_ylabel(metric_name(lines[0].metric))
+    name_lines(axes, ends)
+    return missing
+
+
+def point(
+    results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
+) -> tuple[float, float | None, float | None]:
+    """Value and 95 % limits, as a claim's check of this and no more has them."""
+    return measured(Check("", _selection(task, method, metric, panel, shots, n)), results)[:3]
+
+
+def _selection(
+    task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
+) -> Selection:
+    one = ({"name": x.name} | fields_of(x) for x in (task, method))
+    return Selection(*one, panel=panel, shots=shots, metric=metric, n=n)
+
+
+def metric_name(metric: str) -> str:
+    name = metric.partition(":")[2] or metric
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def at_shots(metric: str, shots: int | None) -> str:
+    """` at 5 shots`; nothing for what is read once of a whole trial."""
+    if ":" in metric:
+        return ""
+    return " at the largest number of shots" if shots is None else f" at {shots} shot{'s' if shots != 1 else ''}"
+
+
+def first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[Task, Method]]:
+    """Every task with every method, under a label that holds only what tells them apart."""
+    found = {}
+    for task, name in told_apart(tasks).items():
+        if len({t.name for t in tasks}) == 1:
+            name = name.partition(": ")[2]
+        for method, label in methods.items():
+            found[", ".join(([name] if name else []) + [label] * (len(methods) > 1 or not name))] = task, method
+    return found
+
+
+def learned_of(results: Results, trial: Trial) -> dict[str, np.ndarray]:
+    """What the trial's method learned, by name; empty where it was too large to keep."""
+    manifest = results.manifest(trial)
+    if "learned.safetensors" not in manifest["files"]:
+        return {}
+    return safetensors.numpy.load(bytes(results.store.load(manifest, "learned.safetensors")))
+
+
+def learned(results: Results, trial: Trial, *names: str) -> list[np.ndarray]:
+    held = learned_of(results, trial)
+    for name in names:
+        if name not in held:
+            kept = ", ".join(sorted(held)) or "nothing"
+            raise Unfinished(f"{trial.method.name} on {trial.task.name} kept no tensor {name!r}; it kept {kept}")
+    return [held[name] for name in names]
+
+
+def panels_size(count: int, each: float) -> tuple[float, float]:
+    """Inches for small multiples, four in a row, each about `each` wide and high."""
+    columns = min(count, 4)
+    return max(SIZE[0], min(WIDE, each * columns)), each * -(-count // columns) + 0.6
+
+
+def small_multiples(figure, count: int) -> list:
+    columns = min(count, 4)
+    figure.get_layout_engine().set(w_pad=0.12)  # inches: room for a panel's label beside its neighbour
+    panels = figure.subplots(-(-count // columns), columns, squeeze=False)
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    return list(panels.flat[:count])

@@ -1,0 +1,179 @@
+"""Claims judged by finished trials: numbers with their limits, and verdicts; knows nothing of any one paper.
+
+Every number has an interval. `value` of scores of the same people is paired over people and seeds (harness.stats); all
+others are t intervals over seeds: `of / over` of logarithms, `answers` by inversion (see `_answers`), `spread` by Pitman
+and Morgan. A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by
+`tolerance`, *does not reproduce* where it lies outside, and else one *cannot tell*. Where any one of g conditions
+(`when`) is enough for a claim, there are g chances to be wrong: their limits are at 1 - 5 % / g.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.claims.measures import _sweep, measured
+from harness.claims.results import Results, Unfinished
+from harness.claims.schema import SHARES, Check, Claim, Selection
+from harness.errors import Mistake
+from harness.trials.plan import Plan
+from harness.trials.suite import Suite
+
+HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
+    "holds",
+    "holds with a condition",
+    "does not reproduce",
+    "cannot tell",
+    "cannot be reproduced here",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check found: a number, its limits (None where there are none), and what follows."""
+
+    says: str
+    value: float | None
+    low: float | None
+    high: float | None
+    expected: tuple[float, ...] | None
+    tolerance: float
+    when: str
+    verdict: str
+    note: str = ""
+    level: float = 0.95  # of the limits
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict and everything it rests on."""
+
+    claim: Claim
+    paper: str
+    suite: str
+    verdict: str
+    condition: str
+    checks: tuple[Found, ...] = ()
+    beside: tuple[Found, ...] = ()
+    seeds: int = 0
+
+    def as_dict(self) -> dict:
+        """For JSON, which has no infinity: None stands for it."""
+        named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
+        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "condition", "seeds")}
+        found = {
+            k: [{n: _finite(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
+        }
+        return named | own | found
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
+    """Raises Mistake where a claim selects what its suite lacks: all that can be told before anything has run."""
+    nothing = Results(Plan(suite, (), (), {}), None)
+    for claim in claims:
+        for check in claim.checks + claim.beside:
+            try:
+                wanted = (check.of, check.minus, check.over)
+                for selection in _sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
+                    for part in _parts(selection):
+                        nothing.resolve(part)
+                        if part.metric == "win_shared":
+                            nothing.one("method", "shared")
+                parts = [part for selection in filter(None, wanted) for part in _parts(selection)]
+                scores = sorted({part.metric for part in parts if ":" not in part.metric})
+                if len(scores) > 1:
+                    raise Mistake(f"{' and '.join(scores)} do not compare", "give all its selections the same metric")
+            except Mistake as mistake:
+                raise Mistake(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
+
+
+def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
+    """Raises Mistake where a claim selects a panel that its task, now prepared, does not have."""
+    for claim in claims:
+        for check in claim.checks + claim.beside:
+            for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _parts(s)]:
+                tasks = results.matching("task", part.task)
+                keys = {t.task: t.task_key for t in results.plan.trials if t.task in tasks}.values()
+                users = {name for key in keys for name in results.store.read("tasks", key)["facts"]["users"]}
+                panels = sorted(name.removesuffix("/context") for name in users if name.endswith("/context"))
+                if panels and ":" not in part.metric and part.panel not in panels:
+                    near = difflib.get_close_matches(part.panel, panels, n=1)
+                    raise Mistake(
+                        f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel {part.panel!r}",
+                        f"did you mean {near[0]!r}?" if near else f"its panels: {', '.join(panels)}",
+                    )
+
+
+def _parts(selection: Selection) -> list[Selection]:
+    """The selections whose numbers are added and subtracted."""
+    found = [replace(selection, less=())]
+    for table in selection.less:
+        found += [replace(part, **table) for part in found]
+    return found
+
+
+def judge(claim: Claim, paper: str, results: Results) -> Judged:
+    """The verdict of a claim with checks, and what it rests on."""
+    conditions = len({check.when for check in claim.checks} - {""})
+    checks = tuple(_find(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
+    beside = tuple(_find(check, results) for check in claim.beside)
+    text, condition = verdict(checks, claim.condition)
+    return Judged(claim, paper, results.suite.name, text, condition, checks, beside, len(results.suite.seeds))
+
+
+def _find(check: Check, results: Results, level: float = 0.95) -> Found:
+    try:
+        value, low, high, note = measured(check, results, level)
+    except Unfinished as why:
+        return Found(
+            check.says, None, None, None, check.expected, check.tolerance, check.when, UNKNOWN, str(why), level
+        )
+    text = "" if check.expected is None else _inside(low, high, check.expected, check.tolerance)
+    alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
+    if alone and check.of.metric in SHARES and low is not None:  # judged as they are, told as far as they mean anything
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
+
+
+def _inside(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
+    if low is None or np.isnan([low, high]).any():
+        return UNKNOWN
+    least, most = expected[0] - tolerance, expected[1] + tolerance
+    return HOLDS if least <= low and high <= most else NOT if high < least or low > most else UNKNOWN
+
+
+def verdict(checks: tuple[Found, ...], condition: str = "") -> tuple[str, str]:
+    """What all checks say together, and under which condition.
+
+    Checks without a `when` must all hold. Of those with one, it is enough that some condition's checks all hold: the
+    claim then holds with that condition, and simply holds where every condition does.
+    """
+    plain = [c.verdict for c in checks if not c.when]
+    if NOT in plain:
+        return NOT, ""
+    if UNKNOWN in plain:
+        return UNKNOWN, ""
+    under: dict[str, set[str]] = {}
+    for check in checks:
+        if check.when:
+            under.setdefault(check.when, set()).add(check.verdict)
+    hold = [when for when, found in under.items() if found == {HOLDS}]
+    fail = [when for when, found in under.items() if NOT in found]
+    open_ = [when for when in under if when not in hold + fail]
+    if under and not hold:
+        return (UNKNOWN if open_ else NOT), ""
+    told = [condition] if condition else []
+    if fail or open_:
+        told.append(" and ".join(hold))
+        told += [f"not {' or '.join(fail)}"] if fail else []
+        told += [f"cannot tell: {' or '.join(open_)}"] if open_ else []
+    return (CONDITION, "; ".join(told)) if told else (HOLDS, "")

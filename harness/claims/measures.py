@@ -1,0 +1,113 @@
+"""Measures of a check, each with its limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.interpolate import make_interp_spline
+from scipy.stats import t as t_distribution
+
+from harness.claims.results import Results, Unfinished, Values, difference
+from harness.claims.schema import Check, Selection
+from harness.errors import Mistake
+from harness.scores import stats
+from harness.trials.trial import fields_of
+
+
+def measured(check: Check, results: Results, level: float = 0.95) -> tuple[float, float | None, float | None, str]:
+    """Value, lower and upper limit, and a note, of a check. Raises Unfinished."""
+    if check.measure == "trend":
+        return _over_seeds(*_trend(check, results), level)
+    if check.measure == "answers":
+        return _answers(check, results, level)
+    a = results.values(check.of)
+    if check.over is not None:
+        b = results.values(check.over)
+        return _spread(a.value, b.value, level) if check.measure == "spread" else _ratio(a, b, level)
+    found = a if check.minus is None else difference(a, results.values(check.minus))
+    if found.cells is None:
+        return _over_seeds(found.value, found.seeds, level)
+    values, person, seed = (found.cells[c].to_numpy() for c in ("value", "person", "seed"))
+    return _limits(stats.estimate(values[None], person, seed), level)
+
+
+def _over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> tuple:
+    return _limits(stats.estimate(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
+
+
+def _limits(found: stats.Estimate, level: float) -> tuple:
+    low, high = (None if found.note else float(x[0]) for x in found.interval(level))
+    return float(found.value[0]), low, high, found.note or ""
+
+
+def _ratio(a: Values, b: Values, level: float) -> tuple:
+    """Geometric mean over seeds, and a t interval of logarithms."""
+    if min(a.value.min(), b.value.min()) <= 0:
+        raise Unfinished("a number is 0 or less under some seed, so there is no ratio")
+    *found, note = _over_seeds(np.log(a.value / b.value), a.seeds, level)
+    return *(None if x is None else float(np.exp(x)) for x in found), note
+
+
+def _spread(a: np.ndarray, b: np.ndarray, level: float) -> tuple:
+    """Ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
+
+    They hold the ratios q for which a / q + b and a / q - b are not found correlated, in closed form.
+    """
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        raise Unfinished("a spread needs three seeds that differ")
+    ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
+    k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
+    wide = float(np.sqrt(k + np.sqrt(k**2 - 1)))
+    return ratio, ratio / wide, ratio * wide, ""
+
+
+def _sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
+    """The values of the field that a trend is along, and a selection for each. Raises Mistake where it is no sweep."""
+    tasks, methods = results.matching("task", check.of.task), results.matching("method", check.of.method)
+    found = {
+        kind: [fields_of(s).get(check.along) for s in every] for kind, every in (("task", tasks), ("method", methods))
+    }
+    kind = "task" if len(set(found["task"])) > 1 else "method"
+    x, settings = found[kind], tasks if kind == "task" else methods
+    if len(set(x)) < 2:
+        raise Mistake(f"there is no sweep along {check.along!r}", "give that field a list of values in the suite")
+    if not all(type(v) in (int, float) for v in x):
+        raise Mistake(f"{check.along} has values that are no numbers", "a trend is along a number")
+    if len(set(x)) < len(x):
+        raise Mistake(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
+    return list(map(float, x)), [replace(check.of, **{kind: setting}) for setting in settings]
+
+
+def _trend(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
+    """For each seed, the least-squares change over the whole range of a task's or method's field."""
+    x, selections = _sweep(check, results)
+    found = [results.values(selection) for selection in selections]
+    x = (np.array(x) - min(x)) / (max(x) - min(x))
+    return np.polyfit(x, np.stack([v.value for v in found]), 1)[0], found[0].seeds
+
+
+def _answers(check: Check, results: Results, level: float) -> tuple:
+    """Answers that `of` needs until its mean over seeds, interpolated, reaches that of `over`, over the latter's shots.
+
+    The limits hold the numbers of answers at which a paired t test over seeds finds the two apart in neither direction
+    (as Fieller's do). A curve that ends below the goal gives a lower bound, and no upper limit.
+    """
+    goal, task = results.values(check.over), results.one("task", check.of.task)
+    at = max(results.one("task", check.over.task).shots) if check.over.shots is None else check.over.shots
+    if at == 0 or len(task.shots) < 2:
+        raise Unfinished("a multiple of answers needs some, and a curve two points")
+    ahead = np.stack([results.values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
+    steps = [np.linspace(*ends, 1001) for ends in zip(task.shots, task.shots[1:], strict=False)]
+    shots = np.unique(np.concatenate(steps))
+    found = stats.estimate(make_interp_spline(task.shots, ahead, k=1)(shots), np.arange(len(goal.seeds)), goal.seeds)
+    reached = shots[found.value >= 0]
+    value, note = (
+        (reached[0], "") if len(reached) else (shots[-1], f"at least: not reached with {shots[-1]:.0f} answers")
+    )
+    if found.note:
+        return float(value / at), None, None, "; ".join(filter(None, (note, found.note)))
+    low, high = found.interval(level)
+    least = 0.0 if high[0] >= 0 else shots[high >= 0][0] if (high >= 0).any() else shots[-1]  # first not surely below
+    most = np.inf if low[-1] <= 0 else shots[low <= 0][-1] if (low <= 0).any() else shots[0]  # last not surely above
+    return float(value / at), float(least / at), float(most / at), note
