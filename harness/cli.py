@@ -99,7 +99,7 @@ def check(
     if name.endswith(".py") or "/" in name:
         registry.add_plugins([name])
         name = Path(name).stem
-    from harness.check import check_name
+    from harness.check.contract import check_name
 
     failed, findings = 0, []
     for found in check_name(name):

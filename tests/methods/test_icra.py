@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from harness.check import method_checks
+from harness.check.methods import method_checks
 from harness.method import Manifest, Run
 from harness.methods import icra
 from harness.methods.icra import Icra

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.check import method_checks, spelled, without_sense
+from harness.check.methods import method_checks, spelled, without_sense
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
 from harness.errors import Mistake
 from harness.inference import answer as answer_module

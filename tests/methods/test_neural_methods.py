@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit
 from torch.nn.functional import silu
 
-from harness.check import method_checks
+from harness.check.methods import method_checks
 from harness.data import Items, Pairs
 from harness.errors import Mistake
 from harness.learning.amortised import as_shown, divergence

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import spearmanr
 from torch.distributions import Categorical, Normal
 
-from harness.check import method_checks
+from harness.check.methods import method_checks
 from harness.data import Items
 from harness.method import Run
 from harness.methods.dpl import Dpl

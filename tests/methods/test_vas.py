@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.check import method_checks
+from harness.check.methods import method_checks
 from harness.data import TEXT, Items, PreferenceDataset
 from harness.errors import Mistake
 from harness.learning import policy

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from harness.check import task_checks
+from harness.check.tasks import task_checks
 from harness.cli import app
 from harness.errors import Missing, Mistake
 from harness.store.prepared import open_prepared

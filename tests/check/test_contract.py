@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from harness import registry
-from harness.check import check_name, in_miniature, method_checks, task_checks
+from harness.check.contract import check_name
+from harness.check.methods import in_miniature, method_checks
+from harness.check.tasks import task_checks
 from harness.data import Splits
 from harness.errors import Mistake
 from harness.methods.chance import Chance

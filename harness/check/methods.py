@@ -1,71 +1,28 @@
-"""The contract every task and method must keep, for `manyminds check` and for the tests."""
+"""What every method must keep."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
-import inspect
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from threadpoolctl import threadpool_limits
 
 from harness import registry
-from harness.data import TEXT, Leak, Pairs, PreferenceDataset, Splits, arrays, digest
-from harness.errors import Mistake
-from harness.inference import answer
+from harness.check.findings import _apart, _described, _finite, _missing, _settled, arrays_of
+from harness.data import TEXT, Pairs, PreferenceDataset, arrays, digest
 from harness.inference.cache import ids_of
 from harness.method import Manifest, Method, Run
 from harness.models import small
-from harness.parallel import one_torch_thread
 from harness.store.store import FOLDER
-from harness.task import Task
-from harness.trials.prepare import enough_context, told
 from harness.trials.run import per_pair, run_trial
-from harness.trials.trial import Trial, fields_of, hashed, task_identity
-
-SAME = 1e-4  # log-odds: float32 answers to the same question asked in another order
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check that ran: what it asked, and what is wrong, if anything."""
-
-    what: str
-    problem: str | None
-
-
-def check_name(name: str) -> Iterator[Finding]:
-    """Every check of the task and of the method of that name. Raises Mistake where there is neither."""
-    kinds = [kind for kind in ("task", "method") if name in registry.names(kind)]
-    if not kinds:
-        known = registry.names("task") | registry.names("method")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else "manyminds list shows all; a file of yours is named by its path"
-        )
-        raise Mistake(f"there is no task or method {name!r}", hint)
-    with threadpool_limits(1), one_torch_thread():
-        for kind in kinds:
-            thing = registry.load(kind, name)
-            made = _ask("every field has a default", lambda: thing() and None)
-            yield made
-            if made.problem:
-                continue
-            with contextlib.ExitStack() as stack:
-                method = stack.enter_context(in_miniature(thing())) if kind == "method" else None
-                battery = method_checks(method) if method else task_checks(thing())
-                for what, check in battery:
-                    with answer.answered_by(without_sense) if method else contextlib.nullcontext():
-                        found = _ask(f"{kind} {name}: {what}", check)
-                    yield found
+from harness.trials.trial import Trial, fields_of, hashed
 
 
 @contextlib.contextmanager
@@ -83,107 +40,6 @@ def in_miniature(method: Method) -> Iterator[Method]:
             yield replace(method, **{name: value for name, value in less.items() if name in fields_of(method)})
         finally:
             os.environ.pop(FOLDER) if before is None else os.environ.update({FOLDER: before})
-
-
-def _ask(what: str, check: Callable[[], str | None]) -> Finding:
-    try:
-        return Finding(what, check())
-    except Mistake:
-        raise
-    except Exception as error:
-        return Finding(what, told(error))
-
-
-def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """(question, check) for each rule of a task; a check returns what is wrong, or None.
-
-    Checks are asked as they come: what cannot be built is asked nothing more.
-    """
-    made: list[tuple[PreferenceDataset, Splits]] = []
-
-    def builds() -> str | None:
-        data = task.build(0)
-        splits = task.split(data, 0)
-        if not isinstance(data, PreferenceDataset) or not isinstance(splits, Splits):
-            return "build must return a PreferenceDataset, and split Splits"
-        made.append((data, splits))
-        return None
-
-    yield "its file says in one line what it is", lambda: _described(task)
-    yield "its settings can be a key", lambda: hashed(task_identity(task, 0)) and None
-    yield "its fields take nothing else than they say", lambda: _settled(task)
-    yield "it builds and splits", builds
-    if not made:
-        return
-    data, splits = made[0]
-    query = splits.panels["test"].query if "test" in splits.panels else splits.train
-    users = {name: set(panel.query.people.tolist()) for name, panel in splits.panels.items()}
-
-    def leaks() -> str | None:
-        try:
-            splits.check()
-        except Leak as leak:
-            return str(leak)
-        return None
-
-    def position() -> str | None:
-        label = data.pairs.label
-        bound = 4.5 * 0.5 / np.sqrt(len(label))  # labels are at most as spread as coin flips
-        return None if abs(label.mean() - 0.5) < bound else f"left wins {label.mean():.3f} of {len(label)} pairs"
-
-    def number() -> str | None:
-        left, right = data.pairs.left, data.pairs.right
-        times = np.bincount(np.r_[left, right], minlength=len(data.pairs.items))
-        once = (times[left] == 1) & (times[right] == 1)  # nothing else is known of these items
-        label = np.where(left < right, data.pairs.label, 1 - data.pairs.label)[once]
-        if not once.any() or abs(label.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(once.sum()):
-            return None
-        return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
-
-    def another_seed() -> str | None:
-        other = task.split(task.build(1), 1)
-        changed = digest(arrays_of(splits)) != digest(arrays_of(other))
-        return None if changed else "seeds 0 and 1 give the same split"
-
-    def enough() -> str | None:
-        try:
-            enough_context(task, splits)
-        except Mistake as mistake:
-            return mistake.message
-        return None
-
-    yield "the same seed builds the same data", lambda: _differ(digest(arrays(task.build(0))), digest(arrays(data)))
-    yield (
-        "the same seed splits the same way",
-        lambda: _differ(digest(arrays_of(task.split(data, 0))), digest(arrays_of(splits))),
-    )
-    yield "another seed gives another split", another_seed
-    yield (
-        "panels are at least validation, seen and test",
-        lambda: _missing({"validation", "seen", "test"} - set(splits.panels)),
-    )
-    yield "no split leaks", leaks
-    yield (
-        "validation and test people are different",
-        lambda: _missing(users.get("validation", set()) & users.get("test", set())),
-    )
-    yield "everybody has enough pairs to show and one to ask", enough
-    yield "features are float32 and finite", lambda: _features(query)
-    yield (
-        "labels are shares",
-        lambda: None if ((query.label >= 0) & (query.label <= 1)).all() else "a label is outside [0, 1]",
-    )
-    yield "position tells nothing", position
-    yield "an item's number tells nothing", number
-
-
-def arrays_of(splits) -> dict[str, np.ndarray]:
-    """Who is shown and asked what, under stable names."""
-    parts = {"train": splits.train}
-    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
-    columns = ("user", "people", "left", "right", "label", "seconds")
-    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
@@ -345,50 +201,3 @@ def spelled(data: PreferenceDataset) -> PreferenceDataset:
 def without_sense(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
     """Log-odds by a question's hash, for methods that ask a language model: another letter is another answer."""
     return ids_of(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4
-
-
-def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
-    gap = float(np.abs(found - wanted).max(initial=0))
-    return (
-        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"answers differ by up to {gap:.3g}"
-    )
-
-
-def _finite(z: np.ndarray) -> str | None:
-    return None if np.isfinite(z).all() else f"{int((~np.isfinite(z)).sum())} of {len(z)} log-odds are not finite"
-
-
-def _differ(a: str, b: str) -> str | None:
-    return None if a == b else "two runs of one seed differ"
-
-
-def _missing(names: set) -> str | None:
-    return f"{', '.join(map(str, sorted(names)))}" if names else None
-
-
-def _features(pairs: Pairs) -> str | None:
-    features = pairs.items.features
-    if features is None:
-        return None if pairs.items.text is not None else "items have neither features nor text"
-    return (
-        None
-        if features.dtype == np.float32 and np.isfinite(features).all()
-        else f"features are {features.dtype}, or not all finite"
-    )
-
-
-def _settled(thing: Task | Method) -> str | None:
-    for field in dataclasses.fields(thing):
-        try:
-            replace(thing, **{field.name: object()})
-        except Mistake:
-            continue
-        except Exception:
-            pass
-        return f"{field.name} takes anything: begin __post_init__ with super().__post_init__()"
-    return None
-
-
-def _described(thing: Task | Method) -> str | None:
-    line = (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()
-    return None if line and 10 <= len(line[0]) <= 130 else "begin the file with a docstring of one line"

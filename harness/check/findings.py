@@ -1,0 +1,68 @@
+"""Findings, and the comparisons that make them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.errors import Mistake
+from harness.method import Method
+from harness.task import Task
+
+SAME = 1e-4  # log-odds: float32 answers to the same question asked in another order
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check that ran: what it asked, and what is wrong, if anything."""
+
+    what: str
+    problem: str | None
+
+
+def arrays_of(splits) -> dict[str, np.ndarray]:
+    """Who is shown and asked what, under stable names."""
+    parts = {"train": splits.train}
+    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
+    columns = ("user", "people", "left", "right", "label", "seconds")
+    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
+    gap = float(np.abs(found - wanted).max(initial=0))
+    return (
+        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"answers differ by up to {gap:.3g}"
+    )
+
+
+def _finite(z: np.ndarray) -> str | None:
+    return None if np.isfinite(z).all() else f"{int((~np.isfinite(z)).sum())} of {len(z)} log-odds are not finite"
+
+
+def _differ(a: str, b: str) -> str | None:
+    return None if a == b else "two runs of one seed differ"
+
+
+def _missing(names: set) -> str | None:
+    return f"{', '.join(map(str, sorted(names)))}" if names else None
+
+
+def _settled(thing: Task | Method) -> str | None:
+    for field in dataclasses.fields(thing):
+        try:
+            replace(thing, **{field.name: object()})
+        except Mistake:
+            continue
+        except Exception:
+            pass
+        return f"{field.name} takes anything: begin __post_init__ with super().__post_init__()"
+    return None
+
+
+def _described(thing: Task | Method) -> str | None:
+    line = (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()
+    return None if line and 10 <= len(line[0]) <= 130 else "begin the file with a docstring of one line"
