@@ -308,8 +308,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Runs what published claims rest on, and says of each whether it holds."""
-    from harness.claims import page as claims
     from harness.claims import reproduce as claims
+    from harness.claims.page import print_verdicts, write_page
 
     if not what and not every:
         for file, (paper, listed) in claims.catalogue().items():
@@ -349,9 +349,9 @@ def reproduce(
     if as_json:
         print(json.dumps([judged.as_dict() for judged in found], indent=1, allow_nan=False))
     else:
-        claims.print_verdicts(found)
+        print_verdicts(found)
         page = (
-            claims.write_page(found, parts, opened, names, quick) if not unwritable else f"none: {unwritable.message}"
+            write_page(found, parts, opened, names, quick) if not unwritable else f"none: {unwritable.message}"
         )
         err.print(f"\npage:    {page}")
         err.print(f"done in {time.monotonic() - began:.0f} s")

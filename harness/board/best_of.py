@@ -26,7 +26,7 @@ class Candidates:
     tie: float  # utilities that differ by no more are equal: traits counted in a text often are
 
 
-def candidates(prepared: Prepared) -> Candidates | None:
+def candidates_of(prepared: Prepared) -> Candidates | None:
     """None where a task has no candidates, or nobody knows what they are worth."""
     panel, truth = prepared.splits.panels["test"], prepared.truth
     if panel.choices is None or truth is None:
@@ -47,7 +47,7 @@ def preferred(a: np.ndarray, b: np.ndarray, tie: float) -> np.ndarray:
 
 @lru_cache(64)  # a board reads the same for each of its methods, one a seed and task
 def _candidates(store: Store, task_key: str) -> Candidates | None:
-    return candidates(open_prepared(store, task_key))
+    return candidates_of(open_prepared(store, task_key))
 
 
 def chosen(store: Store, trial: Trial) -> dict[int, np.ndarray]:
@@ -57,16 +57,16 @@ def chosen(store: Store, trial: Trial) -> dict[int, np.ndarray]:
 
 
 def outcomes(store: Store, trial: Trial, reference: Trial | None = None) -> pl.DataFrame | None:
-    """What a finished trial's choices are worth, as `worth` has it; None where nobody chose, or nobody knows."""
+    """What a finished trial's choices are worth, as `worth_of_choices` has it; None where nobody chose, or nobody knows."""
     if "test.choices.npy" not in store.read("tasks", trial.task_key)["files"]:
         return None  # and nothing is opened: boards of a thousand trials have none
     mine = chosen(store, trial)
     if not mine or (known := _candidates(store, trial.task_key)) is None:
         return None
-    return worth(known, mine, {} if reference is None else chosen(store, reference))
+    return worth_of_choices(known, mine, {} if reference is None else chosen(store, reference))
 
 
-def worth(known: Candidates, mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> pl.DataFrame:
+def worth_of_choices(known: Candidates, mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> pl.DataFrame:
     """A row per (shots, n, person), from choices by shots. All n compare with the same two: all candidates, and the best.
 
     gain: mean over prompts of the utility of the one chosen of the first n, less that of all candidates.

@@ -9,8 +9,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from harness.board import best_of as best_of_module
-from harness.board.best_of import Candidates, preferred
+from harness.board.best_of import Candidates, candidates_of, chosen, preferred, worth_of_choices
 from harness.scores.stats import derangement
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
@@ -90,7 +89,7 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
     swapped: the gain of the text that was written for another person, by a fixed derangement, to this one.
     mean_user: the gain of the mean user (of the truth's population, or else of the test people): what adapting to one
         person brings the others, or costs them; absent where he wants nothing, as opposite users are equally common.
-    above, room: over the mean of the prompts' frozen candidates, and that of the best of them: as steer.worth has it,
+    above, room: over the mean of the prompts' frozen candidates, and that of the best of them: as best_of.worth_of_choices has it,
         so that above / room is 0 for a random candidate and 1 for the best.
     win_random: probability of being preferred to one of the candidates at random.
     """
@@ -134,7 +133,7 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
 
 def candidates(texts: Texts, prepared: Prepared) -> Candidates | None:
     """The frozen candidates of the prompts written to, and what they are worth to the people written to."""
-    found = best_of_module.candidates(prepared)
+    found = candidates_of(prepared)
     if found is None:
         return None
     n = len(texts.people)
@@ -143,12 +142,12 @@ def candidates(texts: Texts, prepared: Prepared) -> Candidates | None:
 
 @lru_cache(1024)
 def best_of(store: Store, trial: Trial) -> pl.DataFrame | None:
-    """What stands beside the texts: `steer.worth` of the trial's own choices, for the same people and prompts.
+    """What stands beside the texts: `best_of.worth_of_choices` of the trial's own choices, for the same people and prompts.
 
     A row per (shots, n, person); None where the trial wrote nothing, or its candidates' worth is unknown.
     """
     texts = read(store, trial)
     known = None if texts is None else candidates(texts, open_prepared(store, trial.task_key))
-    places = {} if known is None else best_of_module.chosen(store, trial)
+    places = {} if known is None else chosen(store, trial)
     places = {n: p[: len(texts.people), : texts.prompts] for n, p in places.items() if n in texts.rows}
-    return best_of_module.worth(known, places, {}) if places else None
+    return worth_of_choices(known, places, {}) if places else None

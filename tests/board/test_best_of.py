@@ -89,7 +89,7 @@ def asked(n_users: int, items: int) -> Pairs:
 def known(users: np.ndarray, items: np.ndarray, choices: np.ndarray) -> best_of.Candidates:
     query = replace(asked(len(users), len(items)), people=np.arange(len(users), dtype=np.int32))
     panel = Panel(query, query, choices)
-    return best_of.candidates(Prepared(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items))))
+    return best_of.candidates_of(Prepared(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items))))
 
 
 def table(rewards: list) -> tuple[dict, tuple[torch.Tensor]]:

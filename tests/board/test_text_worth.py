@@ -289,7 +289,7 @@ def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, m
     texts = text_worth.read(few, trial)
     assert len(texts.people) == 4 and texts.prompts == 3 and set(texts.rows) == {REFERENCE, 0, 5}
     prepared, places = open_prepared(store, trial.task_key), best_of.chosen(few, trial)
-    known = best_of.candidates(prepared)
+    known = best_of.candidates_of(prepared)
     beside = text_worth.best_of(few, trial).filter(shots=5, n=4)
     picked = np.take_along_axis(known.utility, places[5], 2)[:4, :3, -1]
     assert beside["gain"].to_numpy() == pytest.approx(picked.mean(1) - known.utility[:4, :3].mean((1, 2)), abs=1e-6)
