@@ -13,9 +13,9 @@ import requests  # noqa: E402
 from ray import exceptions, job_submission  # noqa: E402
 
 from harness import errors, registry  # noqa: E402
-from harness.sources import public_files
-from harness.store import provenance
-from harness.trials import suite
+from harness.sources import public_files  # noqa: E402
+from harness.store import provenance  # noqa: E402
+from harness.trials import suite  # noqa: E402
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -37,7 +37,7 @@ def test_statistics_know_nothing_of_the_rest():
 
 
 def test_looking_up_is_light():
-    code = "import sys; from harness.cli import app; from harness import registry, doctor; from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
+    code = "import sys; from harness.cli.main import app; from harness import registry; from harness.cli import doctor; from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from harness.cli import main
+from harness.cli.main import app
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 FILES = dict(re.findall(r"^```(?:python|toml) (\S+)\n(.*?)^```", README, re.M | re.S))
@@ -17,7 +18,7 @@ COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", README, re.M | re
 def call(line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", shlex.split(line))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     out = capsys.readouterr()
     assert not ended.value.code, out.err
     return out.out
@@ -46,5 +47,5 @@ def test_examples_are_as_short_as_promised():
 
 
 def test_every_verb_is_named():
-    verbs = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert verbs == set(re.findall(r"^\| `manyminds (\w+)", README, re.M))

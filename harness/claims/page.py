@@ -106,7 +106,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     page = Environment(
-        loader=PackageLoader("harness", "."),
+        loader=PackageLoader("harness.claims", "."),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -114,7 +114,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     results = {part.suite.name: part.results for part in parts if part.results}
     words = ["claims", *dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
     path = store.root / "boards" / f"{'-'.join(words)}.html"
-    html = page.get_template("claims.html").render(
+    html = page.get_template("page.html").render(
         found=found,
         quick=quick,
         figure=figure,

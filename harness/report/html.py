@@ -30,6 +30,7 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.write_texts import MAX_PROMPTS, WRITERS
 
+DRAWN_BY = (Path(__file__).parent, Path(learned_axes.__file__).parent)  # a change in these folders makes a page anew
 WORDS = {
     "rank": "as scored, and in brackets the ranks it may have (95 %, all methods at once)",
     "accuracy": "share of observed labels predicted, mean over people, 95 % interval over people and seeds; "
@@ -70,7 +71,7 @@ def write_html(board: Board, store: Store, reader: str | None = None) -> Path:
     path = store.root / "boards" / f"{board.suite.name}.html"
     named = generate.make_generator(learned_axes.with_options(reader)).canonical if reader else None
     shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), named]).encode())
-    for file in (Path(__file__), Path(__file__).with_name("report.html"), Path(learned_axes.__file__)):
+    for file in sorted(f for folder in DRAWN_BY for f in folder.iterdir() if f.suffix in (".py", ".html")):
         shown.update(file.read_bytes())
     stamp = f"<!-- {shown.hexdigest()} -->"
     if path.exists() and path.read_text().startswith(stamp):
@@ -88,7 +89,7 @@ def page(board: Board, readings: dict[Task, Reading] | None = None, reader: str 
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("harness", "."),
+        loader=PackageLoader("harness.report", "."),
         autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -110,6 +111,6 @@ def page(board: Board, readings: dict[Task, Reading] | None = None, reader: str 
         "worse_text": worse_text,
         "written_tables": written_tables,
     }
-    return environment.get_template("report.html").render(
+    return environment.get_template("board.html").render(
         board=board, reference=REFERENCE, figures=figures, sweeps=sweep_figures, **helpers
     )

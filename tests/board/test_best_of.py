@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.board import best_of
-from harness.board.best_of import normalised, overoptimised, preferred, worth
+from harness.board.best_of import normalised, overoptimised, preferred, worth_of_choices
 from harness.board.make import make_board
 from harness.claims import schema
 from harness.claims.judge import check_selections
@@ -120,7 +120,7 @@ def test_two_people_two_prompts_four_candidates_by_hand():
     assert counts(4) == [1, 2, 4] and places.dtype == np.uint8
     assert places.tolist() == [[[0, 0, 2], [0, 1, 1]], [[0, 1, 3], [0, 0, 0]]]
     # Utilities 1 3 3 0 and 2 2 5 1: mean 1.75 and 2.5, best 3 and 5. The second person wants the opposite: 0 and -1.
-    found = worth(known(np.array([[1], [-1]]), np.array(items), choices), {5: places.astype(int)}, {5: places[::-1]})
+    found = worth_of_choices(known(np.array([[1], [-1]]), np.array(items), choices), {5: places.astype(int)}, {5: places[::-1]})
     assert found["room"].to_list() == pytest.approx(3 * [4 - 2.125, -0.5 + 2.125])
     one = found.filter(person=0)
     assert one["n"].to_list() == [1, 2, 4]
@@ -162,7 +162,7 @@ def test_noise_as_large_as_the_truth_costs_the_correlation():
     noisy = torch.from_numpy(np.float32((utility + rng.normal(size=utility.shape)).T))
     choices = np.arange(prompts * n, dtype=np.int32).reshape(prompts, n)
     places = choose(Table(), {}, (noisy,), asked(1, prompts * n), choices)
-    found = worth(known(np.ones((1, 1)), utility, choices), {0: places.astype(int)}, {})
+    found = worth_of_choices(known(np.ones((1, 1)), utility, choices), {0: places.astype(int)}, {})
     ratio = dict(zip(found["n"], found["gain"] / found["room"], strict=True))
     expected = {k: EXPECTED_MAX[k] / EXPECTED_MAX[16] / np.sqrt(2) for k in EXPECTED_MAX}
     assert ratio == pytest.approx(expected, abs=0.02)  # two and a half standard errors of the choice of one

@@ -9,13 +9,14 @@ import polars as pl
 import pytest
 import torch
 
-from harness import cli, registry
+from harness import registry
 from harness.board import best_of, text_worth
 from harness.board.make import make_board
 from harness.board.text_worth import Texts
 from harness.claims.measures import measured
 from harness.claims.results import Results, Unfinished
 from harness.claims.schema import Check, Selection, read_table
+from harness.cli import main
 from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import Mistake
 from harness.method import WRITTEN, Run
@@ -448,7 +449,7 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     def show(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["manyminds", "show", *map(str, words), "--store", str(store.root)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         said = capsys.readouterr()
         return ended.value.code or 0, said.out, " ".join(said.err.split())
 

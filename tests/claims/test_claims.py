@@ -19,7 +19,7 @@ from harness.claims.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, 
 from harness.claims.measures import measured
 from harness.claims.results import Results, Unfinished, Values, difference
 from harness.claims.schema import Check, Claim, Selection
-from harness.cli import app
+from harness.cli.main import app
 from harness.errors import Mistake
 from harness.store.store import Store
 from harness.trials.finish import finish_all

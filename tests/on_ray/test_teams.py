@@ -18,7 +18,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from harness import cli, registry
+from harness import registry
+from harness.cli import main
 from harness.errors import Mistake
 from harness.models import small
 from harness.on_ray import session
@@ -299,7 +300,7 @@ def test_what_is_not_there_is_said_at_once(monkeypatch, capsys, tmp_path, there,
     words = ["manyminds", "run", tmp_path / "suite.toml", "--store", tmp_path / "store", *words]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     told = " ".join(capsys.readouterr().err.split())
     assert ended.value.code == 2 and message in told and hint in told
     assert not any((tmp_path / "store" / "tasks").iterdir())  # nothing has begun

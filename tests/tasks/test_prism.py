@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from harness.check.tasks import task_checks
-from harness.cli import app
+from harness.cli.main import app
 from harness.errors import Missing, Mistake
 from harness.store.prepared import open_prepared
 from harness.store.store import Store

@@ -16,10 +16,10 @@ import pytest
 import typer
 import yaml
 
-from harness.cli import app
+from harness.cli.main import app
 from harness.errors import Mistake
+from harness.registry import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = Path(os.environ.get("MANYMINDS_SCHEMAS", ROOT.parent / "shared" / "schemas"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text()

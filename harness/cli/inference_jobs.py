@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 
+from harness.cli.terminal import bar, err
 from harness.inference.cache import Index
 from harness.inference.jobs import Job, make_here
 from harness.store.store import Store
-from harness.terminal import bar, err
 
 MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
 

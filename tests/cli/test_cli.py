@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from harness import cli
 from harness.board.make import make_board
+from harness.cli import main
+from harness.registry import ROOT
 from harness.sources.public_files import Source
 from harness.store.store import STEPS, Store
 from harness.trials.plan import make_plan
@@ -26,7 +26,7 @@ def call(monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["manyminds", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         out = capsys.readouterr()
         assert "Traceback" not in out.err
         return ended.value.code or 0, out.out, out.err
@@ -92,7 +92,7 @@ def test_data_is_fetched_once_and_believed_by_its_checksum(tmp_path, no_data, mo
     origin.unlink()
     assert source.path() == found
     found.write_text("a,b\n1,3\n")
-    with pytest.raises(cli.Mistake, match="is not the file its source serves"):
+    with pytest.raises(main.Mistake, match="is not the file its source serves"):
         source.path()
 
 
@@ -265,14 +265,14 @@ def test_a_finished_suite_fits_nothing_and_starts_no_ray(suite, tmp_path, call):
     """In a process of its own: no Ray is imported, nothing is fitted, and it is over well within ten seconds."""
     file, where = suite(TINY), ["--store", str(tmp_path / "s"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
     assert call("run", file, *where, "--local")[0] == 0
-    code = "import sys; from harness import cli, run; run.run_trial = None; sys.argv[1:1] = ['run']\ntry: cli.main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
+    code = "import sys; from harness import cli, run; run.run_trial = None; sys.argv[1:1] = ['run']\ntry: main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
     again = subprocess.run(
         [sys.executable, "-c", code, str(file), *where],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     assert again.stdout.endswith("NONE\n") and "18 finished before" in again.stderr
 
@@ -287,7 +287,7 @@ def results(store):
 def in_background(file, store, **environment):
     command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", store, "--json"]
     environment = {k: str(v) for k, v in environment.items()}
-    where = Path(__file__).parent.parent
+    where = ROOT
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where, env=os.environ | environment
     )
@@ -330,7 +330,7 @@ def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
         command,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     store = Store(tmp_path / "s")

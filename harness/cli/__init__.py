@@ -1,0 +1,3 @@
+"""The `manyminds` command."""
+
+from harness.cli.main import main as main

@@ -1,0 +1,43 @@
+"""The app that verbs belong to, and what they share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+from harness import registry
+from harness.cli.terminal import bar
+from harness.store.store import FOLDER, Store
+
+app = typer.Typer(
+    help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def use_data(data: Path | None) -> None:
+    if data is not None:
+        os.environ["MANYMINDS_DATA"] = str(data.absolute())
+
+
+def use_store(store: Path) -> Store:
+    """The store, known from here on to whatever reads rows from it."""
+    os.environ[FOLDER] = str(store.absolute())
+    return Store.current()
+
+
+def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
+    """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
+    use_data(data)
+    registry.add_plugins(plugin or [])
+    from harness.trials.plan import make_plan
+    from harness.trials.suite import read_suite
+
+    read = read_suite(suite)
+    opened = use_store(store).open()
+    with bar("preparing", len(read.tasks) * len(read.seeds)) as step:
+        return make_plan(read, opened, lambda: step(1), make), opened

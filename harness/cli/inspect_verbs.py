@@ -1,0 +1,150 @@
+"""Verbs that look: list, check, plan, show, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import registry
+from harness.cli.app import plan_suite, use_data, use_store
+from harness.cli.options import DataDir, Json, Plugins, StoreDir, SuiteFile
+from harness.cli.terminal import err
+from harness.errors import Mistake
+from harness.store.store import Store
+
+
+def list_(plugin: Plugins = None, as_json: Json = False) -> None:
+    """Tasks and methods, a line each."""
+    registry.add_plugins(plugin or [])
+    kinds = {"tasks": registry.names("task"), "methods": registry.names("method")}
+    if as_json:
+        print(json.dumps(kinds, indent=1))
+        return
+    width = max(len(name) for known in kinds.values() for name in known)
+    for kind, known in kinds.items():
+        print(f"{kind}:")
+        print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="A task's or method's name, or a file that holds one.")],
+    data: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Holds a task or method against the contract that all of them keep."""
+    use_data(data)
+    if name.endswith(".py") or "/" in name:
+        registry.add_plugins([name])
+        name = Path(name).stem
+    from harness.check.contract import check_name
+
+    failed, findings = 0, []
+    for found in check_name(name):
+        failed += found.problem is not None
+        findings.append(dataclasses.asdict(found))
+        if not as_json:
+            print(
+                f"{'ok  ' if found.problem is None else 'FAIL'} {found.what}{f': {found.problem}' if found.problem else ''}"
+            )
+    if as_json:
+        print(json.dumps(findings, indent=1))
+    err.print(f"{name}: {len(findings)} checks ran, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+def plan(
+    suite: SuiteFile,
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would do: trials, what it could detect, and how long it would take."""
+    planned, opened = plan_suite(suite, store, data, plugin)
+    from harness.trials.plan import forecast
+
+    told = forecast(planned, opened)
+    if as_json:
+        print(json.dumps(told, indent=1))
+        return
+    print(f"{planned.suite.title}  [{planned.suite.name} {planned.suite.digest}]")
+    print(
+        f"trials: {told['trials']}, of which {told['finished']} are finished; about {told['seconds_left']:.0f} s of work left"
+    )
+    for task in told["tasks"]:
+        print(
+            f"  {task['task']}: {task['people']} test people, {task['queries']} queries each, {task['seeds']} seeds; "
+            f"detects a gain of {task['detectable']:.3f} (margin {planned.suite.margin:g})"
+        )
+    print(
+        "detects: with 80 % power at 5 %, if two methods differ on a fifth of the queries (intra-person correlation .05)"
+    )
+    for refusal in told["refusals"]:
+        print(f"  {refusal['method']} sits out {refusal['task']}: {refusal['reason']}")
+
+
+def show(
+    key: Annotated[str, typer.Argument(help="A trial's key.")],
+    store: StoreDir = Path("store"),
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the language model it trained, ready to load.", show_default=False),
+    ] = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """One trial: what it was, how it ran, and why it failed if it did; or the language model that it trained."""
+    opened = use_store(store)
+    matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
+    if len(matching) != 1:
+        keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
+        raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
+    found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+    registry.add_plugins(plugin or [])
+    if save:
+        if as_json:
+            raise Mistake("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
+        from harness.trials.export import save_trained
+
+        print(save_trained(opened, found, save))
+        return
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for part in ("identity", "facts"):
+        for name, value in found.get(part, {}).items():
+            if name == "curves":
+                value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
+            print(f"{name:24} {json.dumps(value)}")
+    print(
+        found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]),
+        end="",
+    )
+    if "written.arrow" in found.get("files", {}):
+        from harness.board.text_worth import samples
+
+        for whose, text in samples(opened, found):
+            print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
+    if "learned.safetensors" in found.get("files", {}):
+        from harness.trials.export import exports
+
+        if exports(found):
+            print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
+
+
+def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: Json = False) -> None:
+    """Checks this machine, the store and the security defaults, a line each."""
+    use_data(data)
+    from harness.cli.doctor import examine
+
+    findings = list(examine(Store(store)))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(f) for f in findings], indent=1))
+    else:
+        for f in findings:
+            print(f"{f.state:4} {f.what}: {f.detail}{f'  hint: {f.hint}' if f.hint else ''}")
+    raise typer.Exit(1 if any(f.state == "BAD" for f in findings) else 0)
