@@ -65,7 +65,7 @@ class Row:
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
-    text_worth: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
+    written: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
     costs: dict[str, float] = field(default_factory=dict)
     users: pl.DataFrame | None = None  # person, asked, accuracy, gain
 

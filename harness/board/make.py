@@ -46,7 +46,7 @@ class _Cells:
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
     steered: pl.DataFrame | None  # `steer.outcomes`, a row per (shots, n, cell)
-    text_worth: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
+    written: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
     beside: pl.DataFrame | None  # `written.best_of`, a row per (shots, n, such a person)
 
 
@@ -204,7 +204,7 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
         "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
         "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
         "best_of": {} if cells.steered is None else _best_of(cells, complete),
-        "written": {} if cells.text_worth is None else _written(cells, complete),
+        "written": {} if cells.written is None else _written(cells, complete),
     }
 
 
@@ -245,7 +245,7 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
 def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
     """Intervals are over people and seeds, as all others."""
     found = {}
-    for (shots,), table in cells.text_worth.partition_by("shots", as_dict=True, maintain_order=True).items():
+    for (shots,), table in cells.written.partition_by("shots", as_dict=True, maintain_order=True).items():
         person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
 
         def points(values: dict, person=person, seed=seed) -> dict:

@@ -39,7 +39,7 @@ class Dpo(Method):
     preferred less rejected) and accuracy of the steps' pairs, and of validation pairs.
     """
 
-    parallel: ClassVar[bool] = True
+    together: ClassVar[bool] = True
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
     tune: Literal["lora", "full"] = "lora"

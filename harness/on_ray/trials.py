@@ -51,7 +51,7 @@ def run_on_ray(
     on_progress: Callable[[int], object] = lambda n: None,
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     per_method: bool | None = None,
-    parallel: int = 1,
+    together: int = 1,
 ) -> None:
     """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
 
@@ -71,20 +71,20 @@ def run_on_ray(
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    policies = [t for t in trials if type(t.method).parallel]
+    policies = [t for t in trials if type(t.method).together]
     if policies and "RAY_ADDRESS" not in os.environ:
-        _check_room(parallel, os.cpu_count(), gpus_here())
+        _check_room(together, os.cpu_count(), gpus_here())
     cores = min(workers or os.cpu_count(), len(trials))
-    with session.cluster(store, max(cores, parallel) if policies else cores) as results:
+    with session.cluster(store, max(cores, together) if policies else cores) as results:
         nodes = sum(node["Alive"] for node in ray.nodes())
         cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
         if policies:
-            _check_room(parallel, cores, gpus)
-        teams = make_teams(policies, seconds, parallel, workers or cores, gpus) if gpus or parallel > 1 else []
-        others = [t for t in trials if not (teams and type(t.method).parallel)]  # a policy alone on a core is one
+            _check_room(together, cores, gpus)
+        teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
+        others = [t for t in trials if not (teams and type(t.method).together)]  # a policy alone on a core is one
         workers = min(workers or max(1, cores), len(others))
         groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
-        sizes = share_out(groups, seconds, workers) + [parallel] * len(teams)
+        sizes = share_out(groups, seconds, workers) + [together] * len(teams)
         in_teams = [False] * len(groups) + [True] * len(teams)
         groups += teams
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
@@ -159,10 +159,10 @@ def make_groups(
 
 
 def make_teams(
-    policies: Sequence[Trial], seconds: dict[Trial, float], parallel: int, cores: int, gpus: int
+    policies: Sequence[Trial], seconds: dict[Trial, float], together: int, cores: int, gpus: int
 ) -> list[list[Trial]]:
     """Groups of trials that `together` workers run together: as many as there are GPUs for, or without GPUs cores."""
-    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // parallel))
+    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // together))
     return [[policies[i] for i in some] for some in split if some]
 
 
@@ -297,7 +297,7 @@ class _Stop(UserCallback):
                 raise error
 
 
-def check_gpus(parallel: int, store: Store) -> None:
+def check_gpus(together: int, store: Store) -> None:
     """Raises Mistake where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
     if "RAY_ADDRESS" in os.environ:
         with session.cluster(store, 1):
@@ -306,7 +306,7 @@ def check_gpus(parallel: int, store: Store) -> None:
         gpus = gpus_here()
     if not gpus:
         raise Mistake("there is no GPU here", "leave out --gpu to train on cores, or name a cluster by RAY_ADDRESS")
-    _check_room(parallel, 0, gpus)
+    _check_room(together, 0, gpus)
 
 
 def gpus_here() -> int:
@@ -315,12 +315,12 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _check_room(parallel: int, cores: int, gpus: int) -> None:
+def _check_room(together: int, cores: int, gpus: int) -> None:
     room, what = (gpus, "GPU") if gpus else (cores, "core")
-    if parallel > room:
+    if together > room:
         there = f"{room} {what}" + ("s" if room > 1 else "")
         raise Mistake(
-            f"--together {parallel} asks for {parallel} {what}s, and there is no more than {there}",
+            f"--together {together} asks for {together} {what}s, and there is no more than {there}",
             f"--together {room}",
         )
 
