@@ -42,7 +42,7 @@ class Items:
         x = self.features
         if x is None:
             return
-        if x.ndim != 2 or x.dtype.kind not in "iuf" or self.text is not None and len(x) != len(self.text):
+        if x.ndim != 2 or x.dtype.kind not in "iuf" or (self.text is not None and len(x) != len(self.text)):
             raise Mistake(
                 f"features are {x.dtype} of shape {x.shape}"
                 + ("" if self.text is None else f" for {len(self.text)} texts"),

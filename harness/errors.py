@@ -1,5 +1,10 @@
 """An error a user can cause and mend: what is wrong, and what to type."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class Mistake(Exception):
     """Shown as the message, a blank line and `hint:`, without a traceback; the command exits with 2."""
@@ -17,3 +22,12 @@ class Mistake(Exception):
 
 class Missing(Mistake):
     """Data that is not at hand: what else was asked for can go on without it."""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """A hint: the known word nearest to a misspelt one, or `otherwise` where none is near.
+
+    cutoff: how alike they must be, from 0 to 1; .6 is difflib's own.
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else otherwise

@@ -116,4 +116,4 @@ def is_grid(kind: str, name: str, field: str, value: object) -> bool:
     if not isinstance(value, list):
         return False
     hint = typing.get_type_hints(load(kind, name)).get(field)
-    return typing.get_origin(hint) is not tuple or bool(value) and isinstance(value[0], list)
+    return typing.get_origin(hint) is not tuple or (bool(value) and isinstance(value[0], list))

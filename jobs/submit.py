@@ -9,13 +9,13 @@ import zlib
 from urllib.parse import urlsplit
 
 os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
-import requests  # noqa: E402
-from ray import exceptions, job_submission  # noqa: E402
+import requests
+from ray import exceptions, job_submission
 
-from harness import errors, registry  # noqa: E402
-from harness.sources import public_files  # noqa: E402
-from harness.store import provenance  # noqa: E402
-from harness.trials import suite  # noqa: E402
+from harness import errors, registry
+from harness.sources import public_files
+from harness.store import provenance
+from harness.trials import suite
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,7 +46,7 @@ async def submit(address: str, file: str, *options: str) -> bool:
     client = job_submission.JobSubmissionClient(address)
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
-    if state is None or state.is_terminal() and client.delete_job(name):
+    if state is None or (state.is_terminal() and client.delete_job(name)):
         command = shlex.join(["python", "-m", f"jobs.{verb}", file, *options])
         clone = {"working_dir": str(registry.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}

@@ -165,7 +165,7 @@ class Policy(nn.Module):
 
         For the users of whom `shown` tells, or whose latents those are (see Film); without either, unmodulated.
         """
-        unmodulated = self.film is None or shown is None and latent is None
+        unmodulated = self.film is None or (shown is None and latent is None)
         self.modulation = None if unmodulated else self.film.modulation(shown, latent)
         first = int(response.int().argmax(1).min())  # nothing before it is asked for
         target, asked = ids[:, first:], response[:, first:]

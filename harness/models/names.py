@@ -20,7 +20,13 @@ from harness.store.store import Store
 
 ENGINES = ("transformers", "vllm")
 EXAMPLE = "transformers:small, vllm:org/name@REVISION or transformers:./folder"
-WEIGHTS = "*.json *.safetensors *.model *.txt *.jinja".split()  # what loading a model reads; README and .git are not
+WEIGHTS = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+]  # what loading a model reads; README and .git are not
 HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 

@@ -31,6 +31,6 @@ def whole(made: pa.Table, n: int, who: str) -> pa.Table:
         raise ValueError(f"{who} returned {len(made)} rows of {', '.join(made.column_names)} for {n} prompts")
     made = made.select(WRITTEN.names).cast(WRITTEN)
     for name in WRITTEN.names:
-        if made[name].null_count or name in ("kl", "reference") and not np.isfinite(made[name].to_numpy()).all():
+        if made[name].null_count or (name in ("kl", "reference") and not np.isfinite(made[name].to_numpy()).all()):
             raise ValueError(f"{who}: {name} is missing or not finite in some row")
     return made

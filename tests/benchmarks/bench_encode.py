@@ -37,7 +37,33 @@ ROUNDS = 2
 def mixed_texts(count: int) -> pa.Table:
     """Responses as people get them: the median 40 words, one in ten more than 144 (lognormal, sigma 1)."""
     rng = np.random.default_rng(0)
-    words = np.array("the of and to in that it is was for on are as with they be at one have this from by hot".split())
+    words = np.array(
+        [
+            "the",
+            "of",
+            "and",
+            "to",
+            "in",
+            "that",
+            "it",
+            "is",
+            "was",
+            "for",
+            "on",
+            "are",
+            "as",
+            "with",
+            "they",
+            "be",
+            "at",
+            "one",
+            "have",
+            "this",
+            "from",
+            "by",
+            "hot",
+        ]
+    )
     long = np.clip(np.exp(rng.normal(np.log(40), 1, count)), 3, 400).astype(int)
     return pa.table({"response": [f"{i} " + " ".join(rng.choice(words, n)) for i, n in enumerate(long)]})
 

@@ -90,7 +90,33 @@ def build(folder: Path, size: dict, device: str) -> int:
 def mixed_texts(count: int) -> pa.Table:
     """Of lognormal lengths, the median some 200 tokens."""
     rng = np.random.default_rng(0)
-    words = np.array("the of and to in that it is was for on are as with they be at one have this from by hot".split())
+    words = np.array(
+        [
+            "the",
+            "of",
+            "and",
+            "to",
+            "in",
+            "that",
+            "it",
+            "is",
+            "was",
+            "for",
+            "on",
+            "are",
+            "as",
+            "with",
+            "they",
+            "be",
+            "at",
+            "one",
+            "have",
+            "this",
+            "from",
+            "by",
+            "hot",
+        ]
+    )
     long = np.clip(np.exp(rng.normal(np.log(100), 0.8, count)), 5, 500).astype(int)
     return pa.table({"response": [f"{i} " + " ".join(rng.choice(words, n)) for i, n in enumerate(long)]})
 

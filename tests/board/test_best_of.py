@@ -120,7 +120,9 @@ def test_two_people_two_prompts_four_candidates_by_hand():
     assert counts(4) == [1, 2, 4] and places.dtype == np.uint8
     assert places.tolist() == [[[0, 0, 2], [0, 1, 1]], [[0, 1, 3], [0, 0, 0]]]
     # Utilities 1 3 3 0 and 2 2 5 1: mean 1.75 and 2.5, best 3 and 5. The second person wants the opposite: 0 and -1.
-    found = worth_of_choices(known(np.array([[1], [-1]]), np.array(items), choices), {5: places.astype(int)}, {5: places[::-1]})
+    found = worth_of_choices(
+        known(np.array([[1], [-1]]), np.array(items), choices), {5: places.astype(int)}, {5: places[::-1]}
+    )
     assert found["room"].to_list() == pytest.approx(3 * [4 - 2.125, -0.5 + 2.125])
     one = found.filter(person=0)
     assert one["n"].to_list() == [1, 2, 4]

@@ -256,7 +256,7 @@ def test_an_empty_sample_is_an_error(model, monkeypatch):
 def test_seeds_lie_far_apart():
     """Sample k of a prompt draws from seed + k: among 20,000 prompts no two seeds are within 4,096 samples."""
     seeds = sorted(generate.far_seed("maker", text_id(str(i))) for i in range(20_000))
-    assert 0 <= seeds[0] and seeds[-1] < 2**62
+    assert seeds[0] >= 0 and seeds[-1] < 2**62
     assert min(b - a for a, b in itertools.pairwise(seeds)) > 4096
     assert generate.far_seed("maker", text_id("a")) == generate.far_seed("maker", text_id("a"))
     assert generate.far_seed("maker", text_id("a")) != generate.far_seed("another", text_id("a"))

@@ -56,7 +56,7 @@ def test_asks_what_a_naive_loop_would_ask(rule):
             phi, slope = x @ ROOT, expit(z) * expit(-z)
             H = sum((slope[i] * np.outer(phi[i], phi[i]) for i in asked), np.eye(2))
             worth = [phi[i] @ np.linalg.solve(H, phi[i]) * (slope[i] if rule == "slope" else 1) for i in range(len(x))]
-            asked.append(max((i for i in range(len(x)) if i not in asked), key=lambda i: worth[i]))  # noqa: B023
+            asked.append(max((i for i in range(len(x)) if i not in asked), key=lambda i: worth[i]))
         assert found.left[found.user == u].tolist() == rows[asked].tolist()
 
 

@@ -1,0 +1,119 @@
+"""Counts the rooms of the house: modules, imports between them, circles, and the floors that imports make.
+
+python tests/house.py [ROOT]      # figures of a checkout; tests/test_imports.py holds the rules
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+Arrows = dict[str, set[str]]  # who imports -> what it imports
+
+
+def modules(root: Path, *folders: str) -> dict[str, Path]:
+    """Dotted name -> file of every Python module under the folders."""
+    found = {}
+    for folder in folders:
+        for file in sorted((root / folder).rglob("*.py")):
+            parts = file.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever in it; `from a import b` gives `a` and `a.b`.
+
+    Imports for the type checker alone count too: they say who has to know whom.
+    """
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def arrows(known: dict[str, Path]) -> Arrows:
+    """Imports between the known modules; of a package and a module in it, the module counts."""
+    found: Arrows = {name: set() for name in known}
+    for name, file in known.items():
+        hits = {other for other in imports(file) if other in known}
+        found[name] = {h for h in hits if not any(o.startswith(f"{h}.") for o in hits)} - {name}
+    return found
+
+
+def folded(between: Arrows, room_of) -> Arrows:
+    """The same arrows between rooms, such as folders: room_of(module) -> its room."""
+    found: Arrows = {room_of(name): set() for name in between}
+    for name, others in between.items():
+        found[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
+    return found
+
+
+def circles(between: Arrows) -> list[set[str]]:
+    """Sets of rooms that import each other, directly or by way of others (Tarjan 1972)."""
+    number, low, stack, found = {}, {}, [], []
+
+    def visit(room: str) -> None:
+        number[room] = low[room] = len(number)
+        stack.append(room)
+        for other in between[room]:
+            if other not in number:
+                visit(other)
+            if other in stack:
+                low[room] = min(low[room], low[other])
+        if low[room] == number[room]:
+            at = stack.index(room)
+            found.append(set(stack[at:]))
+            del stack[at:]
+
+    for room in between:
+        if room not in number:
+            visit(room)
+    return [group for group in found if len(group) > 1]
+
+
+def floors(between: Arrows) -> dict[str, int]:
+    """Room -> its floor: 0 imports nothing, each other stands one above the highest it imports. Needs no circle."""
+    found: dict[str, int] = {}
+
+    def floor(room: str) -> int:
+        if room not in found:
+            found[room] = 1 + max((floor(other) for other in between[room]), default=-1)
+        return found[room]
+
+    for room in between:
+        floor(room)
+    return found
+
+
+def wing(module: str) -> str:
+    """The folder of a module in harness/ that is a wing, the module itself on the ground floor, and else its top folder."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "harness" else parts[0]
+
+
+def figures(root: Path) -> str:
+    """What `python tests/house.py` prints."""
+    every = arrows(modules(root, "harness", "tasks", "jobs"))
+    rooms = folded(every, wing)
+    lines = [f"modules {len(every)}, imports between them {sum(map(len, every.values()))}"]
+    lines.append(f"circles of modules: {[sorted(group) for group in circles(every)] or 'none'}")
+    lines.append(f"wings and ground rooms {len(rooms)}, imports between them {sum(map(len, rooms.values()))}")
+    lines.append(f"circles of wings: {[sorted(group) for group in circles(rooms)] or 'none'}")
+    if not circles(rooms):
+        lines.append(f"floors of wings {1 + max(floors(rooms).values())}")
+    for room in sorted(rooms):
+        inside = {
+            name: others & {n for n in every if wing(n) == room} for name, others in every.items() if wing(name) == room
+        }
+        if len(inside) > 1 and not circles(inside):
+            lines.append(f"  {room}: {len(inside)} files on {1 + max(floors(inside).values())} floors")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(figures(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))
