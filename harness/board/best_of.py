@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import safetensors.numpy
 
+from harness.board.results import committed
 from harness.scores import stats
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
@@ -52,13 +53,13 @@ def _candidates(store: Store, task_key: str) -> Candidates | None:
 
 def chosen(store: Store, trial: Trial) -> dict[int, np.ndarray]:
     """A finished trial's choices at each number of shots, as `choose` gave them."""
-    content = safetensors.numpy.load(store.load(store.read("trials", trial.key), "predictions.safetensors"))
+    content = safetensors.numpy.load(store.load(committed(store, "trials", trial.key), "predictions.safetensors"))
     return {int(n.rpartition("/")[2]): v.astype(np.int64) for n, v in content.items() if n.startswith("choices/test/")}
 
 
 def outcomes(store: Store, trial: Trial, reference: Trial | None = None) -> pl.DataFrame | None:
     """What a finished trial's choices are worth, as `worth_of_choices` has it; None where nobody chose, or nobody knows."""
-    if "test.choices.npy" not in store.read("tasks", trial.task_key)["files"]:
+    if "test.choices.npy" not in committed(store, "tasks", trial.task_key)["files"]:
         return None  # and nothing is opened: boards of a thousand trials have none
     mine = chosen(store, trial)
     if not mine or (known := _candidates(store, trial.task_key)) is None:

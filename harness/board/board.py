@@ -135,7 +135,7 @@ class Board:
 
 
 def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, stats.WorstUsers):
         return value._asdict()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import safetensors.numpy
 
 from harness.board.board import Board, Row
+from harness.board.results import committed
 from harness.data import Items
 from harness.inference import generate
 from harness.inference.cache import ids_of
@@ -70,7 +71,7 @@ def read(board: Board, store: Store, reader: str | None = None) -> dict[Task, Re
             continue
         roots = ((row, root_of(row, facts["feature_dim"], store)) for row in task.rows if row.rank)
         row, root = next(((row, root) for row, root in roots if root is not None), (None, None))
-        if row is not None:
+        if row is not None and root is not None and prepared is not None:
             train = open_prepared(store, prepared["key"]).splits.train
             items = np.unique([train.left, train.right])
             axes = axes_of(train.items, items, root)
@@ -84,7 +85,7 @@ def root_of(row: Row, d: int, store: Store) -> np.ndarray | None:
 
     Of a mixture (lore) it is the basis times a root of the prior of the shares.
     """
-    manifest = store.read("trials", row.keys[0])
+    manifest = committed(store, "trials", row.keys[0])
     if row.method.together or "learned.safetensors" not in manifest["files"]:
         return None  # a language model, too large to keep, or nothing was learned
     state = safetensors.numpy.load(bytes(store.load(manifest, "learned.safetensors")))
@@ -101,6 +102,7 @@ def axes_of(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...
 
     An axis points to where its farthest response lies: the sign of a component means nothing.
     """
+    assert items.features is not None and items.text is not None  # `read` leaves tasks out that lack either
     rewards = items.features[rows].astype(np.float64) @ root
     rewards -= rewards.mean(0)
     variances, directions = np.linalg.eigh(rewards.T @ rewards)
@@ -130,7 +132,7 @@ def named(readings: dict[Task, Reading], reader: str, store: Store) -> dict[Task
     axes = [axis for reading in readings.values() for axis in reading.axes]
     asked = [QUESTION.format(listed(axis.top), listed(axis.bottom)) for axis in axes]
     table = generate.inputs(pa.table({"system": pa.nulls(len(asked)), "prompt": pa.array(asked, pa.string())}))
-    job = generate.job(with_options(reader), 1, lambda: [table])
+    job = generate.job(with_options(reader), 1, lambda: [table], store)
     index, ids = job.rows(store).index(), ids_of(table["id"])
     if count := int(index.lacks(ids).sum()):
         raise Lacking(job, count)

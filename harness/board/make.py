@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from statistics import median
+from typing import cast
 
 import numpy as np
 import polars as pl
 
 from harness.board import best_of, text_worth
 from harness.board.board import REFERENCE, BestOf, Board, Point, Row, TaskBoard, Written, labels
-from harness.board.results import load_scores
+from harness.board.results import committed, load_scores
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
@@ -51,74 +51,23 @@ class _Cells:
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
-    method_labels = labels(list(plan.suite.methods))
+    names = labels(list(plan.suite.methods))
     trials: dict[Method, list[Trial]] = {}
     for trial in plan.trials:
         if trial.task == task:
             trials.setdefault(trial.method, []).append(trial)
-    manifests = {t.key: store.read("trials", t.key) for ts in trials.values() for t in ts}
-    first_one = next((m for m in trials if m.name == REFERENCE), None)  # of several settings, as for gains
-    references = {t.seed: t for t in trials.get(first_one, []) if manifests[t.key]}
-    cells, rows, codes = {}, {}, Counter()
+    manifests = {t.key: found for own in trials.values() for t in own if (found := store.read("trials", t.key))}
+    cells = _all_cells(store, trials, manifests)
+    rows = {}
     for method, wanted in trials.items():
-        done = [t for t in wanted if manifests[t.key]]
-        hole = None
-        if missing := [t for t in wanted if not manifests[t.key]]:
-            note = store.failure(missing[0].key)
-            hole = f"{len(missing)} of {len(wanted)} seeds {'failed: ' + note['reason'] if note else 'not run yet'}"
-        facts = [manifests[t.key]["facts"] for t in done]
-        codes.update(f["code"] for f in facts)
-        rows[method] = Row(
-            method, method_labels[method], tuple(t.key for t in done), method.privileged, hole, costs=_costs(facts)
-        )
-        if done:
-            cells[method] = _cells(store, done, manifests, references)
-    complete = [m for m in rows if m in cells and rows[m].hole is None]
-    ranked = [m for m in complete if not rows[m].line]
-    note = None
-    for method in cells:
-        rows[method] = dataclasses.replace(rows[method], **_own(cells[method], task, method in complete))
-    differences, verdict = [], "nothing has run"
-    if complete:
-        first = cells[complete[0]]
-        accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
-        for shots in task.shots:
-            differences += _differences(accuracy[shots], first, shots, [method_labels[m] for m in complete])
-        top = accuracy[max(task.shots)][[complete.index(m) for m in ranked]]
-        reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE), None)
-        holed = any(m.name == REFERENCE for m in rows)
-        verdict = f"no verdict: {REFERENCE} has a hole" if holed else f"no verdict: the suite has no {REFERENCE}"
-        if ranked:
-            found = stats.ranks(top, first.person, first.seed)
-            note = found.note
-            for i, m in enumerate(ranked):
-                rows[m] = dataclasses.replace(
-                    rows[m], rank=(int(found.rank[i]), int(found.best[i]), int(found.worst[i]))
-                )
-        if reference is not None:
-            gains = stats.gains(top, first.person, first.seed, reference)
-            per_person = _by_person(first, top)
-            for i, m in enumerate(ranked):
-                gain = Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i]))
-                users = _users(cells[m], max(task.shots), per_person[i] - per_person[reference])
-                worse = (
-                    None if i == reference else float((users["gain"] < -1e-12).mean())
-                )  # a tie up to rounding is a tie
-                rows[m] = dataclasses.replace(
-                    rows[m], gain=gain, holm=_or_none(gains.holm[i]), worse=worse, users=users
-                )
-            if len(ranked) > 1:
-                own = [float(values.mean()) for values in top]
-                verdict = _verdict(
-                    gains, plan.suite.margin, [method_labels[m] for m in ranked], own, [rows[m].swapped for m in ranked]
-                )
-    order = sorted(rows.values(), key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
-    flags = [f"results of {len(codes)} code states: {', '.join(sorted(codes))}"] if len(codes) > 1 else []
-    flags += _changed(trials, manifests)
-    readings = [m["facts"].get("readings", {}) for m in manifests.values() if m]
-    if agree := [r["orders_agree"] for r in readings if "orders_agree" in r]:
-        flags.append(f"a language model plays the users: in {np.mean(agree):.0%} of pairs both orders agree")
-    flags += [
+        done, hole = [t for t in wanted if t.key in manifests], _hole(store, wanted, manifests)
+        costs = _costs([manifests[t.key]["facts"] for t in done])
+        row = Row(method, names[method], tuple(t.key for t in done), method.privileged, hole, costs=costs)
+        own = _own(cells[method], task, hole is None) if method in cells else {}
+        rows[method] = dataclasses.replace(row, **own)
+    compared = _compare(plan.suite.margin, task, rows, cells)
+    order = sorted(compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
+    diverged = [
         f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)
     ]
     return TaskBoard(
@@ -127,19 +76,107 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         rows=tuple(order),
         people=plan.people[task],
         seeds=len(plan.suite.seeds),
-        note=note,
-        verdict=verdict,
-        refusals={method_labels[r.method]: r.reason for r in plan.refusals if r.task == task},
-        flags=tuple(flags),
-        differences=pl.DataFrame(differences),
+        note=compared.note,
+        verdict=compared.verdict,
+        refusals={names[r.method]: r.reason for r in plan.refusals if r.task == task},
+        flags=(*_code_states(manifests), *_changed(trials, manifests), *_orders(manifests), *diverged),
+        differences=pl.DataFrame(compared.differences),
     )
 
 
-def _changed(trials: dict[Method, list[Trial]], manifests: dict) -> list[str]:
+def _all_cells(store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> dict[Method, _Cells]:
+    """The cells of every method with a finished trial."""
+    shared = next(
+        (own for method, own in trials.items() if method.name == REFERENCE), []
+    )  # the first of several settings
+    references = {t.seed: t for t in shared if t.key in manifests}
+    finished = {method: [t for t in own if t.key in manifests] for method, own in trials.items()}
+    return {method: _cells(store, done, manifests, references) for method, done in finished.items() if done}
+
+
+def _hole(store: Store, wanted: list[Trial], manifests: dict[str, dict]) -> str | None:
+    """Why some of a method's trials have no result; None where all have one."""
+    missing = [t for t in wanted if t.key not in manifests]
+    if not missing:
+        return None
+    failure = store.failure(missing[0].key)
+    return f"{len(missing)} of {len(wanted)} seeds {'failed: ' + failure['reason'] if failure else 'not run yet'}"
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Rows with their ranks and gains, and what follows for the task."""
+
+    rows: list[Row]
+    differences: list[dict]
+    note: str | None
+    verdict: str
+
+
+def _compare(margin: float, task: Task, rows: dict[Method, Row], cells: dict[Method, _Cells]) -> _Compared:
+    """Compares the methods that have all their trials. Privileged ones are neither ranked nor told a gain."""
+    complete = [m for m in rows if m in cells and rows[m].hole is None]
+    if not complete:
+        return _Compared(list(rows.values()), [], None, "nothing has run")
+    first, last, rows = cells[complete[0]], max(task.shots), dict(rows)
+    accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
+    names = [rows[m].label for m in complete]
+    differences = [found for shots in task.shots for found in _differences(accuracy[shots], first, shots, names)]
+    ranked = [m for m in complete if not rows[m].line]
+    top = accuracy[last][[complete.index(m) for m in ranked]]
+    holed = any(m.name == REFERENCE for m in rows)
+    verdict = f"no verdict: {REFERENCE} has a hole" if holed else f"no verdict: the suite has no {REFERENCE}"
+    note = None
+    if ranked:
+        found = stats.ranks(top, first.person, first.seed)
+        note = found.note
+        for i, m in enumerate(ranked):
+            rank = (int(found.rank[i]), int(found.best[i]), int(found.worst[i]))
+            rows[m] = dataclasses.replace(rows[m], rank=rank)
+    reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE), None)
+    if reference is not None:
+        gains = stats.gains(top, first.person, first.seed, reference)
+        per_person = _by_person(first, top)
+        for i, m in enumerate(ranked):
+            users = _users(cells[m], last, per_person[i] - per_person[reference])
+            rows[m] = dataclasses.replace(rows[m], users=users, **_gain(gains, i, users))
+        if len(ranked) > 1:
+            own, swapped = [float(values.mean()) for values in top], [rows[m].swapped for m in ranked]
+            verdict = verdict_of(gains, margin, [rows[m].label for m in ranked], own, swapped)
+    return _Compared(list(rows.values()), differences, note, verdict)
+
+
+def _gain(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
+    """A ranked row's gain over the reference, its p-value, and the share of its people who are worse off."""
+    return {
+        "gain": Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i])),
+        "holm": _or_none(gains.holm[i]),
+        "worse": None if i == gains.reference else _share_below_zero(users["gain"]),
+    }
+
+
+def _share_below_zero(values: np.ndarray | pl.Series) -> float:
+    """The share of values below 0; a tie up to rounding is a tie."""
+    return float((np.asarray(values) < -1e-12).mean())
+
+
+def _code_states(manifests: dict[str, dict]) -> list[str]:
+    codes = sorted({m["facts"]["code"] for m in manifests.values()})
+    return [f"results of {len(codes)} code states: {', '.join(codes)}"] if len(codes) > 1 else []
+
+
+def _orders(manifests: dict[str, dict]) -> list[str]:
+    """How far a language model that plays the users depends on the order in which two responses are shown."""
+    readings = [m["facts"].get("readings", {}) for m in manifests.values()]
+    agree = [r["orders_agree"] for r in readings if "orders_agree" in r]
+    return [f"a language model plays the users: in {np.mean(agree):.0%} of pairs both orders agree"] if agree else []
+
+
+def _changed(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
     """Where the file of the task or of a method is not the one its results came from."""
     found = []
     for method, wanted in trials.items():
-        done = [t for t in wanted if manifests[t.key]]
+        done = [t for t in wanted if t.key in manifests]
         now = source_state(wanted[0])
         changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
         found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
@@ -151,11 +188,12 @@ def _at(row: Row, task: Task) -> float:
     return row.curves["accuracy"][max(task.shots)].value if row.curves else 0.0
 
 
-def _cells(store: Store, trials: list[Trial], manifests: dict, references: dict[int, Trial]) -> _Cells:
+def _cells(store: Store, trials: list[Trial], manifests: dict[str, dict], references: dict[int, Trial]) -> _Cells:
     populations: dict[str, int] = {}
-    tables, others = [], {"steered": [], "written": [], "beside": []}
+    tables: list[pl.DataFrame] = []
+    others: dict[str, list[pl.DataFrame]] = {"steered": [], "written": [], "beside": []}
     for trial in sorted(trials, key=lambda t: t.seed):
-        population = store.read("tasks", trial.task_key)["facts"]["population"]
+        population = committed(store, "tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
         person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
@@ -201,16 +239,16 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
     swapped = cells.blocks.get((max(task.shots), True))
     return {
         "curves": curves,
-        "swapped": None if swapped is None else float(swapped["accuracy"].mean()),
+        "swapped": None if swapped is None else cast(float, swapped["accuracy"].mean()),
         "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
-        "best_of": {} if cells.steered is None else _best_of(cells, complete),
-        "written": {} if cells.written is None else _written(cells, complete),
+        "best_of": {} if cells.steered is None else _best_of(cells, cells.steered, complete),
+        "written": {} if cells.written is None else _written(cells.written, cells.beside, complete),
     }
 
 
-def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
+def _best_of(cells: _Cells, steered: pl.DataFrame, complete: bool) -> dict[int, BestOf]:
     found = {}
-    for (shots,), table in cells.steered.partition_by("shots", as_dict=True, maintain_order=True).items():
+    for (shots,), table in steered.partition_by("shots", as_dict=True, maintain_order=True).items():
         counts = table["n"].unique(maintain_order=True).to_list()
 
         def by_n(name: str, table=table, counts=counts) -> np.ndarray:
@@ -224,7 +262,7 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
             return {n: Point(float(v), *ends) for n, v, ends in zip(counts, score.value, limits, strict=True)}
 
         def worse(name: str) -> float:
-            return float((_by_person(cells, by_n(name)[-1:]) < -1e-12).mean())  # a tie up to rounding is a tie
+            return _share_below_zero(_by_person(cells, by_n(name)[-1:]))
 
         gain, room = by_n("gain"), by_n("room")[0]
         if room.mean() <= 0:
@@ -242,10 +280,10 @@ def _best_of(cells: _Cells, complete: bool) -> dict[int, BestOf]:
     return found
 
 
-def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
+def _written(written: pl.DataFrame, beside: pl.DataFrame | None, complete: bool) -> dict[int, Written]:
     """Intervals are over people and seeds, as all others."""
     found = {}
-    for (shots,), table in cells.written.partition_by("shots", as_dict=True, maintain_order=True).items():
+    for (shots,), table in written.partition_by("shots", as_dict=True, maintain_order=True).items():
         person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
 
         def points(values: dict, person=person, seed=seed) -> dict:
@@ -257,12 +295,13 @@ def _written(cells: _Cells, complete: bool) -> dict[int, Written]:
 
         known = [c for c in table.columns if c not in ("person", "seed", "shots", "above", "room")]
         scores = {name: table[name].to_numpy() for name in known if not table[name].null_count()}
-        beside = {}
+        choices = {}
         if "room" in table.columns and (room := table["room"].to_numpy()).mean() > 0:
             scores["normalised"] = best_of.normalised(table["above"].to_numpy(), room)
-            chosen = cells.beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
-            beside = {n: best_of.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
-        found[shots] = Written(points(scores), points(beside) if beside else {})
+            if beside is not None:
+                chosen = beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
+                choices = {n: best_of.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
+        found[shots] = Written(points(scores), points(choices) if choices else {})
     return found
 
 
@@ -274,7 +313,7 @@ def _costs(facts: list[dict]) -> dict[str, float]:
 
 
 def _by_person(cells: _Cells, values: np.ndarray) -> np.ndarray:
-    """float64[M, people]: each person's mean over the seeds that tested him, people ascending."""
+    """float64[M, people]: each person's mean over the seeds that tested them, people ascending."""
     people, code = np.unique(cells.person, return_inverse=True)
     return np.stack([np.bincount(code, row, minlength=len(people)) for row in values]) / np.bincount(code)
 
@@ -303,33 +342,40 @@ def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]
     ]
 
 
-def _verdict(gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]) -> str:
+def verdict_of(
+    gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]
+) -> str:
     """What follows for the task. A gain of which the swap control takes less than the margin is not personal.
 
     own, swapped: each method's accuracy, and with another user's state.
     """
     if gains.note:
         return f"no verdict: {gains.note}, no interval"
+
+    def gain_of(i: int) -> str:
+        value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
+        return f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
+
+    def is_personal(i: int) -> bool:
+        with_another = swapped[i]
+        return with_another is None or own[i] - with_another >= margin
+
     found = stats.verdict(gains, margin)
     best = names[found.best]
-    value, low, high = (np.clip(x[found.best], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
-    limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
     if found.text == "gain":
         sure = [i for i in range(len(names)) if i != gains.reference and gains.joint_low[i] > margin]
-        personal = [i for i in sure if swapped[i] is None or own[i] - swapped[i] >= margin]
+        personal = [i for i in sure if is_personal(i)]
         if not personal:
             kept = f"{swapped[found.best]:.3f} of {own[found.best]:.3f}"
             return (
-                f"better, but not personal: {best} gains {limits} (margin {margin:g}), and is as good when people are "
-                f"answered with another's state ({kept})"
+                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), and is as good when "
+                f"people are answered with another's state ({kept})"
             )
-        best = max(personal, key=lambda i: gains.value[i])
-        value, low, high = (np.clip(x[best], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
-        limits = f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
-        return f"personalising pays: {names[best]} gains {limits} (margin {margin:g})"
+        most = max(personal, key=lambda i: gains.value[i])
+        return f"personalising pays: {names[most]} gains {gain_of(most)} (margin {margin:g})"
     if found.text == "cannot tell":
         people = f"about {found.people} people could, or more seeds" if found.people else "more seeds might"
-        return f"cannot tell: {best} is at {limits} (margin {margin:g}; {people})"
+        return f"cannot tell: {best} is at {gain_of(found.best)} (margin {margin:g}; {people})"
     highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
     return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE} (margin {margin:g})"
 

@@ -1,15 +1,26 @@
-"""Score tables of finished trials."""
+"""Manifests and score tables of finished trials."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import polars as pl
 import safetensors.numpy
 import safetensors.torch
 
+from harness.errors import Mistake
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.trial import Trial
+
+
+def committed(store: Store, kind: str, key: str) -> dict:
+    """The manifest of a task or trial that a plan found finished. Raises Mistake where it has gone since."""
+    manifest = store.read(kind, key)
+    if manifest is None:
+        raise Mistake(f"{store.root / kind / key}.json is gone, or a file it names is", "run the suite again")
+    return manifest
 
 
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
@@ -18,4 +29,4 @@ def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
         return pl.read_ipc(store.load(manifest, "scores.arrow"))
     predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
     prepared = open_prepared(store, trial.task_key)
-    return pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth))
+    return cast(pl.DataFrame, pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth)))

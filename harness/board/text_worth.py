@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from harness.board.best_of import Candidates, candidates_of, chosen, preferred, worth_of_choices
+from harness.board.results import committed
 from harness.scores.stats import derangement
 from harness.store.prepared import Prepared, open_prepared
 from harness.store.store import Store
@@ -45,7 +46,7 @@ class Texts:
 
 def read(store: Store, trial: Trial) -> Texts | None:
     """None where the trial wrote nothing."""
-    manifest = store.read("trials", trial.key)
+    manifest = committed(store, "trials", trial.key)
     if "written.arrow" not in manifest["files"]:
         return None
     table = pl.read_ipc(io.BytesIO(store.load(manifest, "written.arrow")))
@@ -93,14 +94,13 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
         so that above / room is 0 for a random candidate and 1 for the best.
     win_random: probability of being preferred to one of the candidates at random.
     """
-    found = candidates(texts, prepared)
-    if found is None:
+    found, truth = candidates(texts, prepared), prepared.truth
+    if found is None or truth is None:
         return {}
-    try:
-        traits = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
-    except NotImplementedError:
+    if not task.reads_texts:
         return {}
-    truth, n = prepared.truth, len(texts.people)
+    traits = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
+    n = len(texts.people)
     everybody = (
         truth.users[prepared.splits.panels["test"].query.people] if truth.population is None else truth.population
     )
@@ -146,8 +146,10 @@ def best_of(store: Store, trial: Trial) -> pl.DataFrame | None:
 
     A row per (shots, n, person); None where the trial wrote nothing, or its candidates' worth is unknown.
     """
-    texts = read(store, trial)
-    known = None if texts is None else candidates(texts, open_prepared(store, trial.task_key))
-    places = {} if known is None else chosen(store, trial)
-    places = {n: p[: len(texts.people), : texts.prompts] for n, p in places.items() if n in texts.rows}
+    if (texts := read(store, trial)) is None:
+        return None
+    if (known := candidates(texts, open_prepared(store, trial.task_key))) is None:
+        return None
+    n_people, prompts = len(texts.people), texts.prompts
+    places = {n: p[:n_people, :prompts] for n, p in chosen(store, trial).items() if n in texts.rows}
     return worth_of_choices(known, places, {}) if places else None

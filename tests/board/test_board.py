@@ -132,17 +132,17 @@ def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
     """Three methods on 200 people under 5 seeds: one reward for all, a better one for all, and one that reads people."""
-    from harness.board.make import _verdict
+    from harness.board.make import verdict_of
 
     rng = np.random.default_rng(0)
     person, seed = np.arange(1000), np.repeat(np.arange(5), 200)
     top = np.array([0.6, 0.66, 0.64])[:, None] + 0.02 * rng.normal(size=(3, 1000))
     own, names = [0.6, 0.66, 0.64], ["shared", "better", "personal"]
     found = stats.gains(top, person, seed, 0)
-    told = _verdict(found, 0.01, names, own, [0.6, 0.66, 0.6])
+    told = verdict_of(found, 0.01, names, own, [0.6, 0.66, 0.6])
     assert told.startswith("personalising pays: personal gains +0.04")
     alone = stats.gains(top[:2], person, seed, 0)
-    told = _verdict(alone, 0.01, names[:2], own[:2], [0.6, 0.655])
+    told = verdict_of(alone, 0.01, names[:2], own[:2], [0.6, 0.655])
     assert told.startswith("better, but not personal: better gains +0.06") and "(0.655 of 0.660)" in told
 
 
