@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,8 @@ import pyarrow as pa
 from harness.errors import Mistake
 
 TEXT = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
+
+T = TypeVar("T")
 
 
 class Leak(Mistake):
@@ -35,11 +38,23 @@ class Items:
     text: pa.Table | None = None
 
     def __len__(self) -> int:
-        return len(self.text if self.features is None else self.features)
+        return len(self.known_text if self.features is None else self.features)
+
+    @property
+    def known_features(self) -> np.ndarray:
+        """The features. Raises Mistake where these items have none."""
+        return known(self.features, "numeric features of the items", "a method that reads them refuses tasks without")
+
+    @property
+    def known_text(self) -> pa.Table:
+        """The texts. Raises Mistake where these items have none."""
+        return known(self.text, "texts of the items", "a method that reads them refuses tasks without")
 
     def check(self) -> None:
-        """Raises Mistake where the numbers are no table of finite ones, or texts and numbers are not of the same items."""
+        """Raises Mistake for items without content, features that are not a table of finite numbers, or not one row a text."""
         x = self.features
+        if x is None and self.text is None:
+            raise Mistake("the items have neither features nor text", "give Items a row of numbers or a text per item")
         if x is None:
             return
         if x.ndim != 2 or x.dtype.kind not in "iuf" or (self.text is not None and len(x) != len(self.text)):
@@ -98,13 +113,19 @@ class Pairs:
     @cached_property
     def gap(self) -> np.ndarray:
         """float32[n, d]: features of left minus features of right, gathered once."""
-        features = self.items.features
+        features = self.items.known_features
         return features[self.left] - features[self.right]
 
     def take(self, rows: np.ndarray | slice) -> Pairs:
         """The given rows (a mask, a slice, or ascending indices); the users stay the same."""
-        columns = {name: getattr(self, name) for name in ("user", "left", "right", "label", "seconds")}
-        return replace(self, **{name: None if column is None else column[rows] for name, column in columns.items()})
+        return replace(
+            self,
+            user=self.user[rows],
+            left=self.left[rows],
+            right=self.right[rows],
+            label=self.label[rows],
+            seconds=None if self.seconds is None else self.seconds[rows],
+        )
 
     def first(self, shots: int) -> Pairs:
         """Each user's first `shots` pairs."""
@@ -115,7 +136,7 @@ class Pairs:
         part = self.take(slice(self.offsets[start], self.offsets[stop]))
         return replace(part, user=part.user - np.int32(start), people=self.people[start:stop])
 
-    def of(self, users: np.ndarray) -> Pairs:
+    def of(self, users: np.ndarray | Sequence[int]) -> Pairs:
         """The pairs of the given local users, in that order, renumbered from 0."""
         users = np.asarray(users, dtype=np.int64)
         counts = np.diff(self.offsets)[users]
@@ -151,6 +172,11 @@ class Truth:
     temperature: float = 1.0
     population: np.ndarray | None = None
 
+    @property
+    def known_population(self) -> np.ndarray:
+        """The population. Raises Mistake where the truth has none."""
+        return known(self.population, "population in the task's truth", "give its Truth one: population=users will do")
+
     def gap(self, pairs: Pairs) -> np.ndarray:
         """float32[n]: utility of left minus utility of right, for each row's own person."""
         rows = self.users[pairs.people[pairs.user]]
@@ -185,47 +211,16 @@ class PreferenceDataset:
 
         Raises Mistake where a row cannot be used, naming the first such row.
         """
-        user, left, right, label = map(np.asarray, (user, left, right, label))
-        columns = {"user": user, "left": left, "right": right, "label": label}
-        if seconds is not None:
-            seconds = columns["seconds"] = np.asarray(seconds)
-        for name, values in columns.items():
-            if values.shape != user.shape or user.ndim != 1 or not len(user):
-                raise Mistake(
-                    f"column {name} has shape {values.shape}, user {user.shape}",
-                    "give every column one value per judged pair, and at least two pairs",
-                )
-            if name != "user" and values.dtype.kind not in "biuf":
-                raise Mistake(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
+        given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
+        columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
+        _check_columns(columns)
         items.check()
-        missing = (user != user) | (user == None)  # noqa: E711 (of every element)
-        _refuse(missing, "no user", user, "drop rows of which nobody knows whose they are")
-        label = label.astype(np.float32)
-        _refuse(
-            ~((label >= 0) & (label <= 1)),
-            "a label outside [0, 1]",
-            label,
-            "labels are P(left preferred): use 1, 0, or a share between",
-        )
-        _refuse(left == right, "a pair of one item with itself", left, "drop rows whose two options are the same")
-        for side in (left, right):
-            exists = (side >= 0) & (side < len(items)) & (side == np.floor(side))
-            _refuse(~exists, "an item that does not exist", side, f"items are numbered 0..{len(items) - 1}")
-        if seconds is not None:
-            seconds = seconds.astype(np.float32)
-            _refuse(
-                ~((seconds >= 0) & (seconds < np.inf)),
-                "a response time that is none",
-                seconds,
-                "drop the row, or leave out seconds",
-            )
+        columns |= {name: columns[name].astype(np.float32) for name in ("label", "seconds") if name in columns}
+        _check_rows(columns, len(items))
+        user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
-        _refuse(
-            counts[person] < 2,
-            "a user with one pair",
-            user,
-            "a user needs one pair to show and one to ask: drop users with fewer than two",
-        )
+        hint = "a user needs one pair to show and one to ask: drop users with fewer than two"
+        _refuse(counts[person] < 2, "a user with one pair", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),
@@ -234,7 +229,7 @@ class PreferenceDataset:
             right=right[order].astype(np.int32),
             label=label[order],
             items=items,
-            seconds=None if seconds is None else seconds[order],
+            seconds=columns["seconds"][order] if "seconds" in columns else None,
         )
         return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
 
@@ -289,6 +284,48 @@ class PreferenceDataset:
         return digest(arrays(self))
 
 
+def known(value: T | None, what: str, hint: str) -> T:
+    """The value. Raises Mistake where it is None: `what` is missing."""
+    if value is None:
+        raise Mistake(f"there is no {what}", hint)
+    return value
+
+
+def known_truth(truth: Truth | None) -> Truth:
+    """The truth. Raises Mistake where there is none: a run brings it to privileged methods alone."""
+    return known(truth, "truth", "declare privileged = True in the method, and refuse tasks without a truth")
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Raises Mistake where the columns of judged pairs differ in length, or all but `user` do not hold numbers."""
+    user = columns["user"]
+    for name, values in columns.items():
+        if values.shape != user.shape or user.ndim != 1 or not len(user):
+            raise Mistake(
+                f"column {name} has shape {values.shape}, user {user.shape}",
+                "give every column one value per judged pair, and at least two pairs",
+            )
+        if name != "user" and values.dtype.kind not in "biuf":
+            raise Mistake(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
+
+
+def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
+    """Raises Mistake for the first row without a user, or with an impossible label, item or response time."""
+    user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
+    missing = (user != user) | (user == None)  # noqa: E711 (of every element)
+    _refuse(missing, "no user", user, "drop rows of which nobody knows whose they are")
+    hint = "labels are P(left preferred): use 1, 0, or a share between"
+    _refuse(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
+    _refuse(left == right, "a pair of one item with itself", left, "drop rows whose two options are the same")
+    for side in (left, right):
+        exists = (side >= 0) & (side < n_items) & (side == np.floor(side))
+        _refuse(~exists, "an item that does not exist", side, f"items are numbered 0..{n_items - 1}")
+    if "seconds" in columns:
+        seconds = columns["seconds"]
+        possible = (seconds >= 0) & (seconds < np.inf)
+        _refuse(~possible, "a response time that is none", seconds, "drop the row, or leave out seconds")
+
+
 def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
@@ -320,9 +357,10 @@ class Splits:
         A pair counts as shown in either orientation, and also where the very same two options have other row
         numbers (items are compared by their content).
         """
-        same = _content(self.train.items)
+        same = content_ids(self.train.items)
         train = _judged(self.train, same)
-        chooses = self.panels["validation"].query.people if "validation" in self.panels else []
+        nobody = np.zeros(0, dtype=np.int32)
+        chooses = self.panels["validation"].query.people if "validation" in self.panels else nobody
         for name, panel in self.panels.items():
             if not np.array_equal(panel.context.people, panel.query.people):
                 raise Leak(f"panel {name}: context and query do not list the same users")
@@ -339,12 +377,12 @@ class Splits:
                     )
 
 
-def _content(items: Items) -> np.ndarray:
+def content_ids(items: Items) -> np.ndarray:
     """int64[n]: a number per item, equal for items of equal content.
 
     By 64-bit hashes: that any two of 2 million different items share one has a chance of 1e-7.
     """
-    table = pl.from_numpy(items.features) if items.text is None else pl.from_arrow(items.text)
+    table = pl.from_numpy(items.known_features) if items.text is None else pl.DataFrame(items.text)
     return np.unique(table.hash_rows().to_numpy(), return_inverse=True)[1]
 
 

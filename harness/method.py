@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,9 @@ import torch
 
 from harness import fields
 from harness.data import Items, Pairs, Panel, Truth
+
+if TYPE_CHECKING:
+    from harness.store.store import Store
 
 State = dict[str, torch.Tensor]  # whatever a method learned from training users
 Users = tuple[torch.Tensor, ...]  # what it learned about each user; every tensor's leading dimension is n_users
@@ -28,6 +32,19 @@ WRITTEN = pa.schema(  # what `generate` returns; kl and reference in nats
         ("reference", pa.float32()),  # mean log-probability of a token under the reference model
     ]
 )
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions to one language model that have two possible answers; systems[i] is the system prompt of prompts[i], or None."""
+
+    model: str  # as a method's field `model` names it
+    words: tuple[str, str]  # the answers
+    systems: Sequence[str | None]
+    prompts: Sequence[str]
+
+
+Answerer = Callable[[Questions], np.ndarray]  # log-odds float64[questions] of the first word against the second
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Run:
     device: str = "cpu"
     truth: Truth | None = None
     checkpoint: Path | None = None  # a folder for what a long `fit` needs to go on after a kill; None: nowhere
+    store: Store | None = None  # where language models, and what they say of a task's responses, are kept
     curves: dict[str, list[float]] = field(default_factory=dict)
 
     def generator(self, purpose: str = "") -> torch.Generator:
@@ -61,6 +79,21 @@ class Run:
         """Appends a point to each named learning curve; curves are stored beside the trial."""
         for name, value in values.items():
             self.curves.setdefault(name, []).append(float(value))
+
+
+class Predictor(Protocol):
+    """What answers for users: a method, or what `Method.opened` gives in its place. Functions are documented there."""
+
+    def adapt(self, state: State, context: Pairs, run: Run) -> Users: ...
+    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor: ...
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor: ...
+    def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor: ...
+    def ask(self, state: State, users: Users, query: Pairs) -> Questions: ...
+    def read(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor: ...
+    def generate(
+        self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
+    ) -> pa.Table: ...
+    def export(self, state: State, folder: Path) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,8 @@ class Method:
         False  # a language model, by harness/inference/answer.py: its questions are collected before trials run
     )
     together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
+    generates: ClassVar[bool] = False  # texts: has `generate`
+    exports: ClassVar[bool] = False  # a language model that it trained: has `export`
     elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
 
     def __post_init__(self) -> None:
@@ -99,8 +134,17 @@ class Method:
             return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
         return None
 
-    def ready(self) -> None:
+    @property
+    def has_rewards(self) -> bool:
+        """Whether `reward` scores single items; a method without scores pairs alone."""
+        return True
+
+    def ready(self, store: Store) -> None:
         """Makes what all its trials need, once, before any runs. Raises Missing where something is not at hand."""
+
+    def opened(self, state: State, run: Run) -> AbstractContextManager[Predictor]:
+        """Within it, what answers in the method's place: a policy holds its language model there and frees it afterwards."""
+        return nullcontext(self)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         """Learns from the training users; `validation` (other users, labels included) is for choosing settings."""
@@ -119,6 +163,15 @@ class Method:
         left = self.reward(state, users, query.items, query.user, query.left)
         return left - self.reward(state, users, query.items, query.user, query.right)
 
+    def ask(self, state: State, users: Users, query: Pairs) -> Questions:
+        """What a language model is asked about the pairs of `query`, for methods that declare `asks = True`."""
+        raise NotImplementedError
+
+    def read(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
+        """float[n]: log-odds that left is preferred, from the answers to `ask`: log-odds float64[questions] of the first
+        word against the second, NaN where a question could not be answered."""
+        raise NotImplementedError
+
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         """float[n]: how much an answer to each pair of `pool` would tell; with `elicit = "uncertainty"` the largest is asked.
 
@@ -129,14 +182,14 @@ class Method:
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        """A response to prompts[i] for local user user[i], columns as in WRITTEN; of policies alone.
+        """A response to prompts[i] for local user user[i], columns as in WRITTEN, where `generates = True`.
 
         users None: by the reference model that the method started from, with the same random draws.
         """
         raise NotImplementedError
 
     def export(self, state: State, folder: Path) -> str:
-        """Writes the language model it trained into an empty folder, for transformers and vLLM; returns how to load it."""
+        """Writes the language model it trained into an empty folder, where `exports = True`; returns how to load it."""
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from harness import fields
 from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
 from harness.method import State, Users
+
+if TYPE_CHECKING:
+    from harness.store.store import Store
 
 FOLDS = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
 
@@ -53,10 +56,15 @@ class Task:
         """Whole users 60/20/20 into train, validation and test; context and query drawn once, disjoint."""
         return whole_users(data, seed, max(self.shots), self.queries)
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether `utility` knows what any response is worth: of simulators that can read."""
+        return False
+
     def utility(self, texts: Sequence[str]) -> np.ndarray:
         """float32[n, k]: attributes of any responses, such as a policy's: they are worth truth.users @ utility.T.
 
-        Optional: simulators that can read have it. For responses among the items it gives their rows of truth.items.
+        Of tasks that declare `reads_texts`. For responses among the items it gives their rows of truth.items.
         """
         raise NotImplementedError
 
@@ -67,6 +75,21 @@ class Task:
         that has not learned what it looks for.
         """
         return {}
+
+
+class TextTask(Task):
+    """A task whose `build` needs the store: for vectors, samples and answers of language models, which are kept there.
+
+    Without a store it builds what needs no language model, and raises Mistake where it needs one.
+    """
+
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
+        raise NotImplementedError
+
+
+def build_task(task: Task, seed: int, store: Store | None) -> PreferenceDataset:
+    """What the task builds, with the store where it takes one."""
+    return task.build(seed, store) if isinstance(task, TextTask) else task.build(seed)
 
 
 def whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:

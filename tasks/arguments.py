@@ -10,7 +10,8 @@ from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
 from harness.errors import Mistake
 from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.public_files import Table
-from harness.task import Task, whole_users
+from harness.store.store import Store
+from harness.task import TextTask, whole_users
 
 ORIGIN = (
     "https://github.com/UKPLab/acl2016-convincing-arguments/tree/"
@@ -29,7 +30,7 @@ JUDGEMENTS = Table(
 
 
 @dataclass(frozen=True)
-class Arguments(Task):
+class Arguments(TextTask):
     """Items are the arguments, encoded by `encoder`; a worker who found two equally convincing has the label .5.
 
     Workers with at least `min_judgements` (233 with 50) are split into training, validation and test users. Everybody
@@ -56,7 +57,7 @@ class Arguments(Task):
     def files_digest(self) -> str:
         return ARGUMENTS.sha256 + JUDGEMENTS.sha256
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         arguments = ARGUMENTS.read("topic", "arg", "text")
         judged = JUDGEMENTS.read("topic", "arg1", "arg2", "worker", "choice")
         items = arguments.select("topic", "text").unique().sort("topic", "text").with_row_index("item")
@@ -75,7 +76,7 @@ class Arguments(Task):
             left=judged["arg1_item"].to_numpy(),
             right=judged["arg2_item"].to_numpy(),
             label=(judged["choice"].to_numpy() + 1) / 2,
-            items=Items(encode(text, self.encoder), text),
+            items=Items(encode(text, self.encoder, store), text),
         )
         workers = judged.select("person", "worker", "often").unique().sort("person")
         return replace(data, users=pa.table({"id": workers["worker"].cast(pl.String), "often": workers["often"]}))

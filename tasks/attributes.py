@@ -18,7 +18,8 @@ from harness.inference import generate, role_play
 from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
-from harness.task import Task, in_order
+from harness.store.store import Store
+from harness.task import TextTask, in_order
 
 CHOICES = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 2) for sign in (1, -1)]
 WANTS = np.array([np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in CHOICES], dtype=np.float32)
@@ -36,7 +37,7 @@ def written_by(generator: str) -> str:
 
 
 @dataclass(frozen=True)
-class Attributes(Task):
+class Attributes(TextTask):
     """Utility is the sum of a user's two signed trait scores, which are computed from the text (harness/sources/text_world.py).
 
     The two responses of a pair answer one prompt, each steered to levels of its own. The paper lets GPT-4o play the
@@ -140,7 +141,7 @@ class Attributes(Task):
         """Distinct pairs of the queries: enough that ties, about one in nine, never leave a user with too few."""
         return 2 * self.queries + 20
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         half = rng.permutation(len(WANTS))
         opposites = np.column_stack([half, half + len(WANTS)])
@@ -156,10 +157,10 @@ class Attributes(Task):
         order = rng.permutation(len(PROMPTS))
         prompts = np.repeat(order[:n], 2)
         seeds = rng.integers(2**31, size=2 * n)
-        text = self.written([PROMPTS[p] for p in prompts], seeds)
+        text = self.written([PROMPTS[p] for p in prompts], seeds, store)
         asked, choices = [PROMPTS[p] for p in prompts], None
         if self.n_candidates:
-            more = self.candidates([PROMPTS[p] for p in order[n : n + self.choice_prompts]], seed)
+            more = self.candidates([PROMPTS[p] for p in order[n : n + self.choice_prompts]], seed, store)
             asked += [prompt for prompt, answers in more for _ in answers]
             text += [answer for _, answers in more for answer in answers]
             choices = np.arange(2 * n, len(text), dtype=np.int32).reshape(len(more), self.n_candidates)
@@ -183,22 +184,26 @@ class Attributes(Task):
         if self.raters != "truth":
             left, right = 2 * pair, 2 * pair + 1
             shown = [[column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right))]
-            label = role_play.role_played(self.raters, people[user], *shown)
+            label = role_play.role_played(self.raters, people[user], *shown, store)
 
-        features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder)
+        features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder, store)
         truth = Truth(people, scores, self.temperature, population) if self.raters == "truth" else None
         data = PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, table), truth=truth)
         return replace(data, choices=choices)
 
+    @property
+    def reads_texts(self) -> bool:
+        return True
+
     def utility(self, texts: Sequence[str]) -> np.ndarray:
         return traits(texts)
 
-    def written(self, prompts: list[str], seeds: np.ndarray) -> list[str]:
+    def written(self, prompts: list[str], seeds: np.ndarray, store: Store | None) -> list[str]:
         """A response to each prompt: the text world's, or the model's under two signed traits that the seed draws."""
         if self.responses == "templates":
             return [respond(p, int(s)) for p, s in zip(prompts, seeds, strict=True)]
         steered = [role_play.writer(role_play.wanted(PEOPLE[s % len(PEOPLE)]), self.responses) for s in seeds]
-        found = generate.candidates(steered, prompts, self.responses, 1)
+        found = generate.candidates(steered, prompts, self.responses, 1, store)
         if missing := sum(not answers for answers in found):
             raise Mistake(
                 f"attributes: {self.responses} wrote nothing to {missing} of {len(prompts)} prompts",
@@ -206,14 +211,14 @@ class Attributes(Task):
             )
         return [answers[0] for answers in found]
 
-    def candidates(self, prompts: list[str], seed: int) -> list[tuple[str, list[str]]]:
+    def candidates(self, prompts: list[str], seed: int, store: Store | None) -> list[tuple[str, list[str]]]:
         """Each prompt with `n_candidates` responses; one that the generator could not answer so often is left out."""
         if self.generator == "templates":
             seeds = np.random.default_rng([seed, self.n_candidates]).integers(
                 2**31, size=(len(prompts), self.n_candidates)
             )
             return [(p, [respond(p, int(s)) for s in row]) for p, row in zip(prompts, seeds, strict=True)]
-        found = generate.candidates([None] * len(prompts), prompts, self.generator, self.n_candidates)
+        found = generate.candidates([None] * len(prompts), prompts, self.generator, self.n_candidates, store)
         whole = [(p, answers) for p, answers in zip(prompts, found, strict=True) if len(answers) == self.n_candidates]
         if not whole:
             raise Mistake(

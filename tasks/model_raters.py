@@ -9,7 +9,8 @@ import polars as pl
 from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.errors import Mistake
 from harness.sources.public_files import file_digest
-from harness.task import Task, halves
+from harness.store.store import Store
+from harness.task import TextTask, halves
 
 FEWEST = 4  # raters: two to train on, one for validation, one for the test
 CHOICES = 4  # responses that a prompt needs for a choice among them
@@ -17,7 +18,7 @@ PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a qua
 
 
 @dataclass(frozen=True)
-class ModelRaters(Task):
+class ModelRaters(TextTask):
     """A csv or parquet table with a row per response and a column of numbers per reward model.
 
     `raters` names the score columns (empty: all columns of numbers but `prompt`, `response` and those that begin with
@@ -98,7 +99,7 @@ class ModelRaters(Task):
         found = [name for name in table.columns if name not in known and mostly_numbers(table[name])]
         return list(self.raters) or found, features
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         table = self.table()
         names, features = self.columns(table)
         rng = np.random.default_rng(len(table))  # a data set: the same pairs for every seed
@@ -118,7 +119,7 @@ class ModelRaters(Task):
         else:
             from harness.inference.features import encode  # scikit-learn's: heavy
 
-            values = encode(text, self.encoder)
+            values = encode(text, self.encoder, store)
         drawn, counts = [], {}
         for number, name in enumerate(PARTS):
             rows = np.flatnonzero(part == number)

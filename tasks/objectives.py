@@ -9,7 +9,8 @@ from harness.data import PreferenceDataset
 from harness.errors import Mistake
 from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.public_files import Source
-from harness.task import Task
+from harness.store.store import Store
+from harness.task import TextTask
 
 ORIGIN = (
     "https://raw.githubusercontent.com/cassidylaidlaw/hidden-context/"
@@ -29,7 +30,7 @@ SCHEMA = {"prompt": pl.String, "responses": pl.List(pl.String), "label": pl.Int6
 
 
 @dataclass(frozen=True)
-class Objectives(Task):
+class Objectives(TextTask):
     """HH-RLHF test pairs relabelled by objective (Siththaranjan et al. 2024; a data set of VPL, Poddar et al. 2024).
 
     Half the users judge helpfulness and half harmlessness, each by a draw of pairs of that kind; no pair is given to
@@ -55,7 +56,7 @@ class Objectives(Task):
     def files_digest(self) -> str:
         return HELPFUL.sha256 + HARMLESS.sha256
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         parts = []
         for objective, source in (("helpful", HELPFUL), ("harmless", HARMLESS)):
@@ -76,4 +77,6 @@ class Objectives(Task):
             user = [f"{objective}-{number:03d}" for number in range(n_users)]
             rows = rng.permutation(len(judged))[:needed]
             parts.append(judged[rows].with_columns(user=pl.Series(user).repeat_by(self.pairs_per_user).explode()))
-        return PreferenceDataset.from_choices(pl.concat(parts), lambda items: encode(items.to_arrow(), self.encoder))
+        return PreferenceDataset.from_choices(
+            pl.concat(parts), lambda items: encode(items.to_arrow(), self.encoder, store)
+        )

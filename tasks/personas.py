@@ -15,7 +15,8 @@ from harness.errors import Mistake
 from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.public_files import Table
-from harness.task import Task, in_order
+from harness.store.store import Store
+from harness.task import TextTask, in_order
 
 STATEMENTS = Table(
     file="personas.parquet",
@@ -66,7 +67,7 @@ CONCEPTS = {  # the personas that DPO generalisation drew for each number of con
 
 
 @dataclass(frozen=True)
-class Personas(Task):
+class Personas(TextTask):
     """Every persona is a user; of each of its pairs the statement that matches the persona is preferred.
 
     The data of DPO generalisation, section 5. A persona's statements are drawn and paired anew for each seed, a
@@ -126,13 +127,13 @@ class Personas(Task):
     def files_digest(self) -> str:
         return STATEMENTS.sha256
 
-    def build(self, seed: int) -> PreferenceDataset:
-        return self.one_user(seed) if self.concepts else self.a_user_each(seed)
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
+        return self.one_user(seed, store) if self.concepts else self.a_user_each(seed, store)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return in_order(data, 1, np.diff(data.pairs.offsets)[1]) if self.concepts else super().split(data, seed)
 
-    def one_user(self, seed: int) -> PreferenceDataset:
+    def one_user(self, seed: int, store: Store | None) -> PreferenceDataset:
         """Person 0's statements to train on, then those to ask of him; those of persons 1 and 2."""
         rng = np.random.default_rng(seed)
         read = STATEMENTS.read("persona", "statement", "matches")
@@ -140,7 +141,7 @@ class Personas(Task):
             chosen = CONCEPTS[self.concepts]
         else:
             chosen = rng.permutation(np.sort(read["persona"].unique()))[: self.concepts]
-        everything, features = all_statements(STATEMENTS, self.encoder)
+        everything, features = all_statements(STATEMENTS, self.encoder, store)
         kinds = ["persona", "matches"]
         read = read.filter(pl.col("persona").is_in(chosen))
         read = read.unique("statement", keep="none", maintain_order=True)
@@ -159,7 +160,7 @@ class Personas(Task):
         person = np.repeat([0, 0, 1, 2], [len(train), *map(len, panels)])
         return PreferenceDataset.from_pairs(person, left, right, yes_left == yes, items)
 
-    def a_user_each(self, seed: int) -> PreferenceDataset:
+    def a_user_each(self, seed: int, store: Store | None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         read = STATEMENTS.read("persona", "statement", "matches")
         read = read.unique(["persona", "statement"], keep="none", maintain_order=True)  # a few stand on both sides
@@ -185,7 +186,7 @@ class Personas(Task):
             part.join(numbered, left_on="statement", right_on="response", how="left", maintain_order="left")["item"]
             for part in (matching, other)
         )
-        user, items = matching["persona"].to_numpy(), Items(encode(text, self.encoder), text)
+        user, items = matching["persona"].to_numpy(), Items(encode(text, self.encoder, store), text)
         if not whole:
             user, items = np.concatenate([user, user]), yes_and_no(items)
             yes, no = np.concatenate([[2 * yes, 2 * yes + 1], [2 * no + 1, 2 * no]], axis=1)  # preferred, rejected
@@ -252,11 +253,11 @@ class Personas(Task):
 
 
 @lru_cache(1)
-def all_statements(table: Table, encoder: str) -> tuple[pa.Table, np.ndarray]:
+def all_statements(table: Table, encoder: str, store: Store | None) -> tuple[pa.Table, np.ndarray]:
     """Every distinct statement in order, and its features; kept, for fitting an encoder takes longer than the rest."""
     statements = np.sort(table.read("statement")["statement"].unique().to_numpy())
     text = pa.table([np.full(len(statements), QUESTION), statements], schema=TEXT)
-    return text, encode(text, encoder)
+    return text, encode(text, encoder, store)
 
 
 def margins(splits: Splits, state: State) -> dict[str, float]:

@@ -12,7 +12,8 @@ from harness.errors import Mistake
 from harness.inference.features import check_encoder, encode, encoder_field
 from harness.sources.hub import check_revision, hub_files, table
 from harness.sources.public_files import file_digest
-from harness.task import Task, whole_users
+from harness.store.store import Store
+from harness.task import TextTask, whole_users
 
 REPO = "HannahRoseKirk/prism-alignment"
 REVISION = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"  # main since 2024-04-25
@@ -30,7 +31,7 @@ NO_ANSWER = ("", "EMPTY STRING")  # the second is how the authors write that a m
 
 
 @dataclass(frozen=True)
-class Prism(Task):
+class Prism(TextTask):
     """A user's first turn of a conversation: up to four models answer, and the answer kept beats each of the others.
 
     Later turns are left out: there one model answers twice, in a conversation that the user has chosen. So a
@@ -74,7 +75,7 @@ class Prism(Task):
     def local(self) -> list[Path]:
         return [Path(self.file) / name for name in FILES]
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         survey, utterances = self.local() if self.file else hub_files(REPO, self.revision, FILES)
         people = table(survey, SURVEY).unique("user_id", keep="first")
         answers = first_turns(table(utterances, UTTERANCE))
@@ -96,7 +97,7 @@ class Prism(Task):
             )
         data = PreferenceDataset.from_choices(
             often.select(user="user_id", prompt="user_prompt", chosen="kept", rejected="model_response"),
-            features=lambda items: encode(items.to_arrow().cast(TEXT), self.encoder),
+            features=lambda items: encode(items.to_arrow().cast(TEXT), self.encoder, store),
         )
         users = pl.DataFrame({"id": data.users["id"].to_pylist()})
         dropped = answers.group_by(id="user_id").agg(dropped=pl.col("bad").sum())

@@ -15,7 +15,8 @@ from harness.inference.features import check_encoder, encode, encoder_field
 from harness.method import State, Users
 from harness.sources.hub import check_revision, hub_files, rows
 from harness.sources.public_files import Table, file_digest
-from harness.task import Task, in_order
+from harness.store.store import Store
+from harness.task import TextTask, in_order
 from tasks.two_modes import mode_readings
 
 HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
@@ -69,7 +70,7 @@ NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `a
 
 
 @dataclass(frozen=True)
-class RatedAspects(Task):
+class RatedAspects(TextTask):
     """Two responses to one prompt; the one with the higher score in the user's aspect is chosen, without noise.
 
     A pair is *conflicting* where the aspects do not all prefer the same response (definition 4.2); pairs with a tie in
@@ -194,7 +195,7 @@ class RatedAspects(Task):
         mean = [score.mean().round(6) for score in better]  # so that equal means are ties
         return rated.group_by("prompt", "response").agg(mean).sort("prompt", "response")
 
-    def build(self, seed: int) -> PreferenceDataset:
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         rated = self.responses()
         rated = rated[rng.permutation(len(rated))]
@@ -209,7 +210,9 @@ class RatedAspects(Task):
         n_prompts = prompt.max() + 1
         part = np.searchsorted([0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right")  # of PARTS
         text = rated.select("prompt", "response").to_arrow().cast(TEXT)
-        features = numbers(rng, scores, self.feature_dim) if self.encoder == "numbers" else encode(text, self.encoder)
+        features = (
+            numbers(rng, scores, self.feature_dim) if self.encoder == "numbers" else encode(text, self.encoder, store)
+        )
 
         counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)

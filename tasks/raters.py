@@ -94,4 +94,4 @@ class Raters(Task):
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         splits = in_order(data, self.n_users, self.queries)
-        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})
+        return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})

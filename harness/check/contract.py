@@ -10,16 +10,19 @@ from threadpoolctl import threadpool_limits
 
 from harness import registry
 from harness.check.findings import Finding
-from harness.check.methods import in_miniature, method_checks, without_sense
+from harness.check.methods import in_miniature, method_checks
 from harness.check.tasks import task_checks
 from harness.errors import Mistake
-from harness.inference import answer
 from harness.parallel import one_torch_thread
+from harness.store.store import Store
 from harness.trials.prepare import told
 
 
-def check_name(name: str) -> Iterator[Finding]:
-    """Every check of the task and of the method of that name. Raises Mistake where there is neither."""
+def check_name(name: str, store: Store) -> Iterator[Finding]:
+    """Every check of the task and of the method of that name. Raises Mistake where there is neither.
+
+    store: where what language models make for a task is read.
+    """
     kinds = [kind for kind in ("task", "method") if name in registry.names(kind)]
     if not kinds:
         known = registry.names("task") | registry.names("method")
@@ -36,12 +39,12 @@ def check_name(name: str) -> Iterator[Finding]:
             if made.problem:
                 continue
             with contextlib.ExitStack() as stack:
-                method = stack.enter_context(in_miniature(thing())) if kind == "method" else None
-                battery = method_checks(method) if method else task_checks(thing())
+                if kind == "method":
+                    battery = method_checks(*stack.enter_context(in_miniature(thing())), stack)
+                else:
+                    battery = task_checks(thing(), store)
                 for what, check in battery:
-                    with answer.answered_by(without_sense) if method else contextlib.nullcontext():
-                        found = _ask(f"{kind} {name}: {what}", check)
-                    yield found
+                    yield _ask(f"{kind} {name}: {what}", check)
 
 
 def _ask(what: str, check: Callable[[], str | None]) -> Finding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,33 +16,35 @@ import torch
 from harness import registry
 from harness.check.findings import _apart, _described, _finite, _missing, _settled, arrays_of
 from harness.data import TEXT, Pairs, PreferenceDataset, arrays, digest
+from harness.inference.answer import question_table
 from harness.inference.cache import ids_of
-from harness.method import Manifest, Method, Run
+from harness.method import Manifest, Method, Predictor, Questions, Run, State
 from harness.models import small
-from harness.store.store import FOLDER
-from harness.trials.run import per_pair, run_trial
+from harness.store.store import Store
+from harness.trials.outputs import log_odds, per_pair
+from harness.trials.run import run_trial
 from harness.trials.trial import Trial, fields_of, hashed
 
 
 @contextlib.contextmanager
-def in_miniature(method: Method) -> Iterator[Method]:
-    """Within it, a policy is of an untrained small language model, and tuned for two steps, in a store of its own."""
-    if type(method).generate is Method.generate:
-        yield method
-        return
-    before = os.environ.get(FOLDER)
+def in_miniature(method: Method) -> Iterator[tuple[Method, Store]]:
+    """Within it, a store of its own, and the method: a policy of an untrained small language model, tuned for two steps."""
     with tempfile.TemporaryDirectory() as folder:
-        small.build_small_model(Path(folder, "model"), steps=0)
-        os.environ[FOLDER] = folder
-        try:
+        store = Store(folder).open()
+        if method.generates:
+            small.build_small_model(Path(folder, "model"), steps=0)
             less = {"model": f"transformers:{folder}/model", "steps": 2}
-            yield replace(method, **{name: value for name, value in less.items() if name in fields_of(method)})
-        finally:
-            os.environ.pop(FOLDER) if before is None else os.environ.update({FOLDER: before})
+            method = replace(method, **{name: value for name, value in less.items() if name in fields_of(method)})
+        yield method, store
 
 
-def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """(question, check) for each rule of a method, asked on a small simulated task."""
+def method_checks(
+    method: Method, store: Store, stack: contextlib.ExitStack
+) -> Iterator[tuple[str, Callable[[], str | None]]]:
+    """(question, check) for each rule of a method, asked on a small simulated task.
+
+    stack: closes what the method holds open, such as a language model, once all checks are made.
+    """
     task = registry.make(
         "task",
         "low_rank",
@@ -53,22 +54,25 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
     splits = task.split(data, 0)
     panel = splits.panels["test"]
     context, query = panel.context, panel.query.without_labels()
-    run = Run(0, truth=data.truth if method.privileged else None)
+    run = Run(0, truth=data.truth if method.privileged else None, store=store)
 
     def everything() -> dict[str, np.ndarray]:
         gaps = {"train.gap": splits.train.gap, "context.gap": context.gap, "query.gap": query.gap}
         return arrays(data) | gaps
 
     untouched = digest(arrays_of(splits) | everything())
-    states: list[dict] = []
+    fits: list[tuple[State, Predictor]] = []
 
-    def fitted() -> dict:
-        if not states:
-            states.append(method.fit(splits.train, splits.panels["validation"], run))
-        return states[0]
+    def fitted() -> tuple[State, Predictor]:
+        if not fits:
+            state = method.fit(splits.train, splits.panels["validation"], run)
+            fits.append((state, stack.enter_context(method.opened(state, run))))
+        return fits[0]
 
     def answers(shown: Pairs, asked: Pairs) -> np.ndarray:
-        return method.score(fitted(), method.adapt(fitted(), shown, run), asked).detach().numpy()
+        state, predictor = fitted()
+        users = predictor.adapt(state, shown, run)
+        return log_odds(method, predictor, state, users, asked, without_sense)
 
     def ragged() -> Pairs:
         return context.take(context.rank < context.user % 9)  # 0 to 8 pairs each
@@ -78,18 +82,22 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
         return None if set(vars(method)) == set(fields_of(method)) else "fit or adapt changed the method's attributes"
 
     def shapes() -> str | None:
-        users = method.adapt(fitted(), context, run)
+        state, predictor = fitted()
+        users = predictor.adapt(state, context, run)
         if not isinstance(users, tuple) or not all(
             isinstance(t, torch.Tensor) and len(t) == context.n_users for t in users
         ):
             return "adapt must return a tuple of tensors with leading dimension n_users"
-        if not isinstance(fitted(), dict) or not all(isinstance(t, torch.Tensor) for t in fitted().values()):
+        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
             return "fit must return a dict of tensors"
         return None
 
     def again() -> str | None:
-        state = method.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth))
-        other = method.score(state, method.adapt(state, context, run), query).numpy()
+        anew = Run(0, truth=run.truth, store=store)
+        state = method.fit(splits.train, splits.panels["validation"], anew)
+        with method.opened(state, anew) as predictor:
+            users = predictor.adapt(state, context, run)
+            other = log_odds(method, predictor, state, users, query, without_sense)
         return None if np.array_equal(other, answers(context, query), equal_nan=True) else "two runs of one seed differ"
 
     def reordered() -> str | None:
@@ -134,7 +142,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
 
     def asks() -> str | None:
         asking, pool = replace(method, elicit="uncertainty"), context.without_labels()
-        state = asking.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth))
+        state = asking.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth, store=store))
 
         def worth(shown: Pairs, asked: Pairs) -> np.ndarray:
             return per_pair(
@@ -150,7 +158,7 @@ def method_checks(method: Method) -> Iterator[tuple[str, Callable[[], str | None
         return problem and f"sides swapped: {problem}"
 
     def whole() -> str | None:
-        result = run_trial(Trial(task, method, 0, "check", "check"), splits, data.truth)
+        result = run_trial(Trial(task, method, 0, "check", "check"), splits, data.truth, None, store, without_sense)
         return _missing({f"test/{k}" for k in task.shots} - set(result.predictions))
 
     def keyed() -> str | None:
@@ -198,6 +206,6 @@ def spelled(data: PreferenceDataset) -> PreferenceDataset:
     return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
 
 
-def without_sense(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
+def without_sense(asked: Questions) -> np.ndarray:
     """Log-odds by a question's hash, for methods that ask a language model: another letter is another answer."""
-    return ids_of(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4
+    return ids_of(question_table(asked.systems, asked.prompts)["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4

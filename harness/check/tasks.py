@@ -9,12 +9,13 @@ import numpy as np
 from harness.check.findings import _described, _differ, _missing, _settled, arrays_of
 from harness.data import Leak, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.errors import Mistake
-from harness.task import Task
+from harness.store.store import Store
+from harness.task import Task, build_task
 from harness.trials.prepare import enough_context
 from harness.trials.trial import hashed, task_identity
 
 
-def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
+def task_checks(task: Task, store: Store) -> Iterator[tuple[str, Callable[[], str | None]]]:
     """(question, check) for each rule of a task; a check returns what is wrong, or None.
 
     Checks are asked as they come: what cannot be built is asked nothing more.
@@ -22,7 +23,7 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
     made: list[tuple[PreferenceDataset, Splits]] = []
 
     def builds() -> str | None:
-        data = task.build(0)
+        data = build_task(task, 0, store)
         splits = task.split(data, 0)
         if not isinstance(data, PreferenceDataset) or not isinstance(splits, Splits):
             return "build must return a PreferenceDataset, and split Splits"
@@ -61,7 +62,7 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
         return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
 
     def another_seed() -> str | None:
-        other = task.split(task.build(1), 1)
+        other = task.split(build_task(task, 1, store), 1)
         changed = digest(arrays_of(splits)) != digest(arrays_of(other))
         return None if changed else "seeds 0 and 1 give the same split"
 
@@ -72,7 +73,10 @@ def task_checks(task: Task) -> Iterator[tuple[str, Callable[[], str | None]]]:
             return mistake.message
         return None
 
-    yield "the same seed builds the same data", lambda: _differ(digest(arrays(task.build(0))), digest(arrays(data)))
+    yield (
+        "the same seed builds the same data",
+        lambda: _differ(digest(arrays(build_task(task, 0, store))), digest(arrays(data))),
+    )
     yield (
         "the same seed splits the same way",
         lambda: _differ(digest(arrays_of(task.split(data, 0))), digest(arrays_of(splits))),

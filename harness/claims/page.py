@@ -113,7 +113,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     )
     results = {part.suite.name: part.results for part in parts if part.results}
     words = ["claims", *dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
-    path = store.root / "boards" / f"{'-'.join(words)}.html"
+    path = store.board("-".join(words))
     html = page.get_template("page.html").render(
         found=found,
         quick=quick,

@@ -35,17 +35,18 @@ harness/claims/judge.py says what is found, with limits, and what follows.
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from harness import registry
-from harness.errors import Mistake
+from harness.errors import Mistake, did_you_mean
 from harness.trials.suite import load_toml
 
+T = TypeVar("T")
 FOLDER = registry.ROOT / "jobs" / "suites" / "claims"
 MEASURES = {
     "value": ("minus", "over"),
@@ -65,8 +66,8 @@ SHARES = (*RISING, "error", *WINS, "written_win", "written_win_random")  # none 
 class Selection:
     """Which trials of a suite, and which number of theirs; None stands for the only one there is, or the largest."""
 
-    task: object = None
-    method: object = None
+    task: Any = None  # a name, a table of the name and some fields, or the setting itself
+    method: Any = None
     panel: str = "test"
     shots: int | None = None
     metric: str = "accuracy"
@@ -76,9 +77,8 @@ class Selection:
     def __post_init__(self) -> None:
         kind, _, name = self.metric.partition(":")
         if self.metric not in METRICS and not (kind in ("reading", "curve") and name):
-            near = difflib.get_close_matches(self.metric, METRICS, n=1)
-            hint = f"{', '.join(METRICS)}, reading:NAME or curve:NAME"
-            raise Mistake(f"there is no metric {self.metric!r}", f"did you mean {near[0]!r}?" if near else hint)
+            every = f"{', '.join(METRICS)}, reading:NAME or curve:NAME"
+            raise Mistake(f"there is no metric {self.metric!r}", did_you_mean(self.metric, METRICS, every))
         if self.shots is not None and self.shots < 0:
             raise Mistake(f"shots = {self.shots} is below 0", "0 is before any answer")
         if self.n is not None and self.metric not in STEERED:
@@ -114,7 +114,7 @@ class Check:
             raise Mistake("a value has minus or over, not both", "make it two checks")
         if self.measure != "value" and not given:
             raise Mistake(f"{self.measure} needs {takes[0]}", "harness/claims/schema.py says what each measure is")
-        if self.measure == "answers" and not {self.of.metric, self.over.metric} <= set(RISING):
+        if self.measure == "answers" and any(s.metric not in RISING for s in (self.of, self.over) if s):
             raise Mistake("answers are counted until a score is reached that rises", f"one of {', '.join(RISING)}")
         if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):
             raise Mistake(f"expected = {list(self.expected)} is no range", "for example expected = [0.8, inf]")
@@ -151,14 +151,14 @@ class Claim:
 def read_claims(path: Path) -> tuple[str, tuple[Claim, ...]]:
     """The paper a suite file is about, and its claims. Raises Mistake for what is missing, misspelt or impossible."""
     content = load_toml(path)
-    claims = read(tuple[Claim, ...], content.get("claims", []), f"{path}: claim")
+    claims: tuple[Claim, ...] = read(tuple[Claim, ...], content.get("claims", []), f"{path}: claim")
     ids = [claim.id for claim in claims]
     if twice := [i for i in ids if ids.count(i) > 1]:
         raise Mistake(f"{path}: two claims are called {twice[0]}", "give each an id of its own")
     return str(content.get("paper", path.stem)), claims
 
 
-def read_table(kind: type, table: object, where: str) -> object:
+def read_table(kind: type[T], table: object, where: str) -> T:
     """A dataclass from a TOML table: every key known and of its type, and everything without a default given."""
     hint = f"{kind.__module__.replace('.', '/')}.py says what it holds"
     if not isinstance(table, dict):
@@ -166,9 +166,8 @@ def read_table(kind: type, table: object, where: str) -> object:
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            raise Mistake(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else ", ".join(hints))
-    for one in fields(kind):
+            raise Mistake(f"{where}: unknown key {key!r}", did_you_mean(key, hints, ", ".join(hints)))
+    for one in fields(kind):  # type: a dataclass
         if one.name not in table and one.default is MISSING:
             raise Mistake(f"{where}: there is no {one.name}", hint)
     values = {key: read(hints[key], value, f"{where}, {key}") for key, value in table.items()}
@@ -178,18 +177,18 @@ def read_table(kind: type, table: object, where: str) -> object:
         raise Mistake(f"{where}: {mistake.message}", mistake.hint) from None
 
 
-def read(hint: object, value: object, where: str) -> object:
+def read(hint: Any, value: object, where: str) -> Any:
     """A TOML value as its annotation wants it; a tuple of one needs no brackets."""
     if isinstance(hint, types.UnionType):
         hint = typing.get_args(hint)[0]  # the other is None
     if typing.get_origin(hint) is tuple:
         values = value if isinstance(value, list) else [value]
         return tuple(read(typing.get_args(hint)[0], v, f"{where} {i + 1}") for i, v in enumerate(values))
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return read_table(hint, value, where)
     if hint is float and type(value) is int:
         return float(value)
-    kinds = (str, dict) if hint is object else (hint,)
+    kinds = (str, dict) if hint is Any else (hint,)
     if type(value) not in kinds:
         words = {str: "text", dict: "a table", int: "a whole number", float: "a number", bool: "true or false"}
         raise Mistake(f"{where} is {value!r}", f"it should be {' or '.join(words[k] for k in kinds)}")

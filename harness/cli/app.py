@@ -9,7 +9,7 @@ import typer
 
 from harness import registry
 from harness.cli.terminal import bar
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 app = typer.Typer(
     help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
@@ -24,12 +24,6 @@ def use_data(data: Path | None) -> None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
 
-def use_store(store: Path) -> Store:
-    """The store, known from here on to whatever reads rows from it."""
-    os.environ[FOLDER] = str(store.absolute())
-    return Store.current()
-
-
 def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
     """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
     use_data(data)
@@ -38,6 +32,6 @@ def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] |
     from harness.trials.suite import read_suite
 
     read = read_suite(suite)
-    opened = use_store(store).open()
+    opened = Store(store).open()
     with bar("preparing", len(read.tasks) * len(read.seeds)) as step:
         return make_plan(read, opened, lambda: step(1), make), opened

@@ -113,7 +113,7 @@ def _security(store: Store) -> Iterator[Finding]:
         "allowed" if pickles else "never written",
         "unset MLFLOW_ALLOW_PICKLE_DESERIALIZATION" if pickles else "",
     )
-    salt = store.root / "salt"
+    salt = store.salt
     if salt.exists():
         private = not salt.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)
         yield Finding(

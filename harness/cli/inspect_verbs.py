@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_suite, use_data, use_store
+from harness.cli.app import plan_suite, use_data
 from harness.cli.options import DataDir, Json, Plugins, StoreDir, SuiteFile
 from harness.cli.terminal import err
 from harness.errors import Mistake
@@ -32,6 +32,7 @@ def list_(plugin: Plugins = None, as_json: Json = False) -> None:
 
 def check(
     name: Annotated[str, typer.Argument(help="A task's or method's name, or a file that holds one.")],
+    store: StoreDir = Path("store"),
     data: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +44,7 @@ def check(
     from harness.check.contract import check_name
 
     failed, findings = 0, []
-    for found in check_name(name):
+    for found in check_name(name, Store(store)):
         failed += found.problem is not None
         findings.append(dataclasses.asdict(found))
         if not as_json:
@@ -98,7 +99,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One trial: what it was, how it ran, and why it failed if it did; or the language model that it trained."""
-    opened = use_store(store)
+    opened = Store(store)
     matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
     if len(matching) != 1:
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"

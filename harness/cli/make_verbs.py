@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import plan_suite, use_store
+from harness.cli.app import plan_suite
 from harness.cli.inference_jobs import MINUTES, Enough, Maker
 from harness.cli.options import DataDir, Engines, Gpus, Json, Local, Minutes, Out, Plugins, StoreDir, SuiteFile, Texts
 from harness.cli.terminal import err
 from harness.errors import Mistake
+from harness.store.store import Store
 
 
 def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None) -> None:
@@ -36,7 +37,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Samples candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
-    made = Maker(use_store(store).open(), local, workers, gpus, minutes, only="samples")
+    made = Maker(Store(store).open(), local, workers, gpus, minutes, only="samples")
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
     else:
@@ -46,7 +47,7 @@ def generate(
         files.check_out(out, ".parquet")
         if not generator:
             raise Mistake("who should write?", "--generator transformers:small, or vllm:org/name@REVISION")
-        sampling = job(generator, n, lambda: map(inputs, files.read_texts(what, "prompt", "system?")))
+        sampling = job(generator, n, lambda: map(inputs, files.read_texts(what, "prompt", "system?")), made.store)
         made([sampling])
         if out:
             err.print(f"{files.write_candidates(out, made.index(sampling), sampling.batches)} rows in {out}")
@@ -70,7 +71,7 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encodes the texts of a suite, or of a file's column `response` (and `prompt`), each distinct one once."""
-    made = Maker(use_store(store).open(), local, workers, gpus, minutes)
+    made = Maker(Store(store).open(), local, workers, gpus, minutes)
     if what.suffix == ".toml":
         _for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
     else:
@@ -81,7 +82,7 @@ def encode(
         if not encoder:
             raise Mistake("encoded by what?", "--encoder hashing-1024, or transformers:org/name@REVISION")
         columns = ("response", "prompt") if reads_prompt(encoder) else ("response",)
-        encoding = job(encoder, lambda: files.read_texts(what, *columns))
+        encoding = job(encoder, lambda: files.read_texts(what, *columns), made.store)
         made([encoding])
         if out:
             err.print(f"{files.write_vectors(out, made.index(encoding), encoding.batches)} in {out}")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_suite, use_data, use_store
+from harness.cli.app import plan_suite, use_data
 from harness.cli.inference_jobs import Maker
 from harness.cli.options import QUICK, DataDir, Json, Local, Plugins, Reader, StoreDir, SuiteFile, Tracking
 from harness.cli.terminal import bar, err
@@ -41,8 +41,8 @@ def run(
 ) -> None:
     """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
     began = time.monotonic()
-    _check_reader(reader)
-    made = Maker(use_store(store).open(), local)
+    made = Maker(Store(store).open(), local)
+    _check_reader(reader, made.store)
     if local and together > 1:
         raise Mistake("--local is one process, which trains alone", "leave out --local, or --together")
     if gpu:
@@ -79,9 +79,9 @@ def board(
     as_json: Json = False,
 ) -> None:
     """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
-    _check_reader(reader)
+    _check_reader(reader, Store(store))
     planned, opened = plan_suite(suite, store, data, plugin)
-    _show_board(planned, opened, as_json, reader, Maker(use_store(store).open(), local))
+    _show_board(planned, opened, as_json, reader, Maker(Store(store).open(), local))
 
 
 def reproduce(
@@ -120,9 +120,9 @@ def reproduce(
     use_data(data)
     registry.add_plugins(plugin or [])
     names = what or []
-    wanted, opened, unwritable, made = claims.chosen(names), use_store(store), None, None
+    wanted, opened, unwritable, made = claims.chosen(names), Store(store), None, None
     try:
-        made = Maker(use_store(store).open(), local)
+        made = Maker(Store(store).open(), local)
     except Mistake as mistake:  # what is finished can be read nevertheless
         unwritable = mistake
     for file in wanted:
@@ -170,8 +170,8 @@ def _run_trials(
 ) -> None:
     """Where methods ask a language model, one engine answers what all of their trials will ask beforehand."""
     for method in {trial.method for trial in todo}:
-        method.ready()
-    if asking := [trial for trial in todo if type(trial.method).asks]:
+        method.ready(opened)
+    if asking := [trial for trial in todo if trial.method.asks]:
         from harness.trials.questions import questions
 
         while jobs := questions(asking, opened):
@@ -209,12 +209,12 @@ def _tell_failed(failed, opened: Store) -> None:
         raise typer.Exit(1)
 
 
-def _check_reader(reader: str | None) -> None:
+def _check_reader(reader: str | None, store: Store) -> None:
     """Raises Mistake where nobody is named, before anything runs."""
     if reader:
         from harness.inference.generate import make_generator
 
-        make_generator(reader).check()
+        make_generator(reader).check(store)
 
 
 def _show_board(planned, opened: Store, as_json: bool, reader: str | None, make: Maker):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,29 +39,33 @@ def canonical(name: str) -> str:
     return make_judge(name).canonical
 
 
-def answers(name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str]) -> np.ndarray:
+def answers(
+    name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str], store: Store
+) -> np.ndarray:
     """float64[n]: log-odds of words[0] against words[1] as what the model says next.
 
     The same question is asked once. The few that could not be answered are NaN. Raises Lacking where some are not asked
     yet, and Mistake where more than ERROR_RATE of them could not be answered.
     """
-    ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
-    columns = [pa.array(ids, ID), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
-    return _answerer.get()(name, tuple(words), pa.table(columns, names=["id", "system", "prompt"]))
-
-
-def job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]]) -> Job:
-    """What asks these questions: tables with the columns id, system (may be null) and prompt."""
-    return Job("answers", make_judge(name).identity | {"words": list(words)}, Asking(name, words), batches)
-
-
-def from_store(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
-    """float64[n]: what was answered; raises as `answers` does."""
-    index, ids = index_of(name, words, Store.current()), ids_of(table["id"])
+    table, index = question_table(systems, prompts), index_of(name, words, store)
+    ids = ids_of(table["id"])
     if len(left := lacking(table, index)):
-        raise Lacking(job(name, words, lambda: [left]), len(left))
+        raise Lacking(job(name, words, lambda: [left], store), len(left))
     refuse_errors(index, ids, ERROR_RATE, "questions")
     return answered(index, ids)
+
+
+def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.Table:
+    """Columns id, system (may be null) and prompt, a row per question."""
+    ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
+    columns = [pa.array(ids, ID), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
+    return pa.table(columns, names=["id", "system", "prompt"])
+
+
+def job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
+    """What asks these questions: tables with the columns id, system (may be null) and prompt."""
+    words = words[0], words[1]
+    return Job("answers", make_judge(name).identity | {"words": list(words)}, Asking(name, words, store), batches)
 
 
 def answered(index: Index, ids: np.ndarray) -> np.ndarray:
@@ -85,35 +87,6 @@ def both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(known, first, 0.0), np.where(known, -second, 0.0)
 
 
-Answerer = Callable[[str, tuple[str, str], pa.Table], np.ndarray]  # model, words, questions -> log-odds float64[n]
-_answerer: ContextVar[Answerer] = ContextVar("answerer", default=from_store)
-
-
-@contextlib.contextmanager
-def answered_by(answerer: Answerer) -> Iterator[None]:
-    """Within it `answerer` answers, and no model: to hold what asks against answers that are known."""
-    before = _answerer.set(answerer)
-    try:
-        yield
-    finally:
-        _answerer.reset(before)
-
-
-@contextlib.contextmanager
-def collecting(store: Store) -> Iterator[list[Job]]:
-    """Within it questions not answered yet are listed, a job for each call, and undecided: 0."""
-    jobs: list[Job] = []
-
-    def note(name: str, words: tuple[str, str], table: pa.Table) -> np.ndarray:
-        index = index_of(name, words, store)
-        if len(left := lacking(table, index)):
-            jobs.append(job(name, words, lambda: [left]))
-        return np.nan_to_num(answered(index, ids_of(table["id"])))
-
-    with answered_by(note):
-        yield jobs
-
-
 def lacking(table: pa.Table, index: Index) -> pa.Table:
     """Those without an answer yet, each once, in their order: those that begin alike stay neighbours, which vLLM reads once."""
     ids, first = np.unique(ids_of(table["id"]), return_index=True)
@@ -121,7 +94,7 @@ def lacking(table: pa.Table, index: Index) -> pa.Table:
 
 
 def index_of(name: str, words: tuple[str, str], store: Store) -> Index:
-    rows = job(name, words, list).rows(store)
+    rows = job(name, words, list, store).rows(store)
     return _index(rows, frozenset(store.keys(rows.kind)))
 
 
@@ -132,10 +105,14 @@ def _index(rows: Rows, shards: frozenset[str]) -> Index:
 
 @dataclass(frozen=True)
 class Asking:
-    """A language model's answers, as a recipe. name: the model's; with `words` it says everything but where to run."""
+    """A language model's answers, as a recipe. name: the model's; with `words` it says everything but where to run.
+
+    store: where the project's own small model lies.
+    """
 
     name: str
     words: tuple[str, str]
+    store: Store
     tensor_parallel: int = 1
     block: int = QUESTIONS
     cpus: int = 0
@@ -144,13 +121,13 @@ class Asking:
         from harness.models.tokens import first_tokens, open_tokenizer
 
         model = make_judge(self.name)
-        model.check()
-        first_tokens(open_tokenizer(model.folder()), self.words)
+        model.check(self.store)
+        first_tokens(open_tokenizer(model.folder(self.store)), self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
         model = make_judge(self.name)
-        tokens, limit = reader(model, model["max_length"])
+        tokens, limit = reader(model, model["max_length"], self.store)
         longer = "the model reads {}: show it less (in_context: lower room or most)"
         return tokenised(tokens, table, limit - 1, longer)  # the answer is one token
 
@@ -160,7 +137,7 @@ class Asking:
         model = make_judge(self.name)
         engine = open_engine(
             model.engine,
-            model.folder(),
+            model.folder(self.store),
             "answer",
             dtype=model["dtype"],
             max_length=model["max_length"],

@@ -63,11 +63,10 @@ class Rows:
 
     def index(self) -> Index:
         """Where every committed row lies, first commits first."""
-        folder = self.store.root / self.kind
         shards = []
         for key in self.store.keys(self.kind):
             with contextlib.suppress(FileNotFoundError):
-                shards.append(((folder / f"{key}.json").stat().st_mtime_ns, key))
+                shards.append((self.store.committed_at(self.kind, key), key))
         ids, shard, row, files = [np.empty(0, "S16")], [], [], []
         for _, key in sorted(shards):
             manifest = self.store.read(self.kind, key)
@@ -85,8 +84,6 @@ class Rows:
 
     def commit(self, ids: np.ndarray, made: pa.Table, errors: pa.Table, facts: Mapping) -> None:
         """Makes a block visible, whole. ids: S16[n] of the whole block."""
-        with self.store.explained():
-            (self.store.root / self.kind).mkdir(parents=True, exist_ok=True)
         files = {
             name: plain_ipc(table) for name, table in (("rows.arrow", made), ("errors.arrow", errors)) if len(table)
         }

@@ -57,23 +57,23 @@ def make_encoder(name: str) -> LanguageModel | Hashing:
     return model
 
 
-def vectors(table: pa.Table, name: str) -> np.ndarray:
+def vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
     """float[n, dim] of items (columns prompt, response), in order. Raises Lacking where some are not encoded yet.
 
     Also Mistake where a text cannot be encoded, such as an empty one.
     """
-    found = job(name, lambda: [table])
-    index, ids = found.rows(Store.current()).index(), ids_of(inputs(table, name)["id"])
+    found = job(name, lambda: [table], store)
+    index, ids = found.rows(store).index(), ids_of(inputs(table, name)["id"])
     if count := int(index.lacks(ids).sum()):
         raise Lacking(found, count)
     refuse_errors(index, ids, 0.0, "texts")
     return index.vectors(ids)
 
 
-def job(name: str, batches: Callable[[], Iterable[pa.Table]]) -> Job:
+def job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """What encodes items: tables with the columns response and, where the encoder reads it, prompt."""
     encoder = make_encoder(name)
-    recipe = encoder if isinstance(encoder, Hashing) else Encoding(name)
+    recipe = encoder if isinstance(encoder, Hashing) else Encoding(name, store)
     return Job("vectors", encoder.identity, recipe, lambda: (inputs(table, name) for table in batches()))
 
 
@@ -93,20 +93,24 @@ def inputs(table: pa.Table, name: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A language model's vectors of texts, as a recipe. name: the encoder's; it says everything but where to run."""
+    """A language model's vectors of texts, as a recipe. name: the encoder's; it says everything but where to run.
+
+    store: where the project's own small model lies.
+    """
 
     name: str
+    store: Store
     tensor_parallel: int = 1
     block: int = TEXTS
     cpus: int = 0
 
     def check(self) -> None:
-        make_encoder(self.name).check()
+        make_encoder(self.name).check(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each text; empty ones are errors."""
         model = make_encoder(self.name)
-        tokens, limit = reader(model, model["max_length"])
+        tokens, limit = reader(model, model["max_length"], self.store)
         both = reads_prompt(self.name)
         texts = rendered(tokens, table) if both else table["response"].to_pylist()
         ids = tokens(texts, truncation=True, max_length=limit, add_special_tokens=not both)["input_ids"]
@@ -123,7 +127,7 @@ class Encoding:
         model = make_encoder(self.name)
         engine = open_engine(
             model.engine,
-            model.folder(),
+            model.folder(self.store),
             "embed",
             dtype=model["dtype"],
             max_length=model["max_length"],
@@ -152,7 +156,7 @@ class Hashing:
 
     @property
     def identity(self) -> dict[str, object]:
-        return {"engine": "hashing", "dim": self.dim, "recipe": 1}  # see lm.parse
+        return {"engine": "hashing", "dim": self.dim, "recipe": 1}  # see models.names.parse_model
 
     def check(self) -> None:
         """It needs nothing."""

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from harness.errors import Mistake
 from harness.inference.encode import HASHING, WORD, inputs, make_encoder, vectors
+from harness.inference.jobs import needed
+from harness.store.store import Store
 
 TFIDF = re.compile(r"tfidf-svd-([1-9]\d*)")
 
@@ -31,7 +33,7 @@ def canonical(name: str) -> str:
     return name if model is None else model.canonical
 
 
-def encode(table: pa.Table, name: str) -> np.ndarray:
+def encode(table: pa.Table, name: str, store: Store | None = None) -> np.ndarray:
     """float32[n, dim]: items (columns prompt and response) under the encoder of that name.
 
     `tfidf-svd-DIM`: TF-IDF of lower-case unigrams of the responses, then truncated SVD (latent semantic analysis;
@@ -43,6 +45,8 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
     For all of them one scalar makes the columns' mean variance 1/2, so that a dimension of the gap between two texts
     has variance 1 on average, as in `low_rank`; the leading columns have more, the last ones less. The mean is kept: it
     is what all texts share.
+
+    store: where a language model's vectors are kept; `tfidf-svd` and `hashing` need none.
     """
     if found := TFIDF.fullmatch(name):
         features = tfidf_svd(table["response"].to_pylist(), int(found[1]), name)
@@ -50,7 +54,7 @@ def encode(table: pa.Table, name: str) -> np.ndarray:
         encoder, one = make_encoder(name), inputs(table, name)
         features = np.stack(encoder.start()(one)[0]["vector"].to_numpy()).astype(np.float64)
     else:
-        features = vectors(table, name).astype(np.float64)
+        features = vectors(table, name, needed(store, name)).astype(np.float64)
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from harness.errors import Mistake
 from harness.inference.cache import ID, errors, ids_of, refuse_errors, text_id
-from harness.inference.jobs import Job, Lacking, Worker
+from harness.inference.jobs import Job, Lacking, Worker, needed
 from harness.inference.tokens import as_lists, tokenised
 from harness.models.base import Sample
 from harness.models.names import LanguageModel, parse_model
@@ -51,15 +51,18 @@ def make_generator(name: str) -> LanguageModel:
     return model
 
 
-def candidates(systems: Sequence[str | None], prompts: Sequence[str], name: str, n: int) -> list[list[str]]:
+def candidates(
+    systems: Sequence[str | None], prompts: Sequence[str], name: str, n: int, store: Store | None
+) -> list[list[str]]:
     """n responses to each prompt under its system prompt; none where generation failed.
 
     Raises Lacking where some are not made yet, and Mistake where more than ERROR_RATE of the prompts failed.
     """
+    store = needed(store, name)
     columns = [pa.array(column, pa.large_string()) for column in (systems, prompts)]
     table = inputs(pa.table(columns, names=["system", "prompt"]))
-    found = job(name, n, lambda: [table])
-    index, ids = found.rows(Store.current()).index(), ids_of(table["id"])
+    found = job(name, n, lambda: [table], store)
+    index, ids = found.rows(store).index(), ids_of(table["id"])
     if count := int(index.lacks(ids).sum()):
         raise Lacking(found, count)
     refuse_errors(index, ids, ERROR_RATE, "prompts")
@@ -69,12 +72,12 @@ def candidates(systems: Sequence[str | None], prompts: Sequence[str], name: str,
     return out
 
 
-def job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]]) -> Job:
+def job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """What samples n responses to each prompt: tables with the columns id, system (may be null) and prompt."""
     model = make_generator(name)
     if n > 1 and model["temperature"] == 0:
         raise Mistake(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
-    return Job("samples", identity(model, n), Generation(name, n), batches)
+    return Job("samples", identity(model, n), Generation(name, n, store), batches)
 
 
 def inputs(table: pa.Table) -> pa.Table:
@@ -90,21 +93,25 @@ def identity(model: LanguageModel, n: int) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Generation:
-    """n samples of each prompt, as a recipe. name: the generator's; it says everything but where to run."""
+    """n samples of each prompt, as a recipe. name: the generator's; it says everything but where to run.
+
+    store: where the project's own small model lies.
+    """
 
     name: str
     n: int
+    store: Store
     tensor_parallel: int = 1
     block: int = PROMPTS
     cpus: int = 0
 
     def check(self) -> None:
-        make_generator(self.name).check()
+        make_generator(self.name).check(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each prompt; empty, undecodable and over-long ones are errors."""
         model = make_generator(self.name)
-        tokens, limit = reader(model, None)
+        tokens, limit = reader(model, None, self.store)
         room = min(model["max_tokens"], limit // 2)  # a prompt may take half of a short context
         return tokenised(tokens, table, limit - room, "of which {} leave room for a response")
 
@@ -113,7 +120,7 @@ class Generation:
 
         model = make_generator(self.name)
         engine = open_engine(
-            model.engine, model.folder(), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
+            model.engine, model.folder(self.store), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
         )
         maker, compared = hashed(identity(model, self.n)), []
 

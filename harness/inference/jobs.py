@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Missing
+from harness.atomic import private_name
+from harness.errors import Missing, Mistake
 from harness.inference.cache import ERRORS, ID, Index, Rows, block_key, errors, ids_of, places
 from harness.store import provenance
 from harness.store.store import Store, hashed
@@ -76,6 +77,16 @@ class Lacking(Missing):
         return type(self), (self.job, self.count)
 
 
+def needed(store: Store | None, model: str) -> Store:
+    """The store. Raises Mistake where there is none: what a language model makes is kept in one."""
+    if store is None:
+        raise Mistake(
+            f"{model}: what a language model makes is kept in a store, and this task's `build` is given none",
+            "derive the task from harness.task.TextTask, and write build(self, seed, store)",
+        )
+    return store
+
+
 def merged(jobs: Iterable[Job]) -> list[Job]:
     """One job per maker, so that each model is loaded once."""
     by_maker: dict[str, list[Job]] = {}
@@ -125,7 +136,7 @@ class Waiting:
 @contextlib.contextmanager
 def waiting(rows: Rows, batches: Iterable[pa.Table], block: int) -> Iterator[Waiting]:
     """What is not made yet. The file is gone afterwards."""
-    file = rows.store.root / "tmp" / f"waiting-{os.uname().nodename}-{os.getpid()}-{time.time_ns()}.arrow"
+    file = private_name(Path("waiting.arrow"), rows.store.scratch)
     try:
         sizes = []
         with rows.store.explained(), contextlib.ExitStack() as stack:
@@ -181,10 +192,10 @@ def mark(store: Store, name: str) -> Iterator[int]:
 
     Where another process is at it just now, which is no death, it yields 1 and leaves the mark to that one.
     """
-    path = store.root / "tmp" / f"{name}.tries"
+    path = store.scratch / f"{name}.tries"
     with contextlib.ExitStack() as stack:
         with store.explained():
-            file = stack.enter_context(open(path, "ab", buffering=0))
+            file = stack.enter_context(path.open("ab", buffering=0))
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by death; unlike flock, not held by children
             except BlockingIOError:
@@ -205,7 +216,7 @@ def make_here(
     on_start: Callable[[int], object] = lambda n: None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, float]:
-    """Makes every row that is not made yet in this process, without Ray; arguments and result as blocks.make_on_ray."""
+    """Makes every row that is not made yet in this process, without Ray; arguments and result as on_ray.inference.make_on_ray."""
     began, found = time.perf_counter(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     with waiting(rows, batches, recipe.block) as left:
         on_start(sum(left.sizes))
@@ -224,5 +235,5 @@ def make_here(
 
 def clear_marks(store: Store, run: str) -> None:
     """Forgets what a run of a driver began and did not end, now that it ends itself."""
-    for path in (store.root / "tmp").glob(f"{run}*.tries"):
+    for path in store.scratch.glob(f"{run}*.tries"):
         path.unlink(missing_ok=True)

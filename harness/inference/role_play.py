@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness.inference import answer
+from harness.inference.answer import answers, both_orders
+from harness.inference.jobs import needed
 from harness.models.names import parse_model
 from harness.sources.text_world import TRAITS
+from harness.store.store import Store
 
 ANSWERS = ("A", "B")
 SIDES = {  # trait -> its positive and its negative side, as responses have it (table 2 names the traits; words are ours)
@@ -52,12 +54,12 @@ def sides(wants: Mapping[str, int]) -> str:
 
 
 def role_played(
-    name: str, wants: np.ndarray, prompts: Sequence[str], left: Sequence[str], right: Sequence[str]
+    name: str, wants: np.ndarray, prompts: Sequence[str], left: Sequence[str], right: Sequence[str], store: Store | None
 ) -> np.ndarray:
     """float32[n]: what users who want `wants`, float[n, 7], a row for each pair, prefer as the language model `name` plays them.
 
     The mean of two answers, one for each order of the pair: 1 is left, 0 right, and one half where the order decides, or
-    where one of the two could not be answered. Raises as ask.answers does.
+    where one of the two could not be answered. Raises as `answers` does.
     """
     roles, role = np.unique(np.asarray(wants), axis=0, return_inverse=True)
     systems = [judge(wanted(row)) for row in roles]
@@ -66,6 +68,6 @@ def role_played(
         [QUESTION.format(*parts) for parts in zip(prompts, *responses, strict=True)]
         for responses in ((left, right), (right, left))
     ]
-    log_odds = answer.answers(name, asked * 2, orders[0] + orders[1], ANSWERS)
-    votes = np.sign(answer.both_orders(log_odds))
+    log_odds = answers(name, asked * 2, orders[0] + orders[1], ANSWERS, needed(store, name))
+    votes = np.sign(both_orders(log_odds))
     return (0.5 + votes.mean(0) / 2).astype(np.float32)

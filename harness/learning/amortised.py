@@ -73,7 +73,7 @@ class AmortisedMethod(Method):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         draw = run.generator(self.name)
         used, row = np.unique(np.stack([train.left, train.right], 1), return_inverse=True)
-        features = torch.from_numpy(train.items.features[used])
+        features = torch.from_numpy(train.items.known_features[used])
         mean = features.mean(0)
         frame = {"mean": mean, "scale": (features - mean).square().mean().sqrt().clamp(min=1e-6)}
         d, w = len(mean), self.width
@@ -118,11 +118,11 @@ class AmortisedMethod(Method):
         rows = torch.from_numpy(np.minimum(context.offsets[:-1, None] + np.arange(n), max(len(context) - 1, 0)))
         mask = torch.from_numpy(np.arange(n) < np.diff(context.offsets)[:, None])
         sides = torch.from_numpy(np.stack([context.left, context.right], 1).astype(np.int64))[rows]
-        x = standard(state, torch.from_numpy(context.items.features)[sides])
+        x = standard(state, torch.from_numpy(context.items.known_features)[sides])
         return self.read(state, as_shown(x, torch.from_numpy(context.label)[rows]), mask)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        x = standard(state, torch.from_numpy(items.features[item]))
+        x = standard(state, torch.from_numpy(items.known_features[item]))
         return decode(state, x, forward(state, "user", users[0])[torch.from_numpy(user).long()])
 
     def held_out(self, state: State, validation: Panel, run: Run) -> float:

@@ -16,12 +16,14 @@ import torch
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.functional import logsigmoid
+from torch.nn.parallel import DistributedDataParallel
 
 from harness import parallel
-from harness.learning.policy import TOKENS, Policy, Tokens, autocast, blocks, device
+from harness.atomic import write_whole
+from harness.learning.networks import rate_share
+from harness.learning.policy import TOKENS, Policy, Tokens, autocast, blocks, device, store_of
 from harness.method import Run, State
 from harness.models.tokens import batches_by_length
-from harness.store.store import Store
 
 SAVE_SECONDS = 120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
 WARMUP = 0.05  # of the steps
@@ -69,29 +71,20 @@ def optimise(
     """
     sharded, whole = shards(policy), shared(policy)
     learned = policy.learned()
-    groups = [
-        {"params": [t for name, t in learned.items() if name.startswith(part)], "lr": rate, "rate": rate}
-        for part, rate in rates.items()
-    ]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    optimizer = adam(learned, rates)
     first, recent = restored(learned, optimizer, run)
     every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", SAVE_SECONDS))
-    saved, read, busy, warm = time.monotonic(), 0, 0.0, max(1, round(WARMUP * steps))
+    saved, read, busy = time.monotonic(), 0.0, 0.0
     for step in range(first, steps):
         began = time.monotonic()
-        share = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * share
+            group["lr"] = group["rate"] * rate_share(step, steps, WARMUP)
         optimizer.zero_grad(set_to_none=True)
         drawn = step_at(step)
         found = gradients(whole, tokens, reference, drawn, beta)
         norm = clipped(list(learned.values()))
         loss, margin, right, n_tokens = parallel.summed(found).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
-            raise ValueError(
-                f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}"
-            )
+        check_finite(loss, norm, step, drawn)
         optimizer.step()
         read, busy = read + n_tokens, busy + time.monotonic() - began
         recent.append((loss, margin, right))
@@ -109,6 +102,22 @@ def optimise(
     if steps > first:
         run.log(tokens_per_second=read / busy)
     return {name: gathered(t.detach()).cpu().clone() for name, t in learned.items()}
+
+
+def adam(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.Optimizer:
+    """Adam with a group of tensors for each learning rate, which the group keeps as `rate`."""
+    groups = [
+        {"params": [t for name, t in learned.items() if name.startswith(part)], "lr": rate, "rate": rate}
+        for part, rate in rates.items()
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def check_finite(loss: float, norm: float, step: int, drawn: Step) -> None:
+    """Raises ValueError, naming the step's item pairs, where the loss or the norm of its gradient is not finite."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
+        raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}")
 
 
 def gradients(
@@ -133,7 +142,7 @@ def gradients(
         if drawn.shown is not None:
             shown = torch.from_numpy(np.concatenate([drawn.shown[rows]] * 2)).to(device())
         last = turn == len(some) - 1
-        with nullcontext() if last or not hasattr(whole, "no_sync") else whole.no_sync():
+        with whole.no_sync() if isinstance(whole, DistributedDataParallel) and not last else nullcontext():
             with autocast():
                 said = whole(*tokens.batch(items, device()), shown)
             left, right = (said - reference[torch.from_numpy(items)].to(said)).chunk(2)
@@ -160,8 +169,9 @@ def shared(policy: Policy) -> torch.nn.Module:
 
         for block in blocks(policy.lm):
             fully_shard(block)
-        return fully_shard(policy)
-    return torch.nn.parallel.DistributedDataParallel(policy)
+        fully_shard(policy)
+        return policy
+    return DistributedDataParallel(policy)
 
 
 def shards(policy: Policy) -> bool:
@@ -191,40 +201,37 @@ def save(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, ste
     for name, t in learned.items():
         kept = optimizer.state[t]
         tensors |= {f"{moment}/{name}": gathered(kept[moment]) for moment in ("exp_avg", "exp_avg_sq")}
-    if parallel.rank() == 0:
+    if parallel.rank() == 0 and run.checkpoint is not None:
         content = safetensors.torch.save(
             {name: t.cpu().contiguous() for name, t in tensors.items()},
             metadata={"step": str(step), "curves": json.dumps(run.curves), "recent": json.dumps(recent)},
         )
-        part = run.checkpoint / "state.part"
-        with Store.current().explained():
-            run.checkpoint.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, run.checkpoint / "state.safetensors")
+        with store_of(run).explained():
+            write_whole(run.checkpoint / "state.safetensors", content)
 
 
 def restored(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, list]:
     """Puts a saved state back, if there is one: the step to go on with, and what is not drawn yet of the curves."""
-    file = run.checkpoint / "state.safetensors" if run.checkpoint else None
-    if not parallel.agreed(file is not None and file.is_file()):
+    if run.checkpoint is None:
+        return 0, []
+    file = run.checkpoint / "state.safetensors"
+    if not parallel.agreed(file.is_file()):
         return 0, []
     with safe_open(file, "pt") as kept:
         step, recent = int(kept.metadata()["step"]), json.loads(kept.metadata()["recent"])
         run.curves.update(json.loads(kept.metadata()["curves"]))
         for name, t in learned.items():
-
-            def like(part: str) -> torch.Tensor:
-                tensor = kept.get_tensor(f"{part}/{name}").to(t.device)
-                return distribute_tensor(tensor, t.device_mesh, t.placements) if isinstance(t, DTensor) else tensor
-
             with torch.no_grad():
-                t.copy_(like("weight"))
+                t.copy_(placed_like(t, kept.get_tensor(f"weight/{name}")))
             optimizer.state[t] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": like("exp_avg"),
-                "exp_avg_sq": like("exp_avg_sq"),
+                "exp_avg": placed_like(t, kept.get_tensor(f"exp_avg/{name}")),
+                "exp_avg_sq": placed_like(t, kept.get_tensor(f"exp_avg_sq/{name}")),
             }
     return step, recent
+
+
+def placed_like(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor on the other's device, and in the same shards where workers hold parts of the other."""
+    tensor = tensor.to(other.device)
+    return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor

@@ -47,7 +47,7 @@ class LinearMethod(Method):
         return p * (1 - p) * variance(state["root"], users[1], pool)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        features = torch.from_numpy(items.features[item]).to(users[0])
+        features = torch.from_numpy(items.known_features[item]).to(users[0])
         return torch.einsum("nd,nd->n", features, users[0][torch.from_numpy(user).long()])
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
@@ -96,7 +96,8 @@ def chunks(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[t
 def padded(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer than n pairs get empty rows."""
     X, y = torch.from_numpy(pairs.gap).double(), torch.from_numpy(pairs.label).double()
-    return padded_rows(pairs, X, y, torch.ones_like(y))
+    X, y, mask = padded_rows(pairs, X, y, torch.ones_like(y))
+    return X, y, mask
 
 
 def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -112,9 +113,13 @@ def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...
 
 def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """float64[users, d]: argmin over v of the logistic loss of offset + X v, plus |v|^2 / 2."""
+
+    def loss_at(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return (mask * (softplus(z) - y * z)).sum(1) + (v**2).sum(1) / 2
+
     v = X.new_zeros(X.shape[0], X.shape[2])
     z = offset
-    loss = (mask * (softplus(z) - y * z)).sum(1)
+    loss = loss_at(v, z)
     for _ in range(STEPS):
         p = torch.sigmoid(z)
         gradient = (((p - y) * mask).unsqueeze(1) @ X).squeeze(1) + v
@@ -122,8 +127,7 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
         hessian.diagonal(dim1=1, dim2=2).add_(1.0)
         dv = -torch.cholesky_solve(gradient.unsqueeze(2), torch.linalg.cholesky_ex(hessian)[0]).squeeze(2)
         dz = (X @ dv.unsqueeze(2)).squeeze(2)
-        t, loss = backtrack(lambda t: (y, mask, z + t * dz, ((v + t * dv) ** 2).sum(1)), loss)
-        v, z = v + t * dv, z + t * dz
+        (v, z), loss = backtrack(loss_at, (v, z), (dv, dz), loss)
         if (dz * mask).abs().max() < TOLERANCE:
             break
     return v
@@ -131,35 +135,47 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
 
 def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """The same minimum through v = XT a with one weight a per pair (Rasmussen and Williams 2006, algorithm 3.1)."""
+
+    def loss_at(a: torch.Tensor, z: torch.Tensor, Ka: torch.Tensor) -> torch.Tensor:
+        return (mask * (softplus(z) - y * z)).sum(1) + (a * Ka).sum(1) / 2
+
     K = X @ X.mT
     a = torch.zeros_like(y)
     z = offset
-    loss = (mask * (softplus(z) - y * z)).sum(1)
+    loss = loss_at(a, z, a)
     for _ in range(STEPS):
         p = torch.sigmoid(z)
         s = (p * (1 - p) * mask).sqrt()
         B = K * s.unsqueeze(2) * s.unsqueeze(1)
         B.diagonal(dim1=1, dim2=2).add_(1.0)
-        b = s * s * (z - offset) + (y - p) * mask
+        Ka = z - offset
+        b = s * s * Ka + (y - p) * mask
         Kb = (K @ b.unsqueeze(2)).squeeze(2)
         da = b - s * torch.cholesky_solve((s * Kb).unsqueeze(2), torch.linalg.cholesky_ex(B)[0]).squeeze(2) - a
         dz = (K @ da.unsqueeze(2)).squeeze(2)
-        t, loss = backtrack(lambda t: (y, mask, z + t * dz, ((a + t * da) * (z - offset + t * dz)).sum(1)), loss)
-        a, z = a + t * da, z + t * dz
+        (a, z, _), loss = backtrack(loss_at, (a, z, Ka), (da, dz, dz), loss)
         if (dz * mask).abs().max() < TOLERANCE:
             break
     return (X.mT @ a.unsqueeze(2)).squeeze(2)
 
 
-def backtrack(at, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step sizes float64[users, 1], halved for the users whose loss would rise, and the losses reached."""
+def backtrack(
+    loss_at: Callable[..., torch.Tensor],
+    point: tuple[torch.Tensor, ...],
+    direction: tuple[torch.Tensor, ...],
+    loss: torch.Tensor,
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Where a step in the direction leads, and the loss float64[users] there; the step is halved for users whose loss rises.
+
+    point and direction: float64[users, ...] each, the arguments of `loss_at`. loss: at the point.
+    """
     t = loss.new_ones(len(loss), 1)
     while True:
-        y, mask, z, square = at(t)
-        reached = (mask * (softplus(z) - y * z)).sum(1) + square / 2
+        moved = tuple(x + t * dx for x, dx in zip(point, direction, strict=True))
+        reached = loss_at(*moved)
         worse = reached > loss + 1e-9 * loss.abs()  # rounding is no rise
         if not worse.any() or t.min() < 1e-6:
-            return t, reached
+            return moved, reached
         t = torch.where(worse.unsqueeze(1), t / 2, t)
 
 

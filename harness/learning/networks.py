@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import gelu, linear
@@ -14,7 +15,7 @@ from harness.method import Run, State
 def mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
     """Layers `prefix.0.weight`, `prefix.0.bias`, ... from sizes[0] inputs to sizes[-1] outputs, uniform(+-1/sqrt(inputs))."""
     state = {}
-    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         for name, shape in (("weight", (n_out, n_in)), ("bias", (n_out,))):
             state[f"{prefix}.{i}.{name}"] = (2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(n_in)
     return state
@@ -25,6 +26,12 @@ def forward(state: State, prefix: str, x: torch.Tensor, activation: Callable = g
     for i in range(sum(name.startswith(f"{prefix}.") and name.endswith(".weight") for name in state)):
         x = linear(activation(x) if i else x, state[f"{prefix}.{i}.weight"], state[f"{prefix}.{i}.bias"])
     return x
+
+
+def rate_share(step: int, steps: int, warmup: float = 0.05) -> float:
+    """The share of the full learning rate at a step: up in a line over the first share `warmup`, down to 0 as a cosine."""
+    first = max(1, round(warmup * steps))
+    return (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
 
 
 def train(
@@ -39,18 +46,16 @@ def train(
 ) -> State:
     """Minimises loss(step) over the tensors of `state`, in place, by Adam; returns them detached.
 
-    The rate rises linearly over the first share `warmup` of the steps and falls to zero as a cosine. With `held_out`,
-    asked ten times on the way, the tensors of its lowest value are returned.
+    The rate follows `rate_share`. With `held_out`, asked ten times on the way, the tensors of its lowest value are
+    returned.
     """
     for tensor in state.values():
         tensor.requires_grad_()
     optimizer = torch.optim.Adam(state.values(), lr=rate, fused=True)
     best, lowest = None, math.inf
-    first = max(1, round(warmup * steps))
     for step in range(steps):
-        share = (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
         for group in optimizer.param_groups:
-            group["lr"] = rate * share
+            group["lr"] = rate * rate_share(step, steps, warmup)
         optimizer.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()

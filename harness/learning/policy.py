@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from harness import parallel
 from harness.data import Items
 from harness.errors import Mistake
+from harness.method import Run
 from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render
 from harness.store.store import Store, hashed
@@ -51,6 +52,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def store_of(run: Run) -> Store:
+    """The run's store. ValueError where it has none: language models, and what they say, are kept in one."""
+    if run.store is None:
+        raise ValueError("a policy needs a store: Run(seed, store=Store(folder))")
+    return run.store
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Items as a model reads them: item i is ids[start[i]:start[i + 1]], its response from answer[i] on."""
@@ -73,15 +81,15 @@ class Tokens:
 
 
 @lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
-def tokens_of(items: Items, model: LanguageModel, cut: int = 0) -> Tokens:
+def tokens_of(items: Items, model: LanguageModel, store: Store, cut: int = 0) -> Tokens:
     """All items' tokens: the prompt by the model's chat template (or plain), the response, and the token that ends it.
 
     A response longer than `cut` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
     ValueError for empty responses, for such as do not fit, and where a tokenizer has no token that ends a text: a policy
     would never learn to stop.
     """
-    tokenizer = open_tokenizer(model.folder())
-    room = context_length(config_of(model.folder()), tokenizer, model["max_length"])
+    tokenizer = open_tokenizer(model.folder(store))
+    room = context_length(config_of(model.folder(store)), tokenizer, model["max_length"])
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
     prompts, responses = (items.text[name].to_pylist() for name in ("prompt", "response"))
@@ -244,13 +252,11 @@ def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Te
     return parallel.summed(found)
 
 
-def reference(items: Items, model: LanguageModel, cut: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+@lru_cache(2)  # a trial asks a dozen times; Items are hashed by identity
+def reference(
+    items: Items, model: LanguageModel, store: Store, cut: int = 0, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
-    return _reference(items, model, cut, dtype, Store.current())
-
-
-@lru_cache(2)
-def _reference(items: Items, model: LanguageModel, cut: int, dtype: torch.dtype, store: Store) -> torch.Tensor:
     text = hashlib.sha256()
     for name in ("prompt", "response"):
         for chunk in items.text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
@@ -266,9 +272,9 @@ def _reference(items: Items, model: LanguageModel, cut: int, dtype: torch.dtype,
     if parallel.agreed(kept is not None):
         kept = kept or store.read("references", key)
         return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
-    tokens = tokens_of(items, model, cut)
-    found = log_probs(Policy(open_lm(model.folder(), dtype)), tokens, np.arange(len(items)))
+    tokens = tokens_of(items, model, store, cut)
+    found = log_probs(Policy(open_lm(model.folder(store), dtype)), tokens, np.arange(len(items)))
     if parallel.rank() == 0:
         content = safetensors.numpy.save({"log_probs": found.numpy()})
-        store.open().commit("references", key, identity, {"log_probs.safetensors": content}, {})
+        store.commit("references", key, identity, {"log_probs.safetensors": content}, {})
     return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,8 @@ import torch
 
 from harness.method import WRITTEN
 from harness.models.base import TOKENS, as_sample
-from harness.models.on_transformers import TOKENS_ON_CPU, draw
+from harness.models.on_transformers import TOKENS_ON_CPU
+from harness.models.sampling import Drawn, ends_of, padded, positions, sample_batch
 from harness.models.tokens import batches_by_length, context_length, lengths, render
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 LOGITS = 2**27  # of a batch that is measured: half a GB of each distribution of a vocabulary of 150,000
 
 Tensor = torch.Tensor
+Condition = Callable[[np.ndarray], AbstractContextManager]
+Steer = Callable[[np.ndarray, Tensor, Tensor], Tensor]
+Reference = Callable[[Tensor, Tensor], Tensor]
 
 
 def write(
@@ -34,10 +39,9 @@ def write(
     seeds: int | Sequence[int],
     *,
     max_tokens: int,
-    temperature: float = 1.0,
-    policy: Callable[[np.ndarray], AbstractContextManager] | None = None,
-    steer: Callable[[np.ndarray, Tensor, Tensor], Tensor] | None = None,
-    reference: Callable[[Tensor, Tensor], Tensor] | None = None,
+    policy: Condition | None = None,
+    steer: Steer | None = None,
+    reference: Reference | None = None,
 ) -> pa.Table:
     """A response to each prompt, as the chat template renders it: the table harness.method.WRITTEN.
 
@@ -49,9 +53,9 @@ def write(
     the model's last hidden states and its logits. reference(ids, mask), int64[b, t] each, padded on the right: the
     reference model's logits float[b, t, V]; without it the reference is `lm` itself, outside `policy` and not steered.
 
-    `kl` sums over the response's places the divergence of the whole next-token distributions, both at temperature 1:
-    its mean over samples drawn at temperature 1 is the policy's KL from the reference up to max_tokens, with less
-    noise than the log-ratio of what was drawn. ValueError where a prompt is empty or leaves no room in the context.
+    Tokens are drawn at temperature 1. `kl` sums over the response's places the divergence of the whole next-token
+    distributions: its mean over samples is the policy's KL from the reference up to max_tokens, with less noise than
+    the log-ratio of what was drawn. ValueError where a prompt is empty or leaves no room in the context.
     """
     device = next(lm.parameters()).device
     limit = context_length(lm.config, tokenizer, None)
@@ -60,109 +64,88 @@ def write(
     if not all(asked):
         raise ValueError(f"{sum(not tokens for tokens in asked)} prompts have no tokens")
     keys = [(seeds, row) for row in range(len(prompts))] if isinstance(seeds, (int, np.integer)) else seeds
-    ends = ends_of(lm, tokenizer, device)
-    plain = policy is None and steer is None and reference is None
-
-    def logits(rows: np.ndarray, ids: Tensor, mask: Tensor, last: int, cache=None):
-        """The policy's, float[b, last, V] of the last places (0: all), and the cache."""
-        places = (mask.cumsum(1) - 1).clamp(0, limit - 1)[:, -ids.shape[1] :]  # who has ended may wait beyond it
-        with nullcontext() if policy is None else policy(rows):
-            out = lm(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=places,
-                past_key_values=cache,
-                use_cache=last > 0,
-                output_hidden_states=steer is not None,
-                logits_to_keep=last,
-            )
-        found = out.logits if steer is None else steer(rows, out.hidden_states[-1][:, -last:], out.logits)
-        return found, out.past_key_values
-
-    def sample(rows: np.ndarray) -> list[list[int]]:
-        """The tokens of a response for each row, the one that ends it too."""
-        limits = torch.from_numpy(room[rows]).to(device)
-        uniform = torch.zeros(len(rows), int(room[rows].max()), dtype=torch.float64)
-        for line, row in zip(uniform, rows.tolist(), strict=True):
-            line[: room[row]] = torch.from_numpy(np.random.default_rng(keys[row]).random(room[row]))
-        uniform = uniform.to(device)
-        said = torch.zeros_like(uniform, dtype=torch.long)
-        n_tokens = limits.clone()
-        batch = np.arange(len(rows))  # those still in it
-        live = torch.ones_like(limits, dtype=torch.bool)  # those of them that go on
-        ids, mask = padded([asked[row] for row in rows], device, left=True)
-        found, cache = logits(rows, ids, mask, 1)
-        for step in range(uniform.shape[1]):
-            token = draw(found[:, -1].double(), uniform[batch, step], temperature, 1.0)
-            said[batch, step] = token
-            ended = torch.isin(token, ends) | (limits[batch] == step + 1)
-            n_tokens[batch[(live & ended).cpu().numpy()]] = step + 1
-            live &= ~ended
-            n_live = int(live.sum())
-            if n_live == 0:
-                break
-            if n_live < 0.75 * len(batch):  # dropping the others copies the cache, which costs about a step
-                batch, token, mask = batch[live.cpu().numpy()], token[live], mask[live]
-                cache.reorder_cache(live.nonzero()[:, 0])
-                live = live[live]
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            found, cache = logits(rows[batch], token[:, None], mask, 1, cache)
-        return [line[:n] for line, n in zip(said.tolist(), n_tokens.tolist(), strict=True)]
-
-    def measure(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """KL from the reference, and the reference's mean log-probability of a token, float[b] each."""
-        ids, mask = padded([asked[row] + said[row] for row in rows], device)
-        line = np.repeat(np.arange(len(rows)), n_tokens[rows])
-        place = np.concatenate([length[row] + np.arange(n_tokens[row]) for row in rows])  # of the response's tokens
-        p = logits(rows, ids, mask, 0)[0][line, place - 1].float().log_softmax(1)
-        if plain:
-            q = p
-        elif reference is None:
-            q = lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        else:
-            q = reference(ids, mask)
-        if not plain:
-            q = q[line, place - 1].float().log_softmax(1)
-        divergence = (p.exp() * (p - q)).sum(1).clamp(min=0)  # rounding alone is negative
-        likely = q.gather(1, ids[line, place][:, None])[:, 0]
-        sums = torch.zeros(2, len(rows), device=device)
-        sums.index_add_(1, torch.from_numpy(line).to(device), torch.stack([divergence, likely]))
-        kl, total = sums.cpu().numpy()
-        return kl, total / n_tokens[rows]
-
+    writer = Writer(lm, asked, limit, policy, steer, reference)
+    ends = ends_of(lm, tokenizer)
     length = lengths(asked)
     room = np.minimum(max_tokens, limit - length)
     said: list[list[int]] = [[] for _ in prompts]
+    stopped = np.zeros(len(prompts), dtype=bool)
     columns = np.zeros((2, len(prompts)), dtype=np.float32)
     with torch.no_grad(), evaluating(lm):
         for rows in batches_by_length(length + room, TOKENS):
-            for row, tokens in zip(rows.tolist(), sample(rows), strict=True):
-                said[row] = tokens
+            draws = [np.random.default_rng(keys[row]).random(room[row]) for row in rows]
+            for row, drawn in zip(rows, writer.sample(rows, draws, ends), strict=True):
+                said[row], stopped[row], _ = drawn
         n_tokens = lengths(said)
         budget = TOKENS if device.type == "cuda" else TOKENS_ON_CPU
         for rows in batches_by_length(length + n_tokens, min(budget, LOGITS // lm.config.get_text_config().vocab_size)):
-            columns[:, rows] = measure(rows)
-    stopped = [tokens[-1] in ends.tolist() for tokens in said]
-    texts = [as_sample(tokenizer, *row, 0.0).text for row in zip(said, stopped, strict=True)]
+            columns[:, rows] = writer.measure(rows, [said[row] for row in rows])
+    texts = [as_sample(tokenizer, *row, 0.0).text for row in zip(said, stopped.tolist(), strict=True)]
     return pa.table([pa.array(texts, pa.large_string()), n_tokens, stopped, *columns], names=WRITTEN.names).cast(
         WRITTEN
     )
 
 
-def ends_of(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Tensor:
-    """int64[k]: the tokens that end a response."""
-    known = lm.generation_config.eos_token_id
-    found = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
-    return torch.tensor(sorted(found), dtype=torch.long, device=device)
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """A model with the prompts it answers, as tokens, and the conditions of each: see `write`."""
 
+    lm: PreTrainedModel
+    prompts: list[list[int]]
+    context_length: int
+    policy: Condition | None
+    steer: Steer | None
+    reference: Reference | None
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Tokens int64[b, longest], and the mask of what is no padding."""
-    side = "left" if left else "right"
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
-    mask = pad([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
-    return ids.to(device), mask.to(device)
+    def logits(self, rows: np.ndarray, ids: Tensor, mask: Tensor, last: int, cache=None) -> tuple[Tensor, Any]:
+        """The policy's, float[b, last, V] of the last places (0: all), and the cache."""
+        with nullcontext() if self.policy is None else self.policy(rows):
+            out = self.lm(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions(mask, ids.shape[1], self.context_length),
+                past_key_values=cache,
+                use_cache=last > 0,
+                output_hidden_states=self.steer is not None,
+                logits_to_keep=last,
+            )
+        if self.steer is None:
+            return out.logits, out.past_key_values
+        return self.steer(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
+
+    def sample(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[Drawn]:
+        """A response to each row's prompt, its tokens by the uniform numbers of `draws`, as far as they go."""
+
+        def forward(line: Tensor, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+            logits, cache = self.logits(rows[line.cpu().numpy()], ids, mask, 1, cache)
+            return logits[:, -1], cache
+
+        asked = padded([self.prompts[row] for row in rows], ends.device, left=True)
+        return sample_batch(forward, asked, np.arange(len(rows)), draws, ends)
+
+    def measure(self, rows: np.ndarray, said: list[list[int]]) -> np.ndarray:
+        """KL from the reference, and the reference's mean log-probability of a token, float[2, b], of what rows said."""
+        asked = [self.prompts[row] for row in rows]
+        n_tokens = lengths(said)
+        device = next(self.lm.parameters()).device
+        ids, mask = padded([before + after for before, after in zip(asked, said, strict=True)], device)
+        line = np.repeat(np.arange(len(rows)), n_tokens)
+        start = np.repeat(lengths(asked), n_tokens)
+        place = start + np.concatenate([np.arange(n) for n in n_tokens])  # of the responses' tokens
+        p = self.logits(rows, ids, mask, 0)[0][line, place - 1].float().log_softmax(1)
+        if self.policy is None and self.steer is None and self.reference is None:
+            q = p
+        elif self.reference is None:
+            plain = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            q = plain[line, place - 1].float().log_softmax(1)
+        else:
+            q = self.reference(ids, mask)[line, place - 1].float().log_softmax(1)
+        divergence = (p.exp() * (p - q)).sum(1).clamp(min=0)  # rounding alone is negative
+        likely = q.gather(1, ids[line, place][:, None])[:, 0]
+        sums = torch.zeros(2, len(rows), device=device)
+        sums.index_add_(1, torch.from_numpy(line).to(device), torch.stack([divergence, likely]))
+        kl, total = sums.cpu().numpy()
+        return np.stack([kl, total / n_tokens])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness.data import Items, Pairs, Panel
+from harness.data import Items, Pairs, Panel, known_truth
 from harness.method import Method, Run, State, Users
 
 CHUNK = 2**18  # log-odds held at once: 1 MB of float32, which stays in a core's own cache
@@ -24,8 +24,9 @@ class Bayes(Method):
     draws: int = 20_000  # of the population, at most
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        utility = torch.from_numpy(run.truth.items) / max(run.truth.temperature, 0.01)  # 0 means certain
-        return {"items": utility, "population": torch.from_numpy(run.truth.population[: self.draws])}
+        truth = known_truth(run.truth)
+        utility = torch.from_numpy(truth.items) / max(truth.temperature, 0.01)  # 0 means certain
+        return {"items": utility, "population": torch.from_numpy(truth.known_population[: self.draws])}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         y = torch.from_numpy(context.label).unsqueeze(1)

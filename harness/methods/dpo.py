@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,9 +20,10 @@ from harness.learning import policy
 from harness.learning.dpo_training import Step, optimise
 from harness.learning.policy import Policy
 from harness.learning.policy_sampling import write
-from harness.method import Manifest, Method, Run, State, Users
+from harness.method import Manifest, Method, Predictor, Run, State, Users
 from harness.models.names import LanguageModel
 from harness.models.tokens import open_tokenizer
+from harness.store.store import Store
 
 WINDOW = 16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
 HELD_OUT = 64  # validation pairs asked on the way
@@ -40,6 +43,8 @@ class Dpo(Method):
     """
 
     together: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
     tune: Literal["lora", "full"] = "lora"
@@ -73,13 +78,13 @@ class Dpo(Method):
     def guess(self) -> float:
         return 30 + 0.025 * self.steps * self.batch  # of the project's small model: a pair's step, and what is judged
 
-    def ready(self) -> None:
-        self.lm.check()
+    def ready(self, store: Store) -> None:
+        self.lm.check(store)
 
-    def read(self, items: Items) -> tuple[policy.Tokens, torch.Tensor]:
+    def encoded(self, items: Items, store: Store) -> tuple[policy.Tokens, torch.Tensor]:
         """The items' tokens, and their log-probabilities under the reference model."""
-        tokens = policy.tokens_of(items, self.lm, self.cut)
-        return tokens, policy.reference(items, self.lm, self.cut, self.dtype)
+        tokens = policy.tokens_of(items, self.lm, store, self.cut)
+        return tokens, policy.reference(items, self.lm, store, self.cut, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,9 +92,9 @@ class Dpo(Method):
         frozen = self.tune == "lora" and policy.device().type == "cuda"
         return torch.bfloat16 if frozen else torch.float32
 
-    def open(self, seed: int, n_features: int = 0) -> Policy:
+    def untrained(self, seed: int, store: Store, n_features: int = 0) -> Policy:
         """The policy before training, which is the reference model."""
-        opened = policy.open_lm(self.lm.folder(), self.dtype)
+        opened = policy.open_lm(self.lm.folder(store), self.dtype)
         if self.recompute:
             opened.gradient_checkpointing_enable({"use_reentrant": False})
             for block in policy.blocks(opened):
@@ -99,8 +104,9 @@ class Dpo(Method):
         return Policy(opened).to(policy.device())
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        tokens, reference = self.read(train.items)
-        opened = self.open(run.seed)
+        store = policy.store_of(run)
+        tokens, reference = self.encoded(train.items, store)
+        opened = self.untrained(run.seed, store)
         return optimise(
             opened,
             tokens,
@@ -129,19 +135,41 @@ class Dpo(Method):
 
         return step_at
 
+    @contextmanager
+    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
+        """Within it the policy with these weights is loaded; afterwards its memory is free."""
+        held = OpenDpo(self, state, policy.store_of(run))
+        try:
+            yield held
+        finally:
+            held.close()
+
+
+class OpenDpo:
+    """A trained policy at work: one language model in memory, until it is closed."""
+
+    def __init__(self, method: Dpo, state: State, store: Store) -> None:
+        self.method, self.store = method, store
+        self.model = loaded(method.untrained(0, store, n_features(state)), state)
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return (torch.zeros(context.n_users, 0),)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         latent = users[0][torch.from_numpy(np.asarray(user)).long()]
-        return self.beta * log_ratio(self.opened(state), *self.read(items), latent, np.asarray(item))
+        tokens, reference = self.method.encoded(items, self.store)
+        return self.method.beta * log_ratio(self.model, tokens, reference, latent, np.asarray(item))
 
-    def opened(self, state: State) -> Policy:
-        """The policy with those weights; the last one is kept, since a trial asks for it many times."""
-        sign = next(tensor for name, tensor in state.items() if name.startswith(("lm.", "film.")))
-        if not _OPEN or _OPEN[0][0] is not sign or _OPEN[0][1] != self:
-            _OPEN[:] = [(sign, self, loaded(self.open(0, n_features(state)), state))]
-        return _OPEN[0][2]
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        left = self.reward(state, users, query.items, query.user, query.left)
+        return left - self.reward(state, users, query.items, query.user, query.right)
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
@@ -149,39 +177,37 @@ class Dpo(Method):
         mine = np.arange(len(prompts))[parallel.rank() :: parallel.size()]
         whose = None if users is None else tuple(t[torch.from_numpy(np.asarray(user)[mine]).long()] for t in users)
         seeds = [(run.seed, row) for row in mine.tolist()]
-        return parallel.everyones(self.written(state, whose, [prompts[row] for row in mine], seeds))
+        return parallel.everyones(self.written(whose, [prompts[row] for row in mine], seeds))
 
-    def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
+    def written(self, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
         """A response to prompts[i] for the user of row i; each row draws by its own seed."""
-        opened, base = self.opened(state), policy.open_lm(self.lm.folder(), self.dtype)
+        folder = self.method.lm.folder(self.store)
+        base = policy.open_lm(folder, self.method.dtype)
         return write(
-            base if latent is None else opened.lm,
-            open_tokenizer(self.lm.folder()),
+            base if latent is None else self.model.lm,
+            open_tokenizer(folder),
             prompts,
             seeds,
-            max_tokens=self.max_tokens,
-            policy=None if latent is None else lambda rows: opened.acting(latent[0][rows].to(policy.device())),
+            max_tokens=self.method.max_tokens,
+            policy=None if latent is None else lambda rows: self.model.acting(latent[0][rows].to(policy.device())),
             reference=None if latent is None else lambda ids, mask: base(ids, attention_mask=mask).logits,
         )
 
     def export(self, state: State, folder: Path) -> str:
         """Writes what transformers and vLLM read; returns how."""
-        opened = self.opened(state)
-        opened.lm.save_pretrained(folder)
-        open_tokenizer(self.lm.folder()).save_pretrained(folder)
-        if self.tune != "lora":
+        base = self.method.lm.folder(self.store)
+        self.model.lm.save_pretrained(folder)
+        open_tokenizer(base).save_pretrained(folder)
+        if self.method.tune != "lora":
             return (
                 f"transformers: AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
                 f"vllm: LLM({str(folder)!r})\nmanyminds: generator = {f'transformers:{folder}'!r}"
             )
         return (
             f"transformers: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), {str(folder)!r})\n"
-            f"vllm: LLM(BASE, enable_lora=True, max_lora_rank={self.rank}), and "
-            f"generate(..., lora_request=LoRARequest('policy', 1, {str(folder)!r}))\nBASE is {self.lm.folder()}"
+            f"vllm: LLM(BASE, enable_lora=True, max_lora_rank={self.method.rank}), and "
+            f"generate(..., lora_request=LoRARequest('policy', 1, {str(folder)!r}))\nBASE is {base}"
         )
-
-
-_OPEN: list[tuple[torch.Tensor, Dpo, Policy]] = []  # a tensor of the state, the method, the policy
 
 
 def loaded(opened: Policy, state: State) -> Policy:

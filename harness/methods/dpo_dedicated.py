@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pyarrow as pa
 import torch
 from sklearn.cluster import KMeans
 
+from harness import parallel
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
-from harness.method import Run, State, Users
-from harness.methods.dpo import Dpo
+from harness.learning import policy
+from harness.method import Predictor, Run, State, Users
+from harness.methods.dpo import Dpo, OpenDpo
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,36 @@ class DpoDedicated(Dpo):
             run.curves.update({f"{number}/{name}": values for name, values in below.curves.items()})
         return state
 
+    @contextmanager
+    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
+        held = OpenDedicated(self, state, run)
+        try:
+            yield held
+        finally:
+            held.close()
+
+
+class OpenDedicated:
+    """The policies of all kinds at work, one of them in memory at a time."""
+
+    def __init__(self, method: DpoDedicated, state: State, run: Run) -> None:
+        self.method, self.state, self.store, self.truth = method, state, policy.store_of(run), run.truth
+        self.number, self.held = -1, None
+
+    def of(self, number: int) -> OpenDpo:
+        """The policy of one kind, loaded in the place of another."""
+        if self.number != number or self.held is None:
+            self.close()
+            self.number, self.held = number, OpenDpo(self.method, part(self.state, number), self.store)
+        return self.held
+
+    def close(self) -> None:
+        if self.held is not None:
+            self.held.close()
+        self.held = None
+
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return (torch.from_numpy(of_kind(run.truth.users[context.people], state["kinds"].numpy()))[:, None],)
+        return (torch.from_numpy(of_kind(self.truth.users[context.people], state["kinds"].numpy()))[:, None],)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         kind, user, item = users[0][:, 0].numpy(), np.asarray(user), np.asarray(item)
@@ -65,27 +97,33 @@ class DpoDedicated(Dpo):
         for number in np.unique(kind[user]):
             rows = np.flatnonzero(kind[user] == number)
             everybody = (torch.zeros(1, 0),)
-            of_one = super().reward(part(state, number), everybody, items, np.zeros(len(rows), np.int64), item[rows])
+            of_one = self.of(number).reward({}, everybody, items, np.zeros(len(rows), np.int64), item[rows])
             found[torch.from_numpy(rows)] = of_one
         return found
 
-    def written(self, state: State, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
-        if latent is None:
-            return super().written(part(state, 0), None, prompts, seeds)
-        kind, tables, rows = latent[0][:, 0].numpy(), [], []
+    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
+        left = self.reward(state, users, query.items, query.user, query.left)
+        return left - self.reward(state, users, query.items, query.user, query.right)
+
+    def generate(
+        self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
+    ) -> pa.Table:
+        mine = np.arange(len(prompts))[parallel.rank() :: parallel.size()]
+        asked, seeds = [prompts[row] for row in mine], [(run.seed, row) for row in mine.tolist()]
+        if users is None:
+            return parallel.everyones(self.of(0).written(None, asked, seeds))
+        kind = users[0][torch.from_numpy(np.asarray(user)[mine]).long(), 0].numpy()
+        tables, rows = [], []
         for number in np.unique(kind):
             own = np.flatnonzero(kind == number)
             below = (torch.zeros(len(own), 0),)
-            asked = [prompts[row] for row in own], [seeds[row] for row in own]
-            tables.append(super().written(part(state, number), below, *asked))
+            tables.append(self.of(number).written(below, [asked[row] for row in own], [seeds[row] for row in own]))
             rows.append(own)
-        return pa.concat_tables(tables).take(np.argsort(np.concatenate(rows)))
+        return parallel.everyones(pa.concat_tables(tables).take(np.argsort(np.concatenate(rows))))
 
     def export(self, state: State, folder: Path) -> str:
-        return "\n".join(
-            super(DpoDedicated, self).export(part(state, number), folder / str(number))
-            for number in range(len(state["kinds"]))
-        )
+        kinds = range(len(state["kinds"]))
+        return "\n".join(self.of(number).export(part(state, number), folder / str(number)) for number in kinds)
 
 
 def of_kind(users: np.ndarray, kinds: np.ndarray) -> np.ndarray:

@@ -68,11 +68,15 @@ class DpoHead(LinearMethod):
         margins = weights @ toward_preferred(train).T
         unseen = weights @ toward_preferred(validation.query).T
         for seen, new in zip(margins, unseen, strict=True):
-            run.log(loss=softplus(-seen).mean(), accuracy=(seen > 0).double().mean(), margin=seen.mean())
             run.log(
-                validation_loss=softplus(-new).mean(),
-                validation_accuracy=(new > 0).double().mean(),
-                validation_margin=new.mean(),
+                loss=softplus(-seen).mean().item(),
+                accuracy=(seen > 0).double().mean().item(),
+                margin=seen.mean().item(),
+            )
+            run.log(
+                validation_loss=softplus(-new).mean().item(),
+                validation_accuracy=(new > 0).double().mean().item(),
+                validation_margin=new.mean().item(),
             )
         return {
             "mean": weights[-1],

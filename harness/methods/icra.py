@@ -59,6 +59,10 @@ class Icra(LinearMethod):
                 f"width is a multiple of {HEADS}, for example 64",
             )
 
+    @property
+    def has_rewards(self) -> bool:
+        return self.model != "gpt2"
+
     def refuses(self, task: Manifest) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
             return "holds a d x d matrix of every pair of features: more than 512 features are too many"
@@ -115,8 +119,8 @@ def fit_linear(train: Pairs, signal: Signal, length: int, run: Run) -> list[Stat
     S /= size
 
     def objective(flat: np.ndarray, decay: float) -> tuple[float, np.ndarray]:
-        flat = torch.from_numpy(flat)
-        a, D = flat[0], flat[1:].view(d, d)
+        point = torch.from_numpy(flat)
+        a, D = point[0], point[1:].view(d, d)
         XG = X @ D + a * X
         z = (XG * S).sum(1)
         if signal == "choice":

@@ -10,7 +10,7 @@ import torch
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
 from harness.inference import answer
-from harness.method import Manifest, Method, Run, State, Users
+from harness.method import Manifest, Method, Questions, Run, State, Users
 
 # Ours, written for this. Raise InContext.version with any change: another prompt is another method.
 SYSTEM = "Say which response this person prefers. Their own taste counts, not what is better in general. Answer A or B."
@@ -81,9 +81,8 @@ class InContext(Method):
         table[:, user[shown], place[shown]] = np.stack(columns)[:, shown]
         return (person, *map(torch.from_numpy, table))
 
-    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        if query.items.text is None:  # refused above; who reads nothing is undecided
-            return torch.zeros(len(query))
+    def ask(self, state: State, users: Users, query: Pairs) -> Questions:
+        """All pairs with left named first, then all with right named first."""
         asked, user = np.unique(query.user, return_inverse=True)
         person, *shown = (t.numpy()[asked] for t in users)
         text = texts(
@@ -95,7 +94,10 @@ class InContext(Method):
         pairs = list(zip(user.tolist(), query.left.tolist(), query.right.tolist(), strict=True))
         orders = [(u, a, b) for u, a, b in pairs] + [(u, b, a) for u, a, b in pairs]
         prompts = [heads[u] + QUESTION.format(told(text, (a, "A"), (b, "B"))) for u, a, b in orders]
-        first, second = answer.both_orders(answer.answers(self.model, [SYSTEM] * len(prompts), prompts, ANSWERS))
+        return Questions(self.model, ANSWERS, [SYSTEM] * len(prompts), prompts)
+
+    def read(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
+        first, second = answer.both_orders(log_odds)
         return torch.from_numpy(first + second) / 2
 
     def profile(self, profiles: pa.Array | None, person: int) -> str:

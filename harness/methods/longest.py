@@ -31,5 +31,5 @@ class Longest(Method):
         if items.text is None:  # refused above; without text all lengths are equal
             return torch.zeros(len(item))
         shown, row = np.unique(item, return_inverse=True)
-        characters = pc.utf8_length(items.text["response"].take(shown)).to_numpy()
+        characters = pc.utf8_length(items.known_text["response"].take(shown)).to_numpy()
         return torch.from_numpy(np.log1p(characters)[row])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +17,9 @@ from harness.errors import Mistake
 from harness.learning import policy
 from harness.learning.dpo_training import Step, optimise
 from harness.learning.policy import Film, Policy
-from harness.method import Manifest, Run, State, Users
-from harness.methods.dpo import Dpo
+from harness.method import Manifest, Predictor, Run, State, Users
+from harness.methods.dpo import Dpo, OpenDpo
+from harness.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class NpDpo(Dpo):
     def refuses(self, task: Manifest) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
-    def open(self, seed: int, n_features: int = 0) -> Policy:
-        model = super().open(seed).lm
+    def untrained(self, seed: int, store: Store, n_features: int = 0) -> Policy:
+        model = super().untrained(seed, store).lm
         if self.tune == "film":
             model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
@@ -63,10 +65,11 @@ class NpDpo(Dpo):
         return Policy(model, film).to(policy.device())
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        tokens, reference = self.read(train.items)
+        store = policy.store_of(run)
+        tokens, reference = self.encoded(train.items, store)
         scale = max(float(np.sqrt(np.square(train.gap).mean())), 1e-6)
         return {"scale": torch.tensor(scale)} | optimise(
-            self.open(run.seed, train.gap.shape[1]),
+            self.untrained(run.seed, store, train.gap.shape[1]),
             tokens,
             reference,
             self.schedule(train, scale, run),
@@ -102,14 +105,25 @@ class NpDpo(Dpo):
 
         return step_at
 
+    @contextmanager
+    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
+        held = OpenNpDpo(self, state, policy.store_of(run))
+        try:
+            yield held
+        finally:
+            held.close()
+
+
+class OpenNpDpo(OpenDpo):
+    """A policy at work that reads users from their context pairs."""
+
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         total = np.zeros((context.n_users, context.items.features.shape[1]), dtype=np.float32)
         np.add.at(total, context.user, toward(context, np.arange(len(context))))
         mean = total / np.maximum(np.diff(context.offsets), 1)[:, None].astype(np.float32)
-        film = self.opened(state).film
         with torch.inference_mode():
             shown = torch.from_numpy(mean).to(policy.device()) / state["scale"].to(policy.device())
-            return (film.latent(shown).cpu().clone(),)
+            return (self.model.film.latent(shown).cpu().clone(),)
 
     def export(self, state: State, folder: Path) -> str:
         told = super().export(state, folder)
@@ -117,8 +131,9 @@ class NpDpo(Dpo):
         save_file(film, folder / "film.safetensors")
         return (
             f"{told}\nThat is the model unmodulated, nobody's policy. What modulates it for a user is in film.safetensors, "
-            "which only manyminds\nreads: harness.trials.export.load_trained gives method and state, method.adapt(state, context, "
-            "Run(0)) reads users\nfrom their choices, method.generate(state, users, user, prompts, Run(0)) writes for them."
+            "which only manyminds\nreads: harness.trials.export.load_trained gives method and state; within "
+            "method.opened(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) reads users from "
+            "their choices, policy.generate(state, users, user, prompts, Run(0)) writes for them."
         )
 
 

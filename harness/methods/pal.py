@@ -47,11 +47,11 @@ class Pal(Method):
 
     def fit(self, shown: Pairs, validation: Panel, run: Run) -> State:
         draw = run.generator("pal")
-        d = shown.items.features.shape[1]
+        d = shown.items.known_features.shape[1]
         state = mlp("map", [d, self.hidden, self.dim] if self.hidden else [d, self.dim], draw)
         state["prototypes"] = torch.randn(self.prototypes, self.dim, generator=draw)
         state["logits"] = torch.zeros(shown.n_users, self.prototypes)
-        x = torch.from_numpy(shown.items.features[np.stack([shown.left, shown.right])])
+        x = torch.from_numpy(shown.items.known_features[np.stack([shown.left, shown.right])])
         center = x.mean((0, 1))
         scale = (2 * (x - center).square().mean()).sqrt().clamp(min=1e-6)  # two items then differ by 1 in a feature
         x, y, user = (x - center) / scale, torch.from_numpy(shown.label), torch.from_numpy(shown.user).long()
@@ -82,13 +82,13 @@ class Pal(Method):
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         if not len(context):
             return (state["mean"].repeat(context.n_users, 1),)
-        sides = (torch.from_numpy(context.items.features[side]) for side in (context.left, context.right))
+        sides = (torch.from_numpy(context.items.known_features[side]) for side in (context.left, context.right))
         slope, offset = (part.double() for part in self.parts(state, *sides))
         y = torch.from_numpy(context.label).double()
         Z, y, mask, offset = padded_rows(context, slope, y, torch.ones_like(y), offset)
         return (simplex_weights(Z, y, mask, offset, state),)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        place = forward(state, "map", torch.from_numpy(items.features[item])).double()
+        place = forward(state, "map", torch.from_numpy(items.known_features[item])).double()
         ideal = (users[0] @ state["prototypes"].double())[torch.from_numpy(user).long()]
         return -(place - ideal).square().sum(1) if self.variant == "distance" else (place * ideal).sum(1)

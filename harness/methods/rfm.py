@@ -53,7 +53,7 @@ class Rfm(LinearMethod):
         return best_on_validation([{"mean": mean, "root": scale * root} for scale in SCALES], validation)
 
     def fit_mlp(self, train: Pairs, validation: Panel, run: Run) -> State:
-        x = torch.from_numpy(train.items.features[np.stack([train.left, train.right])])
+        x = torch.from_numpy(train.items.known_features[np.stack([train.left, train.right])])
         center = x.mean((0, 1))
         scale = (x - center).square().mean().sqrt().clamp(min=1e-6)
         x, y, user = (x - center) / scale, torch.from_numpy(train.label), torch.from_numpy(train.user).long()
@@ -81,7 +81,7 @@ class Rfm(LinearMethod):
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         if self.features == "linear":
             return super().reward(state, users, items, user, item)
-        return super().reward(state, users, Items(phi(state, items.features[item])), user, np.arange(len(item)))
+        return super().reward(state, users, Items(phi(state, items.known_features[item])), user, np.arange(len(item)))
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         return super().score(state, users, in_features(state, query))
@@ -97,6 +97,6 @@ def in_features(state: State, pairs: Pairs) -> Pairs:
     """The same pairs, of items in the learned features; where these are linear they are left to the prior."""
     if "phi.0.weight" not in state:
         return pairs
-    items = Items(phi(state, pairs.items.features[np.r_[pairs.left, pairs.right]]))
+    items = Items(phi(state, pairs.items.known_features[np.r_[pairs.left, pairs.right]]))
     row = np.arange(len(pairs), dtype=np.int32)
     return replace(pairs, items=items, left=row, right=row + np.int32(len(pairs)))

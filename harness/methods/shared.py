@@ -63,7 +63,7 @@ def bradley_terry(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
     """float32[n, outputs]: what `fit_network`'s network says of the items' given rows."""
-    return networks.forward(state, "net", (torch.from_numpy(items.features[item]) - state["center"]) / state["scale"])
+    return networks.forward(state, "net", (torch.from_numpy(items.known_features[item]) - state["center"]) / state["scale"])
 
 
 def fit_network(
@@ -82,7 +82,7 @@ def fit_network(
     loss are kept.
     """
     draw = run.generator("network")
-    x = torch.from_numpy(train.items.features[np.stack([train.left, train.right])])
+    x = torch.from_numpy(train.items.known_features[np.stack([train.left, train.right])])
     center = x.mean((0, 1))
     scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one for all: rare features stay small
     x, y = (x - center) / scale, torch.from_numpy(train.label)
@@ -96,8 +96,8 @@ def fit_network(
 
     def held_out(now: State) -> float:
         asked = validation.query
-        z = log_odds(*(network(frame | now, asked.items, side) for side in (asked.left, asked.right)))
-        z = z.double().numpy()
+        sides = (network(frame | now, asked.items, side) for side in (asked.left, asked.right))
+        z = log_odds(*sides).double().numpy()
         return log_loss(temperature_scale(z, asked.label) * z, asked.label)
 
     return frame | networks.train(net, loss, steps, 3e-3, run, held_out=held_out)

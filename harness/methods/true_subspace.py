@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from harness.data import Items, Pairs, Panel
+from harness.data import Items, Pairs, Panel, known_truth
 from harness.learning.linear import LinearMethod, dot, map_weights
 from harness.method import Run, State, Users
 
@@ -17,13 +17,14 @@ class TrueSubspace(LinearMethod):
     privileged = True
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        population = torch.from_numpy(run.truth.population).double() / max(run.truth.temperature, 0.01)
+        truth = known_truth(run.truth)
+        population = torch.from_numpy(truth.known_population).double() / max(truth.temperature, 0.01)
         spread = population - population.mean(0)
         second = spread.T @ spread / len(population) + 1e-9 * torch.eye(population.shape[1], dtype=torch.float64)
         return {
             "mean": population.mean(0),
             "root": torch.linalg.cholesky(second),
-            "items": torch.from_numpy(run.truth.items),
+            "items": torch.from_numpy(truth.items),
         }
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:

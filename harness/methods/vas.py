@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from harness.method import Manifest, Run, State, Users
 from harness.methods.mixed_logit import MixedLogit
 from harness.models.names import LanguageModel
 from harness.models.tokens import batches_by_length, open_tokenizer
+from harness.store.store import Store
 
 WIDTH = 256  # of the value head's hidden layer
 BATCH = 2048  # tokens a step
@@ -45,6 +47,7 @@ class Vas(LinearMethod):
     both, the base model finds a token of what is written as likely as one of its own, to .05 nats, and texts still end.
     """
 
+    generates: ClassVar[bool] = True
     together: ClassVar[bool] = True  # for the GPU that its model is on; several workers find the same
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
@@ -71,16 +74,16 @@ class Vas(LinearMethod):
     def guess(self) -> float:
         return 30.0  # with the project's small model
 
-    def ready(self) -> None:
-        self.lm.check()
+    def ready(self, store: Store) -> None:
+        self.lm.check(store)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        run = replace(run, device="cpu")  # of the head and the prior, which are small
+        run, store = replace(run, device="cpu"), policy.store_of(run)  # cpu: the head and the prior are small
         prior = MixedLogit().fit(train, validation, run)
         rows = np.unique(np.concatenate([train.left, train.right]))
         features = torch.from_numpy(train.items.features[rows]).double()
         targets, places = axes(features - features.mean(0), prior, self.axes)
-        hidden, token, text = states(self.lm, policy.tokens_of(train.items, self.lm), rows)
+        hidden, token, text = states(self.lm.folder(store), policy.tokens_of(train.items, self.lm, store), rows)
         return prior | {"places": places} | self.head(hidden, token, targets.float()[text], text % HELD_OUT == 0, run)
 
     def head(
@@ -89,7 +92,7 @@ class Vas(LinearMethod):
         """Q by least squares, from hidden float32[n, d], the token int64[n] that follows, and target float32[n, axes]."""
         generator = run.generator("vas")
         sizes = [hidden.shape[1], WIDTH, target.shape[1] * (self.rank + 1)]
-        vocabulary = policy.config_of(self.lm.folder()).get_text_config().vocab_size
+        vocabulary = policy.config_of(self.lm.folder(policy.store_of(run))).get_text_config().vocab_size
         start = mlp("value", sizes, generator) | {"tokens": torch.zeros(vocabulary, self.rank)}
         known, other = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
@@ -111,9 +114,10 @@ class Vas(LinearMethod):
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
+        folder = self.lm.folder(policy.store_of(run))
         return write(
-            policy.open_lm(self.lm.folder()),
-            open_tokenizer(self.lm.folder()),
+            policy.open_lm(folder),
+            open_tokenizer(folder),
             prompts,
             run.seed,
             max_tokens=self.max_tokens,
@@ -151,14 +155,12 @@ def axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, to
     return features @ (root @ turn), torch.linalg.pinv(root).T @ turn
 
 
-def states(
-    model: LanguageModel, tokens: policy.Tokens, rows: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def states(folder: Path, tokens: policy.Tokens, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A row for each token of the responses of items `rows`, the one that ends it too.
 
     The model's last hidden state before it float32[n, d], the token int64[n], and the place of its item in `rows` int64[n].
     """
-    opened = policy.open_lm(model.folder())
+    opened = policy.open_lm(folder)
     limit = policy.TOKENS if policy.device().type == "cuda" else policy.TOKENS_ON_CPU
     parts = []
     with torch.inference_mode():

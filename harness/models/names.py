@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from harness.atomic import write_whole
 from harness.errors import Missing, Mistake
 from harness.fields import coerce
 from harness.store.store import Store
@@ -65,19 +65,19 @@ class LanguageModel:
     def identity(self) -> dict[str, object]:
         return {"engine": self.engine, "model": self.content} | dict(self.options)
 
-    def check(self) -> None:
+    def check(self, store: Store) -> None:
         """Raises Missing where the engine or the model is not at hand; builds or downloads the model."""
         if self.engine == "vllm" and importlib.util.find_spec("vllm") is None:
             raise Missing(
                 "vLLM is not installed here",
                 "make vllm makes .venv-vllm, whose bin/manyminds has it; or name the engine transformers",
             )
-        loads(self.folder())
+        loads(self.folder(store))
 
-    def folder(self) -> Path:
-        """Where its files lie; builds `small` and downloads from the hub. Raises Missing where they cannot be had."""
+    def folder(self, store: Store) -> Path:
+        """Where its files lie; builds `small` in the store and downloads from the hub. Raises Missing where they cannot be had."""
         if self.model == "small":
-            return built()
+            return built(store)
         if found := HUB.fullmatch(self.model):
             return downloaded(found["repo"], found["revision"])
         return self._local()
@@ -92,7 +92,7 @@ class LanguageModel:
                 )
             folder = Path(spec.origin).parent / inside
         else:
-            folder = Path(self.model)
+            folder = Path(self.model).expanduser()
         if not (folder / "config.json").is_file():
             raise Missing(f"{folder} holds no language model: no config.json", f"name one as in {EXAMPLE}")
         return folder.absolute()
@@ -126,7 +126,7 @@ def parse_model(name: str, defaults: dict[str, object], recipe: int = 1) -> Lang
         raise Mistake(
             f"{name!r}: {query!r} is no option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
         )
-    return LanguageModel(engine, os.path.expanduser(model), tuple(sorted((options | {"recipe": recipe}).items())))
+    return LanguageModel(engine, model, tuple(sorted((options | {"recipe": recipe}).items())))
 
 
 def typed(value: str, default: object, where: str) -> object:
@@ -134,10 +134,8 @@ def typed(value: str, default: object, where: str) -> object:
     kind = type(default)
     read: object = value
     if kind in (int, float, bool):
-        try:
+        with contextlib.suppress(ValueError):
             read = json.loads(value)
-        except ValueError:
-            pass
     return coerce(read, kind, where)
 
 
@@ -148,28 +146,27 @@ def plain(value: object) -> str:
 def folder_digest(folder: Path) -> str:
     """16 hex digits over the names and contents of the files that loading the model reads.
 
-    Kept in the store by the files' sizes and times, since reading 15 GB takes half a minute.
+    Kept in this user's cache by the files' sizes and times, since reading 15 GB takes half a minute.
     """
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _folder_digest(folder, tuple(stats), Store.current())
+    return _folder_digest(folder, tuple(stats))
 
 
 @lru_cache(64)
-def _folder_digest(folder: Path, stats: tuple, store: Store) -> str:
-    known = store.root / "models" / hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
-    if known.is_file() and re.fullmatch(r"[0-9a-f]{16}", found := known.read_text()):
-        return found
+def _folder_digest(folder: Path, stats: tuple) -> str:
+    name = hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
+    known = Path.home() / ".cache" / "manyminds" / "models" / name
+    with contextlib.suppress(OSError):
+        if re.fullmatch(r"[0-9a-f]{16}", found := known.read_text()):
+            return found
     total = hashlib.sha256()
     for name, _, _ in stats:
-        with open(folder / name, "rb") as file:
+        with (folder / name).open("rb") as file:
             total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
     digest = total.hexdigest()[:16]
-    with store.explained():
-        known.parent.mkdir(parents=True, exist_ok=True)
-        part = known.with_suffix(f".{os.getpid()}")
-        part.write_text(digest)
-        os.replace(part, known)
+    with contextlib.suppress(OSError):  # without a home that can be written it is read again next time
+        write_whole(known, digest)
     return digest
 
 
@@ -191,11 +188,11 @@ def loads(folder: Path) -> None:
                 raise Mistake(f"{folder}: {name} asks for code of the model's own, which is never run", hint)
 
 
-def built() -> Path:
+def built(store: Store) -> Path:
     """The project's own small model, built in the store where it is not there yet: about two minutes."""
     from harness.models import small
 
-    folder = Store.current().root / "models" / f"small-{small.VERSION}"
+    folder = store.model(f"small-{small.VERSION}")
     if not folder.is_dir():
         print(
             "building the project's own small language model, which takes about three minutes of one core, once for a store",

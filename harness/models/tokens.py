@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.errors import Mistake
 from harness.models.names import LanguageModel
+from harness.store.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,14 +83,12 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> 
 
 
 @lru_cache(1)
-def reader(model: LanguageModel, max_length: int | None) -> tuple[PreTrainedTokenizerBase, int]:
+def reader(model: LanguageModel, max_length: int | None, store: Store) -> tuple[PreTrainedTokenizerBase, int]:
     """Its tokenizer, and how many tokens it takes; kept, for loading them takes longer than a block does."""
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from harness.models.tokens import context_length, open_tokenizer
-
     logging.set_verbosity_error()  # that a text is too long is ours to tell
-    folder = model.folder()
+    folder = model.folder(store)
     tokens = open_tokenizer(folder)
     return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)

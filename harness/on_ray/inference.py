@@ -26,7 +26,7 @@ from harness.store.store import Store
 STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
 OBJECTS = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back
 WATCH_MINUTES = 30.0  # for a block: a thousand samples of a 70B model take about ten
-HANDED_ON = ("MANYMINDS_STORE", "MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
+HANDED_ON = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
 
 
 def make_on_ray(

@@ -50,7 +50,7 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
     try:
         if joined or address:
             shutil.rmtree(folder)
-            folder = tempfile.mkdtemp(prefix="ray-", dir=store.root / "tmp")
+            folder = tempfile.mkdtemp(prefix="ray-", dir=store.scratch)
         if not joined and address:
             _join(address, **quiet)
         elif not joined:

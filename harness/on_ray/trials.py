@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import Mistake
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 from harness.on_ray import session  # first: it says what Ray reads while it is imported  # isort: skip
 
@@ -69,9 +69,9 @@ def run_on_ray(
     from harness.trials.plan import estimated_seconds
 
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
-        (store.root / "failures" / f"{trial.key}.json").unlink(missing_ok=True)
+        store.forget_failure(trial.key)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    policies = [t for t in trials if type(t.method).together]
+    policies = [t for t in trials if t.method.together]
     if policies and "RAY_ADDRESS" not in os.environ:
         _check_room(together, os.cpu_count(), gpus_here())
     cores = min(workers or os.cpu_count(), len(trials))
@@ -81,14 +81,14 @@ def run_on_ray(
         if policies:
             _check_room(together, cores, gpus)
         teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
-        others = [t for t in trials if not (teams and type(t.method).together)]  # a policy alone on a core is one
+        others = [t for t in trials if not (teams and t.method.together)]  # a policy alone on a core is one
         workers = min(workers or max(1, cores), len(others))
         groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
         sizes = share_out(groups, seconds, workers) + [together] * len(teams)
         in_teams = [False] * len(groups) + [True] * len(teams)
         groups += teams
         environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
-        environment |= {"MANYMINDS_CODE": code_state(), FOLDER: str(store.root)}
+        environment |= {"MANYMINDS_CODE": code_state()}
         common = {
             "store": str(store.root),
             "plugins": [str(p) for p in plugins],
@@ -236,7 +236,7 @@ def _run_share(group: dict) -> None:
 
     def begin(trial: Trial) -> None:
         if parallel.rank() == 0:
-            with open(_begun(store, trial, group["run"]), "a") as starts:
+            with _begun(store, trial, group["run"]).open("a") as starts:
                 starts.write(".")
 
     for now in (FIRST, LAST):
@@ -265,7 +265,7 @@ def _turn(store: Store, trial: Trial, group: dict) -> int:
 
 def _begun(store: Store, trial: Trial, run: str) -> Path:
     """Exists while the trial runs in this run, of which there may be several; a worker that dies leaves it behind."""
-    return store.root / "tmp" / f"begun.{trial.key}.{run}"
+    return store.scratch / f"begun.{trial.key}.{run}"
 
 
 def _spec(trial: Trial) -> dict:
@@ -344,8 +344,7 @@ class _Watch(TrialProgressCallback):
         self.looked = time.monotonic()
 
     def look(self) -> None:
-        folders = [self.store.root / kind for kind in ("trials", "failures")]
-        done = {key for key in self.pending if any((folder / f"{key}.json").exists() for folder in folders)}
+        done = {key for key in self.pending if self.store.has_ended(key)}
         self.pending -= done
         self.looked = time.monotonic()
         if done:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.board.board import REFERENCE, Board, Point, Row, TaskBoard, labels
-from harness.report.plots import WIDE, grey_line, legend, look, name_lines, svg_of
+from harness.report.plots import WIDE, Look, grey_line, legend, look, name_lines, svg_of
 from harness.report.words import most, number
 from harness.trials.trial import fields_of
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tuple[str, str]]:
+Looks = dict[str, Look]  # of every method that is ranked, by its label
+Fields = tuple[str, ...]  # of a task: one, or a pair
+
+
+def figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]]:
     """Caption and SVG of each figure that the rows allow; `looks` are those of the whole board."""
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.line for row in task.rows):
@@ -32,9 +40,17 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
         "candidates, at most log n - (n - 1) / n."
     )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
-    looks = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    own = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+
+    def drawn(draw: Callable[[Axes, TaskBoard, Looks], None]) -> str:
+        def on(figure: Figure) -> None:
+            draw(figure.subplots(), task, own)
+            legend(figure)
+
+        return svg_of(on)
+
     return [
-        (caption, svg_of(lambda figure, draw=draw: draw(figure.subplots(), task, looks)))
+        (caption, drawn(draw))
         for caption, draw, needed in (
             (curves, _curves, any(r.curves for r in task.rows)),
             (ranks, _ranks, any(r.rank for r in task.rows)),
@@ -48,19 +64,19 @@ def figures(task: TaskBoard, looks: dict[str, tuple] | None = None) -> list[tupl
     ]
 
 
-def _curves(axes, task: TaskBoard, looks: dict) -> None:
+def _curves(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     lines = [(row, list(row.curves["accuracy"].values())) for row in task.rows if row.curves]
     _banded(axes, lines, task.task.shots, looks)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
 
 
-def _best_of(axes, task: TaskBoard, looks: dict) -> None:
+def _best_of(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     last = [(row, row.best_of[task.shots].gain) for row in task.rows if row.best_of]
     _banded(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
     axes.set(xlabel="n: candidates chosen among", ylabel="normalised gain")
 
 
-def _wins(axes, task: TaskBoard, looks: dict) -> None:
+def _wins(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     rows = [row for row in task.rows if row.best_of]
     n = most(rows)
     lines = [(row, [row.best_of[shots].win_random[n] for shots in task.task.shots]) for row in rows]
@@ -68,7 +84,7 @@ def _wins(axes, task: TaskBoard, looks: dict) -> None:
     axes.set(xlabel="shots: answers seen of each new user", ylabel="win rate over a random candidate")
 
 
-def _written(axes, task: TaskBoard, looks: dict) -> None:
+def _written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     """Policies by KL and normalised gain, and their own best of n beside them."""
     for row in task.rows:
         found = [w for w in row.written.values() if "normalised" in w.scores]
@@ -76,16 +92,12 @@ def _written(axes, task: TaskBoard, looks: dict) -> None:
             continue
         color, marker, dash = ("#999999", "x", "-") if row.line else looks[row.label]
         x, y = ([w.scores[name] for w in found] for name in ("kl", "normalised"))
-        limits = [
-            None if any(p.low is None for p in points)
-            else [[p.value - p.low for p in points], [p.high - p.value for p in points]]
-            for points in (x, y)
-        ]  # fmt: skip
-        values = [[p.value for p in points] for points in (x, y)]
+        kl, gain = ([p.value for p in points] for points in (x, y))
         axes.errorbar(
-            *values,
-            limits[1],
-            limits[0],
+            kl,
+            gain,
+            _bars(y),
+            _bars(x),
             color=color,
             marker=marker,
             ls=dash,
@@ -94,11 +106,9 @@ def _written(axes, task: TaskBoard, looks: dict) -> None:
             label=None if row.line else row.label,
         )
         if row.line:  # all grey: told apart by their names
-            axes.annotate(
-                row.label, (values[0][-1], values[1][-1]), (4, 5), textcoords="offset points", fontsize=7, color=color
-            )
+            axes.annotate(row.label, (kl[-1], gain[-1]), (4, 5), textcoords="offset points", fontsize=7, color=color)
         if found[0] != found[-1]:
-            axes.plot(values[0][0], values[1][0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
+            axes.plot(kl[0], gain[0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
         if best := found[-1].best_of:
             bound = [np.log(n) - (n - 1) / n for n in best]
             axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
@@ -106,45 +116,56 @@ def _written(axes, task: TaskBoard, looks: dict) -> None:
     axes.set_xscale("symlog", linthresh=1)  # the best of n lies below 1, policies far above
     axes.set_xlim(left=0)
     axes.axhline(0, color="#000000", lw=0.6)
-    legend(axes.figure)
 
 
-def _banded(axes, lines: list[tuple[Row, list[Point]]], ticks: tuple, looks: dict) -> None:
+def _limits(points: Sequence[Point]) -> np.ndarray | None:
+    """float64[2, n]: the lower and the upper limits; None where a point has none."""
+    ends = [(p.low, p.high) for p in points if p.low is not None and p.high is not None]
+    return np.array(ends).T if len(ends) == len(points) else None
+
+
+def _bars(points: Sequence[Point]) -> np.ndarray | None:
+    """float64[2, n]: how far the limits lie below and above the values; None where a point has none."""
+    limits = _limits(points)
+    return None if limits is None else np.abs(limits - [p.value for p in points])
+
+
+def _banded(axes: Axes, lines: list[tuple[Row, list[Point]]], ticks: Sequence, looks: Looks) -> None:
     """A line with its band per row over evenly spaced ticks."""
-    place, ends = np.arange(len(ticks)), []
+    place = np.arange(len(ticks))
+    ends: list[tuple[float, float, str]] = []
     for row, points in lines:
         values = [p.value for p in points]
         if row.line:
-            grey_line(axes, place, values)
+            grey_line(axes, place, np.array(values))
             ends.append((place[-1], values[-1], row.label))
             continue
         color, marker, dash = looks[row.label]
         axes.plot(place, values, color=color, marker=marker, ls=dash, label=row.label, ms=6)
-        if all(p.low is not None for p in points):
-            axes.fill_between(place, [p.low for p in points], [p.high for p in points], color=color, alpha=0.15, lw=0)
+        if (limits := _limits(points)) is not None:
+            axes.fill_between(place, *limits, color=color, alpha=0.15, lw=0)
     axes.set_xticks(place, ticks)
     axes.margins(x=0.12)
     name_lines(axes, ends)
-    legend(axes.figure)
 
 
-def _ranks(axes, task: TaskBoard, looks: dict) -> None:
-    rows = [row for row in task.rows if row.rank]
-    for y, row in enumerate(rows):
-        color, marker, _ = looks[row.label]
-        axes.plot(row.rank[1:], [y, y], color=color, lw=5, alpha=0.45, solid_capstyle="round")
-        axes.plot(row.rank[0], y, marker=marker, color=color, ms=8)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+def _ranks(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+    rows = [(row.label, row.rank) for row in task.rows if row.rank]
+    for y, (label, rank) in enumerate(rows):
+        color, marker, _ = looks[label]
+        axes.plot(rank[1:], [y, y], color=color, lw=5, alpha=0.45, solid_capstyle="round")
+        axes.plot(rank[0], y, marker=marker, color=color, ms=8)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.set_xticks(range(1, len(rows) + 1))
     axes.set(xlabel=f"rank at {task.shots} shots", xlim=(0.5, len(rows) + 0.5))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
 
 
-def _gains(axes, task: TaskBoard, looks: dict) -> None:
+def _gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     axes.axhline(0, color="#000000", lw=0.8)
     for row in task.rows:
-        if row.worse is not None:
+        if row.worse is not None and row.users is not None:
             gain = np.sort(row.users["gain"].to_numpy())
             color, marker, dash = looks[row.label]
             axes.plot(
@@ -159,33 +180,31 @@ def _gains(axes, task: TaskBoard, looks: dict) -> None:
             )
     axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    legend(axes.figure)
 
 
-def _cost(axes, task: TaskBoard, looks: dict) -> None:
+def _cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     for row in task.rows:
         if row.line or not (row.costs and row.curves):
             continue
         color, marker, _ = looks[row.label]
         x, y = max(row.costs["fit_seconds"], 1e-4), row.curves["accuracy"][task.shots]
-        error = None if y.low is None else [[y.value - y.low], [y.high - y.value]]
-        axes.errorbar(x, y.value, error, color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
+        axes.errorbar(x, y.value, _bars([y]), color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
     axes.set_xscale("log")
     axes.set(xlabel="seconds to fit, median over seeds (log)", ylabel=f"accuracy at {task.shots} shots")
-    legend(axes.figure)
 
 
-def sweeps(board: Board) -> list[tuple[str, tuple[str, ...], list[TaskBoard]]]:
+def sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
     """Every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
 
     A pair needs more settings than a cross of two single sweeps. Where still other fields vary, a pair has all settings
     that repeat its whole grid; a single field has the settings that share the rest.
     """
-    found = []
+    found: list[tuple[str, Fields, list[TaskBoard]]] = []
     for name in dict.fromkeys(t.task.name for t in board.tasks):
         left = tasks = [t for t in board.tasks if t.task.name == name]
         varied = [f for f in fields_of(tasks[0].task) if len({_value(t, f) for t in tasks}) > 1]
-        for fields in [*combinations(varied, 2), *((f,) for f in varied)]:
+        pairs: list[Fields] = [*combinations(varied, 2)]
+        for fields in [*pairs, *((f,) for f in varied)]:
             groups: dict[tuple, dict[tuple, TaskBoard]] = {}  # the other fields -> these fields -> setting
             for t in tasks:
                 rest = tuple(_value(t, f) for f in varied if f not in fields)
@@ -201,36 +220,50 @@ def sweeps(board: Board) -> list[tuple[str, tuple[str, ...], list[TaskBoard]]]:
     return found
 
 
-def _value(task: TaskBoard, field: str) -> object:
+def _value(task: TaskBoard, field: str) -> Any:
     return getattr(task.task, field)
 
 
-def sweep_figures(board: Board, looks: dict[str, tuple]) -> list[tuple[str, list[tuple[str, str]]]]:
+def sweep_figures(board: Board, looks: Looks) -> list[tuple[str, list[tuple[str, str]]]]:
     """Heading, and caption and SVG of each figure, of every sweep of a board."""
     found = []
     for name, fields, tasks in sweeps(board):
         heading = f"{name}: {' and '.join(f.replace('_', ' ') for f in fields)}"
         if len(fields) == 1:
             caption = f"Accuracy at {_shots(tasks)} shots, with 95 % bands over people and seeds."
-            drawn = [(caption, svg_of(lambda figure, t=tasks, f=fields: _along(figure.subplots(), t, f[0], looks)))]
-            found.append((heading, drawn))
-            continue
-        cells = len({tuple(_value(t, f) for f in fields) for t in tasks})
-        means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
-        drawn = []
-        for what, score, signed in (
-            (f"Accuracy at {_shots(tasks)} shots", _accuracy, False),
-            (f"Gain in accuracy over {REFERENCE} at {_shots(tasks)} shots", _gain, True),
-        ):
-            maps = _maps(tasks, fields, score)
-            maps = {label: maps[label] for label in labels(list(board.suite.methods)).values() if label in maps}
-            if maps:
-                caption = f"{what}, the same colours for all methods.{means}"
-                rows, tall = -(-len(maps) // 4), max(m.shape[0] for m in maps.values())
-                size = (WIDE, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
-                axes = (fields, [sorted({_value(t, f) for t in tasks}, key=_order) for f in fields])
-                drawn.append((caption, svg_of(lambda figure, m=maps, a=axes, s=signed: _heat(figure, m, *a, s), size)))
-        found.append((heading, drawn))
+            found.append((heading, [(caption, _along_svg(tasks, fields[0], looks))]))
+        else:
+            found.append((heading, _heat_maps(tasks, fields, list(labels(list(board.suite.methods)).values()))))
+    return found
+
+
+def _along_svg(tasks: list[TaskBoard], field: str, looks: Looks) -> str:
+    def on(figure: Figure) -> None:
+        _along(figure.subplots(), tasks, field, looks)
+        legend(figure)
+
+    return svg_of(on)
+
+
+def _heat_maps(tasks: list[TaskBoard], fields: Fields, methods: list[str]) -> list[tuple[str, str]]:
+    """Caption and SVG of accuracy, and of the gain over the reference, against a pair of fields, a panel per method."""
+    cells = len({tuple(_value(t, f) for f in fields) for t in tasks})
+    means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
+    ticks = [sorted({_value(t, f) for t in tasks}, key=_order) for f in fields]
+
+    def drawn(maps: dict[str, np.ndarray], signed: bool) -> str:
+        rows, tall = -(-len(maps) // 4), max(m.shape[0] for m in maps.values())
+        size = (WIDE, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
+        return svg_of(lambda figure: _heat(figure, maps, fields, ticks, signed), size)
+
+    found = []
+    for what, score, signed in (
+        (f"Accuracy at {_shots(tasks)} shots", _accuracy, False),
+        (f"Gain in accuracy over {REFERENCE} at {_shots(tasks)} shots", _gain, True),
+    ):
+        every = _maps(tasks, fields, score)
+        if maps := {label: every[label] for label in methods if label in every}:
+            found.append((f"{what}, the same colours for all methods.{means}", drawn(maps, signed)))
     return found
 
 
@@ -248,10 +281,12 @@ def _accuracy(row: Row, task: TaskBoard) -> float | None:
 
 
 def _gain(row: Row, task: TaskBoard) -> float | None:
-    return None if row.worse is None else row.gain.value
+    return None if row.worse is None or row.gain is None else row.gain.value
 
 
-def _maps(tasks: list[TaskBoard], fields: tuple[str, ...], score: Callable) -> dict[str, np.ndarray]:
+def _maps(
+    tasks: list[TaskBoard], fields: Fields, score: Callable[[Row, TaskBoard], float | None]
+) -> dict[str, np.ndarray]:
     """Label of a method -> float[values of the second field, values of the first], NaN where there is none."""
     first, second = (sorted({_value(t, f) for t in tasks}, key=_order) for f in fields)
     sums: dict[str, np.ndarray] = {}
@@ -265,11 +300,11 @@ def _maps(tasks: list[TaskBoard], fields: tuple[str, ...], score: Callable) -> d
         return {label: total / count for label, (total, count) in sums.items()}
 
 
-def _heat(figure, maps: dict[str, np.ndarray], fields: tuple[str, ...], ticks: list[list], signed: bool) -> None:
+def _heat(figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: list[list], signed: bool) -> None:
     """A heat map per method on one scale of colours that grows lighter throughout, the value in every cell."""
     columns = min(4, len(maps))
     panels = figure.subplots(-(-len(maps) // columns), columns, squeeze=False, sharex=True, sharey=True)
-    figure.get_layout_engine().set(hspace=0.08)
+    figure.set_layout_engine("constrained", hspace=0.08)
     every = np.concatenate([m.ravel() for m in maps.values()])
     low, high = np.nanmin(every), np.nanmax(every)
     size = 10 if len(ticks[0]) <= 5 else 8 if len(ticks[0]) <= 8 else 6
@@ -296,7 +331,7 @@ def _heat(figure, maps: dict[str, np.ndarray], fields: tuple[str, ...], ticks: l
     figure.colorbar(image, ax=panels, pad=0.01, aspect=30)
 
 
-def _along(axes, tasks: list[TaskBoard], field: str, looks: dict) -> None:
+def _along(axes: Axes, tasks: list[TaskBoard], field: str, looks: Looks) -> None:
     tasks = sorted(tasks, key=lambda t: _order(_value(t, field)))
     found: dict[str, list[tuple[Row, Point]]] = {}
     for task in tasks:

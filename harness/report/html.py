@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from harness.atomic import write_whole
 from harness.board import learned_axes
 from harness.board.board import REFERENCE, Board
 from harness.board.learned_axes import Reading
@@ -68,7 +68,7 @@ def write_html(board: Board, store: Store, reader: str | None = None) -> Path:
 
     reader: the language model that names the axes of what was learned. Raises Lacking where it has to be asked first.
     """
-    path = store.root / "boards" / f"{board.suite.name}.html"
+    path = store.board(board.suite.name)
     named = generate.make_generator(learned_axes.with_options(reader)).canonical if reader else None
     shown = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), named]).encode())
     for file in sorted(f for folder in DRAWN_BY for f in folder.iterdir() if f.suffix in (".py", ".html")):
@@ -77,10 +77,7 @@ def write_html(board: Board, store: Store, reader: str | None = None) -> Path:
     if path.exists() and path.read_text().startswith(stamp):
         return path
     html = page(board, {} if len(board.tasks) > MANY else learned_axes.read(board, store, reader), reader)
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(f"{stamp}\n{html}")
-    os.replace(part, path)
+    write_whole(path, f"{stamp}\n{html}")
     return path
 
 

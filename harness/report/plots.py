@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.board.board import Board, labels
 
+if TYPE_CHECKING:  # matplotlib takes half a second to import, which no command but those that draw should pay
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Dash = str | tuple[int, tuple[int, ...]]
+Look = tuple[str, str, Dash]  # colour, marker, dash
+
 # Told apart by shape, dash and lightness as well as by hue (Okabe and Ito's palette), so that greyscale is enough.
-LOOKS = [
+LOOKS: list[Look] = [
     ("#0072b2", "o", "-"),
     ("#d55e00", "s", "--"),
     ("#009e73", "^", "-."),
@@ -20,7 +29,7 @@ LOOKS = [
     ("#e69f00", "X", (0, (3, 1, 1, 1))),
     ("#7f7f7f", "*", (0, (8, 2))),
 ]
-STYLE = {
+STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "manyminds",
     "font.family": "sans-serif",
@@ -33,7 +42,7 @@ SIZE = (6.4, 4.2)  # inches
 WIDE = 12.8  # inches: the whole width of a page
 
 
-def svg_of(draw: Callable, size: tuple[float, float] = SIZE) -> str:
+def svg_of(draw: Callable[[Figure], object], size: tuple[float, float] = SIZE) -> str:
     """The SVG element of what `draw` puts on an empty matplotlib figure of `size` inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -50,40 +59,40 @@ def svg_of(draw: Callable, size: tuple[float, float] = SIZE) -> str:
     return svg
 
 
-def look(i: int) -> tuple:
+def look(i: int) -> Look:
     """Colour, marker and dash; past the eighth they combine anew."""
     again = i // len(LOOKS)
     return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
 
 
-def looks_of(board: Board) -> dict[str, tuple]:
+def looks_of(board: Board) -> dict[str, Look]:
     """Label -> look of every method that is ranked, the same on all figures of a board."""
     methods = labels(list(board.suite.methods))
     return {label: look(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)}
 
 
-def legend(figure, handles: list | None = None) -> None:
+def legend(figure: Figure, handles: list[Artist] | None = None) -> None:
     """Above the axes, in as many columns as the labels leave room for."""
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
-        longest = max(len(h.get_label()) for h in handles)
+        longest = max(len(str(h.get_label())) for h in handles)
         columns = int(figure.get_figwidth() / (0.6 + 0.078 * longest))  # inches of a handle and of a letter
         figure.legend(handles=handles, fontsize=9, ncols=min(max(columns, 1), 8), loc="outside upper center")
 
 
-def grey_line(axes, x: np.ndarray, y: list[float], dash: object = "-") -> None:
+def grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:
     """A line that is no rival: it knows the truth. `name_lines` writes its name beside its end."""
     axes.plot(x, y, color="#999999", lw=1, ls=dash)
 
 
-def name_lines(axes, ends: list[tuple[float, float, str]]) -> None:
+def name_lines(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
     """Writes each name beside the end (x, y) of its line, apart from each other.
 
     Neighbouring names that agree before a comma are written once, without what follows it.
     """
     low, high = axes.get_ylim()
     apart = 0.055 * (high - low)
-    written: list[list] = []  # x, y, name, y of the last line it stands for
+    written: list[list[Any]] = []  # x, y, name, y of the last line it stands for
     for x, y, name in sorted(ends, key=lambda end: end[1]):
         if written and y - written[-1][3] < apart and written[-1][2].partition(",")[0] == name.partition(",")[0]:
             written[-1][2:] = name.partition(",")[0], y

@@ -34,6 +34,7 @@ import polars as pl
 
 from harness.board.board import Board, Row, TaskBoard
 from harness.board.make import make_board
+from harness.board.results import committed
 from harness.errors import Mistake
 from harness.store.store import Store
 from harness.trials.plan import Plan
@@ -96,12 +97,10 @@ class Publisher:
     def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
         self.plan, self.store = plan, store
         self.own = uri is None
-        self.uri = uri or f"sqlite:///{store.root / 'mlflow.db'}"
+        self.uri = uri or f"sqlite:///{store.mlflow['database']}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
-        self.artifacts = (
-            store.root / "mlflow-artifacts"
-        )  # where a database is written directly; a server has its own place
+        self.artifacts = store.mlflow["artifacts"]  # where a database is written directly; a server has its own place
         for name, value in SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
@@ -143,7 +142,7 @@ class Publisher:
             "MLFLOW_BACKEND_STORE_URI": self.uri,
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
         }
-        file = self.store.root / "mlflow.env"
+        file = self.store.mlflow["settings"]
         file.write_text("".join(f"{name}={_quoted(value)}\n" for name, value in settings.items()))
         beside = Path(sys.executable).with_name("mlflow")
         command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
@@ -161,7 +160,7 @@ class Publisher:
 
     def _row(self, task: TaskBoard, row: Row, state: str) -> Record:
         seeds = {trial.key: trial.seed for trial in self.plan.trials}
-        facts = {key: self.store.read("trials", key)["facts"] for key in row.keys}
+        facts = {key: committed(self.store, "trials", key)["facts"] for key in row.keys}
         fields = {"task": fields_of(task.task), "method": fields_of(row.method)}
         identity = hashed({"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": fields})
         if row.hole:
@@ -174,14 +173,14 @@ class Publisher:
             "code": " ".join(sorted({f["code"] for f in facts.values()})),
             "state": f"{state}, privileged: not ranked" if row.line else state,
         }
-        users = "" if row.users is None else row.users.write_csv()
+        users = row.users
 
         def files() -> dict[str, bytes]:
             told = [
                 {"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys
             ]
             made = {"trials.json": json.dumps(told, indent=1).encode()}
-            return made | ({"users.csv": self._hidden(task, row.users).write_csv().encode()} if users else {})
+            return made if users is None else made | {"users.csv": self._hidden(task, users).write_csv().encode()}
 
         return Record(
             identity=identity,
@@ -190,16 +189,16 @@ class Publisher:
             params={
                 f"{kind}.{name}": _text(value) for kind, values in fields.items() for name, value in values.items()
             },
-            metrics=tuple(_metrics(row, task)),
+            metrics=tuple(metrics_of(row, task)),
             files=files,
-            files_digest=hashlib.sha256(users.encode()).hexdigest(),
+            files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
         )
 
     def _board(self, board: Board) -> Record:
         lines = []
         for task in board.tasks:
             for row in task.rows:
-                last = {name: value for name, value, step in _metrics(row, task) if step == task.shots}
+                last = {name: value for name, value, step in metrics_of(row, task) if step == task.shots}
                 state = row.hole.partition(":")[0] if row.hole else "privileged: not ranked" if row.line else "ranked"
                 lines.append(
                     {"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last
@@ -354,7 +353,7 @@ class Publisher:
             raise Mistake(f"MLflow at {_shown(self.uri)} cannot be written: {said}", hint) from error
 
 
-def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
+def metrics_of(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     """At most 30 names, and five more of a policy. What a row says only once is said at the largest number of shots, where it was found."""
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
@@ -378,7 +377,7 @@ def _metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
     told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
     told += [(name, value, last) for name, value in row.costs.items()]
-    return (metric for metric in told if metric[1] is not None and math.isfinite(metric[1]))
+    return ((name, value, step) for name, value, step in told if value is not None and math.isfinite(value))
 
 
 def _columns(rows: list[dict]) -> dict[str, list]:
@@ -397,10 +396,10 @@ def _runs(client, experiment: str, wanted: str) -> Iterator:
 
 def _salt(store: Store) -> bytes:
     """32 random bytes, made once per store and never published: without them nobody can look a person up by trying ids."""
-    path = store.root / "salt"
+    path = store.salt
     if not path.exists():
         private = path.with_name(f"salt.{os.getpid()}")
-        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
         with contextlib.suppress(FileExistsError):
             os.link(private, path)
@@ -411,7 +410,7 @@ def _salt(store: Store) -> bytes:
 @contextlib.contextmanager
 def _one_at_a_time(store: Store) -> Iterator[None]:
     """Two publishers that both find nothing would both write. Where a file system knows no locks, the next publish mends it."""
-    with open(store.root / "mlflow.lock", "w") as file:
+    with store.mlflow["lock"].open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

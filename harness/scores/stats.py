@@ -156,7 +156,8 @@ class Gains(NamedTuple):
 def gains(values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: int = 0, level: float = 0.95) -> Gains:
     """Paired gain of every method over the row `reference`."""
     every = differences(values, person, seed)
-    gain = Estimate(*(x[:, reference] for x in (every.value, every.se, every.df, every.family_df)), every.people)
+    value, se, df, family_df = (x[:, reference] for x in (every.value, every.se, every.df, every.family_df))
+    gain = Estimate(value, se, df, family_df, every.people)
     others = np.flatnonzero(np.arange(len(gain.value)) != reference)
     p = gain.p()
     if every.note:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -43,14 +44,15 @@ def _file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
         RevisionNotFoundError,
     )
 
-    wanted = {"repo_id": repo, "filename": file, "repo_type": "dataset", "revision": revision}
+    download = partial(hf_hub_download, repo, file, repo_type="dataset", revision=revision)
     try:
-        return hf_hub_download(**wanted, local_files_only=True)
+        return download(local_files_only=True)
     except LocalEntryNotFoundError:
         pass
     try:
-        get_hf_file_metadata(hf_hub_url(**wanted), timeout=TIMEOUT)  # asked once; a download asks for up to six minutes
-        return hf_hub_download(**wanted)
+        address = hf_hub_url(repo, file, repo_type="dataset", revision=revision)
+        get_hf_file_metadata(address, timeout=TIMEOUT)  # asked once; a download asks for up to six minutes
+        return download()
     except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise Mistake(
             f"the hub has no {file} in the data set {repo} at {revision}, or does not show it to you",
@@ -87,7 +89,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict]]:
                 ) from error
 
 
-def table(path: Path, columns: dict[str, type]) -> pl.DataFrame:
+def table(path: Path, columns: Mapping[str, type]) -> pl.DataFrame:
     """The named columns of such a file, of the types str, int or bool; a text that is null becomes an empty one.
 
     Raises Mistake naming the first row where a column is missing or of another type.
@@ -95,7 +97,7 @@ def table(path: Path, columns: dict[str, type]) -> pl.DataFrame:
     found = []
     for number, row in rows(path):
         values = [row.get(name) for name in columns] if isinstance(row, dict) else []
-        values = ["" if value is None and name in row else value for name, value in zip(columns, values)]
+        values = ["" if value is None and name in row else value for name, value in zip(columns, values, strict=False)]
         if [type(value) for value in values] != list(columns.values()):
             told = {name: row[name] for name in columns if name in row} if isinstance(row, dict) else row
             raise Mistake(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import polars as pl
 
+from harness.atomic import write_whole
 from harness.errors import Missing, Mistake
 
 FOLDER = "MANYMINDS_DATA"  # the environment variable that `--data` sets
@@ -44,18 +46,14 @@ class Source:
         return found[0]
 
     def _fetch(self, to: Path) -> None:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        part = to.with_suffix(f".{os.getpid()}.part")
         try:
             with urllib.request.urlopen(self.url, timeout=60) as answer:
-                part.write_bytes(answer.read())
-        except (urllib.error.URLError, OSError) as error:
-            part.unlink(missing_ok=True)
+                write_whole(to, answer.read())
+        except (OSError, HTTPException) as error:  # HTTPException: cut off on the way
             raise Missing(
                 f"{self.file} is in no data folder and could not be fetched from {self.url} ({error})",
                 f"bring the file and name its folder: --data DIR, or set {FOLDER}=DIR",
             ) from error
-        os.replace(part, to)
 
     def _verified(self, path: Path) -> Path:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -67,7 +65,7 @@ class Source:
         return path
 
 
-def read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+def read_columns(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
     """The named columns of a csv file with their types. Raises Mistake for a missing column or a wrong value."""
     frame = pl.read_csv(path, infer_schema=False)
     if missing := [name for name in columns if name not in frame.columns]:
@@ -76,7 +74,7 @@ def read_columns(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFr
             "compare its first line with the file's public origin",
         )
     typed = frame.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
-    for name, kind in columns.items():
+    for name in columns:
         wrong = frame[name].is_not_null() & typed[name].is_null()
         if wrong.any():
             row = int(wrong.arg_true()[0])

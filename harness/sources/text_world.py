@@ -168,4 +168,4 @@ def traits(texts: Sequence[str]) -> np.ndarray:
 
 
 SOUGHT = [[[f" {' '.join(words(p))} " for p in side] for side in sides] for sides in LEXICON.values()]
-SPREAD = np.float32([WORDS_PER_LEVEL, 1, 1, 1, 1, 1, 1]) * np.float32(LEVELS.std())
+SPREAD = np.array([WORDS_PER_LEVEL, 1, 1, 1, 1, 1, 1], dtype=np.float32) * np.float32(LEVELS.std())

@@ -1,12 +1,20 @@
-"""The store: prepared tasks and finished trials, each whole or not at all.
+"""The store: prepared tasks, finished trials and what they rest on, each whole or not at all.
 
-    objects/<sha256>            content of every file, immutable
-    tasks/<key>.json            a prepared task     } manifests: identity, digests of the
-    trials/<key>.json           a finished trial    } files, and facts
-    references/<key>.json       what a language model thinks of a task's responses
-    trials/<key>.diverged.json  a later run of the same key that found something else
-    failures/<key>.json         why a trial last failed; no result, so it is tried again
-    tmp/                        private to one writer
+    objects/<sha256>              content of every committed file, immutable
+    tasks/<key>.json              a prepared task     } manifests: identity, digests of the
+    trials/<key>.json             a finished trial    } files, and facts
+    references/<key>.json         what a language model thinks of a task's responses
+    rows/<maker>/<block>.json     vectors, samples or answers of one block of texts (harness/inference/cache.py)
+    trials/<key>.diverged.json    a later run of the same key that found something else
+    failures/<key>.json           why a trial last failed; no result, so it is tried again
+    checkpoints/<key>/            what a long training needs to go on after a kill; gone once it is finished
+    models/small-<version>/       the project's own small language model
+    boards/<name>.html            pages of boards and claims     } views: may be
+    mlflow.db, mlflow-artifacts/  MLflow's own tracking store    } removed, and
+    mlflow.env, mlflow.lock       how to open it; who writes it  } made again
+    salt                          what hides people's ids in anything published; readable by its owner alone
+    logs/<time>-<verb>-<host>.log what a run did, for finding out later why something failed
+    tmp/                          private to one writer, or to one run
 
 A commit writes and syncs the files under private names, moves them to where their content puts them, and then links a
 manifest to its final name, which fails if the name exists: the first commit wins, whole.
@@ -25,10 +33,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from harness.atomic import private_name, write_whole
 from harness.errors import Mistake
 
 STEPS = ("begun", "written", "placed", "described", "linked", "cleaned")  # where MANYMINDS_CRASH can kill a commit
-FOLDER = "MANYMINDS_STORE"  # the environment variable that `--store` sets
 STALE = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
 
 
@@ -38,16 +46,48 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
 
-    @classmethod
-    def current(cls) -> Store:
-        """The store that `--store` named, or the folder `store`: for what reads it far below the command line."""
-        return cls(os.environ.get(FOLDER, "store"))
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and other.root == self.root
 
     def __hash__(self) -> int:
         return hash(self.root)
+
+    def board(self, name: str) -> Path:
+        """The page of a board, or of claims."""
+        return self.root / "boards" / f"{name}.html"
+
+    def checkpoint(self, key: str) -> Path:
+        """The folder where a trial's training keeps what it needs to go on after a kill."""
+        return self.root / "checkpoints" / key
+
+    def model(self, name: str) -> Path:
+        """The folder of a language model that the project builds itself."""
+        return self.root / "models" / name
+
+    def log(self, name: str) -> Path:
+        """The log file of one run."""
+        return self.root / "logs" / f"{name}.log"
+
+    @property
+    def mlflow(self) -> dict[str, Path]:
+        """MLflow's `database`, `artifacts`, `settings` and `lock`."""
+        names = {
+            "database": "mlflow.db",
+            "artifacts": "mlflow-artifacts",
+            "settings": "mlflow.env",
+            "lock": "mlflow.lock",
+        }
+        return {what: self.root / name for what, name in names.items()}
+
+    @property
+    def salt(self) -> Path:
+        """The file of random bytes that hides people's ids in anything published."""
+        return self.root / "salt"
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of files that are private to one writer or one run; swept once they are STALE."""
+        return self.root / "tmp"
 
     def open(self) -> Store:
         """Makes the folders and proves that they can be written. Raises Mistake where they cannot."""
@@ -57,7 +97,7 @@ class Store:
             probe = self._private("probe")
             probe.write_bytes(b"x")
             probe.unlink()
-            for left in filter(Path.is_file, (self.root / "tmp").iterdir()):
+            for left in filter(Path.is_file, self.scratch.iterdir()):
                 with contextlib.suppress(FileNotFoundError):  # another driver was quicker
                     if time.time() - left.stat().st_mtime > STALE:
                         left.unlink()
@@ -71,7 +111,7 @@ class Store:
             return None
         for file in manifest["files"].values():
             try:
-                if os.stat(self.root / "objects" / file["sha256"]).st_size != file["bytes"]:
+                if (self.root / "objects" / file["sha256"]).stat().st_size != file["bytes"]:
                     return None
             except FileNotFoundError:
                 return None
@@ -80,9 +120,8 @@ class Store:
     def keys(self, kind: str) -> set[str]:
         """Keys of everything committed."""
         with contextlib.suppress(FileNotFoundError):
-            return {
-                name[:-5] for name in os.listdir(self.root / kind) if name.endswith(".json") and "." not in name[:-5]
-            }
+            names = (file.name for file in (self.root / kind).iterdir())
+            return {name[:-5] for name in names if name.endswith(".json") and "." not in name[:-5]}
         return set()
 
     def file(self, manifest: Mapping, name: str) -> Path:
@@ -116,6 +155,7 @@ class Store:
         Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
         """
         with self.explained():
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
             _reach("begun")
             listed = {name: self._place(content) for name, content in sorted(files.items())}
             _reach("placed")
@@ -127,7 +167,7 @@ class Store:
                 if winner is None:  # it or its files are gone: what was lost may be made anew
                     private = self._private(key)
                     _write(private, _json(manifest))
-                    os.replace(private, self.root / kind / f"{key}.json")
+                    private.replace(self.root / kind / f"{key}.json")
                 elif winner["files"] != listed:
                     self._link(kind, f"{key}.diverged.json", manifest)
             return first
@@ -135,11 +175,20 @@ class Store:
     def fail(self, key: str, identity: Mapping, reason: str, trace: str) -> None:
         """Notes why a trial failed; a later success makes the note moot."""
         with self.explained():
-            private = self._private(key)
-            private.write_text(
-                json.dumps({"key": key, "identity": identity, "reason": reason, "trace": trace}, indent=1)
-            )
-            os.replace(private, self.root / "failures" / f"{key}.json")
+            note = {"key": key, "identity": identity, "reason": reason, "trace": trace}
+            write_whole(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
+
+    def forget_failure(self, key: str) -> None:
+        """Removes the note of an earlier failure: a reason that appears from here on belongs to a new try."""
+        (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
+
+    def has_ended(self, key: str) -> bool:
+        """Whether the trial has a result or a noted failure; asked often while trials run, so nothing is read."""
+        return any((self.root / kind / f"{key}.json").exists() for kind in ("trials", "failures"))
+
+    def committed_at(self, kind: str, key: str) -> int:
+        """When the manifest was committed, in nanoseconds. Raises FileNotFoundError where there is none."""
+        return (self.root / kind / f"{key}.json").stat().st_mtime_ns
 
     def failure(self, key: str) -> dict | None:
         """Why the trial last failed, or None."""
@@ -153,7 +202,7 @@ class Store:
         return (self.root / "trials" / f"{key}.diverged.json").exists()
 
     def _private(self, name: str) -> Path:
-        return self.root / "tmp" / f"{name}.{os.uname().nodename}.{os.getpid()}.{time.monotonic_ns()}"
+        return private_name(Path(name), self.scratch)
 
     def _place(self, content: bytes | memoryview) -> dict[str, object]:
         """Writes content to where its digest puts it; a file that is there already has the same content."""
@@ -163,7 +212,7 @@ class Store:
             private = self._private(sha256[:16])
             _write(private, content)
             _reach("written")
-            os.replace(private, final)
+            private.replace(final)
         return {"sha256": sha256, "bytes": size}
 
     def _link(self, kind: str, name: str, manifest: Mapping) -> bool:
@@ -177,7 +226,7 @@ class Store:
             first = False
         _reach("linked")
         _sync(self.root / kind)
-        os.unlink(private)
+        private.unlink()
         _reach("cleaned")
         return first
 
@@ -207,7 +256,7 @@ def _json(manifest: Mapping) -> bytes:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with open(path, "xb") as file:
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -215,7 +264,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 @lru_cache(10_000)
 def _digest(path: Path, modified: int) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from harness.data import Pairs
-from harness.method import Method, State, Users
+from harness.method import Method, Predictor, State, Users
 from harness.trials.outputs import per_pair
 
 ROWS = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
@@ -18,12 +18,14 @@ def counts(n: int) -> list[int]:
     return sorted({2**k for k in range(n.bit_length())} | {n})
 
 
-def choose(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+def choose(
+    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
+) -> np.ndarray:
     """uint8[n_users, prompts, len(counts(n))]: which of a prompt's first 1, 2, 4, ... candidates each user gets.
 
     The users are those of `query`, whose pairs are not read; choices: int32[prompts, n], rows of its items. The largest
-    reward is chosen, a tie by the lower place: candidates of a prompt stand in no order. A method without rewards
-    (`reward` raises NotImplementedError) plays a round robin: the candidate with the largest sum of log-odds against
+    reward is chosen, a tie by the lower place: candidates of a prompt stand in no order. A method that
+    scores pairs alone (Method.has_rewards) plays a round robin: the candidate with the largest sum of log-odds against
     the other ones. Where log-odds are gaps of rewards, that sum is n times the reward less what all have in common, so
     both ways choose the same; counting won duels instead would throw away by how much. log-odds(b, a) = -log-odds(a, b)
     is taken as given, so each pair is asked once.
@@ -35,29 +37,34 @@ def choose(method: Method, state: State, users: Users, query: Pairs, choices: np
         step = max(1, ROWS // (query.n_users * each))
         return [choices[start : start + step] for start in range(0, len(choices), step)]
 
-    try:
-        found = [_by_reward(method, state, users, query, part) for part in parts(n)]
-    except NotImplementedError:
-        found = [_by_round_robin(method, state, users, query, part) for part in parts(n * (n - 1) // 2)]
+    if method.has_rewards:
+        found = [_by_reward(method.name, predictor, state, users, query, part) for part in parts(n)]
+    else:
+        duels = parts(n * (n - 1) // 2)
+        found = [_by_round_robin(method.name, predictor, state, users, query, part) for part in duels]
     return np.concatenate(found, axis=1).astype(np.min_scalar_type(choices.shape[1] - 1))
 
 
-def _by_reward(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+def _by_reward(
+    name: str, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
+) -> np.ndarray:
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), choices.size)
     item = np.tile(choices.ravel(), query.n_users)
-    reward = per_pair(method.reward(state, users, query.items, user, item), len(item), f"{method.name}.reward")
+    reward = per_pair(predictor.reward(state, users, query.items, user, item), len(item), f"{name}.reward")
     reward = reward.reshape(query.n_users, *choices.shape)
     return np.stack([reward[..., :n].argmax(2) for n in counts(choices.shape[1])], axis=2)
 
 
-def _by_round_robin(method: Method, state: State, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+def _by_round_robin(
+    name: str, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
+) -> np.ndarray:
     n = choices.shape[1]
     one, other = np.triu_indices(n, 1)
     left, right = (np.tile(choices[:, side].ravel(), query.n_users) for side in (one, other))
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), len(choices) * len(one))
     label = np.full(len(user), np.nan, dtype=np.float32)
     pairs = replace(query, user=user, left=left, right=right, label=label, seconds=None)
-    log_odds = per_pair(method.score(state, users, pairs), len(pairs), f"{method.name}.score")
+    log_odds = per_pair(predictor.score(state, users, pairs), len(pairs), f"{name}.score")
     log_odds = log_odds.reshape(query.n_users, len(choices), len(one))
     table = np.zeros((query.n_users, len(choices), n, n))
     table[..., one, other], table[..., other, one] = log_odds, -log_odds

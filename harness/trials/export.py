@@ -9,7 +9,7 @@ import safetensors
 
 from harness import registry
 from harness.errors import Mistake
-from harness.method import Method, State
+from harness.method import Method, Run, State
 from harness.store.store import Store
 from harness.trials.trial import Trial, identity_of, name_at_version
 
@@ -43,11 +43,7 @@ def exports(manifest: dict) -> bool:
     """Whether `save_trained` would find something to write."""
     name = manifest["identity"]["method"].partition("@")[0]
     known = name in registry.names("method")  # a plug-in that is not named now is not
-    return (
-        "learned.safetensors" in manifest["files"]
-        and known
-        and registry.load("method", name).export is not Method.export
-    )
+    return "learned.safetensors" in manifest["files"] and known and registry.load("method", name).exports
 
 
 def save_trained(store: Store, manifest: dict, folder: Path) -> str:
@@ -61,12 +57,13 @@ def save_trained(store: Store, manifest: dict, folder: Path) -> str:
             f"the trial {manifest['key']} has no language model to save", "trials of policies, such as dpo, have"
         )
     method, state = found
-    if type(method).export is Method.export:
+    if not method.exports:
         raise Mistake(f"{method.name} has no model of its own to write", "it steers the one it is given, as it writes")
     try:
         (folder := folder.absolute()).mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise Mistake(f"{folder} is not empty", "name a new folder: nothing is overwritten")
-        return method.export(state, folder)
+        with method.opened(state, Run(0, store=store)) as policy:
+            return policy.export(state, folder)
     except OSError as error:
         raise Mistake(f"{folder} cannot be written ({error.strerror})", "name a folder you may write") from error

@@ -17,6 +17,7 @@ from harness.parallel import one_torch_thread
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.export import described
+from harness.trials.questions import answered_from
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 
@@ -32,14 +33,14 @@ def finish(trial: Trial, store: Store) -> bool:
     if parallel.agreed(store.read("trials", trial.key) is not None):
         return True
     alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
-    checkpoint = store.root / "checkpoints" / trial.key if type(trial.method).together else None
+    checkpoint = store.checkpoint(trial.key) if trial.method.together else None
     if checkpoint:
         with store.explained():
             checkpoint.mkdir(parents=True, exist_ok=True)
     try:
         prepared = open_prepared(store, trial.task_key)  # anew: a method that writes into it harms itself alone
         with threadpool_limits(1), one_torch_thread():
-            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint)
+            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answered_from(store))
     except Mistake:
         raise
     except Exception as error:

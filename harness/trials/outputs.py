@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from harness.data import Pairs
-from harness.method import WRITTEN, Method, State, Users
+from harness.method import WRITTEN, Answerer, Method, Predictor, State, Users
 
 
 def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
@@ -20,9 +20,19 @@ def per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
     return values
 
 
-def scored(method: Method, state: State, users: Users, query: Pairs) -> np.ndarray:
-    """float32[n queries]: log-odds."""
-    return per_pair(method.score(state, users, query), len(query), f"{method.name}.score")
+def log_odds(
+    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
+) -> np.ndarray:
+    """float32[n queries]: log-odds that left is preferred; of a method that asks a language model by its answers.
+
+    predictor: what `method.opened` gave. answer: answers such questions; a method that asks none needs none.
+    """
+    if not method.asks:
+        return per_pair(predictor.score(state, users, query), len(query), f"{method.name}.score")
+    if answer is None:
+        raise ValueError(f"{method.name} asks a language model, and nothing answers: give a store, or an answerer")
+    said = predictor.read(answer(predictor.ask(state, users, query)), query)
+    return per_pair(said, len(query), f"{method.name}.read")
 
 
 def whole(made: pa.Table, n: int, who: str) -> pa.Table:

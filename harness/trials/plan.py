@@ -59,7 +59,7 @@ def prepare_all(
                 jobs.append(lacking.job)
         if jobs:
             for method in suite.methods:  # before the longest work, what would stop it afterwards
-                method.ready()
+                method.ready(store)
             make(merged(jobs))
     return manifests
 

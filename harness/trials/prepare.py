@@ -17,7 +17,7 @@ from harness.errors import Mistake
 from harness.method import Manifest
 from harness.store.prepared import COLUMNS
 from harness.store.store import Store
-from harness.task import Task
+from harness.task import Task, build_task
 from harness.trials.trial import hashed, task_identity
 
 
@@ -28,7 +28,7 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     if found := store.read("tasks", key):
         return found
     with threadpool_limits(1):  # sums in one order: features, and so keys, are the same however many cores there are
-        data = _attempt(task, "build", task.build, seed)
+        data = _attempt(task, "build", build_task, task, seed, store)
         splits = _attempt(task, "split", task.split, data, seed)
     splits.check()
     enough_context(task, splits)

@@ -1,16 +1,42 @@
-"""Questions that trials will ask a language model, collected before they run."""
+"""Questions that methods ask language models: answered from the store, or collected before trials run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from harness.errors import Mistake
-from harness.inference.answer import collecting
+from harness.inference import answer
+from harness.inference.cache import ids_of
 from harness.inference.jobs import Job, merged
+from harness.method import Answerer, Questions
+from harness.parallel import one_torch_thread
+from harness.store.prepared import open_prepared
 from harness.store.store import Store
+from harness.trials.run import run_trial
 from harness.trials.trial import Trial
+
+
+def answered_from(store: Store) -> Answerer:
+    """An answerer that reads what language models said; it raises Lacking where a question was not asked yet."""
+    return lambda asked: answer.answers(asked.model, asked.systems, asked.prompts, asked.words, store)
+
+
+def collecting(store: Store, jobs: list[Job]) -> Answerer:
+    """An answerer that adds a job to `jobs` for questions not answered yet, and answers them with 0: undecided."""
+
+    def note(asked: Questions) -> np.ndarray:
+        table, index = (
+            answer.question_table(asked.systems, asked.prompts),
+            answer.index_of(asked.model, asked.words, store),
+        )
+        if len(left := answer.lacking(table, index)):
+            jobs.append(answer.job(asked.model, asked.words, lambda: [left], store))
+        return np.nan_to_num(answer.answered(index, ids_of(table["id"])))
+
+    return note
 
 
 def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
@@ -20,19 +46,15 @@ def questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     questions depend on answers has more of them once these are made: ask until there are none. A trial that fails here
     fails in its turn, where it is told. The questions are held in memory, without what is answered already.
     """
-    from harness.parallel import one_torch_thread
-    from harness.store.prepared import open_prepared
-    from harness.trials.run import run_trial
-
-    with collecting(store) as jobs:
-        for trial in trials:
-            if type(trial.method).asks:
-                prepared = open_prepared(store, trial.task_key)
-                with threadpool_limits(1), one_torch_thread():
-                    try:
-                        run_trial(trial, prepared.splits, prepared.truth)
-                    except Mistake:
-                        raise
-                    except Exception:  # told in its turn, where the store keeps why
-                        continue
+    jobs: list[Job] = []
+    for trial in trials:
+        if trial.method.asks:
+            prepared = open_prepared(store, trial.task_key)
+            with threadpool_limits(1), one_torch_thread():
+                try:
+                    run_trial(trial, prepared.splits, prepared.truth, store=store, answer=collecting(store, jobs))
+                except Mistake:
+                    raise
+                except Exception:  # told in its turn, where the store keeps why
+                    continue
     return merged(jobs)

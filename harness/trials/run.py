@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ import torch
 
 from harness import parallel
 from harness.data import Pairs, Panel, Splits, Truth
-from harness.method import Method, Run, State, Users, same
+from harness.method import Answerer, Method, Predictor, Run, State, Users, same
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.scores.stats import derangement
 from harness.store import provenance
+from harness.store.store import Store
 from harness.trials.choose import choose
 from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_state
-from harness.trials.outputs import per_pair, scored
+from harness.trials.outputs import log_odds, per_pair
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write
 
@@ -41,7 +42,14 @@ class Result:
     written: pa.Table | None = None  # what `write` gives
 
 
-def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Path | None = None) -> Result:
+def run_trial(
+    trial: Trial,
+    splits: Splits,
+    truth: Truth | None,
+    checkpoint: Path | None = None,
+    store: Store | None = None,
+    answer: Answerer | None = None,
+) -> Result:
     """Fits once, then scores every panel at every number of shots it has, and at the largest under the swap control.
 
     Where a panel has candidates, every user's best of the first n are chosen at every number of shots too; a policy
@@ -51,63 +59,26 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
     The swap control answers each user's queries with another user's adapted state, by a fixed derangement: a method
     whose gain survives it ignores the user.
 
-    checkpoint: where the method may keep what it needs to go on after a kill. Workers that run the trial together all
-    call this, and find the same.
+    checkpoint: where the method may keep what it needs to go on after a kill. store: where language models are kept.
+    answer: what answers a method's questions to a language model. Workers that run the trial together all call this, and
+    find the same.
     """
-    method, predictions = trial.method, {}
-    device = "cuda" if type(method).together and torch.cuda.is_available() else "cpu"
-    run = Run(trial.seed, device, truth if method.privileged else None, checkpoint)
+    method, predictions, test = trial.method, {}, OnPanel()
+    device = "cuda" if method.together and torch.cuda.is_available() else "cpu"
+    run = Run(trial.seed, device, truth if method.privileged else None, checkpoint, store)
     torch.manual_seed(trial.seed)
     reset_peak_memory(device)
     began = time.perf_counter()
-    validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
-    shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
-    try:
-        state = method.fit(splits.train, shown, run)
-    except Exception as error:  # it would only fail again from there; later on, what was fitted is kept
-        if checkpoint and not parallel.is_another_gone(error):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        raise
+    state = _fitted(trial, splits, run)
     fit_seconds = time.perf_counter() - began
-    adapt_seconds, bytes_per_user, test_users, written, speed = 0.0, 0.0, (), None, None
-    for name, panel in splits.panels.items():
-        query = panel.query.without_labels()
-        asked = panel.context
-        known = np.diff(asked.offsets).min(initial=max(trial.task.shots))  # training users may have fewer answers
-        counts = [shots for shots in trial.task.shots if shots <= known]
-        if method.elicit == "uncertainty":
-            asked = elicited(method, state, panel.context, max(counts), run)
-        first = before = None  # shots and users
-        for shots in counts:
-            context = asked.first(shots)
-            started = time.perf_counter()
-            users = method.adapt(state, context, run)
-            if name == "test":
-                adapt_seconds = (time.perf_counter() - started) / max(1, query.n_users)
-                bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
-                test_users = users
-            if before and same(users, before[1]):
-                for kind in ("", "choices/"):
-                    if (old := f"{kind}{name}/{before[0]}") in predictions:
-                        predictions[f"{kind}{name}/{shots}"] = predictions[old]
-            else:
-                predictions[f"{name}/{shots}"] = scored(method, state, users, query)
-                if panel.choices is not None and not method.asks:  # a round robin would be a million questions
-                    predictions[f"choices/{name}/{shots}"] = choose(method, state, users, query, panel.choices)
-            before = shots, users
-            first = first or before
-        if query.n_users > 1:
-            other = torch.from_numpy(derangement(query.n_users))
-            others = tuple(t[other] for t in users)
-            alike = same(others, users)
-            swapped = predictions[f"{name}/{shots}"] if alike else scored(method, state, others, query)
-            predictions[f"{name}/{shots}/swapped"] = swapped
-        if name == "test" and panel.choices is not None and type(method).generate is not Method.generate:
-            written, speed = write(method, state, dict([first, before]), panel, run)
-    seconds = time.perf_counter() - began
+    with method.opened(state, run) as predictor:
+        for name, panel in splits.panels.items():
+            found = Asked(trial, predictor, state, run, answer).on(name, panel)
+            predictions |= found.predictions
+            test = found if name == "test" else test
     facts = {
-        "adapt_seconds_per_user": adapt_seconds,
-        "bytes_per_user": bytes_per_user,
+        "adapt_seconds_per_user": test.adapt_seconds_per_user,
+        "bytes_per_user": test.bytes_per_user,
         "curves": run.curves,
         "device": run.device,
         "fit_seconds": fit_seconds,
@@ -115,14 +86,98 @@ def run_trial(trial: Trial, splits: Splits, truth: Truth | None, checkpoint: Pat
         "model": getattr(method, "model", None),  # as it was named, which tells where it lay
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
         "peak_memory_mb": peak_memory_mb(),
-        "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test_users).items()},
-        "seconds": seconds,
+        "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test.users).items()},
+        "seconds": time.perf_counter() - began,
         "source": source_state(trial),
         "world_size": parallel.size(),
-        "written_tokens_per_second": speed,
+        "written_tokens_per_second": test.tokens_per_second,
     } | provenance.facts()
     scores = score_table(predictions, splits, truth)
-    return Result(predictions, scores, facts, _learned(method, state, test_users), written)
+    return Result(predictions, scores, facts, _learned(method, state, test.users), test.written)
+
+
+def _fitted(trial: Trial, splits: Splits, run: Run) -> State:
+    """What the method learns. A failure removes the checkpoint, from where it would only fail again."""
+    validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
+    shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
+    try:
+        return trial.method.fit(splits.train, shown, run)
+    except Exception as error:
+        if run.checkpoint and not parallel.is_another_gone(error):
+            shutil.rmtree(run.checkpoint, ignore_errors=True)
+        raise
+
+
+@dataclass
+class OnPanel:
+    """What a trial found on one panel: predictions as in Result, the users at the largest number of shots, and costs."""
+
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    users: Users = ()
+    adapt_seconds_per_user: float = 0.0
+    bytes_per_user: float = 0.0
+    written: pa.Table | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A fitted method that is asked about panels."""
+
+    trial: Trial
+    predictor: Predictor
+    state: State
+    run: Run
+    answer: Answerer | None
+
+    def on(self, name: str, panel: Panel) -> OnPanel:
+        """Answers to the panel's queries at every number of shots, choices among its candidates, and texts."""
+        found, query, context = OnPanel(), panel.query.without_labels(), panel.context
+        shown = np.diff(context.offsets).min(
+            initial=max(self.trial.task.shots)
+        )  # training users may have fewer answers
+        counts = [shots for shots in self.trial.task.shots if shots <= shown]
+        if self.trial.method.elicit == "uncertainty":
+            context = elicited(self.trial.method, self.state, context, max(counts), self.run)
+        adapted: dict[int, Users] = {}  # at the first and the latest number of shots
+        before = None
+        for shots in counts:
+            started = time.perf_counter()
+            users = self.predictor.adapt(self.state, context.first(shots), self.run)
+            found.adapt_seconds_per_user = (time.perf_counter() - started) / max(1, query.n_users)
+            found.bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
+            found.users = users
+            if before is not None and same(users, adapted[before]):
+                for kind in ("", "choices/"):
+                    if (old := f"{kind}{name}/{before}") in found.predictions:
+                        found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
+            else:
+                found.predictions[f"{name}/{shots}"] = self.log_odds(users, query)
+                if (
+                    panel.choices is not None and not self.trial.method.asks
+                ):  # a round robin would be a million questions
+                    found.predictions[f"choices/{name}/{shots}"] = self.chosen(users, query, panel.choices)
+            adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
+            before = shots
+        if query.n_users > 1:
+            other = torch.from_numpy(derangement(query.n_users))
+            others = tuple(t[other] for t in found.users)
+            alike = same(others, found.users)
+            last = found.predictions[f"{name}/{before}"]
+            found.predictions[f"{name}/{before}/swapped"] = last if alike else self.log_odds(others, query)
+        if name == "test" and panel.choices is not None and self.trial.method.generates:
+            found.written, found.tokens_per_second = write(
+                self.trial.method.name, self.predictor, self.state, adapted, panel, self.run
+            )
+        return found
+
+    def log_odds(self, users: Users, query: Pairs) -> np.ndarray:
+        """float32[n queries]"""
+        return log_odds(self.trial.method, self.predictor, self.state, users, query, self.answer)
+
+    def chosen(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+        """As `choose` has it."""
+        return choose(self.trial.method, self.predictor, self.state, users, query, choices)
 
 
 def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness.data import Panel
-from harness.method import WRITTEN, Method, Run, State, Users, same
+from harness.method import WRITTEN, Predictor, Run, State, Users, same
 from harness.trials.outputs import whole
 
 WRITERS, MAX_PROMPTS = 40, 12  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
@@ -16,7 +16,7 @@ REFERENCE = -1  # in the place of a number of shots: texts of the model that a p
 
 
 def write(
-    method: Method, state: State, adapted: dict[int, Users], panel: Panel, run: Run
+    name: str, predictor: Predictor, state: State, adapted: dict[int, Users], panel: Panel, run: Run
 ) -> tuple[pa.Table | None, float | None]:
     """A text of the policy for each of the first people and prompts, at each number of shots, and of its reference model.
 
@@ -34,7 +34,7 @@ def write(
         if alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]:
             found[shots] = found[alike[0]]
             continue
-        found[shots] = whole(method.generate(state, users, user, asked, run), len(user), f"{method.name}.generate")
+        found[shots] = whole(predictor.generate(state, users, user, asked, run), len(user), f"{name}.generate")
         tokens += int(found[shots]["n_tokens"].to_numpy().sum())
     speed = tokens / (time.perf_counter() - began)
     head = {"person": people[user], "prompt": place}

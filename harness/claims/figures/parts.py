@@ -50,8 +50,8 @@ class Published:
 class Figure:
     """What every kind of figure may hold."""
 
-    task: object = None
-    methods: tuple[object, ...] = ()
+    task: Any = None  # as in Selection
+    methods: tuple[Any, ...] = ()
     caption: str = ""
 
     def size(self, results: Results) -> tuple[float, float]:
