@@ -1,6 +1,7 @@
 """One thread, no network, and small finished suites to look at."""
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,15 +66,23 @@ def forget_plugins():
             os.environ[name] = value
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """A suite file, its plan and a store where all of it is finished."""
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY)
-    store = Store(tmp_path / "store").open()
-    plan = make_plan(read_suite(file), store)
+@pytest.fixture(scope="session")
+def tiny_once(tmp_path_factory):
+    """The folder of a suite file and of a store where all of it is finished; whoever writes into it takes `tiny`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.toml").write_text(TINY)
+    store = Store(folder / "store")
+    plan = make_plan(read_suite(folder / "tiny.toml"), store.open())
     assert all(done for _, done in finish_all(plan.trials, store))
-    return file, plan, store
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_once, tmp_path):
+    """A suite file, its plan and a store where all of it is finished, for one test alone."""
+    shutil.copytree(tiny_once, tmp_path, dirs_exist_ok=True)
+    file, store = tmp_path / "tiny.toml", Store(tmp_path / "store").open()
+    return file, make_plan(read_suite(file), store), store
 
 
 @pytest.fixture(scope="session")

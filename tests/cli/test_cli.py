@@ -265,7 +265,7 @@ def test_a_finished_suite_fits_nothing_and_starts_no_ray(suite, tmp_path, call):
     """In a process of its own: no Ray is imported, nothing is fitted, and it is over well within ten seconds."""
     file, where = suite(TINY), ["--store", str(tmp_path / "s"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
     assert call("run", file, *where, "--local")[0] == 0
-    code = "import sys; from harness import cli, run; run.run_trial = None; sys.argv[1:1] = ['run']\ntry: main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
+    code = "import sys; from harness.cli import main; from harness.trials import finish; finish.run_trial = None; sys.argv[1:1] = ['run']\ntry: main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
     again = subprocess.run(
         [sys.executable, "-c", code, str(file), *where],
         capture_output=True,

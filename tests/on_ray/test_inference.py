@@ -31,6 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
+from tests.inference.test_cache import IDENTITY, Shapes, table
+from tests.on_ray.test_inference import TEXTS, Rows, Store, make_on_ray
 if __name__ == "__main__":
     folder = sys.argv[1]
     texts = [*TEXTS[:20], "HOLD", *TEXTS[20:]]
@@ -118,7 +120,7 @@ def test_a_killed_worker_costs_at_most_its_block(cluster, rows, tmp_path):
 
 
 def test_a_killed_driver_costs_at_most_a_block_of_each_worker(cluster, rows, tmp_path):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     (tmp_path / "driver.py").write_text(DRIVER)
     driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", tmp_path], cwd=ROOT, env=environment)
     wait_for(lambda: holding(tmp_path))

@@ -75,6 +75,7 @@ class Full(Chance):
 TWO_NODES = """
 import os
 from ray.cluster_utils import Cluster
+from tests.on_ray.test_trials import Path, ready, trials_module
 
 cluster = Cluster()
 cluster.add_node(num_cpus=2)  # enough for a group of two once the other node is gone
@@ -89,7 +90,7 @@ def kill(n):
         cluster.remove_node(second, allow_graceful=False)
         hold.unlink()
 
-on_ray.run_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
+trials_module.run_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
 cluster.shutdown()
 """
 DEADLY = '''"""Takes its worker with it where the seed is two."""
@@ -105,8 +106,8 @@ class Deadly(Chance):
         return super().fit(train, validation, run)
 '''
 DRIVER = """
-import sys
 from harness.on_ray.trials import run_on_ray
+from tests.on_ray.test_trials import ready
 store, trials, plugin = ready({folder!r}, "counted", ["counted"])
 run_on_ray(trials, store, plugins=[plugin], workers=2)
 """
