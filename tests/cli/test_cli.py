@@ -293,6 +293,7 @@ def in_background(file, store, **environment):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_and_resumed(tiny, tmp_path):
     """A suite killed at each step of the commit protocol in turn, then finished: as if nothing had happened."""
     file, plan, undisturbed = tiny

@@ -97,6 +97,7 @@ def sign_accuracy(task, data, splits, method):
     return found
 
 
+@pytest.mark.slow
 def test_times_narrow_the_shift():
     task = ResponseTimes(n_users=800, n_demonstrations=200, shots=(60,))
     gaps = {}
@@ -165,6 +166,7 @@ def test_rewards_are_the_log_odds_or_none(times, signal):
         Icra(model="gpt2", signal=signal).reward(state, users, query.items, query.user, query.left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["choice", "response_time"])
 def test_gpt2_learns_in_context(times, signal):
     task, data, splits = times

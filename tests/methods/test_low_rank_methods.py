@@ -58,6 +58,7 @@ def test_a_planted_basis_is_recovered(name, fields):
     assert cosines.min() > 0.98  # 12,000 answers on 48 + 600 numbers: angles of a few degrees
 
 
+@pytest.mark.slow
 def test_low_rank_methods_reach_the_true_subspace():
     methods = [("true_subspace", {}), ("pref", {}), ("lore", {"weights": "free"})]
     found = accuracy(LowRank(queries=100), methods, range(2))
@@ -65,6 +66,7 @@ def test_low_rank_methods_reach_the_true_subspace():
         assert (found[i][[5, 10, 20]] > found[0][[5, 10, 20]] - 0.01).all(), methods[i]
 
 
+@pytest.mark.slow
 def test_mixtures_where_users_are_mixtures():
     task = LowRank(**SMALL, weights="dirichlet")
     methods = [

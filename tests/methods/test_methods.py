@@ -58,6 +58,7 @@ def test_two_modes_anchors():
     assert accuracy(task, "spectral")[10] > 0.93
 
 
+@pytest.mark.slow
 def test_low_rank_methods_reach_the_true_subspace():
     """Within .01 of the line fitted by the same solver on the same draws, mean of two seeds with many queries each."""
     task = LowRank(queries=100)
@@ -67,6 +68,7 @@ def test_low_rank_methods_reach_the_true_subspace():
     assert accuracy(task, "per_user", range(2))[20] < line[20] - 0.1
 
 
+@pytest.mark.slow
 def test_bayes_is_above_the_true_subspace_where_weights_are_not_gaussian():
     task = LowRank(n_users=10, new_users=200, weights="dirichlet")
     seeds = range(3)

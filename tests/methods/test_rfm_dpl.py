@@ -66,6 +66,7 @@ def test_fewer_features_than_the_truth_has_are_too_few():
     assert few < enough - 0.05
 
 
+@pytest.mark.slow
 def test_a_network_finds_features_that_are_not_linear():
     """With answers enough (300 raters, 16 numbers an item) it closes more than half of the gap to the true features."""
     task = Raters(truth="tanh", n_users=300, feature_dim=16, shots=(0, 20, 200))

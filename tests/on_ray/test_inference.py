@@ -197,6 +197,7 @@ def test_two_drivers_on_one_store(cluster, rows, tmp_path):
     check_all_made_once(rows, TEXTS)
 
 
+@pytest.mark.ray_cluster
 def test_nothing_is_said_but_our_own(tmp_path):
     """The command as typed, in a process of its own, which starts a Ray of its own."""
     path = tmp_path / "t.jsonl"

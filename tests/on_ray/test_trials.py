@@ -224,6 +224,7 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
     assert 12 < len(fits(tmp_path)) <= 12 + 2
 
 
+@pytest.mark.ray_cluster
 def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path):
     """In a process of its own, with a token that Ray reads as it is imported."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}

@@ -217,6 +217,7 @@ def test_order_names_and_constants_do_not_matter(board):
 # --- many comparisons -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_familywise_error_is_kept(monkeypatch):
     """Joint limits, Holm and rank intervals each err on about 5 % of boards of seven methods, in any design and mix."""
     monkeypatch.setattr(stats, "DRAWS", 500)  # for speed; costs 1 % of accuracy

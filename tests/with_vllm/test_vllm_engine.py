@@ -14,6 +14,8 @@ from harness.models.engine import open_engine
 from harness.models.tokens import open_tokenizer, render
 from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, respond, traits
 
+pytestmark = pytest.mark.vllm
+
 
 def far_apart(*of):
     return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:7], "big")
