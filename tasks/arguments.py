@@ -90,8 +90,11 @@ class Arguments(TextTask):
 
 def together(first: Pairs, second: Pairs) -> Pairs:
     """The users of both, those of `second` numbered after those of `first`."""
-    joined = {
-        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in ("people", "left", "right")
-    }
-    user = np.concatenate([first.user, second.user + np.int32(first.n_users)])
-    return replace(first, user=user, label=np.concatenate([first.label, second.label]), **joined)
+    return replace(
+        first,
+        user=np.concatenate([first.user, second.user + np.int32(first.n_users)]),
+        people=np.concatenate([first.people, second.people]),
+        left=np.concatenate([first.left, second.left]),
+        right=np.concatenate([first.right, second.right]),
+        label=np.concatenate([first.label, second.label]),
+    )

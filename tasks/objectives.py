@@ -26,7 +26,7 @@ HARMLESS = Source(
     url=ORIGIN + "harmless/test.jsonl.gz",
     sha256="d7441016843ae9a668d261e08e40a3ffafd4b67de2656aa92d6b6ba14640db78",
 )
-SCHEMA = {"prompt": pl.String, "responses": pl.List(pl.String), "label": pl.Int64}
+SCHEMA = {"prompt": pl.String(), "responses": pl.List(pl.String), "label": pl.Int64()}
 
 
 @dataclass(frozen=True)

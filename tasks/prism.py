@@ -143,7 +143,7 @@ def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
 
 def by_prompt(pairs: Pairs, rng: np.random.Generator, n_shown: int) -> tuple[Pairs, Pairs]:
     """Each user's prompts in random order: the first ones until `n_shown` pairs are shown, and the rest, at least one."""
-    text = pairs.items.text["prompt"].combine_chunks()
+    text = pairs.items.known_text["prompt"].combine_chunks()
     prompt = text.dictionary_encode().indices.to_numpy().astype(np.int64)[pairs.left]
     key = pairs.user * np.int64(len(text)) + prompt
     _, first_row, group, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)

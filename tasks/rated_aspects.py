@@ -55,8 +55,10 @@ TABLES = {
 REPO = "openbmb/UltraFeedback"
 REVISION = "40b436560ca83a8dba36114c22ab3c66e43f6d5e"  # the one that HuggingFaceH4/ultrafeedback_binarized is made of
 SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # a file each; .94 GB in all
-FLAGS = ("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope")
-FLAGS += ("fluency", "harmful")  # 1 says that the error is there, so fewer is better
+FLAGS = (  # 1 says that the error is there, so fewer is better
+    *("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope"),
+    *("fluency", "harmful"),
+)
 ASPECTS = {
     "hfgs/v1_aspects": ("overall", "confidence", "style", "detail", "clarity", "creativity", "useful", *FLAGS),
     "hfgs/v2_style": ("complexity", "assertive"),
@@ -248,7 +250,7 @@ class RatedAspects(TextTask):
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         splits = in_order(data, self.n_users, self.queries)
-        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})
+        return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         return mode_readings(splits, truth, users) if self.weights == "one" and not self.follow else {}

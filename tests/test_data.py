@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, _content, arrays, digest
+from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, arrays, content_ids, digest, known_truth
 from harness.errors import Mistake
 from harness.task import halves, in_order, whole_users
 
@@ -80,6 +80,16 @@ def test_from_choices_explains_bad_rows(frame, says):
 def test_nan_features_are_refused():
     with pytest.raises(Mistake, match="NaN or infinite feature"):
         PreferenceDataset.from_choices(FRAME, features=lambda items: np.full((len(items), 1), np.nan))
+
+
+@pytest.mark.parametrize("ask", [lambda items: items.known_features, lambda items: items.known_text, len])
+def test_what_is_not_there_is_named(ask):
+    with pytest.raises(Mistake, match=r"there is no (numeric features|texts) of the items"):
+        ask(Items())
+    with pytest.raises(Mistake, match="no population in the task's truth"):
+        _ = Truth(EYE, EYE).known_population
+    with pytest.raises(Mistake, match="no truth"):
+        known_truth(None)
 
 
 EYE = np.eye(3, dtype=np.float32)
@@ -226,7 +236,7 @@ def test_different_items_are_never_taken_for_one():
     near = 1 + np.arange(2**17) * np.float64(2**-23)
     x = np.zeros((3 * 2**17, 2), np.float32)
     x[: 2**17, 0], x[2**17 : 2**18, 1], x[2**18 :, 0], x[2**18 :, 1] = near, near, near, near[::-1]
-    number = _content(Items(np.concatenate([x, x])))
+    number = content_ids(Items(np.concatenate([x, x])))
     assert len(np.unique(number)) == len(x) == len(np.unique(x, axis=0))
     assert np.array_equal(number[: len(x)], number[len(x) :])
 

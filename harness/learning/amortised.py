@@ -33,7 +33,7 @@ class AmortisedMethod(Method):
     """reward(x, z) = MLP_2([MLP_1(x) || z]) (Few-shot Steerable Alignment, C.1), with a latent z read from the context.
 
     As MLP_1 ends and MLP_2 begins with a linear layer, that is out(act(item(x) + user(z))). A subclass says how z is
-    read (`networks`, `read`) and what is minimised (`loss`). Each step draws users, and of each a context of 0 to
+    read (`networks`, `encode_users`) and what is minimised (`loss`). Each step draws users, and of each a context of 0 to
     `context` pairs and up to `targets` others. Items are centred, and divided by the number that makes their features'
     mean variance 1. The weights of the lowest validation loss are kept (C.1).
     """
@@ -56,10 +56,10 @@ class AmortisedMethod(Method):
             )
 
     def networks(self, d: int, generator: torch.Generator) -> State:
-        """The networks of `read`, for items of d features."""
+        """The networks of `encode_users`, for items of d features."""
         raise NotImplementedError
 
-    def read(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
+    def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
         """Tensors with a row per user, the first of them the latent float32[users, latent_dim]."""
         raise NotImplementedError
 
@@ -119,7 +119,7 @@ class AmortisedMethod(Method):
         mask = torch.from_numpy(np.arange(n) < np.diff(context.offsets)[:, None])
         sides = torch.from_numpy(np.stack([context.left, context.right], 1).astype(np.int64))[rows]
         x = standard(state, torch.from_numpy(context.items.known_features)[sides])
-        return self.read(state, as_shown(x, torch.from_numpy(context.label)[rows]), mask)
+        return self.encode_users(state, as_shown(x, torch.from_numpy(context.label)[rows]), mask)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         x = standard(state, torch.from_numpy(items.known_features[item]))

@@ -42,7 +42,7 @@ class NpBtl(AmortisedMethod):
         state |= mlp("pair", [2 * d, w], generator) | mlp("heads", [w, 3 * w], generator)
         return state | mlp("mixed", [w, w], generator) | {"empty": torch.zeros(w)}
 
-    def read(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
+    def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
         pooled = (self.encoded(state, shown, mask) * mask.unsqueeze(2)).sum(1)
         longer = (mask.sum(1, keepdim=True) / self.context).clamp(min=1)
         z = forward(state, "pool", pooled / longer, silu)
@@ -64,10 +64,10 @@ class NpBtl(AmortisedMethod):
 
     def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
         if not self.latent:
-            return target_loss(state, batch, *self.read(state, batch.shown, batch.mask))
-        prior = self.read(state, batch.shown, batch.mask)
+            return target_loss(state, batch, *self.encode_users(state, batch.shown, batch.mask))
+        prior = self.encode_users(state, batch.shown, batch.mask)
         everything = torch.cat([batch.shown, as_shown(batch.asked, batch.label)], 1)
-        mean, variance = self.read(state, everything, torch.cat([batch.mask, batch.weight > 0], 1))
+        mean, variance = self.encode_users(state, everything, torch.cat([batch.mask, batch.weight > 0], 1))
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
         per_target = len(mean) / (batch.weight > 0).sum()
         return target_loss(state, batch, z) + divergence(mean, variance, *prior) * per_target

@@ -63,7 +63,8 @@ def bradley_terry(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
     """float32[n, outputs]: what `fit_network`'s network says of the items' given rows."""
-    return networks.forward(state, "net", (torch.from_numpy(items.known_features[item]) - state["center"]) / state["scale"])
+    x = torch.from_numpy(items.known_features[item])
+    return networks.forward(state, "net", (x - state["center"]) / state["scale"])
 
 
 def fit_network(

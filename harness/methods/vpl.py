@@ -39,7 +39,7 @@ class Vpl(AmortisedMethod):
     def networks(self, d: int, generator: torch.Generator) -> State:
         return mlp("pair", [2 * d, self.width, 2 * self.latent_dim], generator)
 
-    def read(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
+    def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
         """Mean and variance float32[users, latent_dim] of each user's posterior."""
         shift, log_precision = forward(state, "pair", shown, silu).chunk(2, 2)
         there = mask.unsqueeze(2)
@@ -47,6 +47,6 @@ class Vpl(AmortisedMethod):
         return variance * (shift * there).sum(1), variance
 
     def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
-        mean, variance = self.read(state, batch.shown, batch.mask)
+        mean, variance = self.encode_users(state, batch.shown, batch.mask)
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
         return target_loss(state, batch, z) + self.beta * divergence(mean, variance, torch.zeros(()), torch.ones(()))

@@ -113,6 +113,7 @@ def padded(
     """Tokens int64[b, longest], and the int64 mask of what is not padding, which is on the right unless `left`."""
     side = "left" if left else "right"
     fill = torch.nn.utils.rnn.pad_sequence
-    ids = fill([torch.as_tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=pad, padding_side=side)
-    mask = fill([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+    tokens = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    ids = fill(tokens, batch_first=True, padding_value=pad, padding_side=side)
+    mask = fill([torch.ones_like(row) for row in tokens], batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)

@@ -46,11 +46,8 @@ def earlier_end(rows, hidden, logits):
 def test_without_a_condition_it_writes_what_the_engine_writes(folder, model):
     lm, names = model
     engine = open_engine("transformers", folder, "sample")
-    golden = [
-        one
-        for (one,) in engine.sample([render(names, None, p) for p in PROMPTS], SEEDS, 1, temperature=0.7, max_tokens=40)
-    ]
-    table = write(lm, names, PROMPTS, [[seed, 0] for seed in SEEDS], max_tokens=40, temperature=0.7)
+    golden = [one for (one,) in engine.sample([render(names, None, p) for p in PROMPTS], SEEDS, 1, max_tokens=40)]
+    table = write(lm, names, PROMPTS, [[seed, 0] for seed in SEEDS], max_tokens=40)
     assert table.schema == WRITTEN
     assert table["response"].to_pylist() == [sample.text for sample in golden]
     assert table["n_tokens"].to_pylist() == [sample.n_tokens for sample in golden]
@@ -59,9 +56,9 @@ def test_without_a_condition_it_writes_what_the_engine_writes(folder, model):
     assert not np.any(table["kl"])
 
 
-def test_at_temperature_zero_it_writes_what_transformers_generates(model, tokens):
+def test_with_sharp_logits_it_writes_what_transformers_generates(model, tokens):
     lm, names = model
-    write(lm, names, PROMPTS, 0, max_tokens=12, temperature=0)
+    write(lm, names, PROMPTS, 0, max_tokens=12, steer=lambda rows, hidden, logits: 1e6 * logits)  # the likeliest token
     for prompt, response in zip(PROMPTS, tokens, strict=True):
         ids = torch.tensor([render(names, None, prompt)])
         plain = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0)

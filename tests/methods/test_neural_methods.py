@@ -1,6 +1,7 @@
 """Methods that read a user by a network: against Bayes, planted modes and closed forms; methods under odd settings and data."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -89,9 +90,10 @@ def test_a_narrower_posterior_with_more_pairs(world, fitted):
     context = world[0].panels["test"].context
     widths = [method.adapt(state, context.first(n), Run(0))[1] for n in (0, 1, 3, 10)]
     assert (widths[0] == 1).all()  # the prior
-    assert all((more < fewer).all() for fewer, more in zip(widths, widths[1:], strict=False))
+    assert all((more < fewer).all() for fewer, more in pairwise(widths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields", "seeds", "floors"),
     [("pal", {}, (0, 1), (0.64, 0.69, 0.74)), ("vpl", {"steps": 1000}, (0,), (0.60, 0.63, 0.65))],
@@ -147,7 +149,7 @@ def test_the_bound_is_that_of_the_users_there_are():
         shown, there = batch.shown[u, batch.mask[u]][None], batch.weight[u] > 0
         asked, label = batch.asked[u, there], batch.label[u, there]
         both = torch.cat([shown, as_shown(asked, label)[None]], 1)
-        q, p = (method.read(state, x, torch.ones(x.shape[:2], dtype=torch.bool)) for x in (both, shown))
+        q, p = (method.encode_users(state, x, torch.ones(x.shape[:2], dtype=torch.bool)) for x in (both, shown))
         z = forward(state, "user", q[0] + q[1].sqrt() * noise[u])
         reward = forward(state, "reward", silu(forward(state, "item", asked, silu) + z)).squeeze(2)
         likely = torch.distributions.Bernoulli(logits=reward[:, 0] - reward[:, 1], validate_args=False)

@@ -9,7 +9,7 @@ from harness.errors import Missing, Mistake
 from harness.models import on_transformers, on_vllm, small
 from harness.models.base import as_sample
 from harness.models.engine import open_engine
-from harness.models.on_transformers import draw
+from harness.models.sampling import draw
 from harness.models.tokens import batches_by_length, open_tokenizer, render
 from harness.sources.text_world import PROMPTS, respond
 

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import polars as pl
 import pytest
@@ -20,8 +21,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(BaseHTTPRequestHandler):
     """What huggingface.co answers of one data set: its files under /resolve/COMMIT, with the headers of the real hub."""
 
-    files = {"a.jsonl": b'{"user": "u"}\n', "deep/b.jsonl": b'{"user": "v"}\n'}
-    asked: list[tuple[str, str]] = []
+    files: ClassVar = {"a.jsonl": b'{"user": "u"}\n', "deep/b.jsonl": b'{"user": "v"}\n'}
+    asked: ClassVar[list[tuple[str, str]]] = []
 
     def do_HEAD(self):
         self.answer(b"")
@@ -89,7 +90,7 @@ def test_the_cache_is_enough_without_a_network(served, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(served)
     assert hub_files("org/data", COMMIT, ["a.jsonl"]) == found
-    with pytest.raises(Missing, match="deep/b.jsonl of the data set org/data is not in the hub's cache"):
+    with pytest.raises(Missing, match=r"deep/b.jsonl of the data set org/data is not in the hub's cache"):
         hub_files("org/data", COMMIT, ["a.jsonl", "deep/b.jsonl"])
     assert len(served) == before
 
@@ -160,7 +161,7 @@ def test_a_bad_row_is_named(tmp_path, line, says):
 
 def test_no_file_and_no_table(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(Mistake, match="a.parquet is no parquet table"):
+    with pytest.raises(Mistake, match=r"a.parquet is no parquet table"):
         list(rows(tmp_path / "a.parquet"))
-    with pytest.raises(Mistake, match="b.jsonl does not exist"):
+    with pytest.raises(Mistake, match=r"b.jsonl does not exist"):
         list(rows(tmp_path / "b.jsonl"))

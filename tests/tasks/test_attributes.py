@@ -138,7 +138,7 @@ def test_people_are_all_signed_choices_of_two_traits():
 
 
 def test_splits_hold_people_and_prompts_out(built):
-    for task, data, splits in built:
+    for _, data, splits in built:
         assert {name: p.query.n_users for name, p in splits.panels.items()} == {
             "seen": 15,
             "validation": 15,
@@ -304,7 +304,7 @@ def test_utility_is_that_of_any_text():
     texts = data.pairs.items.text["response"].to_pylist()
     assert np.array_equal(Attributes().utility(texts), data.truth.items)
     polite = Attributes().utility(["Thank you.", ""])
-    assert (polite[0] > polite[1]).tolist() == [True if t in ("length", "politeness") else False for t in TRAITS]
+    assert (polite[0] > polite[1]).tolist() == [t in ("length", "politeness") for t in TRAITS]
     with pytest.raises(NotImplementedError):
         make("task", "low_rank", {}).utility(texts)
 

@@ -78,10 +78,10 @@ def judged(data):
     """(user id, prompt, preferred response, other response) of every pair."""
     ids, text, p = data.users["id"].to_pylist(), data.pairs.items.text.to_pylist(), data.pairs
     wins, loses = np.where(p.label == 1, p.left, p.right), np.where(p.label == 1, p.right, p.left)
-    assert all(text[w]["prompt"] == text[l]["prompt"] for w, l in zip(wins, loses, strict=True))
+    assert all(text[won]["prompt"] == text[lost]["prompt"] for won, lost in zip(wins, loses, strict=True))
     return sorted(
-        (ids[u], text[w]["prompt"], text[w]["response"], text[l]["response"])
-        for u, w, l in zip(p.user, wins, loses, strict=True)
+        (ids[u], text[won]["prompt"], text[won]["response"], text[lost]["response"])
+        for u, won, lost in zip(p.user, wins, loses, strict=True)
     )
 
 
@@ -108,7 +108,7 @@ def test_the_answer_kept_beats_those_shown_with_it(folder):
 
 def test_people_wrote_their_own_profile(folder):
     data = small(folder).build(0)
-    for u, (name, told) in enumerate(zip(data.users["id"].to_pylist(), data.pairs.profiles.to_pylist(), strict=True)):
+    for name, told in zip(data.users["id"].to_pylist(), data.pairs.profiles.to_pylist(), strict=True):
         n = int(name.removeprefix("user"))
         assert told == f"About me: I am number {n}.\nHow an AI should behave: Be like {WORDS[n % 12]}."
     test = small(folder).split(data, 0).panels["test"].query
@@ -187,7 +187,7 @@ def test_unusable_answers_are_dropped_and_counted(tmp_path):
     rejected("c4-0")["model_response"] = kept("c4-0")["model_response"]  # two models of one mind: no pair
     rejected("c5-0")["model_response"] = rejected("c5-0", 1)["model_response"]  # loses once
     data = small(write(tmp_path, survey, utterances)).build(0)
-    assert dict(zip(*data.users.to_pydict().values())) == {
+    assert dict(zip(*data.users.to_pydict().values(), strict=True)) == {
         f"user{u}": n for u, n in enumerate([2, 4, 4, 4, 0, 0, 0, 0])
     }
     assert np.diff(data.pairs.offsets).tolist() == [16, 15, 15, 15, 17, 17, 18, 18]
@@ -218,15 +218,15 @@ def test_mistakes(folder, tmp_path):
         with pytest.raises(Mistake, match=says):
             small(folder, **fields)
     survey, utterances = people()
-    with pytest.raises(Mistake, match="user 'user3' of conversation 'c3-0' is not in survey.jsonl; 1 such"):
+    with pytest.raises(Mistake, match=r"user 'user3' of conversation 'c3-0' is not in survey.jsonl; 1 such"):
         small(write(tmp_path, survey[:3] + survey[4:], utterances)).build(0)
-    with pytest.raises(Mistake, match="utterances.jsonl, row 0: .*'if_chosen': 'yes'"):
+    with pytest.raises(Mistake, match=r"utterances.jsonl, row 0: .*'if_chosen': 'yes'"):
         small(write(tmp_path, survey, [utterances[0] | {"if_chosen": "yes"}])).build(0)
-    with pytest.raises(Mistake, match="survey.jsonl, row 1: "):
+    with pytest.raises(Mistake, match=r"survey.jsonl, row 1: "):
         small(write(tmp_path, [survey[0], {"user_id": "user1"}], utterances)).build(0)
     (tmp_path / "survey.jsonl").unlink()
     for ask in (lambda: small(folder).build(0), small(folder).files_digest):
-        with pytest.raises(Mistake, match="survey.jsonl does not exist"):
+        with pytest.raises(Mistake, match=r"survey.jsonl does not exist"):
             ask()
 
 
@@ -255,7 +255,7 @@ def test_from_the_hub(folder, tmp_path, monkeypatch):
 def test_check_says_where_the_data_is_when_it_is_not_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Missing, match="survey.jsonl of the data set HannahRoseKirk/prism-alignment is not in") as told:
+    with pytest.raises(Missing, match=r"survey.jsonl of the data set HannahRoseKirk/prism-alignment is not in") as told:
         Prism().build(0)
     line = "hf download HannahRoseKirk/prism-alignment survey.jsonl utterances.jsonl --repo-type dataset --revision "
     assert line + prism.REVISION in told.value.hint

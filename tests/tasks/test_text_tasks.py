@@ -5,6 +5,8 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -161,7 +163,8 @@ class TestArguments:
         data = self.task.build(0)
         ids, words = data.users["id"].to_pylist(), data.pairs.items.text["response"].to_pylist()
         p = data.pairs
-        found = sorted(zip([ids[u] for u in p.user], [words[i] for i in p.left], [words[i] for i in p.right], p.label))
+        sides = [words[i] for i in p.left], [words[i] for i in p.right]
+        found = sorted(zip([ids[u] for u in p.user], *sides, p.label, strict=True))
         wanted = []
         for _, a, b, w, choice in judged.rows():
             first, second = texts[int(a[3:])], texts[int(b[3:])]
@@ -181,7 +184,8 @@ class TestArguments:
         assert len(splits.train.people) == 12 + 5 and (np.diff(splits.train.user) >= 0).all()
         for local, person in enumerate(splits.train.people):  # rows stay with their person
             mine, all_his = splits.train.of([local]), data.pairs.of([person])
-            assert set(zip(mine.left, mine.right, mine.label)) <= set(zip(all_his.left, all_his.right, all_his.label))
+            shown, known = (set(zip(p.left, p.right, p.label, strict=True)) for p in (mine, all_his))
+            assert shown <= known
         assert shares_pairs(splits)
 
     def test_mistakes(self, small, monkeypatch, tmp_path):
@@ -204,7 +208,7 @@ class TestArguments:
             Arguments().build(0)
         assert "MANYMINDS_DATA" in caught.value.hint
         monkeypatch.setenv("MANYMINDS_DATA", str(tmp_path))
-        with pytest.raises(Mistake, match="no ukp_convarg1/arguments.parquet under"):
+        with pytest.raises(Mistake, match=r"no ukp_convarg1/arguments.parquet under"):
             Arguments().build(0)
 
     def test_anchors_on_the_real_file(self, data_folder):
@@ -264,7 +268,7 @@ class TestPersonas:
         )
         return frame
 
-    fields = dict(pairs_per_user=12, encoder="tfidf-svd-20", shots=(0, 4), queries=5)
+    fields: ClassVar = dict(pairs_per_user=12, encoder="tfidf-svd-20", shots=(0, 4), queries=5)
 
     def test_the_matching_statement_wins_and_none_is_used_twice(self, small):
         task = Personas(n_users=10, **self.fields)
@@ -354,7 +358,7 @@ class TestPersonas:
 class TestPersonasAsConcepts:
     """K personas as one preference."""
 
-    fields = dict(view="statements", shots=(0,), encoder="hashing-32", queries=9)
+    fields: ClassVar = dict(view="statements", shots=(0,), encoder="hashing-32", queries=9)
 
     @pytest.fixture
     def small(self, monkeypatch, tmp_path):
@@ -380,10 +384,10 @@ class TestPersonasAsConcepts:
             len(panel.context) for panel in splits.panels.values()
         )
         assert {len(some) for some in said[1:]} == {min(9, 2 * K)}  # of 6 K held out
-        assert len(said[0]) == pytest.approx(54 * K, abs=1) and len(set(sum(said, []))) == sum(map(len, said))
+        assert len(said[0]) == pytest.approx(54 * K, abs=1) and len(set(chain(*said))) == sum(map(len, said))
         counts = Counter(small[statement] for statement in said[0] if statement != "We all say so")
         assert len({name for name, _ in counts}) == K and max(counts.values()) == 27 and min(counts.values()) >= 26
-        assert K < 16 or "We all say so" not in sum(said, [])
+        assert K < 16 or "We all say so" not in chain(*said)
         for part in parts:  # Yes is preferred where a statement matches
             for left, right, label in zip(part.left, part.right, part.label, strict=True):
                 won, lost = (text[left], text[right]) if label == 1 else (text[right], text[left])
@@ -710,10 +714,10 @@ class TestRatedAspects:
         ):
             with pytest.raises(Mistake, match=says):
                 RatedAspects(**fields)
-        with pytest.raises(Mistake, match="needs .* pairs that conflict of the training prompts, which have"):
+        with pytest.raises(Mistake, match=r"needs .* pairs that conflict of the training prompts, which have"):
             self.task(file, train_conflict_rate=1.0, pairs_per_user=100).build(0)
         for ask in (self.task(str(tmp_path / "none.jsonl")).files_digest, lambda: self.task("none.jsonl").build(0)):
-            with pytest.raises(Mistake, match="none.jsonl does not exist"):
+            with pytest.raises(Mistake, match=r"none.jsonl does not exist"):
                 ask()
         (tmp_path / "empty").mkdir()
         with pytest.raises(Mistake, match="empty holds no jsonl or parquet file"):
@@ -724,20 +728,20 @@ class TestRatedAspects:
             self.task(str(odd)).build(0)
         rows = [json.dumps(row) for row in feedback(3)]
         odd.write_text("\n".join([rows[0], "", rows[1], rows[2][:50]]))
-        with pytest.raises(Mistake, match="odd.jsonl, row 3: no JSON"):
+        with pytest.raises(Mistake, match=r"odd.jsonl, row 3: no JSON"):
             self.task(str(odd)).build(0)
         odd.write_text("\n".join(rows[:2]).replace('"response": "', '"response": null, "_": "', 1))
-        with pytest.raises(Mistake, match="row 0: .* is no text"):
+        with pytest.raises(Mistake, match=r"row 0: .* is no text"):
             self.task(str(odd)).build(0)
         (tmp_path / "odd.parquet").write_bytes(b"PAR1")
-        with pytest.raises(Mistake, match="odd.parquet is no parquet table"):
+        with pytest.raises(Mistake, match=r"odd.parquet is no parquet table"):
             self.task(str(tmp_path / "odd.parquet")).build(0)
         odd.write_text(json.dumps(feedback(1)[0] | {"completions": feedback(1)[0]["completions"][3:]}))
         with pytest.raises(Mistake, match="no response has a rating"):
             self.task(str(odd)).build(0)
 
     def test_no_data_folder(self, no_data):
-        with pytest.raises(Mistake, match="hfgs_multiaspect/v1_aspects.parquet is in no data folder"):
+        with pytest.raises(Mistake, match=r"hfgs_multiaspect/v1_aspects.parquet is in no data folder"):
             RatedAspects().build(0)
 
     @pytest.mark.parametrize(
