@@ -9,17 +9,16 @@ and Morgan. A check *holds* where its 95 % interval lies within `expected` (eith
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.claims.measures import _sweep, measured
+from harness.board.results import committed
+from harness.claims.measures import measured, sweep
 from harness.claims.results import Results, Unfinished
 from harness.claims.schema import SHARES, Check, Claim, Selection
-from harness.errors import Mistake
-from harness.trials.plan import Plan
+from harness.errors import Mistake, did_you_mean
 from harness.trials.suite import Suite
 
 HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
@@ -78,12 +77,12 @@ def _finite(value: object) -> object:
 
 def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
     """Raises Mistake where a claim selects what its suite lacks: all that can be told before anything has run."""
-    nothing = Results(Plan(suite, (), (), {}), None)
+    nothing = Results.of_nothing(suite)
     for claim in claims:
         for check in claim.checks + claim.beside:
             try:
                 wanted = (check.of, check.minus, check.over)
-                for selection in _sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
+                for selection in sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
                     for part in _parts(selection):
                         nothing.resolve(part)
                         if part.metric == "win_shared":
@@ -103,13 +102,12 @@ def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
             for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _parts(s)]:
                 tasks = results.matching("task", part.task)
                 keys = {t.task: t.task_key for t in results.plan.trials if t.task in tasks}.values()
-                users = {name for key in keys for name in results.store.read("tasks", key)["facts"]["users"]}
+                users = {name for key in keys for name in committed(results.store, "tasks", key)["facts"]["users"]}
                 panels = sorted(name.removesuffix("/context") for name in users if name.endswith("/context"))
                 if panels and ":" not in part.metric and part.panel not in panels:
-                    near = difflib.get_close_matches(part.panel, panels, n=1)
                     raise Mistake(
                         f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel {part.panel!r}",
-                        f"did you mean {near[0]!r}?" if near else f"its panels: {', '.join(panels)}",
+                        did_you_mean(part.panel, panels, f"its panels: {', '.join(panels)}"),
                     )
 
 
@@ -139,13 +137,15 @@ def _find(check: Check, results: Results, level: float = 0.95) -> Found:
         )
     text = "" if check.expected is None else _inside(low, high, check.expected, check.tolerance)
     alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
-    if alone and check.of.metric in SHARES and low is not None:  # judged as they are, told as far as they mean anything
+    if (
+        alone and check.of.metric in SHARES and low is not None and high is not None
+    ):  # judged as they are, told as far as they mean anything
         low, high = max(low, 0.0), min(high, 1.0)
     return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 
 def _inside(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
-    if low is None or np.isnan([low, high]).any():
+    if low is None or high is None or np.isnan([low, high]).any():
         return UNKNOWN
     least, most = expected[0] - tolerance, expected[1] + tolerance
     return HOLDS if least <= low and high <= most else NOT if high < least or low > most else UNKNOWN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
@@ -14,9 +15,11 @@ from harness.errors import Mistake
 from harness.scores import stats
 from harness.trials.trial import fields_of
 
+Measured = tuple[float, float | None, float | None, str]  # value, lower and upper limit, and a note
 
-def measured(check: Check, results: Results, level: float = 0.95) -> tuple[float, float | None, float | None, str]:
-    """Value, lower and upper limit, and a note, of a check. Raises Unfinished."""
+
+def measured(check: Check, results: Results, level: float = 0.95) -> Measured:
+    """The number of a check. Raises Unfinished."""
     if check.measure == "trend":
         return _over_seeds(*_trend(check, results), level)
     if check.measure == "answers":
@@ -32,24 +35,25 @@ def measured(check: Check, results: Results, level: float = 0.95) -> tuple[float
     return _limits(stats.estimate(values[None], person, seed), level)
 
 
-def _over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> tuple:
+def _over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> Measured:
     return _limits(stats.estimate(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
 
 
-def _limits(found: stats.Estimate, level: float) -> tuple:
+def _limits(found: stats.Estimate, level: float) -> Measured:
     low, high = (None if found.note else float(x[0]) for x in found.interval(level))
     return float(found.value[0]), low, high, found.note or ""
 
 
-def _ratio(a: Values, b: Values, level: float) -> tuple:
+def _ratio(a: Values, b: Values, level: float) -> Measured:
     """Geometric mean over seeds, and a t interval of logarithms."""
     if min(a.value.min(), b.value.min()) <= 0:
         raise Unfinished("a number is 0 or less under some seed, so there is no ratio")
-    *found, note = _over_seeds(np.log(a.value / b.value), a.seeds, level)
-    return *(None if x is None else float(np.exp(x)) for x in found), note
+    value, low, high, note = _over_seeds(np.log(a.value / b.value), a.seeds, level)
+    low, high = (None if x is None else float(np.exp(x)) for x in (low, high))
+    return float(np.exp(value)), low, high, note
 
 
-def _spread(a: np.ndarray, b: np.ndarray, level: float) -> tuple:
+def _spread(a: np.ndarray, b: np.ndarray, level: float) -> Measured:
     """Ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
 
     They hold the ratios q for which a / q + b and a / q - b are not found correlated, in closed form.
@@ -62,11 +66,12 @@ def _spread(a: np.ndarray, b: np.ndarray, level: float) -> tuple:
     return ratio, ratio / wide, ratio * wide, ""
 
 
-def _sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
+def sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
     """The values of the field that a trend is along, and a selection for each. Raises Mistake where it is no sweep."""
     tasks, methods = results.matching("task", check.of.task), results.matching("method", check.of.method)
-    found = {
-        kind: [fields_of(s).get(check.along) for s in every] for kind, every in (("task", tasks), ("method", methods))
+    found: dict[str, list[Any]] = {
+        kind: [fields_of(s).get(str(check.along)) for s in every]
+        for kind, every in (("task", tasks), ("method", methods))
     }
     kind = "task" if len(set(found["task"])) > 1 else "method"
     x, settings = found[kind], tasks if kind == "task" else methods
@@ -81,18 +86,19 @@ def _sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]
 
 def _trend(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
     """For each seed, the least-squares change over the whole range of a task's or method's field."""
-    x, selections = _sweep(check, results)
+    along, selections = sweep(check, results)
     found = [results.values(selection) for selection in selections]
-    x = (np.array(x) - min(x)) / (max(x) - min(x))
+    x = (np.array(along) - min(along)) / (max(along) - min(along))
     return np.polyfit(x, np.stack([v.value for v in found]), 1)[0], found[0].seeds
 
 
-def _answers(check: Check, results: Results, level: float) -> tuple:
+def _answers(check: Check, results: Results, level: float) -> Measured:
     """Answers that `of` needs until its mean over seeds, interpolated, reaches that of `over`, over the latter's shots.
 
     The limits hold the numbers of answers at which a paired t test over seeds finds the two apart in neither direction
     (as Fieller's do). A curve that ends below the goal gives a lower bound, and no upper limit.
     """
+    assert check.over is not None  # a check of answers has one: see Check
     goal, task = results.values(check.over), results.one("task", check.of.task)
     at = max(results.one("task", check.over.task).shots) if check.over.shots is None else check.over.shots
     if at == 0 or len(task.shots) < 2:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from harness.atomic import write_whole
 from harness.claims.figures.kinds import figures
 from harness.claims.judge import (
     CANNOT,
@@ -68,7 +68,7 @@ def line(found: Found) -> str:
 
 def limits(found: Found) -> str:
     """` (.926 .936)`; with the level where it is not 95 %."""
-    if found.low is None:
+    if found.low is None or found.high is None:
         return ""
     level = "" if found.level == 0.95 else f"; {100 * found.level:.3g} %"
     return f" ({figure(found.low)} {figure(found.high)}{level})"
@@ -87,6 +87,8 @@ def figure(value: float) -> str:
 
 def expected(found: Found) -> str:
     """`.840 or more`, `.480 to .520 (±.010)`."""
+    if found.expected is None:
+        return ""
     low, high = found.expected
     if high == float("inf"):
         text = f"{figure(low)} or more"
@@ -123,10 +125,7 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
         counts={v: sum(j.verdict == v for j in found) for v in COLORS},
         figures=lambda judged: figures(judged.claim, results[judged.suite]) if judged.suite in results else [],
     )
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(html)
-    os.replace(part, path)
+    write_whole(path, html)
     return path
 
 

@@ -94,9 +94,9 @@ def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
                 if near
                 else f"papers: {', '.join(papers)}; or a claim's id, such as N1",
             )
-        for file, ids in asked.items():
-            if ids:
-                found.setdefault(file, set()).update(ids)
+        for file, own_ids in asked.items():
+            if own_ids:
+                found.setdefault(file, set()).update(own_ids)
     for file, (_, claims) in own.items():
         found.setdefault(file, {c.id for c in claims})
     stems = [file.stem for file in found]
@@ -109,8 +109,8 @@ def chapters(
     wanted: dict[Path, set[str]],
     store: Store,
     quick: bool,
-    prepared: Callable[[], object] = lambda: None,
-    make: Callable[[list[Job]], object] | None = None,
+    prepared: Callable[[], None] = lambda: None,
+    make: Callable[[list[Job]], None] | None = None,
 ) -> list[Chapter]:
     """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
 
@@ -133,8 +133,9 @@ def chapters(
             continue
         check_panels(results, claims)
         found.append(Chapter(paper, suite, claims, results))
-    if all(part.missing and not claim.cannot for part in found for claim in part.claims):
-        raise found[0].missing
+    first = next((part.missing for part in found if part.missing), None)
+    if first and all(part.missing and not claim.cannot for part in found for claim in part.claims):
+        raise first
     return found
 
 
@@ -155,12 +156,11 @@ def verdicts(parts: list[Chapter]) -> list[Judged]:
         for claim in part.claims:
             if claim.cannot:
                 found.append(Judged(claim, part.paper, part.suite.name, CANNOT, claim.cannot))
-            elif missing := part.missing:
-                found.append(
-                    Judged(claim, part.paper, part.suite.name, UNKNOWN, f"{missing.message} (hint: {missing.hint})")
-                )
-            else:
+            elif part.results:
                 found.append(judge(claim, part.paper, part.results))
+            else:
+                why = f"{part.missing.message} (hint: {part.missing.hint})" if part.missing else ""
+                found.append(Judged(claim, part.paper, part.suite.name, UNKNOWN, why))
     return found
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 
 from harness.board import best_of, text_worth
-from harness.board.results import load_scores
+from harness.board.results import committed, load_scores
 from harness.claims.schema import STEERED, Selection
-from harness.errors import Mistake
+from harness.errors import Mistake, did_you_mean
 from harness.method import Method
 from harness.store.store import Store
 from harness.task import Task
@@ -69,15 +70,20 @@ class Results:
 
     plan: Plan
     store: Store
-    tables: dict = field(default_factory=dict)
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)  # by trial
+
+    @classmethod
+    def of_nothing(cls, suite: Suite) -> Results:
+        """Of a suite of which nothing has run: for checking what claims select of it. No store is read."""
+        return cls(Plan(suite, (), (), {}), Store(Path()))
 
     @property
     def suite(self) -> Suite:
         return self.plan.suite
 
-    def matching(self, kind: str, wanted: object) -> list:
+    def matching(self, kind: str, wanted: Any) -> list:
         """The suite's task or method settings that a name, or a table of a name and some fields, fits."""
-        known = self.suite.tasks if kind == "task" else self.suite.methods
+        known: tuple[Any, ...] = self.suite.tasks if kind == "task" else self.suite.methods
         if wanted is None:
             return list(known)
         if wanted in known:
@@ -92,14 +98,12 @@ class Results:
         ]
         if not fits:
             names = list(dict.fromkeys(x.name for x in known))
-            near = [] if name is None or name in names else difflib.get_close_matches(str(name), names, n=1)
-            raise Mistake(
-                f"it selects the {kind} {wanted!r}, which the suite does not have",
-                f"did you mean {near[0]!r}?" if near else f"its {kind}s: {', '.join(names)}",
-            )
+            every = f"its {kind}s: {', '.join(names)}"
+            hint = every if name is None or name in names else did_you_mean(str(name), names, every)
+            raise Mistake(f"it selects the {kind} {wanted!r}, which the suite does not have", hint)
         return fits
 
-    def one(self, kind: str, wanted: object):
+    def one(self, kind: str, wanted: Any) -> Any:
         """The setting that fits; of several of one name, that with all defaults."""
         fits = self.matching(kind, wanted)
         if len(fits) > 1:
@@ -180,7 +184,7 @@ class Results:
             shared = next(t for t in self.trials(trial.task, self.one("method", "shared")) if t.seed == trial.seed)
             self.manifest(shared)
         table = None if selection.panel != "test" else best_of.outcomes(self.store, trial, shared)
-        if table is None or table["room"].mean() <= 0:
+        if table is None or cast(float, table["room"].mean()) <= 0:
             raise Unfinished(
                 f"panel {selection.panel} of {trial.task.name} has no candidates of known, different worth"
             )
@@ -224,7 +228,7 @@ class Results:
         return self.tables[trial.key]
 
     def _apart(self, table: pl.DataFrame, trial: Trial) -> pl.DataFrame:
-        population = self.store.read("tasks", trial.task_key)["facts"]["population"]
+        population = committed(self.store, "tasks", trial.task_key)["facts"]["population"]
         return table.with_columns(person=pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32)
 
 

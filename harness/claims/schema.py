@@ -35,10 +35,11 @@ harness/claims/judge.py says what is found, with limits, and what follows.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
 import typing
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -167,7 +168,7 @@ def read_table(kind: type[T], table: object, where: str) -> T:
     for key in table:
         if key not in hints:
             raise Mistake(f"{where}: unknown key {key!r}", did_you_mean(key, hints, ", ".join(hints)))
-    for one in fields(kind):  # type: a dataclass
+    for one in dataclasses.fields(typing.cast(Any, kind)):
         if one.name not in table and one.default is MISSING:
             raise Mistake(f"{where}: there is no {one.name}", hint)
     values = {key: read(hints[key], value, f"{where}, {key}") for key, value in table.items()}

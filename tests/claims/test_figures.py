@@ -332,7 +332,7 @@ def test_a_method_without_trials_is_left_out(swept):
         ({}, "one of shots, along"),
         ({"kind": "shots", "metrics": "auc"}, "did you mean 'metric'"),
         ({"kind": "shots", "published": {"value": [1]}}, "did you mean 'values'"),
-        ({"kind": "along"}, "harness/claims/figures/kinds.py"),
+        ({"kind": "along"}, "harness/claims/figures/of_scores.py"),
         ({"kind": "along", "field": "rank", "published": {"values": [1], "shots": [0]}}, "shots for kind shots"),
         ({"kind": "shots", "published": {"values": [1, 2], "shots": [0]}}, "one for each"),
         ({"kind": "shots", "metric": 3}, "text"),
@@ -433,7 +433,8 @@ def test_many_settings_are_a_line_each_and_folded(swept, monkeypatch, capsys):
     page = html.write_html(board, swept.store)
     assert page.read_text().count("<svg") == 2 + 4 * 4 and "<details" not in page.read_text()
     page.unlink()
-    monkeypatch.setattr(words, "MANY", 3)
+    for shown_by in (terminal, html):
+        monkeypatch.setattr(shown_by, "MANY", 3)
     terminal.print_board(board)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and all(

@@ -11,16 +11,13 @@ For example figures = [{ kind = "shots", methods = ["rfm", "shared"] }].
 
 from __future__ import annotations
 
-import difflib
-
 from harness.claims.figures.of_learning import Cosines, Curves, Latents, Margins, Spectrum
 from harness.claims.figures.of_scores import Along, Candidates, Shots, Simplex, Spread
 from harness.claims.figures.parts import Figure
 from harness.claims.results import Results, Unfinished
 from harness.claims.schema import Claim, read_table
-from harness.errors import Mistake
+from harness.errors import Mistake, did_you_mean
 from harness.report.plots import svg_of
-from harness.trials.plan import Plan
 from harness.trials.suite import Suite
 
 
@@ -60,9 +57,8 @@ def read_figures(claim: Claim) -> list[Figure]:
     for i, table in enumerate(claim.figures):
         where, kind = f"claim {claim.id}, figure {i + 1}", str(table.get("kind"))
         if kind not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(KINDS)}"
-            raise Mistake(f"{where}: {f'there is no kind {kind!r}' if 'kind' in table else 'it has no kind'}", hint)
+            wrong = f"there is no kind {kind!r}" if "kind" in table else "it has no kind"
+            raise Mistake(f"{where}: {wrong}", did_you_mean(kind, KINDS, f"one of {', '.join(KINDS)}"))
         made = read_table(KINDS[kind], {k: v for k, v in table.items() if k != "kind"}, where)
         if any(bool(series.shots) != isinstance(made, Shots) for series in getattr(made, "published", ())):
             raise Mistake(f"{where}: published lies along the wrong axis", "shots for kind shots, x for others")
@@ -74,7 +70,7 @@ def check_figures(suite: Suite, claims: tuple[Claim, ...]) -> None:
     """Raises Mistake where a figure selects what its suite lacks: drawn of nothing, each stops at its first trial."""
     for claim in claims:
         try:
-            figures(claim, Results(Plan(suite, (), (), {}), None))
+            figures(claim, Results.of_nothing(suite))
         except Mistake as mistake:
             raise Mistake(f"{suite.name}: a figure of {claim.id}: {mistake.message}", mistake.hint) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
@@ -26,7 +27,9 @@ from harness.report.words import number
 from harness.scores import stats
 from harness.store.prepared import open_prepared
 from harness.task import Task
-from harness.trials.trial import fields_of
+
+if TYPE_CHECKING:
+    from matplotlib import figure as mpl
 
 LARGEST = 60  # users in a matrix of cosines: with more, cells are too small to see
 
@@ -46,7 +49,7 @@ class Latents(Figure):
     def says(self) -> str:
         return "What is held of each test user after the largest number of shots, by hidden mode; first seed."
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         task, missing, found = results.one("task", self.task), [], []
         for method, label in self.chosen(results).items():
             try:
@@ -99,12 +102,12 @@ class Spectrum(Along):
     def says(self) -> str:
         return f"Left: singular values, a line per seed, the largest set to 1. Right: {super().says()}"
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         left, right = figure.subplots(1, 2)
         missing = self.on(right, results)
         task = results.one("task", self.task)
         swept = self.swept(self.chosen(results))
-        largest = max(fields_of(m)[self.field] for m in swept)
+        largest = max(self.value(m) for m in swept)
         for trial in results.trials(task, swept[0]):
             try:
                 values = learned(results, trial, self.tensor)[0]
@@ -133,7 +136,7 @@ class Cosines(Figure):
             "cosine of single answers."
         )
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         task = results.one("task", self.task)
         trial = next((t for t in results.plan.trials if t.task == task), None)
         if trial is None:
@@ -194,7 +197,7 @@ class Margins(Figure):
             "dashed: the limits that theory gives. First seed."
         )
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing, found = [], []
         for label, (task, method) in self.settings(results).items():
             try:
@@ -244,7 +247,7 @@ class Curves(Figure):
     def says(self) -> str:
         return f"{first_upper(', '.join(map(metric_name, self.curves)))} while learning, with 95 % bands over seeds."
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing, drawn = [], 0
         wanted = settings(results.matching("task", self.task), self.chosen(results))
         panels = small_multiples(figure, len(self.curves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +13,12 @@ from harness.claims.figures.parts import (
     Figure,
     Line,
     Published,
-    _selection,
     at_shots,
     draw_lines,
     first_upper,
     metric_name,
     panels_size,
+    selection_of,
     small_multiples,
 )
 from harness.claims.results import Results, Unfinished
@@ -30,6 +31,10 @@ from harness.store.prepared import open_prepared
 from harness.task import Task
 from harness.trials import choose
 from harness.trials.trial import fields_of
+
+if TYPE_CHECKING:
+    from matplotlib import figure as mpl
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Shots(Figure):
         )
         return f"{first_upper(metric_name(self.metric))} against shots, with 95 % bands over people and seeds.{where}"
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         axes, task = figure.subplots(), results.one("task", self.task)
         place, lines, ranked = range(len(task.shots)), [], 0
         for method, label in self.chosen(results).items():
@@ -86,7 +91,7 @@ class Along(Figure):
         what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
         return f"{what} against {self.field.replace('_', ' ')}, with 95 % bands."
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing = self.on(figure.subplots(), results)
         legend(figure)
         return missing
@@ -98,14 +103,17 @@ class Along(Figure):
             seen.setdefault(method.name, set()).add(fields_of(method).get(self.field))
         return [m for m in methods if len(seen[m.name]) > 1]
 
-    def on(self, axes, results: Results) -> list[str]:
+    def value(self, setting: Task | Method) -> Any:
+        return fields_of(setting)[self.field]
+
+    def on(self, axes: Axes, results: Results) -> list[str]:
         tasks, methods = results.matching("task", self.task), self.chosen(results)
         of_task = len({fields_of(t).get(self.field) for t in tasks}) > 1
         if not of_task:
             tasks = [results.one("task", self.task)]
-        swept = tasks if of_task else self.swept(methods)
+        swept: list[Task] | list[Method] = tasks if of_task else self.swept(methods)
         by_task = len({fields_of(t).get(self.by) for t in tasks}) > 1
-        values = sorted({fields_of(s)[self.field] for s in swept})
+        values: list[Any] = sorted({self.value(s) for s in swept})
         if len(values) < 2:
             raise Mistake(f"it sweeps {self.field!r}, which varies nowhere", "give it a list")
         if self.by and not any(self.by in fields_of(s) for s in [*tasks, *methods]):
@@ -119,9 +127,9 @@ class Along(Figure):
                 level = not of_task and method not in swept
                 told_by = not by_task and other is not None  # the line's label says which setting of the method it is
                 name = label if level or (of_task and not told_by) else method.name
-                own = fields_of(task if of_task else method)
+                own = self.value(task if of_task else method) if not level else None
                 line = found.setdefault((name, other), [])
-                line += [(place[v], task, method, self.shots, None) for v in (values if level else [own[self.field]])]
+                line += [(place[v], task, method, self.shots, None) for v in (values if level else [own])]
         lines, ranked = [], 0
         for (name, value), at in found.items():
             if len({x for x, *_ in at}) < len(at):
@@ -154,7 +162,7 @@ class Candidates(Figure):
         what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
         return f"{what} against n, the candidates chosen among, with 95 % bands over people and seeds."
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         axes, task, lines, ranked = figure.subplots(), results.one("task", self.task), [], 0
         methods = self.chosen(results)
         trial = results.trials(task, next(iter(methods)))[0]
@@ -168,7 +176,7 @@ class Candidates(Figure):
             at = tuple((float(x), task, method, self.shots, n) for x, n in enumerate(counts))
             lines.append(Line(label, (color, marker, "-" if method.privileged else dash), at, self.metric))
         missing = draw_lines(axes, results, lines)
-        axes.set_xticks(range(len(counts)), counts)
+        axes.set_xticks(range(len(counts)), [str(n) for n in counts])
         axes.set_xlabel("n: candidates chosen among")
         legend(figure)
         return missing
@@ -189,11 +197,13 @@ class Spread(Figure):
         what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
         return f"{what}: a dot per seed; mean and standard deviation."
 
-    def draw(self, figure, results: Results) -> list[str]:
-        axes, task, missing, rows = figure.subplots(), results.one("task", self.task), [], []
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
+        axes, task = figure.subplots(), results.one("task", self.task)
+        missing: list[str] = []
+        rows: list[str] = []
         for method, label in self.chosen(results).items():
             try:
-                values = results.values(_selection(task, method, self.metric, self.panel, self.shots)).value
+                values = results.values(selection_of(task, method, self.metric, self.panel, self.shots)).value
             except Unfinished as why:
                 missing.append(str(why))
                 continue
@@ -232,7 +242,7 @@ class Simplex(Figure):
             f"{first_upper(metric_name(self.metric))} against {of}, in tenths, with 95 % bands over people and seeds."
         )
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         task, missing, found = results.one("task", self.task), [], []
         for method, label in self.chosen(results).items():
             try:
@@ -254,15 +264,15 @@ class Simplex(Figure):
 
     def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
         """float[4, bins that hold somebody]: middle of the bin, mean, limits."""
-        trials, place = results.trials(task, method), []
-        found = results.cells(trials, _selection(task, method, self.metric, "test", shots), shots)
+        trials, shares = results.trials(task, method), []
+        found = results.cells(trials, selection_of(task, method, self.metric, "test", shots), shots)
         for trial in trials:
             prepared = open_prepared(results.store, trial.task_key)
             if prepared.truth is None:
                 raise Unfinished(f"nobody knows the weights of {task.name}")
             weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
-            place.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
-        place = np.concatenate(place)
+            shares.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
+        place = np.concatenate(shares)
         person, seed, value = (found[c].to_numpy() for c in ("person", "seed", "value"))
         rows = []
         for i in np.unique(place):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
@@ -14,10 +16,14 @@ from harness.claims.results import Results, Unfinished
 from harness.claims.schema import WINS, Check, Selection
 from harness.errors import Mistake
 from harness.method import Method
-from harness.report.plots import SIZE, WIDE, grey_line, name_lines
+from harness.report.plots import SIZE, WIDE, Look, grey_line, name_lines
 from harness.report.words import told_apart
 from harness.task import Task
 from harness.trials.trial import Trial, fields_of
+
+if TYPE_CHECKING:
+    from matplotlib import figure as mpl
+    from matplotlib.axes import Axes
 
 DASHES = ("-", "--", ":", "-.")
 NAMES = {
@@ -26,7 +32,9 @@ NAMES = {
     "win_random": "win rate over a random candidate",
     "win_shared": "win rate over the choice of shared",
 }
-LIMITS = {metric: (0, most) for metric, most in (MEANS | {"error": 1.0} | dict.fromkeys(WINS, 1.0)).items()}
+LIMITS: dict[str, tuple[float, float]] = {
+    metric: (0, most) for metric, most in (MEANS | {"error": 1.0} | dict.fromkeys(WINS, 1.0)).items()
+}
 LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
 
 
@@ -62,7 +70,7 @@ class Figure:
         """The caption where the claim gives none."""
         raise NotImplementedError
 
-    def draw(self, figure, results: Results) -> list[str]:
+    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
         """Draws what is finished and returns why the rest is not; raises Unfinished where nothing is."""
         raise NotImplementedError
 
@@ -82,7 +90,7 @@ class Line:
     """Numbers to measure: at each x those of a task, a method, and numbers of shots and candidates (None: the largest)."""
 
     label: str
-    look: tuple  # colour, marker, dash
+    look: Look
     at: tuple[tuple[float, Task, Method, int | None, int | None], ...]
     metric: str
     panel: str = "test"
@@ -92,21 +100,24 @@ class Line:
         return all(method.privileged for _, _, method, *_ in self.at)
 
 
-def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ()) -> list[str]:
+def draw_lines(
+    axes: Axes, results: Results, lines: list[Line], published: Sequence[tuple[Any, Published]] = ()
+) -> list[str]:
     """Lines with 95 % bands, privileged ones thin and grey with their names at the end; published (x, table) as marks."""
-    ends, missing, drawn = [], [], 0
+    ends: list[tuple[float, float, str]] = []
+    missing, drawn = [], 0
     for line in lines:
-        x, points = [], []
+        places, points = [], []
         for place, task, method, shots, n in line.at:
             try:
                 points.append(point(results, task, method, line.metric, line.panel, shots, n))
-                x.append(place)
+                places.append(place)
             except Unfinished as why:
                 missing.append(str(why))
         if not points:
             continue
         drawn += 1
-        x = np.array(x)
+        x = np.array(places)
         value, low, high = np.array(points, dtype=float).T  # a limit of None becomes NaN, and no band is drawn there
         color, marker, dash = line.look
         if line.privileged:
@@ -119,9 +130,9 @@ def draw_lines(axes, results: Results, lines: list[Line], published: tuple = ())
             axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
     if not drawn:
         raise Unfinished("; ".join(dict.fromkeys(missing)) or "nothing is chosen")
-    for (x, table), marker in zip(published, "Dohs*", strict=False):
+    for (at, table), marker in zip(published, "Dohs*", strict=False):
         axes.plot(
-            x, table.values, color="#000000", marker=marker, ls="", mfc="none", ms=8, label=table.label,
+            at, table.values, color="#000000", marker=marker, ls="", mfc="none", ms=8, label=table.label,
         )  # fmt: skip
     axes.margins(x=0.12 if ends else 0.05)
     axes.set_ylabel(metric_name(lines[0].metric))
@@ -133,14 +144,14 @@ def point(
     results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> tuple[float, float | None, float | None]:
     """Value and 95 % limits, as a claim's check of this and no more has them."""
-    return measured(Check("", _selection(task, method, metric, panel, shots, n)), results)[:3]
+    return measured(Check("", selection_of(task, method, metric, panel, shots, n)), results)[:3]
 
 
-def _selection(
+def selection_of(
     task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> Selection:
-    one = ({"name": x.name} | fields_of(x) for x in (task, method))
-    return Selection(*one, panel=panel, shots=shots, metric=metric, n=n)
+    a, b = ({"name": x.name} | fields_of(x) for x in (task, method))
+    return Selection(a, b, panel=panel, shots=shots, metric=metric, n=n)
 
 
 def metric_name(metric: str) -> str:
@@ -193,9 +204,9 @@ def panels_size(count: int, each: float) -> tuple[float, float]:
     return max(SIZE[0], min(WIDE, each * columns)), each * -(-count // columns) + 0.6
 
 
-def small_multiples(figure, count: int) -> list:
+def small_multiples(figure: mpl.Figure, count: int) -> list[Axes]:
     columns = min(count, 4)
-    figure.get_layout_engine().set(w_pad=0.12)  # inches: room for a panel's label beside its neighbour
+    figure.set_layout_engine("constrained", w_pad=0.12)  # inches: room for a panel's label beside its neighbour
     panels = figure.subplots(-(-count // columns), columns, squeeze=False)
     for axes in panels.flat[count:]:
         axes.set_visible(False)
