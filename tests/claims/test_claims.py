@@ -20,7 +20,7 @@ from harness.claims.measures import measured
 from harness.claims.results import Results, Unfinished, Values, difference
 from harness.claims.schema import Check, Claim, Selection
 from harness.cli.main import app
-from harness.errors import Mistake
+from harness.errors import Missing, Mistake
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan
@@ -659,6 +659,12 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
     assert "ClitheroDataset.csv" in next(c["condition"] for c in told if c["id"] == "Y1")
     out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # nothing asked for can run
     assert isinstance(out.exception, Mistake) and "ClitheroDataset.csv" in out.exception.message
+    (shelf / "none.toml").write_text(
+        CLAIM[: CLAIM.index("[[claims]]")]
+    )  # a suite of which nothing is claimed is no reason
+    wanted = {shelf / "none.toml": set(), shelf / "people.toml": {"Y1", "Y2"}}
+    with pytest.raises(Missing, match=r"ClitheroDataset\.csv"):
+        reproduce.chapters(wanted, Store(tmp_path / "store"), quick=False)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
