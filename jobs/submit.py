@@ -1,44 +1,77 @@
 """Submits a job and follows it: python -m jobs.submit http://HEAD:8265 SUITE --store DIR ... [--job encode|generate]"""
 
+import argparse
 import asyncio
 import logging
 import os
 import shlex
 import sys
 import zlib
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
 import requests
+import typer
 from ray import exceptions, job_submission
 
 from harness import errors, registry
+from harness.cli.main import app
 from harness.sources import public_files
 from harness.store import provenance
 from harness.trials import suite
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
+UsageError = typer.BadParameter.__base__  # of whichever click typer brings along
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-async def submit(address: str, file: str, *options: str) -> bool:
+def split_job(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that `--job` names, `run` without it, and the words that are for the verb."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--job", default="run")
+    known, words = parser.parse_known_args(list(words))
+    if known.job not in JOBS:
+        raise errors.Mistake(f"there is no job {known.job!r}", f"--job takes one of {', '.join(JOBS)}")
+    return known.job, words
+
+
+def given(verb: str, words: list[str]) -> tuple[str, dict[str, object]]:
+    """The file that the verb would read, and the options typed, by name: as the verb itself parses them, in any order.
+
+    Raises Mistake where the verb would not take them.
+    """
+    command = typer.main.get_command(app).commands[verb]
+    try:
+        context = command.make_context(verb, list(words))
+    except UsageError as error:
+        raise errors.Mistake(
+            f"{verb}: {error.format_message()}", f"manyminds {verb} --help lists what it takes"
+        ) from error
+    typed = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    file = context.params["suite" if verb == "run" else "what"]
+    typed.pop("suite", None), typed.pop("what", None)
+    return str(file), typed
+
+
+async def submit(address: str, *words: str) -> bool:
     """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed.
 
-    options: those of the verb, and `--job` with the verb where it is not `run`.
+    words: a suite or file and options, those of the verb, and `--job` with the verb where it is not `run`.
     """
-    verb = "run"
-    if "--job" in options:
-        at = options.index("--job")
-        verb, options = "".join(options[at + 1 : at + 2]), options[:at] + options[at + 2 :]
-    if verb not in JOBS:
-        raise errors.Mistake(f"there is no job {verb!r}", f"--job takes one of {', '.join(JOBS)}")
-    store = dict(zip(options, options[1:])).get("--store", "")
-    if not store.startswith("/"):
+    verb, words = split_job(words)
+    file, typed = given(verb, words)
+    if not str(typed.get("store", "")).startswith("/"):
         raise errors.Mistake(
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
         )
-    registry.add_plugins(value for option, value in zip(options, options[1:]) if option == "--plugin")
+    registry.add_plugins(typed.get("plugin", ()))
     what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.file_digest(file)[:16]
+    options = sorted((name, str(value)) for name, value in typed.items())
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
         raise errors.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")
@@ -47,7 +80,7 @@ async def submit(address: str, file: str, *options: str) -> bool:
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or (state.is_terminal() and client.delete_job(name)):
-        command = shlex.join(["python", "-m", f"jobs.{verb}", file, *options])
+        command = shlex.join(["python", "-m", f"jobs.{verb}", *words])
         clone = {"working_dir": str(registry.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from harness import registry
 from harness.cli.terminal import bar
+from harness.store.logs import logged_to, run_name, show_log
 from harness.store.store import Store
 
 app = typer.Typer(
@@ -17,6 +19,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        int,
+        typer.Option("-v", "--verbose", count=True, help="Show the log too; -vv shows details.", show_default=False),
+    ] = 0,
+) -> None:
+    if verbose:
+        show_log(verbose)
 
 
 def use_data(data: Path | None) -> None:
@@ -33,5 +46,5 @@ def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] |
 
     read = read_suite(suite)
     opened = Store(store).open()
-    with bar("preparing", len(read.tasks) * len(read.seeds)) as step:
+    with logged_to(opened, run_name()), bar("preparing", len(read.tasks) * len(read.seeds)) as step:
         return make_plan(read, opened, lambda: step(1), make), opened

@@ -8,6 +8,7 @@ import json
 from harness.cli.terminal import bar, err
 from harness.inference.cache import Index
 from harness.inference.jobs import Job, make_here
+from harness.store.logs import logged_to, run_name
 from harness.store.store import Store
 
 MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
@@ -51,6 +52,7 @@ class Maker:
     def _make(self, job: Job) -> dict:
         rows = job.rows(self.store)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(logged_to(self.store, run_name()))
             steps = []
 
             def on_start(count: int) -> None:

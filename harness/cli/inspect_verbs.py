@@ -14,6 +14,7 @@ from harness.cli.app import plan_suite, use_data
 from harness.cli.options import DataDir, Json, Plugins, StoreDir, SuiteFile
 from harness.cli.terminal import err
 from harness.errors import Mistake
+from harness.store.logs import log_files
 from harness.store.store import Store
 
 
@@ -116,6 +117,8 @@ def show(
     if as_json:
         print(json.dumps(found, indent=1))
         return
+    for file in log_files(opened, found["log"]) if found.get("log") else ():
+        print(f"{'log':24} {file}")
     for part in ("identity", "facts"):
         for name, value in found.get(part, {}).items():
             if name == "curves":

@@ -17,6 +17,7 @@ from harness.cli.inference_jobs import Maker
 from harness.cli.options import QUICK, DataDir, Json, Local, Plugins, Reader, StoreDir, SuiteFile, Tracking
 from harness.cli.terminal import bar, err
 from harness.errors import Mistake
+from harness.store.logs import logged_to, run_name
 from harness.store.store import Store
 
 
@@ -176,7 +177,7 @@ def _run_trials(
 
         while jobs := questions(asking, opened):
             made(jobs)
-    with bar("running", len(todo)) as step:
+    with logged_to(opened, run_name()), bar("running", len(todo)) as step:
         if local:
             from harness.trials.finish import finish_all
 

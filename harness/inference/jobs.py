@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from harness.errors import Missing, Mistake
 from harness.inference.cache import ERRORS, ID, Index, Rows, block_key, errors, ids_of, places
 from harness.store import provenance
 from harness.store.store import Store, hashed
+
+log = logging.getLogger(__name__)
 
 TRIES = 2  # of a block, or a row, whose worker died: then the block is done row by row, and the row is an error
 
@@ -178,11 +181,13 @@ def make_block(rows: Rows, prepared: pa.Table, early: pa.Table, worker: Worker, 
                     if tried <= TRIES:
                         make(prepared.slice(place, 1))
                     else:
+                        log.error("block %s: a worker died or hung at the row %s alone", key, one.hex())
                         wrong.append(errors([one], ["its worker died or hung at this row alone"]))
         good = pa.concat_tables(made) if made else pa.table({"id": pa.array([], ID)})
         bad = pa.concat_tables([table.cast(ERRORS) for table in wrong])
         counted = {"rows": len(good), "errors": len(bad), "seconds": time.perf_counter() - began}
         rows.commit(ids, good, bad, dict(facts) | counted | provenance.facts())
+    log.info("block %s of %s: %d rows, %d errors in %.1f s", key, rows.kind, *counted.values())
     return len(bad)
 
 

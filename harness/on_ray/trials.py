@@ -5,14 +5,18 @@ Most groups hold many trials, which their workers share out. In a team all worke
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import Mistake
+from harness.store.logs import current_log, logged_to
 from harness.store.store import Store
 
 from harness.on_ray import session  # first: it says what Ray reads while it is imported  # isort: skip
@@ -26,6 +30,8 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 if TYPE_CHECKING:
     from harness.trials.trial import Trial
+
+log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
 DIED = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
@@ -68,6 +74,7 @@ def run_on_ray(
     from harness.store.provenance import code_state
     from harness.trials.plan import estimated_seconds
 
+    log.info("%d trials on Ray", len(trials))
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         store.forget_failure(trial.key)
     seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
@@ -94,6 +101,7 @@ def run_on_ray(
             "plugins": [str(p) for p in plugins],
             "environment": environment,
             "run": run,
+            "log": current_log(),
         }
         work = [
             common
@@ -119,13 +127,14 @@ def run_on_ray(
         ).fit()
         watch.look()
     for error in ended.errors:
+        log.error("a group of trials ended with %r", error)
         if mistake := _mistake(error):
             raise mistake
     for trial in trials:
         if (begun := _begun(store, trial, run)).exists():
             begun.unlink()
             if trial.key in watch.pending:
-                store.fail(trial.key, trial.identity, DIED, "")
+                store.fail(trial.key, trial.identity, DIED, "", current_log())
     watch.look()
     if watch.pending:
         raise Mistake(
@@ -223,11 +232,18 @@ def _run_share(group: dict) -> None:
     os.environ.update(group["environment"])
     if not group["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
+    store, context = Store(group["store"]), ray.train.get_context()
+    name = f"{group['log']}.worker-{context.get_world_rank()}-{socket.gethostname()}-{os.getpid()}"
+    with logged_to(store, name) if group["log"] else contextlib.nullcontext():
+        _run_turns(group, store, context)
+
+
+def _run_turns(group: dict, store: Store, context: ray.train.TrainContext) -> None:
+    """The trials of this worker's share, those that ran when a worker died last."""
     from harness import parallel, registry
     from harness.trials.finish import finish_all
 
     registry.add_plugins(group["plugins"])
-    store, context = Store(group["store"]), ray.train.get_context()
     mine = range(len(group["trials"]))
     if not group["together"]:
         mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
@@ -258,7 +274,7 @@ def _turn(store: Store, trial: Trial, group: dict) -> int:
     begun = _begun(store, trial, group["run"])
     starts = begun.stat().st_size if begun.exists() else 0
     if group["together"] and starts > MAX_FAILURES:
-        store.fail(trial.key, trial.identity, DIED, "")
+        store.fail(trial.key, trial.identity, DIED, "", current_log())
         return DONE
     return LAST if starts else FIRST
 

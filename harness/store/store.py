@@ -13,7 +13,7 @@
     mlflow.db, mlflow-artifacts/  MLflow's own tracking store    } removed, and
     mlflow.env, mlflow.lock       how to open it; who writes it  } made again
     salt                          what hides people's ids in anything published; readable by its owner alone
-    logs/<time>-<verb>-<host>.log what a run did, for finding out later why something failed
+    logs/<time>-<verb>-...log     what a run and its workers did (harness/store/logs.py)
     tmp/                          private to one writer, or to one run
 
 A commit writes and syncs the files under private names, moves them to where their content puts them, and then links a
@@ -172,10 +172,10 @@ class Store:
                     self._link(kind, f"{key}.diverged.json", manifest)
             return first
 
-    def fail(self, key: str, identity: Mapping, reason: str, trace: str) -> None:
-        """Notes why a trial failed; a later success makes the note moot."""
+    def fail(self, key: str, identity: Mapping, reason: str, trace: str, log: str = "") -> None:
+        """Notes why a trial failed, and the name of the run whose log tells more; a later success makes the note moot."""
         with self.explained():
-            note = {"key": key, "identity": identity, "reason": reason, "trace": trace}
+            note = {"key": key, "identity": identity, "reason": reason, "trace": trace, "log": log}
             write_whole(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
 
     def forget_failure(self, key: str) -> None:

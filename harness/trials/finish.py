@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,15 @@ from threadpoolctl import threadpool_limits
 from harness import parallel
 from harness.errors import Mistake
 from harness.parallel import one_torch_thread
+from harness.store.logs import current_log
 from harness.store.prepared import open_prepared
 from harness.store.store import Store
 from harness.trials.export import described
 from harness.trials.questions import answered_from
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
+
+log = logging.getLogger(__name__)
 
 
 def finish(trial: Trial, store: Store) -> bool:
@@ -32,6 +36,8 @@ def finish(trial: Trial, store: Store) -> bool:
     """
     if parallel.agreed(store.read("trials", trial.key) is not None):
         return True
+    what = f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}"
+    log.info("trial %s: begins", what)
     alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
     checkpoint = store.checkpoint(trial.key) if trial.method.together else None
     if checkpoint:
@@ -47,8 +53,9 @@ def finish(trial: Trial, store: Store) -> bool:
         if not alone and parallel.is_another_gone(error):
             raise
         reason = f"{type(error).__name__}: {error}"
+        log.exception("trial %s: failed", what)
         if alone or not store.failure(trial.key):  # of several reasons the first
-            store.fail(trial.key, trial.identity, reason, traceback.format_exc())
+            store.fail(trial.key, trial.identity, reason, traceback.format_exc(), current_log())
         if not alone and not parallel.have_all_failed(trial.key, reason):
             raise
         return False
@@ -60,7 +67,9 @@ def finish(trial: Trial, store: Store) -> bool:
         files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)
     if result.written is not None:
         files["written.arrow"] = ipc(result.written)
-    store.commit("trials", trial.key, trial.identity, files, result.facts)
+    if not store.commit("trials", trial.key, trial.identity, files, result.facts):
+        log.warning("trial %s: another process had committed it", what)
+    log.info("trial %s: finished in %.1f s", what, result.facts["seconds"])
     if checkpoint:
         shutil.rmtree(checkpoint, ignore_errors=True)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +21,8 @@ from harness.store.store import Store
 from harness.task import Task, build_task
 from harness.trials.trial import hashed, task_identity
 
+log = logging.getLogger(__name__)
+
 
 def prepare(store: Store, task: Task, seed: int) -> dict:
     """The prepared task's manifest; builds, splits, checks and commits it where the store has none."""
@@ -27,6 +30,7 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
     key = hashed(identity)
     if found := store.read("tasks", key):
         return found
+    log.info("task %s, seed %d: building %s", task.name, seed, key)
     with threadpool_limits(1):  # sums in one order: features, and so keys, are the same however many cores there are
         data = _attempt(task, "build", build_task, task, seed, store)
         splits = _attempt(task, "split", task.split, data, seed)

@@ -25,7 +25,7 @@ from harness.registry import make
 from harness.report.board_figures import figures
 from harness.report.html import write_html
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import _metrics
+from harness.report.to_mlflow import metrics_of
 from harness.store.prepared import Prepared
 from harness.store.store import Store
 from harness.trials import choose as choose_module
@@ -70,13 +70,21 @@ class Table(Method):
 class Duels(Table):
     """The same table, of which only gaps are told."""
 
+    @property
+    def has_rewards(self):
+        return False
+
     def reward(self, state, users, items, user, item):
-        raise NotImplementedError
+        raise AssertionError("it declares that it has no rewards")
 
     def score(self, state, users, query):
         assert np.isnan(query.label).all() and (np.diff(query.user) >= 0).all()
         left, right = (Table.reward(self, state, users, None, query.user, side) for side in (query.left, query.right))
         return left - right
+
+
+def chosen(method, *asked):
+    return choose(method, method, *asked)
 
 
 def asked(n_users: int, items: int) -> Pairs:
@@ -116,7 +124,7 @@ def test_two_people_two_prompts_four_candidates_by_hand():
     items = [[0], [0], [1], [3], [3], [0], [2], [2], [5], [1]]
     rewards = [[0, 0, 5, 1, 9, 9, 0, 4, 4, 1], [0, 0, 1, 2, 3, 4, 9, 8, 7, 6]]  # ties: the lower place
     state, users = table(rewards)
-    places = choose(Table(), state, users, asked(2, 10), choices)
+    places = chosen(Table(), state, users, asked(2, 10), choices)
     assert counts(4) == [1, 2, 4] and places.dtype == np.uint8
     assert places.tolist() == [[[0, 0, 2], [0, 1, 1]], [[0, 1, 3], [0, 0, 0]]]
     # Utilities 1 3 3 0 and 2 2 5 1: mean 1.75 and 2.5, best 3 and 5. The second person wants the opposite: 0 and -1.
@@ -142,17 +150,17 @@ def test_a_choice_by_duels_is_that_by_reward_in_any_chunks_and_orders(monkeypatc
     choices = rng.permutation(240).astype(np.int32).reshape(40, 6)
     state, users = {}, (torch.from_numpy(rng.normal(size=(7, 240)).astype(np.float32)),)
     query = asked(7, 240)
-    found = choose(Table(), state, users, query, choices)
+    found = chosen(Table(), state, users, query, choices)
     assert found.shape == (7, 40, 4) and counts(6) == [1, 2, 4, 6]
-    assert np.array_equal(choose(Duels(), state, users, query, choices), found)
+    assert np.array_equal(chosen(Duels(), state, users, query, choices), found)
     for rows in (1, 7 * 6 * 3):
         monkeypatch.setattr(choose_module, "ROWS", rows)
-        assert np.array_equal(choose(Table(), state, users, query, choices), found)
-        assert np.array_equal(choose(Duels(), state, users, query, choices), found)
+        assert np.array_equal(chosen(Table(), state, users, query, choices), found)
+        assert np.array_equal(chosen(Duels(), state, users, query, choices), found)
     order = rng.permutation(7)
-    assert np.array_equal(choose(Table(), state, (users[0][order],), query, choices), found[order])
+    assert np.array_equal(chosen(Table(), state, (users[0][order],), query, choices), found[order])
     mixed = rng.permuted(np.tile(np.arange(6), (40, 1)), axis=1)
-    again = choose(Table(), state, users, query, np.take_along_axis(choices, mixed, 1))[..., -1]
+    again = chosen(Table(), state, users, query, np.take_along_axis(choices, mixed, 1))[..., -1]
     assert np.array_equal(np.take_along_axis(mixed[None], again[..., None].astype(int), 2)[..., 0], found[..., -1])
 
 
@@ -163,7 +171,7 @@ def test_noise_as_large_as_the_truth_costs_the_correlation():
     utility = rng.normal(size=(prompts * n, 1))
     noisy = torch.from_numpy(np.float32((utility + rng.normal(size=utility.shape)).T))
     choices = np.arange(prompts * n, dtype=np.int32).reshape(prompts, n)
-    places = choose(Table(), {}, (noisy,), asked(1, prompts * n), choices)
+    places = chosen(Table(), {}, (noisy,), asked(1, prompts * n), choices)
     found = worth_of_choices(known(np.ones((1, 1)), utility, choices), {0: places.astype(int)}, {})
     ratio = dict(zip(found["n"], found["gain"] / found["room"], strict=True))
     expected = {k: EXPECTED_MAX[k] / EXPECTED_MAX[16] / np.sqrt(2) for k in EXPECTED_MAX}
@@ -295,7 +303,7 @@ def test_every_view_tells_it(steered, capsys):
     mine = next(r for r in told if r["label"] == "per_user")["best_of"]["10"]
     assert mine["gain"]["8"]["value"] == row(board, "per_user").best_of[10].gain[8].value
     for each in board.tasks[0].rows:
-        names = {name for name, _, _ in _metrics(each, board.tasks[0])}
+        names = {name for name, _, _ in metrics_of(each, board.tasks[0])}
         assert len(names) <= 30 and {"best_of_gain", "best_of_win"} <= names
 
 
@@ -337,7 +345,7 @@ def test_attributes_choose_among_distinct_responses_to_prompts_nobody_saw():
 def test_a_language_model_writes_candidates_and_a_prompt_it_failed_is_left_out(monkeypatch):
     seen = {}
 
-    def sampled(systems, prompts, generator, n):
+    def sampled(systems, prompts, generator, n, store):
         seen.update(systems=systems, generator=generator)
         return [[] if i == 1 else [f"Yeah {i} {k}, wow!" for k in range(n)] for i in range(len(prompts))]
 
@@ -346,7 +354,7 @@ def test_a_language_model_writes_candidates_and_a_prompt_it_failed_is_left_out(m
     data = make("task", "attributes", fields).build(0)
     assert data.choices.shape == (3, 3) and seen == {"systems": [None] * 4, "generator": "transformers:small"}
     assert data.pairs.items.text["response"][-1].as_py() == "Yeah 3 2, wow!"
-    monkeypatch.setattr(generate, "candidates", lambda systems, prompts, generator, n: [[] for _ in prompts])
+    monkeypatch.setattr(generate, "candidates", lambda systems, prompts, generator, n, store: [[] for _ in prompts])
     with pytest.raises(Mistake, match="answered none of 4 prompts"):
         make("task", "attributes", fields).build(0)
 
@@ -380,7 +388,7 @@ def test_methods_choose_the_reward_or_the_duels_they_answer(name):
     run = Run(0, truth=data.truth if method.privileged else None)
     state = method.fit(splits.train, splits.panels["validation"], run)
     users, query = method.adapt(state, panel.context.first(5), run), panel.query.without_labels()
-    found = choose(method, state, users, query, panel.choices)[..., -1]
+    found = chosen(method, state, users, query, panel.choices)[..., -1]
     for u, p in ((0, 0), (2, 1), (3, 3)):
         rows = panel.choices[p]
         user = np.full(3, u, dtype=np.int32)

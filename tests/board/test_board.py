@@ -148,7 +148,10 @@ def test_a_gain_that_survives_the_swap_is_not_personal():
 
 def test_verdicts_name_the_margin(tmp_path):
     file = tmp_path / "gain.toml"
-    text = 'seeds = 5\nmargin = {}\n[[tasks]]\nname = "low_rank"\nn_users = 60\nnew_users = 30\nfeature_dim = 6\nrank = 2\n'
+    text = (
+        'seeds = 3\nmargin = {}\n[[tasks]]\nname = "low_rank"\nn_users = 40\nnew_users = 20\nfeature_dim = 6\nrank = 2\n'
+        "pairs_per_user = 30\nshots = [0, 10]\nqueries = 20\n"
+    )
     store = Store(tmp_path / "store").open()
     verdicts = []
     for margin in (0.01, 0.4, 0.8):

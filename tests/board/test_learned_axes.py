@@ -221,7 +221,6 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
 
 def test_a_real_engine_can_be_asked(world, monkeypatch, tmp_path):
     """Through rows, tokenizer and transformers, with an untrained model: what it says has no meaning, but all is kept."""
-    monkeypatch.setenv("MANYMINDS_STORE", str(world.store.root))
     monkeypatch.setattr(small, "CONTEXT", 2048)
     small.build_small_model(tmp_path / "model", steps=0)
     readings = read(world.board, world.store)

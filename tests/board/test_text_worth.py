@@ -24,7 +24,7 @@ from harness.registry import make
 from harness.report.board_figures import figures
 from harness.report.html import write_html
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import _metrics
+from harness.report.to_mlflow import metrics_of
 from harness.scores.stats import derangement
 from harness.sources.text_world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
 from harness.store.prepared import Prepared, open_prepared
@@ -59,6 +59,7 @@ TEXT = "People learn the small steps in the morning."
 class Pleaser(Method):
     """Knows the truth, from one answer on. An odd prompt is answered no better than the reference does."""
 
+    generates: ClassVar[bool] = True
     privileged: ClassVar[bool] = True
     wrong: str = ""
 
@@ -104,6 +105,7 @@ class Tuned(Method):
     """A random model."""
 
     together: ClassVar[bool] = True
+    exports: ClassVar[bool] = True
     model: str = field(default="here", metadata={"identity": lambda model: "content"})
 
     def fit(self, train, validation, run):
@@ -337,7 +339,7 @@ def test_every_view_tells_it(finished, capsys):
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     told = next(r for r in told if r["label"] == "pleaser")["written"]["5"]
     assert told["scores"]["gain"]["value"] == scores["gain"].value
-    logged = {(name, step): value for name, value, step in _metrics(mine, board.tasks[0])}
+    logged = {(name, step): value for name, value, step in metrics_of(mine, board.tasks[0])}
     assert logged["written_gain", 5] == scores["gain"].value and logged["written_kl", 0] == 0
     assert len({name for name, _ in logged}) <= 35
 
@@ -373,7 +375,7 @@ def test_a_claim_measures_what_the_board_shows(finished):
     before = Selection(None, "pleaser", metric="written_gain", shots=0)
     gained = Selection(None, "pleaser", metric="written_gain")
     assert measured(Check("", gained, minus=before), results)[0] == pytest.approx(mine[5].scores["gain"].value)
-    with pytest.raises(Unfinished, match="nothing was written at 2 shots .* but at .0, 5."):
+    with pytest.raises(Unfinished, match=r"nothing was written at 2 shots .* but at \[0, 5\]"):
         measured(Check("", dataclasses.replace(gained, shots=2)), results)
     with pytest.raises(Unfinished, match="shared wrote nothing"):
         measured(Check("", Selection(None, "shared", metric="written_kl")), results)
@@ -471,7 +473,7 @@ def test_a_model_that_no_program_reads_is_said_to_be_so(finished, monkeypatch):
     plan, store = finished
     trial = dataclasses.replace(of(plan, "shared")[0], method=make("method", "tuned", {}))
     assert finish(trial, store)
-    monkeypatch.delattr(type(trial.method), "export")
+    monkeypatch.setattr(type(trial.method), "exports", False)
     with pytest.raises(Mistake, match="tuned has no model of its own to write"):
         save_trained(store, store.read("trials", trial.key), store.root.with_name("other"))
     assert not store.root.with_name("other").exists()

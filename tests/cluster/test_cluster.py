@@ -339,6 +339,24 @@ def test_every_verb_is_submitted_under_a_name_of_its_own(submitted):
         submitted(quick, "--store", "/s", "--job", "judge")
 
 
+def test_how_options_are_typed_changes_no_name(submitted, tmp_path):
+    """With = or a space, before the suite or after it; another value, or one more plug-in, is another job."""
+    quick = str(ROOT / "jobs" / "suites" / "quick.toml")
+    mine = tmp_path / "mine.py"
+    mine.write_text('"""Mine."""\nfrom harness.methods.chance import Chance\n\n\nclass Mine(Chance):\n    pass\n')
+    name, said = submitted(quick, "--store", "/s", "--plugin", str(mine), "--workers", "2")
+    assert submitted(f"--plugin={mine}", "--workers=2", "--job=run", quick, "--store=/s")[0] == name
+    assert said["entrypoint"] == f"python -m jobs.run {quick} --store /s --plugin {mine} --workers 2"
+    others = [["--workers", "3", f"--plugin={mine}"], ["--workers=2"]]
+    assert len({name, *(submitted(quick, "--store=/s", *other)[0] for other in others)}) == 3
+    for wrong, says in ((["--wrokers", "2"], "No such option"), (["--workers", "0"], "greater than or equal to 1")):
+        with pytest.raises(Mistake, match=says) as caught:
+            submitted(quick, "--store", "/s", *wrong)
+        assert "manyminds run --help" in caught.value.hint
+    with pytest.raises(Mistake, match="store that outlives it"):
+        submitted(quick, "--workers", "2")
+
+
 def test_a_file_of_texts_is_named_by_what_it_holds(submitted, tmp_path):
     texts = tmp_path / "texts.jsonl"
     names = []

@@ -3,17 +3,18 @@
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 from harness.errors import Mistake
-from harness.inference import answer as answer_module
+from harness.inference import answer, role_play
 from harness.inference.jobs import Lacking, make_here
-from harness.inference.role_play import judge, role_played, wanted, writer
+from harness.inference.role_play import judge, wanted, writer
+from harness.method import Questions
 from harness.models import engine, small
 from harness.sources.text_world import TRAITS
 from harness.store.store import Store
+from harness.trials import questions
 
 AB = ("A", "B")
 
@@ -27,15 +28,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
-    return Store.current().open()
+def store(tmp_path):
+    return Store(tmp_path / "store").open()
 
 
 def make(store, *args):
     """Asks what is lacking; returns how many questions that were."""
     with pytest.raises(Lacking) as lacking:
-        answer_module.answers(*args)
+        answer.answers(*args, store)
     job = lacking.value.job
     return make_here(job.rows(store), job.recipe, job.batches())
 
@@ -67,16 +67,16 @@ def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
     name = f"transformers:{folder}"
     found = make(store, name, systems, prompts, AB)
     assert (found["rows"], found["errors"]) == (4, 0)  # one is there twice
-    np.testing.assert_allclose(answer_module.answers(name, systems, prompts, AB), wanted, atol=1e-4)
+    np.testing.assert_allclose(answer.answers(name, systems, prompts, AB, store), wanted, atol=1e-4)
     assert len(set(wanted)) == 4
 
     monkeypatch.setattr(engine, "open_engine", None)  # what is answered needs no model
-    again = answer_module.answers(name, systems[::-1], prompts[::-1], AB)
-    np.testing.assert_array_equal(again, answer_module.answers(name, systems, prompts, AB)[::-1])
+    again = answer.answers(name, systems[::-1], prompts[::-1], AB, store)
+    np.testing.assert_array_equal(again, answer.answers(name, systems, prompts, AB, store)[::-1])
     with pytest.raises(Lacking, match="1 answers"):
-        answer_module.answers(name, [None] * 3, ["A or B?", "new", "new"], AB)
+        answer.answers(name, [None] * 3, ["A or B?", "new", "new"], AB, store)
     with pytest.raises(Lacking, match="2 answers"):  # other words are another question
-        answer_module.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"))
+        answer.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"), store)
 
 
 def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
@@ -84,12 +84,12 @@ def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
     bad = ["", "a \ufffd b", "word " * 1500]
     name = f"transformers:{folder}"
     assert make(store, name, [None] * 63, good + bad, AB)["errors"] == 3
-    found = answer_module.answers(name, [None] * 63, bad + good, AB)
+    found = answer.answers(name, [None] * 63, bad + good, AB, store)
     assert np.isnan(found[:3]).all() and np.isfinite(found[3:]).all()
-    for questions, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 1023")):
+    for asked, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 1023")):
         with pytest.raises(Mistake, match=reason):
-            answer_module.answers(name, [None], questions, AB)
-    assert len(answer_module.answers(name, [], [], AB)) == 0
+            answer.answers(name, [None], asked, AB, store)
+    assert len(answer.answers(name, [], [], AB, store)) == 0
 
 
 def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
@@ -98,9 +98,9 @@ def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
             return np.where(np.arange(len(prompts)) == 5, np.nan, 1.5)
 
     monkeypatch.setattr(engine, "open_engine", lambda *args, **options: Broken())
-    name, questions = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
-    assert make(store, name, [None] * 40, questions, AB)["errors"] == 1
-    found = answer_module.answers(name, [None] * 40, questions, AB)
+    name, asked = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
+    assert make(store, name, [None] * 40, asked, AB)["errors"] == 1
+    found = answer.answers(name, [None] * 40, asked, AB, store)
     assert np.isnan(found[5]) and np.delete(found, 5).tolist() == [1.5] * 39
 
 
@@ -112,51 +112,50 @@ def test_answers_that_begin_alike_are_told_before_a_model_starts(folder, store, 
 def test_a_judge_is_named_by_what_it_is(folder, store, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     name, other = f"transformers:{folder}", f"transformers:{copy}?dtype=float32&max_length=16384"
-    assert answer_module.canonical(name) == answer_module.canonical(other) and str(
-        folder
-    ) not in answer_module.canonical(name)
-    job = answer_module.job(name, AB, list)
-    assert job.rows(store).kind == answer_module.job(other, AB, list).rows(store).kind
+    assert answer.canonical(name) == answer.canonical(other) and str(folder) not in answer.canonical(name)
+    job = answer.job(name, AB, list, store)
+    assert job.rows(store).kind == answer.job(other, AB, list, store).rows(store).kind
     different = [(f"{name}?dtype=bfloat16", AB), (f"{name}?max_length=99", AB), (name, ("yes", "no"))]
-    kinds = {answer_module.job(*one, list).rows(store).kind for one in [(name, AB), *different]}
+    kinds = {answer.job(*one, list, store).rows(store).kind for one in [(name, AB), *different]}
     assert len(kinds) == 4
     for wrong in ("transformers:small?dtype=int8", "transformers:small?max_length=1", "vllm:small?seed=1", "gpt"):
         with pytest.raises(Mistake):
-            answer_module.make_judge(wrong)
+            answer.make_judge(wrong)
 
 
 def test_max_length_lowers_what_a_question_may_hold(folder, store):
     name = f"transformers:{folder}?max_length=20"
     make(store, name, [None], ["word " * 30], AB)
     with pytest.raises(Mistake, match="reads 19"):
-        answer_module.answers(name, [None], ["word " * 30], AB)
+        answer.answers(name, [None], ["word " * 30], AB, store)
 
 
 def test_collecting_lists_what_is_not_answered(folder, store):
     name = f"transformers:{folder}"
     make(store, name, [None], ["known"], AB)
-    with answer_module.collecting(store) as jobs:
-        found = answer_module.answers(name, [None] * 4, ["new", "known", "new", "newer"], AB)
-        answer_module.answers(name, [None], ["known"], AB)
+    jobs = []
+    noting = questions.collecting(store, jobs)
+    found = noting(Questions(name, AB, [None] * 4, ["new", "known", "new", "newer"]))
+    noting(Questions(name, AB, [None], ["known"]))
     assert (
         found[[0, 2, 3]].tolist() == [0, 0, 0]
-        and found[1] == answer_module.answers(name, [None], ["known"], AB)[0] != 0
+        and found[1] == answer.answers(name, [None], ["known"], AB, store)[0] != 0
     )
     assert [table["prompt"].to_pylist() for job in jobs for table in job.batches()] == [["new", "newer"]]
     with pytest.raises(Lacking):  # outside, questions are asked as ever
-        answer_module.answers(name, [None], ["new"], AB)
+        answer.answers(name, [None], ["new"], AB, store)
 
 
 LONG = np.eye(len(TRAITS))[0]
 PEOPLE = np.stack([LONG, -LONG])
 
 
-def liking(bias=0.0):
+def liking(monkeypatch, bias=0.0):
     """A judge that plays his role by counting characters, with a taste for whatever stands first."""
 
-    def answer(name, words, table: pa.Table):
+    def answers(name, systems, prompts, words, store):
         odds = []
-        for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
+        for system, prompt in zip(systems, prompts, strict=True):
             a, b = prompt.split("\n\nA: ")[1].split("\n\nB: ")
             sign = {"long and detailed": 1, "short and concise": -1}[
                 system.split("responses that are ")[1].split(",")[0]
@@ -164,35 +163,48 @@ def liking(bias=0.0):
             odds.append(sign * (len(a) - len(b.split("\n\nWhich")[0])) + bias)
         return np.array(odds)
 
-    return answer_module.answered_by(answer)
+    monkeypatch.setattr(role_play, "answers", answers)
 
 
-def test_played_users_want_what_they_are_told_to():
+def played(people, prompts, left, right):
+    return role_play.role_played("vllm:small", people, prompts, left, right, Store("nowhere"))
+
+
+def test_played_users_want_what_they_are_told_to(monkeypatch):
     left, right = ["long text here", "ab", "same"], ["short", "abcd", "mase"]
-    with liking():
-        for person, label in ((0, [1, 0, 0.5]), (1, [0, 1, 0.5])):
-            found = role_played("vllm:small", PEOPLE[[person] * 3], ["Why?"] * 3, left, right)
-            assert found.tolist() == label
-        mixed = role_played("vllm:small", PEOPLE[[1, 0, 1]], ["Why?"] * 3, left, right)
-    assert mixed.tolist() == [0, 0, 0.5]
+    liking(monkeypatch)
+    for person, label in ((0, [1, 0, 0.5]), (1, [0, 1, 0.5])):
+        assert played(PEOPLE[[person] * 3], ["Why?"] * 3, left, right).tolist() == label
+    assert played(PEOPLE[[1, 0, 1]], ["Why?"] * 3, left, right).tolist() == [0, 0, 0.5]
 
 
-def test_a_taste_for_the_first_is_averaged_out():
+def test_a_taste_for_the_first_is_averaged_out(monkeypatch):
     left, right = ["long text here", "ab", "same"], ["short", "abcd", "mase"]
-    with liking(bias=5):
-        assert role_played("vllm:small", PEOPLE[[0] * 3], ["Why?"] * 3, left, right).tolist() == [1, 0.5, 0.5]
-    with liking(bias=100):
-        assert role_played("vllm:small", PEOPLE[[0] * 3], ["Why?"] * 3, left, right).tolist() == [0.5] * 3
+    liking(monkeypatch, bias=5)
+    assert played(PEOPLE[[0] * 3], ["Why?"] * 3, left, right).tolist() == [1, 0.5, 0.5]
+    liking(monkeypatch, bias=100)
+    assert played(PEOPLE[[0] * 3], ["Why?"] * 3, left, right).tolist() == [0.5] * 3
 
 
-def test_half_a_pair_counts_for_nobody():
+def test_half_a_pair_counts_for_nobody(monkeypatch):
     """A judge with a taste for the first, one order of whose questions went wrong."""
-    first, second = answer_module.both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
+    first, second = answer.both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
     assert first.tolist() == [8, 0, 0, 3] and second.tolist() == [-7, 0, 0, 1]
-    with answer_module.answered_by(lambda name, words, table: np.array([8.0, np.nan, np.nan, 8.0])):
-        assert role_played("vllm:small", PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
-    with answer_module.answered_by(lambda name, words, table: np.zeros(len(table))):
-        assert role_played("vllm:small", PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
+    monkeypatch.setattr(role_play, "answers", lambda *_: np.array([8.0, np.nan, np.nan, 8.0]))
+    assert played(PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
+    monkeypatch.setattr(role_play, "answers", lambda name, systems, prompts, *_: np.zeros(len(prompts)))
+    assert played(PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
+
+
+def test_two_stores_in_one_process_are_two(folder, tmp_path):
+    """What one store knows the other has to ask, whichever was used last."""
+    one, two = (Store(tmp_path / name).open() for name in ("one", "two"))
+    name = f"transformers:{folder}"
+    make(one, name, [None], ["Which?"], AB)
+    known = answer.answers(name, [None], ["Which?"], AB, one)
+    with pytest.raises(Lacking, match="1 answers"):
+        answer.answers(name, [None], ["Which?"], AB, two)
+    assert answer.answers(name, [None], ["Which?"], AB, one) == known
 
 
 def test_roles_name_both_traits():

@@ -152,8 +152,9 @@ def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, b
 
     folder = tmp_path_factory.mktemp("vectors")
     columns = pa.table({"response": pa.array([*texts, "some words"], pa.large_string())})
-    job = encode.job("hashing-32", lambda: iter([columns.slice(at, batch) for at in range(0, len(columns), batch)]))
     store = Store(folder / "store").open()
+    slices = [columns.slice(at, batch) for at in range(0, len(columns), batch)]
+    job = encode.job("hashing-32", lambda: iter(slices), store)
     make_here(job.rows(store), job.recipe, job.batches())
     shape = files.write_vectors(folder / "v.npy", job.rows(store).index(), job.batches)
     found = np.load(folder / "v.npy")
@@ -168,7 +169,7 @@ def test_a_text_that_is_an_error_is_nan(store, model, tmp_path, monkeypatch):
     """In front, where the number of columns is not known yet, and in the middle; float16 is kept as such."""
     name = f"transformers:{model}?storage=float16&normalize=true"
     columns = pa.table({"response": ["", " ", "Is it cold?", "\n", "Yes.", "Is it cold?"]})
-    job = encode.job(name, lambda: iter([columns.slice(at, 2) for at in (0, 2, 4)]))
+    job = encode.job(name, lambda: iter([columns.slice(at, 2) for at in (0, 2, 4)]), store)
     assert make_here(job.rows(store), job.recipe, job.batches())["errors"] == 3
     index = job.rows(store).index()
     assert files.write_vectors(tmp_path / "v.npy", index, job.batches) == (6, 128)
@@ -179,13 +180,13 @@ def test_a_text_that_is_an_error_is_nan(store, model, tmp_path, monkeypatch):
     shard = job.rows(store).store.read(job.rows(store).kind, sorted(store.keys(job.rows(store).kind))[0])
     assert store.file(shard, "rows.arrow").stat().st_size < 2 * 128 * 2 + 3000  # two bytes a number
     with pytest.raises(Mistake, match="3 of 6 texts are errors"):
-        encode.vectors(columns, name)
-    np.testing.assert_array_equal(encode.vectors(columns.take([2, 4]), name), found[[2, 4]])
+        encode.vectors(columns, name, store)
+    np.testing.assert_array_equal(encode.vectors(columns.take([2, 4]), name, store), found[[2, 4]])
 
 
 def test_nothing_to_write_leaves_nothing(store, model, tmp_path):
     columns = pa.table({"response": ["", " "]})
-    job = encode.job(f"transformers:{model}", lambda: iter([columns]))
+    job = encode.job(f"transformers:{model}", lambda: iter([columns]), store)
     make_here(job.rows(store), job.recipe, job.batches())
     with pytest.raises(Mistake, match="none of the 2 texts"):
         files.write_vectors(tmp_path / "v.npy", job.rows(store).index(), job.batches)
@@ -199,9 +200,8 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
     prompts = ["", "How are you?", "So \ufffd?", "Hello", "How are you?", "word " * 3000, "Who?"]
     systems = [None, "Be brief.", None, None, None, None, "Be brief."]
     columns = pa.table({"system": pa.array(systems, pa.string()), "prompt": prompts})
-    job = generate.job(
-        f"transformers:{model}?max_tokens=5", 3, lambda: (generate.inputs(columns.slice(i, 2)) for i in (0, 2, 4, 6))
-    )
+    slices = [generate.inputs(columns.slice(i, 2)) for i in (0, 2, 4, 6)]
+    job = generate.job(f"transformers:{model}?max_tokens=5", 3, lambda: iter(slices), store)
     make_here(job.rows(store), job.recipe, job.batches())
     out = tmp_path / "c.parquet"
     assert files.write_candidates(out, job.rows(store).index(), job.batches) == 7
@@ -214,7 +214,7 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
         assert reason is None or reason in row["error"]
         assert reason or len(row["responses"]) == len(row["n_tokens"]) == 3 == len(row["mean_logprob"])
     assert found["responses"][1].to_list() != found["responses"][4].to_list()  # another system line
-    asked = generate.candidates(systems[3:5], prompts[3:5], f"transformers:{model}?max_tokens=5", 3)
+    asked = generate.candidates(systems[3:5], prompts[3:5], f"transformers:{model}?max_tokens=5", 3, store)
     assert asked == found["responses"][3:5].to_list()
 
     only = generate.inputs(columns.slice(0, 1))
@@ -224,16 +224,16 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
 
 def test_failed_prompts_stop_a_task_past_a_rate(store, model):
     name, prompts = f"transformers:{model}?max_tokens=2", ["Why?"] * 19 + [""]
-    job = generate.job(name, 1, lambda: [generate.inputs(pa.table({"system": [None] * 20, "prompt": prompts}))])
+    job = generate.job(name, 1, lambda: [generate.inputs(pa.table({"system": [None] * 20, "prompt": prompts}))], store)
     make_here(job.rows(store), job.recipe, job.batches())
-    assert [len(row) for row in generate.candidates([None] * 20, prompts, name, 1)] == [1] * 19 + [0]
+    assert [len(row) for row in generate.candidates([None] * 20, prompts, name, 1, store)] == [1] * 19 + [0]
     with pytest.raises(
         Mistake, match="2 of 20 prompts are errors, more than the 5% allowed; row 18: the prompt is empty"
     ):
-        generate.candidates([None] * 20, [*prompts[:18], "", ""], name, 1)
+        generate.candidates([None] * 20, [*prompts[:18], "", ""], name, 1, store)
 
 
-def test_an_empty_sample_is_an_error(model, monkeypatch):
+def test_an_empty_sample_is_an_error(model, store, monkeypatch):
     """A prompt keeps all its samples or none."""
 
     class Engine:
@@ -242,7 +242,7 @@ def test_an_empty_sample_is_an_error(model, monkeypatch):
             return [[Sample(text, "stop", 1, -1.0) for text in said[i % 3]] for i in range(len(prompts))]
 
     monkeypatch.setattr("harness.models.engine.open_engine", lambda *_, **__: Engine())
-    recipe = generate.job(f"transformers:{model}", 2, lambda: []).recipe
+    recipe = generate.job(f"transformers:{model}", 2, lambda: [], store).recipe
     ready, early = recipe.prepare(generate.inputs(pa.table({"system": [None] * 3, "prompt": ["x", "y", "z"]})))
     worker = recipe.start()
     made, bad, facts = worker(ready)
@@ -315,9 +315,9 @@ def test_a_second_run_needs_neither_ray_nor_a_model(tmp_path):
 
 def test_npy_files_are_as_numpy_writes_them(store, tmp_path):
     columns = pa.table({"response": ["a b", "c"]})
-    job = encode.job("hashing-4", lambda: iter([columns]))
+    job = encode.job("hashing-4", lambda: iter([columns]), store)
     make_here(job.rows(store), job.recipe, job.batches())
     files.write_vectors(tmp_path / "v.npy", job.rows(store).index(), job.batches)
     plain = io.BytesIO()
-    np.save(plain, encode.vectors(columns, "hashing-4"))
+    np.save(plain, encode.vectors(columns, "hashing-4", store))
     assert (tmp_path / "v.npy").read_bytes() == plain.getvalue()

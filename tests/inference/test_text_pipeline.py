@@ -103,6 +103,7 @@ def test_every_row_is_there_once(folder, ran):
         assert committed == len(Rows(store, manifests[0]["identity"]).index()) > 0
 
 
+@pytest.mark.slow
 def test_generate_stops_before_vectors(tmp_path, folder):
     (tmp_path / "text.toml").write_text(SUITE)
     (tmp_path / "store" / "models").mkdir(parents=True)

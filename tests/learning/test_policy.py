@@ -1,5 +1,7 @@
 """Policies against plain transformers, hand-worked margins, and themselves after a kill."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -27,10 +29,9 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
-    return Store(tmp_path / "store")
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store").open()
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,13 @@ def method(name, base, **fields):
     return make("method", name, {"model": f"transformers:{base}", "steps": 4, "batch": 4} | fields)
 
 
-def fitted(made, train, run=None):
-    return made.fit(train, Panel(train.first(2), train), run or Run(0))
+@pytest.fixture
+def run(store):
+    return Run(0, store=store)
+
+
+def fitted(made, train, run):
+    return made.fit(train, Panel(train.first(2), train), run)
 
 
 def by_hand(lm, tokenizer, prompt, response):
@@ -73,25 +79,25 @@ def by_hand(lm, tokenizer, prompt, response):
     return sum(float(said[i - 1, ids[i]]) for i in range(len(head), len(ids)))
 
 
-def test_reference_is_what_transformers_says_and_is_found_once(base, train, monkeypatch):
+def test_reference_is_what_transformers_says_and_is_found_once(base, train, store, monkeypatch):
     model = policy.make_model(f"transformers:{base}")
-    found = policy.reference(train.items, model)
+    found = policy.reference(train.items, model, store)
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for row in (0, 7, 143):
         prompt, response = (train.items.text[name][row].as_py() for name in ("prompt", "response"))
         assert float(found[row]) == pytest.approx(by_hand(lm, tokenizer, prompt, response), rel=1e-5)
     monkeypatch.setattr(policy, "log_probs", lambda *_: 1 / 0)
     again = Items(train.items.features, train.items.text)  # another object, the same texts
-    assert torch.equal(policy.reference(again, model), found)
+    assert torch.equal(policy.reference(again, model, store), found)
 
 
 @pytest.mark.parametrize("name", ["dpo", "np_dpo"])
-def test_before_training_every_reward_is_zero(base, train, name):
+def test_before_training_every_reward_is_zero(base, train, store, name):
     made = method(name, base, **({"targets": 2} if name == "np_dpo" else {}))
-    opened = made.open(0, 2)
+    opened = made.untrained(0, store, 2)
     latent = torch.randn(3, made.width) if name == "np_dpo" else None
-    said = policy.log_probs(opened, policy.tokens_of(train.items, made.lm), np.array([0, 5, 9]), latent)
-    assert torch.allclose(said, policy.reference(train.items, made.lm)[[0, 5, 9]], atol=1e-4)
+    said = policy.log_probs(opened, policy.tokens_of(train.items, made.lm, store), np.array([0, 5, 9]), latent)
+    assert torch.allclose(said, policy.reference(train.items, made.lm, store)[[0, 5, 9]], atol=1e-4)
 
 
 def test_loss_is_rafailovs_by_hand():
@@ -104,29 +110,31 @@ def test_loss_is_rafailovs_by_hand():
     assert loss.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, tune):
+def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, run, tune):
     one_camp = train.of(np.array([1, 3, 5]))
     made = method("dpo", base, tune=tune, steps=20, batch=9, beta=0.5, rate=2e-3)
-    state = fitted(made, one_camp)
-    users = made.adapt(state, one_camp, Run(0))
-    toward = made.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
+    state = fitted(made, one_camp, run)
+    with made.opened(state, run) as at_work:
+        users = at_work.adapt(state, one_camp, run)
+        toward = at_work.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
     assert (toward > 0).double().mean() > 0.9  # length alone tells
 
 
-def test_lora_learns_low_rank_terms_alone(base, train):
-    state = fitted(method("dpo", base, tune="lora", rank=2), train)
+def test_lora_learns_low_rank_terms_alone(base, train, run):
+    state = fitted(method("dpo", base, tune="lora", rank=2), train, run)
     lm = AutoModelForCausalLM.from_pretrained(base)
     layers = 7 * lm.config.num_hidden_layers  # linear maps of a block
     assert len(state) == 2 * layers and all("lora_" in name for name in state)
     assert {min(t.shape) for t in state.values()} == {2}
 
 
-def test_killed_and_run_again_it_finds_the_same_bits(base, train, tmp_path, monkeypatch):
+def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_path, monkeypatch):
     made = method("np_dpo", base, steps=6, targets=2)
-    undisturbed = fitted(made, train)
+    undisturbed = fitted(made, train, Run(0, store=store))
     monkeypatch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
-    run = Run(0, checkpoint=tmp_path / "checkpoint")
+    run = Run(0, checkpoint=tmp_path / "checkpoint", store=store)
 
     class Killed(Exception):
         pass
@@ -145,34 +153,36 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, tmp_path, monk
     with pytest.raises(Killed):
         fitted(made, train, run)
     monkeypatch.setattr(type(made), "schedule", lambda *given: dies_at(99, whole(*given)))
-    later = Run(0, checkpoint=tmp_path / "checkpoint")
+    later = Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     found = fitted(made, train, later)
     assert asked == [0, 1, 2, 3, 4, 5]  # no step twice
     assert found.keys() == undisturbed.keys() and all(torch.equal(found[k], undisturbed[k]) for k in found)
     assert later.curves["step"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, train, tmp_path, monkeypatch):
-    made, run = method("dpo", base), Run(0, checkpoint=tmp_path / "checkpoint")
+def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, train, store, tmp_path, monkeypatch):
+    made, run = method("dpo", base), Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     first = fitted(made, train, run)
     monkeypatch.setattr(type(made), "schedule", lambda *_: lambda step: 1 / 0)
-    again = fitted(made, train, Run(0, checkpoint=tmp_path / "checkpoint"))
+    again = fitted(made, train, Run(0, checkpoint=tmp_path / "checkpoint", store=store))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_np_dpo_tells_two_camps_apart(base, train):
+@pytest.mark.slow
+def test_np_dpo_tells_two_camps_apart(base, train, run):
     made = method("np_dpo", base, steps=30, batch=12, targets=6, context=4, beta=0.5, rate=3e-3)
-    state = fitted(made, train)
-    z = made.score(state, made.adapt(state, train.first(4), Run(0)), train)
-    assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
-    other = made.adapt(state, train.first(4), Run(0))[0].roll(1, 0)  # each answered as the other camp
-    z = made.score(state, (other,), train)
+    state = fitted(made, train, run)
+    with made.opened(state, run) as at_work:
+        users = at_work.adapt(state, train.first(4), run)
+        z = at_work.score(state, users, train)
+        assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
+        z = at_work.score(state, (users[0].roll(1, 0),), train)  # each answered as the other camp
     assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() < 0.35
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train):
+def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train, run):
     with pytest.raises(ValueError, match=r"at step \d+, of the item pairs \d+:\d+"):
-        fitted(method("dpo", base, tune="full", rate=1e30, steps=10), train)
+        fitted(method("dpo", base, tune="full", rate=1e30, steps=10), train, run)
 
 
 def changed(train, row, response):
@@ -189,37 +199,40 @@ def changed(train, row, response):
         ("a " * 3000, "1 responses are longer than the context of 1024"),
     ],
 )
-def test_responses_that_cannot_be_used_are_named(base, train, response, says):
+def test_responses_that_cannot_be_used_are_named(base, train, run, response, says):
     with pytest.raises(ValueError, match=says):
-        fitted(method("dpo", base), changed(train, 5, response))
+        fitted(method("dpo", base), changed(train, 5, response), run)
 
 
-def test_a_long_prompt_loses_its_beginning(base, train):
+def test_a_long_prompt_loses_its_beginning(base, train, store):
     text = pa.table([["word " * 3000 + "end"], ["Yes."]], schema=TEXT)
-    tokens = policy.tokens_of(Items(text=text), policy.make_model(f"transformers:{base}"))
+    tokens = policy.tokens_of(Items(text=text), policy.make_model(f"transformers:{base}"), store)
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokens.length.tolist() == [1024]
     assert tokenizer.decode(tokens.ids[tokens.answer[0] :]) == "Yes.<|end|>"
     assert tokenizer.decode(tokens.ids[: tokens.answer[0]]).endswith("word end<|end|><|assistant|>")
 
 
-def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_not(base, train, tmp_path):
+def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_not(base, train, run, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = tokenizer.pad_token = None
     for name in ("plain", "endless"):
         AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         tokenizer.eos_token = None
-    assert fitted(method("dpo", tmp_path / "plain"), train)
+    assert fitted(method("dpo", tmp_path / "plain"), train, run)
     with pytest.raises(ValueError, match="no token that ends a text"):
-        fitted(method("dpo", tmp_path / "endless"), train)
+        fitted(method("dpo", tmp_path / "endless"), train, run)
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, tmp_path, tune):
+def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, store, run, tmp_path, tune):
     made = method("dpo", base, tune=tune, rate=1e-2)
-    state = fitted(made, train)
-    told = made.export(state, tmp_path / "policy")
+    state = fitted(made, train, run)
+    ids, mask, _ = policy.tokens_of(train.items, made.lm, store).batch(np.array([3, 4]), torch.device("cpu"))
+    with made.opened(state, run) as at_work, torch.no_grad():
+        told = at_work.export(state, tmp_path / "policy")
+        wanted = at_work.model.lm(ids, attention_mask=mask.long()).logits
     assert str(tmp_path / "policy") in told
     if tune == "full":
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
@@ -227,16 +240,15 @@ def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, t
         from peft import PeftModel
 
         loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "policy")
-    ids, mask, _ = policy.tokens_of(train.items, made.lm).batch(np.array([3, 4]), torch.device("cpu"))
     with torch.no_grad():
-        wanted = made.opened(state).lm(ids, attention_mask=mask.long()).logits
         assert torch.equal(loaded(ids, attention_mask=mask.long()).logits, wanted)
 
 
-def test_np_dpo_gives_away_its_model_and_what_modulates_it(base, train, tmp_path):
+def test_np_dpo_gives_away_its_model_and_what_modulates_it(base, train, run, tmp_path):
     made = method("np_dpo", base, targets=2, rate=1e-2)
-    state = fitted(made, train)
-    assert "film.safetensors" in made.export(state, tmp_path / "policy")
+    state = fitted(made, train, run)
+    with made.opened(state, run) as at_work:
+        assert "film.safetensors" in at_work.export(state, tmp_path / "policy")
     kept = load_file(tmp_path / "policy" / "film.safetensors")
     assert kept and all(torch.equal(kept[name], state[name]) for name in kept)
     weights = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").named_parameters())
@@ -244,18 +256,31 @@ def test_np_dpo_gives_away_its_model_and_what_modulates_it(base, train, tmp_path
     assert kept.keys() | {f"lm.{name}" for name in weights} == state.keys()
 
 
-def test_the_same_prompts_and_draws_for_policy_and_reference(base, train):
+def test_the_same_prompts_and_draws_for_policy_and_reference(base, train, run):
     made = method("np_dpo", base, targets=2, max_tokens=12, rate=1e-2)
-    state = fitted(made, train)
-    users = made.adapt(state, train.first(3), Run(0))
+    state = fitted(made, train, run)
     prompts, user = list(PROMPTS[:4]), np.array([0, 1, 0, 1])
-    reference = made.generate(state, None, user, prompts, Run(0))
+    with made.opened(state, run) as at_work:
+        users = at_work.adapt(state, train.first(3), run)
+        reference = at_work.generate(state, None, user, prompts, run)
+        first, again = (at_work.generate(state, users, user, prompts, run) for _ in range(2))
+        alone = at_work.generate(state, users, user[:1], prompts[:1], run)
     assert reference["kl"].to_pylist() == [0.0] * 4
-    first, again = (made.generate(state, users, user, prompts, Run(0)) for _ in range(2))
     assert first.equals(again)
     assert (first["kl"].to_numpy() > 0).all()
-    alone = made.generate(state, users, user[:1], prompts[:1], Run(0))
     assert alone["response"][0] == first["response"][0]
+
+
+def test_no_model_outlives_its_trial(base, train, run):
+    """The next policy needs the memory: once closed, nothing but the state is held."""
+    made = method("dpo", base)
+    state = fitted(made, train, run)
+    with made.opened(state, run) as at_work:
+        kept = weakref.ref(at_work.model)
+        at_work.score(state, at_work.adapt(state, train.first(1), run), train)
+        assert kept() is not None
+    gc.collect()
+    assert kept() is None
 
 
 def test_refuses_what_it_cannot_do(base):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from harness.check.methods import method_checks, spelled, without_sense
+from harness.check.methods import method_checks, spelled
 from harness.data import TEXT, Items, Pairs, PreferenceDataset
 from harness.errors import Mistake
-from harness.inference import answer as answer_module
+from harness.inference.answer import question_table
 from harness.inference.cache import ids_of
 from harness.inference.jobs import Lacking, make_here
 from harness.method import Manifest
@@ -20,7 +21,9 @@ from harness.methods.in_context import SYSTEM, InContext
 from harness.models import engine, small
 from harness.store.store import Store
 from harness.task import Task, in_order
+from harness.trials import finish as finishing
 from harness.trials import questions
+from harness.trials.finish import finish, finish_all
 from harness.trials.plan import make_plan
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
@@ -67,16 +70,16 @@ def counting(prompt: str) -> float:
 
 
 def judged(bias=0.0):
-    def answer(name, words, table):
-        assert words == ("A", "B") and set(table["system"].to_pylist()) == {SYSTEM}
-        return np.array([counting(prompt) for prompt in table["prompt"].to_pylist()]) + bias
+    def answer(asked):
+        assert asked.words == ("A", "B") and set(asked.systems) == {SYSTEM}
+        return np.array([counting(prompt) for prompt in asked.prompts]) + bias
 
-    return answer_module.answered_by(answer)
+    return answer
 
 
-def trial(method, task=Loud()):
+def trial(method, answer, task=Loud()):
     data = task.build(0)
-    return run_trial(Trial(task, method, 0, "check", "check"), task.split(data, 0), None)
+    return run_trial(Trial(task, method, 0, "check", "check"), task.split(data, 0), None, answer=answer)
 
 
 def accuracy(result, swapped=False):
@@ -85,10 +88,9 @@ def accuracy(result, swapped=False):
 
 
 def test_a_planted_preference_is_found():
-    with judged():
-        assert accuracy(trial(InContext())) == {0: 0.5, 1: 1, 4: 1}
-        assert accuracy(trial(InContext(view="profile"))) == {0: 1, 1: 1, 4: 1}
-        assert accuracy(trial(InContext(view="profile+context"))) == {0: 1, 1: 1, 4: 1}
+    assert accuracy(trial(InContext(), judged())) == {0: 0.5, 1: 1, 4: 1}
+    assert accuracy(trial(InContext(view="profile"), judged())) == {0: 1, 1: 1, 4: 1}
+    assert accuracy(trial(InContext(view="profile+context"), judged())) == {0: 1, 1: 1, 4: 1}
 
 
 @pytest.mark.parametrize("view", ["context", "profile"])
@@ -98,16 +100,13 @@ def test_under_the_swap_control_another_person_is_shown(view):
 
     other = derangement(6)
     alike = (np.arange(6) % 2 == other % 2).mean()
-    with judged():
-        assert accuracy(trial(InContext(view=view)), swapped=True)[4] == alike < 1
+    assert accuracy(trial(InContext(view=view), judged()), swapped=True)[4] == alike < 1
 
 
 @pytest.mark.parametrize("bias", [3.0, -50.0])
 def test_a_taste_for_a_position_cancels(bias):
-    with judged():
-        plain = trial(InContext()).predictions
-    with judged(bias):
-        biased = trial(InContext()).predictions
+    plain = trial(InContext(), judged()).predictions
+    biased = trial(InContext(), judged(bias)).predictions
     assert plain.keys() == biased.keys()
     for name in plain:
         np.testing.assert_array_equal(plain[name], biased[name])
@@ -115,8 +114,7 @@ def test_a_taste_for_a_position_cancels(bias):
 
 def problems(method):
     """What the contract finds where a judge without sense answers."""
-    with answer_module.answered_by(without_sense):
-        return {what: problem for what, check in method_checks(method) if (problem := check())}
+    return {what: problem for what, check in method_checks(method) if (problem := check())}
 
 
 @pytest.mark.parametrize("fields", [{}, {"most": 3}, {"view": "profile"}, {"view": "profile+context", "room": 5}])
@@ -126,8 +124,8 @@ def test_keeps_the_contract_where_there_is_something_to_read(fields):
 
 @dataclass(frozen=True)
 class AsksOnce(InContext):
-    def score(self, state, users, query):
-        return super().score(state, users, query) + super().score(state, users, query.swapped()).abs()
+    def read(self, log_odds, query):
+        return torch.from_numpy(log_odds[: len(query)])  # the answers with left named first
 
 
 @dataclass(frozen=True)
@@ -150,15 +148,7 @@ def test_the_contract_would_tell():
 
 def texts_of(method, context, query):
     """The questions a method asks."""
-    asked = []
-
-    def answer(name, words, table):
-        asked.extend(table["prompt"].to_pylist())
-        return np.zeros(len(table))
-
-    with answer_module.answered_by(answer):
-        method.score({}, method.adapt({}, context, None), query)
-    return asked
+    return method.ask({}, method.adapt({}, context, None), query).prompts
 
 
 def pairs(user, left, right, label, people, items, profiles=None):
@@ -278,7 +268,7 @@ room = 30
 
 
 @pytest.fixture
-def suite(tmp_path, monkeypatch):
+def suite(tmp_path):
     """A plan with an untrained model that reads a thousand tokens."""
     small.build_small_model(tmp_path / "small", steps=0)
     folder = shutil.copytree(tmp_path / "small", tmp_path / "longer")
@@ -286,17 +276,14 @@ def suite(tmp_path, monkeypatch):
         content = json.loads((folder / file).read_text())
         assert option in content
         (folder / file).write_text(json.dumps(content | {option: 1000}))
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
     file = tmp_path / "suite.toml"
     file.write_text(SUITE.format(folder))
-    store = Store.current().open()
+    store = Store(tmp_path / "store").open()
     return make_plan(read_suite(file), store), store
 
 
 def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch):
     """Then every trial runs without a model, and asks what was found and nothing else."""
-    from harness.trials.finish import finish, finish_all
-
     plan, store = suite
     with pytest.raises(Lacking, match="answers"):
         finish(next(t for t in plan.trials if t.method.name == "in_context"), store)
@@ -309,13 +296,18 @@ def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch
     assert questions.questions(plan.trials, store) == []
 
     monkeypatch.setattr(engine, "open_engine", None)
-    asked, from_store = set(), answer_module.from_store
+    asked, answered_from = set(), questions.answered_from
 
-    def noted(name, words, table):
-        asked.update(ids_of(table["id"]).tolist())
-        return from_store(name, words, table)
+    def noting(store):
+        answer = answered_from(store)
 
-    with answer_module.answered_by(noted):
-        done = list(finish_all(plan.trials, store))
+        def noted(one):
+            asked.update(ids_of(question_table(one.systems, one.prompts)["id"]).tolist())
+            return answer(one)
+
+        return noted
+
+    monkeypatch.setattr(finishing, "answered_from", noting)
+    done = list(finish_all(plan.trials, store))
     assert all(ok for _, ok in done), [store.failure(t.key) for t, ok in done if not ok]
     assert asked == set(job.rows(store).index().ids.tolist()) and len(asked) == made["rows"]

@@ -16,6 +16,7 @@ from harness.method import Manifest, Run
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.vas import Vas, axes, states
 from harness.models.tokens import open_tokenizer, render
+from harness.store.store import Store
 from harness.task import in_order
 
 UP, DOWN = " follow", " over"  # a token each
@@ -23,8 +24,17 @@ PROMPTS = [f"Number {i}?" for i in range(300)]
 
 
 @pytest.fixture
-def vas(folder, monkeypatch):
-    monkeypatch.setenv("MANYMINDS_STORE", str(folder.parent / "store"))  # where the folder's digest is kept
+def store(folder):
+    return Store(folder.parent / "store").open()
+
+
+@pytest.fixture
+def run(store):
+    return Run(0, store=store)
+
+
+@pytest.fixture
+def vas(folder):
     return Vas(model=f"transformers:{folder}", steps=150, rank=4, axes=2, max_tokens=24)
 
 
@@ -48,15 +58,15 @@ def fits():
 
 
 @pytest.fixture
-def fitted(vas, fits):
+def fitted(vas, fits, run):
     """The task's splits, and what was learned from them: once for all tests."""
     if not fits:
         parts = splits()
-        fits["all"] = parts, vas.fit(parts.train, parts.panels["validation"], Run(0))
+        fits["all"] = parts, vas.fit(parts.train, parts.panels["validation"], run)
     return fits["all"]
 
 
-def test_the_head_finds_the_tilt_that_is_known_by_hand(vas):
+def test_the_head_finds_the_tilt_that_is_known_by_hand(vas, run):
     """Ten coins; axis 0 counts heads, axis 1 those of the last five tosses: a head adds 1 to the one, 0 or 1 to the other."""
     rng = np.random.default_rng(1)
     heads = rng.random((12000, 10)) < 0.5
@@ -67,7 +77,7 @@ def test_the_head_finds_the_tilt_that_is_known_by_hand(vas):
     hidden = torch.from_numpy(np.concatenate([place * 3, before, np.ones((120000, 1))], 1).astype(np.float32))
     token = torch.from_numpy(np.where(heads, 100, 101).reshape(-1))
     vas = replace(vas, strength=1.5)
-    state = vas.head(hidden, token, torch.from_numpy(target), torch.arange(120000) // 10 % 8 == 0, Run(0))
+    state = vas.head(hidden, token, torch.from_numpy(target), torch.arange(120000) // 10 % 8 == 0, run)
     state |= {"places": torch.eye(2)}
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 1.0]])
     logits = vas.tilt(state, weights)(np.arange(3), hidden[:1000].expand(3, -1, -1), torch.zeros(3, 1000, 1000))
@@ -77,7 +87,7 @@ def test_the_head_finds_the_tilt_that_is_known_by_hand(vas):
     assert (odds - golden).abs().max() < 0.25
 
 
-def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, folder, fitted):
+def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, folder, store, fitted):
     """From texts and choices on: a word adds one to its feature whatever else comes, so the tilt between the two is w's gap."""
     parts, state = fitted
     users = vas.adapt(state, parts.panels["test"].context, Run(0))
@@ -85,7 +95,7 @@ def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, fold
     likes_up = torch.from_numpy(parts.panels["test"].context.people % 2 == 1)
     assert (worth[likes_up] > 0.5).all() and (worth[~likes_up] < -0.5).all()
     up, down = (open_tokenizer(folder)(word)["input_ids"][0] for word in (UP, DOWN))
-    hidden, token, _ = states(vas.lm, policy.tokens_of(parts.train.items, vas.lm), np.arange(100))
+    hidden, token, _ = states(folder, policy.tokens_of(parts.train.items, vas.lm, store), np.arange(100))
     hidden = hidden[(token == up) | (token == down)]
     n = len(users[0])
     tilt = vas.tilt(state, users[0])(np.arange(n), hidden.expand(n, -1, -1), torch.zeros(n, len(hidden), 1000))
@@ -104,17 +114,17 @@ def test_opposite_weights_tilt_oppositely(vas, fitted):
     torch.testing.assert_close(twice, 2 * one)
 
 
-def test_without_strength_or_without_users_it_is_the_base_model(vas, fitted):
+def test_without_strength_or_without_users_it_is_the_base_model(vas, store, fitted):
     parts, state = fitted
     users = vas.adapt(state, parts.panels["test"].context, Run(0))
     user = np.arange(12) % len(users[0])
-    base = vas.generate(state, None, user, PROMPTS[:12], Run(3))
-    none = replace(vas, strength=0.0).generate(state, users, user, PROMPTS[:12], Run(3))
+    base = vas.generate(state, None, user, PROMPTS[:12], Run(3, store=store))
+    none = replace(vas, strength=0.0).generate(state, users, user, PROMPTS[:12], Run(3, store=store))
     assert none.equals(base) and not np.any(base["kl"])
-    tilted = vas.generate(state, users, user, PROMPTS[:12], Run(3))
+    tilted = vas.generate(state, users, user, PROMPTS[:12], Run(3, store=store))
     assert np.all(tilted["kl"].to_numpy() > 0) and tilted["response"] != base["response"]
-    assert tilted.equals(vas.generate(state, users, user, PROMPTS[:12], Run(3)))
-    assert base["response"] != vas.generate(state, None, user, PROMPTS[:12], Run(4))["response"]
+    assert tilted.equals(vas.generate(state, users, user, PROMPTS[:12], Run(3, store=store)))
+    assert base["response"] != vas.generate(state, None, user, PROMPTS[:12], Run(4, store=store))["response"]
 
 
 def test_places_multiply_to_rewards_and_the_leading_axes_explain_most():
@@ -134,10 +144,10 @@ def test_places_multiply_to_rewards_and_the_leading_axes_explain_most():
         assert left[n - 1] <= 1.15 * least[n:].sum() / rewards.numel()  # users are a sample of the prior
 
 
-def test_hidden_states_are_those_before_each_token_of_a_response(vas, folder):
+def test_hidden_states_are_those_before_each_token_of_a_response(vas, folder, store):
     items = splits().train.items
-    tokens, rows = policy.tokens_of(items, vas.lm), np.array([5, 3, 40])
-    hidden, token, text = states(vas.lm, tokens, rows)
+    tokens, rows = policy.tokens_of(items, vas.lm, store), np.array([5, 3, 40])
+    hidden, token, text = states(folder, tokens, rows)
     names = open_tokenizer(folder)
     lm = AutoModelForCausalLM.from_pretrained(folder)
     for place, row in enumerate(rows.tolist()):
@@ -160,8 +170,8 @@ def test_its_answers_are_those_of_mixed_logit(vas, fitted):
         assert torch.equal(mine, plain.score(theirs, plain.adapt(theirs, context, Run(0)), query))
 
 
-def test_it_keeps_the_contract(vas):
-    asked = [(what, ask()) for what, ask in method_checks(replace(vas, steps=2))]
+def test_it_keeps_the_contract(vas, store):
+    asked = [(what, ask()) for what, ask in method_checks(replace(vas, steps=2), store)]
     assert len(asked) > 15 and [what for what, problem in asked if problem] == []
 
 

@@ -62,11 +62,12 @@ def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | No
         return step_at
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MANYMINDS_STORE", str(folder / "store"))
         patch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
         patch.setattr(dpo_training, "TOKENS", 500)  # of one or two pairs
         patch.setattr(type(method), "schedule", watched)
-        return method.fit(train, Panel(train.first(2), train), Run(0, checkpoint=checkpoint))
+        return method.fit(
+            train, Panel(train.first(2), train), Run(0, checkpoint=checkpoint, store=Store(folder / "store"))
+        )
 
 
 def work(folder: Path, rank: int) -> None:
@@ -109,11 +110,13 @@ def assert_alike(found, expected):
         torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shard"), CASES)
 def test_two_processes_learn_what_one_does(folder, alone, name, shard):
     assert_alike(safetensors.torch.load_file(folder / f"{name}{shard}"), alone[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shard"), CASES)
 def test_one_process_goes_on_from_what_two_saved(folder, alone, name, shard):
     assert_alike(fit(folder, name, folder / f"kept_{name}{shard}"), alone[name])

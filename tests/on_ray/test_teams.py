@@ -51,7 +51,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 import torch
-from harness import together
+from harness import parallel
 from harness.learning.linear import LinearMethod
 
 @dataclass(frozen=True)
@@ -61,27 +61,28 @@ class Team(LinearMethod):
 
     def fit(self, train, validation, run):
         x, y = torch.from_numpy(train.gap).double(), torch.from_numpy(train.label).double()
-        mine = slice(together.rank(), None, together.size())
+        mine = slice(parallel.rank(), None, parallel.size())
         weights, first, saved = torch.zeros(x.shape[1], dtype=torch.float64), 0, run.checkpoint / "state.pt"
         if saved.exists():
             weights, first = torch.load(saved)
         for step in range(first, 40):
             if self.fails == "all" and step == 5:
                 raise ArithmeticError("all fail")
-            if self.fails == "one" and step == 5 and together.rank() == 1:
+            if self.fails == "one" and step == 5 and parallel.rank() == 1:
                 raise ArithmeticError("one fails")
-            weights = weights - together.summed(x[mine].T @ (torch.sigmoid(x[mine] @ weights) - y[mine])) / len(x)
-            if (step + 1) % 10 == 0 and together.rank() == 0:
+            weights = weights - parallel.summed(x[mine].T @ (torch.sigmoid(x[mine] @ weights) - y[mine])) / len(x)
+            if (step + 1) % 10 == 0 and parallel.rank() == 0:
                 torch.save((weights, step + 1), saved.with_suffix(".part"))
                 os.replace(saved.with_suffix(".part"), saved)
             with open(Path(__file__).with_name("steps.log"), "a") as log:
-                log.write(f"{os.getpid()} {together.rank()} {together.size()} {step}\\n")
-            while step == 25 and together.rank() == together.size() - 1 and Path(__file__).with_name("hold").exists():
+                log.write(f"{os.getpid()} {parallel.rank()} {parallel.size()} {step}\\n")
+            while step == 25 and parallel.rank() == parallel.size() - 1 and Path(__file__).with_name("hold").exists():
                 time.sleep(0.05)
         return {"mean": weights, "root": torch.zeros(len(weights), 0, dtype=torch.float64)}
 '''
 WORKER = """
-from harness.trials.run import finish_all
+from tests.on_ray.test_teams import ready
+from harness.trials.finish import finish_all
 from harness.store.store import Store
 from torch import distributed
 commit = Store.commit
@@ -214,15 +215,14 @@ def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_p
     assert clean(store)
 
 
-def test_two_processes_train_the_policy_that_one_trains(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_two_processes_train_the_policy_that_one_trains(tmp_path):
     """By plain torch.distributed, whoever started it; also in odd batches, of which workers have different shares."""
     small.build_small_model(tmp_path / "lm", steps=0)
     model = f'model = "transformers:{tmp_path}/lm", steps = 8, max_tokens = 6'
     methods = f'{{ name = "dpo", batch = 7, {model} }}, {{ name = "np_dpo", targets = 3, batch = 9, {model} }}'
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "one" / "store"))  # of reference log-probabilities
     store, trials, _ = ready(tmp_path / "one", 1, methods, TEXT)
     assert all(good for _, good in finish_all(trials, store)), [store.failure(trial.key) for trial in trials]
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "two" / "store"))
     first, second = two_processes(tmp_path / "two", methods, TEXT)
     good = {f"{trial.key} True" for trial in trials}
     assert good < set(first) == good | {"committed 0"} and set(second) == good

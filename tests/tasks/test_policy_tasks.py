@@ -6,6 +6,7 @@ import pytest
 from harness import registry
 from harness.claims.schema import read_claims
 from harness.models import small
+from harness.store.store import Store
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial, fields_of
@@ -29,15 +30,16 @@ def test_claims_compare_numbers_of_personas_and_nothing_else(file):
         assert {k for k in one[0] if one[0][k] != two[0][k]} == {"concepts"} and check.of.metric == other.metric
 
 
-def test_a_policy_learns_yes_and_no(data_folder, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_policy_learns_yes_and_no(data_folder, tmp_path):
     """An untrained model, some steps: it logs what D8 reads, and training statements move the way of their labels."""
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    store = Store(tmp_path / "store").open()
     small.build_small_model(tmp_path / "model", steps=0)
     method = registry.make("method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6))
     task = Personas(view="statements", concepts=1, shots=(0,), encoder="hashing-8", queries=8)
     data = task.build(0)
     splits = task.split(data, 0)
-    found = run_trial(Trial(task, method, 0, "test", "test"), splits, data.truth)
+    found = run_trial(Trial(task, method, 0, "test", "test"), splits, data.truth, store=store)
     curves = found.facts["curves"]
     assert {"train_margin", "validation_margin"} <= curves.keys() and np.isfinite(curves["validation_margin"]).all()
     assert abs(curves["train_margin"][0]) < 1e-6 < abs(curves["train_margin"][-1])  # the reference, at first

@@ -12,18 +12,20 @@ from harness.method import Run
 from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
+from harness.store.store import Store
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+pytestmark = pytest.mark.vllm
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_vllm_says_what_the_policy_says(tmp_path, monkeypatch, tune):
+def test_vllm_says_what_the_policy_says(tmp_path, tune):
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    monkeypatch.setenv("MANYMINDS_STORE", str(tmp_path / "store"))
+    run = Run(0, store=Store(tmp_path / "store").open())
     small.build_small_model(tmp_path / "base", steps=0)
     prompts = [p for p in PROMPTS[:8] for _ in range(2)]
     text = pa.table([prompts, [respond(p, i) for i, p in enumerate(prompts)]], schema=TEXT)
@@ -32,12 +34,13 @@ def test_vllm_says_what_the_policy_says(tmp_path, monkeypatch, tune):
     train = Pairs(user, np.arange(2, dtype=np.int32), left, left + 1, label, Items(None, text))
     made = make("method", "dpo", {"model": f"transformers:{tmp_path}/base", "tune": tune, "steps": 5, "rate": 1e-2})
     made = make("method", "dpo", {**vars(made), "batch": 4})
-    state = made.fit(train, Panel(train.first(1), train), Run(0))
-    told = made.export(state, tmp_path / "policy")
+    state = made.fit(train, Panel(train.first(1), train), run)
+    tokens, reference = made.encoded(train.items, run.store)
+    with made.opened(state, run) as at_work:
+        told = at_work.export(state, tmp_path / "policy")
+        wanted = policy.log_probs(at_work.model, tokens, np.arange(16))
     assert ("LoRARequest" in told) == (tune == "lora")
 
-    tokens, reference = made.read(train.items)
-    wanted = policy.log_probs(made.opened(state), tokens, np.arange(16))
     assert (wanted - reference).abs().min() > 0.1  # another model by now
     lora = tune == "lora"
     options = {"enable_lora": True, "max_lora_rank": made.rank} if lora else {}
