@@ -10,6 +10,7 @@ os.environ.pop("MANYMINDS_STORE", None)
 
 import pytest
 import torch
+from hypothesis import settings
 
 from harness import registry
 from harness.models import small
@@ -19,6 +20,8 @@ from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
 torch.set_num_threads(1)
+settings.register_profile("side by side", deadline=None)  # another process may have the core
+settings.load_profile("side by side")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("MANYMINDS_DATA", SHARED))
 

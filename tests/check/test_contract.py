@@ -16,19 +16,31 @@ from harness.errors import Mistake
 from harness.methods.chance import Chance
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.per_user import PerUser
+from harness.store.store import Store
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
+NETWORKS = {"dpl", "np_btl", "vpl"}  # trained for thousands of steps, by the battery three times
+TUNED = {"dpo_dedicated", "np_dpo"}  # many language models; `dpo` stands for them among the fast tests
+NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
 
 
-@pytest.mark.parametrize("name", [n for n in [*registry.names("task"), *registry.names("method")] if n not in HUB])
-def test_keeps_the_contract(name, request):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in NETWORKS | TUNED else []) for n in NAMES]
+)
+def test_keeps_the_contract(name, request, tmp_path):
     if name in REAL:
         request.getfixturevalue("data_folder")
-    findings = list(check_name(name))
+    findings = list(check_name(name, Store(tmp_path)))
     assert len(findings) >= 11  # a battery that runs nothing is green too
     assert [f for f in findings if f.problem] == []
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_keeps_the_contract_in_few_steps(name):
+    problems = {what: ask() for what, ask in method_checks(registry.make("method", name, {"steps": 20}))}
+    assert len(problems) >= 16 and not any(problems.values()), problems
 
 
 def broken(battery):
@@ -173,10 +185,12 @@ def test_catches_a_broken_method(method, caught):
 
 def test_a_policy_of_ones_own_needs_no_language_model():
     class Canned(PerUser):
+        generates = True
+
         def generate(self, state, users, user, prompts, run):
             raise NotImplementedError
 
-    with in_miniature(Canned()) as method:
+    with in_miniature(Canned()) as (method, _):
         assert method == Canned()
 
 
@@ -203,7 +217,7 @@ def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
     file = tmp_path / "broken.py"
     file.write_text(BROKEN.format(line))
     registry.add_plugins([file])
-    (found,) = [finding for finding in check_name("broken") if finding.problem]
+    (found,) = [finding for finding in check_name("broken", Store(tmp_path)) if finding.problem]
     assert found.what.endswith(what) and re.search(says, found.problem)
 
 

@@ -311,6 +311,7 @@ def test_killed_at_every_step_and_resumed(tiny, tmp_path):
     assert json.loads(out)["digest"] == make_board(plan, undisturbed).digest
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_store(tiny, tmp_path):
     file, _, undisturbed = tiny
     both = [in_background(file, tmp_path / "both") for _ in range(2)]
@@ -318,6 +319,22 @@ def test_two_drivers_on_one_store(tiny, tmp_path):
     assert [driver.returncode for driver in both] == [0, 0], outs
     assert results(Store(tmp_path / "both")) == results(undisturbed)
     assert outs[0][0] == outs[1][0]
+
+
+def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
+    """As typed, in a process of its own, which starts a Ray of its own: the results and the board of this process."""
+    file, plan, undisturbed = tiny
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "run", file, "--workers", "2", "--store", tmp_path / "ray", "--json"],
+        cwd=ROOT,
+        env=os.environ | {"RAY_worker_niceness": "0"},  # Ray's 15 would starve the workers next to anything else
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert results(Store(tmp_path / "ray")) == results(undisturbed)
+    assert json.loads(done.stdout)["digest"] == make_board(plan, undisturbed).digest
 
 
 def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
