@@ -6,11 +6,12 @@ import dataclasses
 import math
 import types
 import typing
+from typing import Any
 
 from harness.errors import Mistake
 
 
-def settle(thing: object) -> None:
+def settle(thing: Any) -> None:
     """Checks every field of a new task or method as `make` does, so that Python may say no more than a suite may."""
     hints = typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
@@ -18,7 +19,7 @@ def settle(thing: object) -> None:
         object.__setattr__(thing, field.name, value)  # 1 becomes 1.0 for a float
 
 
-def coerce(value: object, hint: object, where: str) -> object:
+def coerce(value: object, hint: Any, where: str) -> Any:
     """The value as its annotation wants it, so that one setting has one key: 1 becomes 1.0 for a float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -155,8 +155,8 @@ class Method:
         raise NotImplementedError
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        """float[n]: the reward of items' row item[i] for local user user[i]."""
-        raise NotImplementedError
+        """float[n]: the reward of items' row item[i] for local user user[i], where `has_rewards` is true."""
+        raise NotImplementedError(f"{self.name}: write `reward`; or `score`, and declare that has_rewards is False")
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         """float[n]: log-odds that left is preferred (Bradley-Terry: the gap of rewards). Labels in `query` are hidden."""

@@ -39,7 +39,7 @@ def everyones(table: pa.Table) -> pa.Table:
     """The tables of all workers, whose rows were dealt out in turn, as one in the original order."""
     if size() == 1:
         return table
-    tables = [None] * size()
+    tables: list[pa.Table] = [pa.table({})] * size()  # each is replaced
     distributed.all_gather_object(tables, table)
     order = np.argsort(np.concatenate([np.arange(t.num_rows) * size() + i for i, t in enumerate(tables)]))
     return pa.concat_tables(tables).take(order)

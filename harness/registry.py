@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
 from harness.errors import Mistake
 from harness.fields import coerce
@@ -56,7 +57,7 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
             )
 
 
-def load(kind: str, name: str) -> type:
+def load(kind: str, name: str) -> Any:
     """The Task or Method class of that name. Raises Mistake with the nearest names."""
     built_in = (FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
     if not built_in and name not in PLUGINS:
@@ -83,6 +84,8 @@ def _import(name: str) -> types.ModuleType:
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise Mistake(f"{file} cannot be imported: it is no Python file", "name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -95,7 +98,7 @@ def _import(name: str) -> types.ModuleType:
     return module
 
 
-def make(kind: str, name: str, fields: dict[str, object]) -> object:
+def make(kind: str, name: str, fields: dict[str, object]) -> Any:
     """An instance, every field checked against its annotation. Raises Mistake for unknown names and wrong types."""
     cls = load(kind, name)
     known = {f.name for f in dataclasses.fields(cls)}

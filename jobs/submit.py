@@ -8,6 +8,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
@@ -22,7 +23,7 @@ from harness.store import provenance
 from harness.trials import suite
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
-UsageError = typer.BadParameter.__base__  # of whichever click typer brings along
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of whichever click typer brings along
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -36,17 +37,17 @@ def split_job(words: Sequence[str]) -> tuple[str, list[str]]:
     return known.job, words
 
 
-def given(verb: str, words: list[str]) -> tuple[str, dict[str, object]]:
+def given(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
     """The file that the verb would read, and the options typed, by name: as the verb itself parses them, in any order.
 
     Raises Mistake where the verb would not take them.
     """
-    command = typer.main.get_command(app).commands[verb]
+    command = typer.main.get_group(app).commands[verb]
     try:
         context = command.make_context(verb, list(words))
     except UsageError as error:
         raise errors.Mistake(
-            f"{verb}: {error.format_message()}", f"manyminds {verb} --help lists what it takes"
+            f"{verb}: {getattr(error, 'message', error)}", f"manyminds {verb} --help lists what it takes"
         ) from error
     typed = {
         name: value
@@ -63,8 +64,8 @@ async def submit(address: str, *words: str) -> bool:
 
     words: a suite or file and options, those of the verb, and `--job` with the verb where it is not `run`.
     """
-    verb, words = split_job(words)
-    file, typed = given(verb, words)
+    verb, own = split_job(words)
+    file, typed = given(verb, own)
     if not str(typed.get("store", "")).startswith("/"):
         raise errors.Mistake(
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
@@ -80,7 +81,7 @@ async def submit(address: str, *words: str) -> bool:
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or (state.is_terminal() and client.delete_job(name)):
-        command = shlex.join(["python", "-m", f"jobs.{verb}", *words])
+        command = shlex.join(["python", "-m", f"jobs.{verb}", *own])
         clone = {"working_dir": str(registry.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)

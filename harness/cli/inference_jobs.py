@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 from harness.cli.terminal import bar, err
 from harness.inference.cache import Index
@@ -33,8 +34,9 @@ class Maker:
         minutes: float = MINUTES,
         only: str = "",
     ) -> None:
-        self.store, self.local, self.only, self.told = store, local, only, []
-        self.options = {"workers": workers, "gpus": gpus, "minutes": minutes}
+        self.store, self.local, self.only = store, local, only
+        self.told: list[dict] = []
+        self.options: dict[str, Any] = {"workers": workers, "gpus": gpus, "minutes": minutes}
 
     def index(self, job: Job) -> Index:
         return job.rows(self.store).index()
@@ -60,7 +62,7 @@ class Maker:
                 if count:
                     steps.append(stack.enter_context(bar(job.what, count)))
 
-            on = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
+            on: dict[str, Any] = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
             if self.local:
                 return make_here(rows, job.recipe, job.batches(), **on)
             from harness.on_ray.inference import make_on_ray

@@ -106,6 +106,11 @@ def show(
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
         raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
     found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+    if found is None:
+        raise Mistake(
+            f"a file of the trial {matching[0]} is gone from {opened.root}",
+            "run its suite again: what is lost is made again",
+        )
     registry.add_plugins(plugin or [])
     if save:
         if as_json:

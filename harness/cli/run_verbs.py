@@ -137,7 +137,7 @@ def reproduce(
     err.print(f"{': '.join(counted)}, {len(trials) - len(todo)} finished before")
     if todo and unwritable:
         raise unwritable
-    if todo:
+    if todo and made:
         _run_trials(todo, opened, plugin, local, workers, made)
     found = claims.verdicts(parts)
     if as_json:

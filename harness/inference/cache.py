@@ -67,10 +67,12 @@ class Rows:
         for key in self.store.keys(self.kind):
             with contextlib.suppress(FileNotFoundError):
                 shards.append((self.store.committed_at(self.kind, key), key))
-        ids, shard, row, files = [np.empty(0, "S16")], [], [], []
+        ids: list[np.ndarray] = [np.empty(0, "S16")]
+        shard, row = [], []
+        files: list[tuple[str, bool]] = []
         for _, key in sorted(shards):
-            manifest = self.store.read(self.kind, key)
-            for name in ("rows.arrow", "errors.arrow") if manifest else ():
+            manifest = self.store.read(self.kind, key) or {"files": {}}
+            for name in ("rows.arrow", "errors.arrow"):
                 if name in manifest["files"]:
                     path = self.store.file(manifest, name)
                     found = ids_of(_open(path)["id"]).copy()  # else every file stays mapped
@@ -145,7 +147,7 @@ class Index:
 
     def reasons(self, ids: np.ndarray) -> dict[int, str]:
         """Place in `ids` -> why there is no row."""
-        found = {}
+        found: dict[int, str] = {}
         for here, table, rows, wrong in self.each(ids):
             if wrong:
                 found |= dict(zip(here.tolist(), table["reason"].take(pa.array(rows)).to_pylist(), strict=True))

@@ -57,6 +57,14 @@ def make_encoder(name: str) -> LanguageModel | Hashing:
     return model
 
 
+def encoding_model(name: str) -> LanguageModel:
+    """The language model that encodes. Raises Mistake where `name` names another encoder."""
+    model = make_encoder(name)
+    if isinstance(model, Hashing):
+        raise Mistake(f"{name!r} is no language model", f"for example {EXAMPLE}")
+    return model
+
+
 def vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
     """float[n, dim] of items (columns prompt, response), in order. Raises Lacking where some are not encoded yet.
 
@@ -105,11 +113,11 @@ class Encoding:
     cpus: int = 0
 
     def check(self) -> None:
-        make_encoder(self.name).check(self.store)
+        encoding_model(self.name).check(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each text; empty ones are errors."""
-        model = make_encoder(self.name)
+        model = encoding_model(self.name)
         tokens, limit = reader(model, model["max_length"], self.store)
         both = reads_prompt(self.name)
         texts = rendered(tokens, table) if both else table["response"].to_pylist()
@@ -124,7 +132,7 @@ class Encoding:
     def start(self) -> Worker:
         from harness.models.engine import open_engine
 
-        model = make_encoder(self.name)
+        model = encoding_model(self.name)
         engine = open_engine(
             model.engine,
             model.folder(self.store),

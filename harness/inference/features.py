@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness.errors import Mistake
-from harness.inference.encode import HASHING, WORD, inputs, make_encoder, vectors
+from harness.inference.encode import WORD, Hashing, encoding_model, inputs, make_encoder, vectors
 from harness.inference.jobs import needed
 from harness.store.store import Store
 
@@ -29,8 +29,7 @@ def encoder_field(default: str = "tfidf-svd-128") -> str:
 
 def canonical(name: str) -> str:
     """One string for one encoder, whatever a user writes."""
-    model = None if ":" not in name else make_encoder(name)
-    return name if model is None else model.canonical
+    return encoding_model(name).canonical if ":" in name else name
 
 
 def encode(table: pa.Table, name: str, store: Store | None = None) -> np.ndarray:
@@ -50,8 +49,8 @@ def encode(table: pa.Table, name: str, store: Store | None = None) -> np.ndarray
     """
     if found := TFIDF.fullmatch(name):
         features = tfidf_svd(table["response"].to_pylist(), int(found[1]), name)
-    elif HASHING.fullmatch(name):
-        encoder, one = make_encoder(name), inputs(table, name)
+    elif isinstance(encoder := make_encoder(name), Hashing):
+        one = inputs(table, name)
         features = np.stack(encoder.start()(one)[0]["vector"].to_numpy()).astype(np.float64)
     else:
         features = vectors(table, name, needed(store, name)).astype(np.float64)

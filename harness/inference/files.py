@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +14,7 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
+from harness.atomic import replacing
 from harness.errors import Mistake
 from harness.inference.cache import Index, ids_of
 from harness.inference.generate import ERROR_RATE, SAMPLES
@@ -88,7 +88,7 @@ def _decoded(column: pa.Array) -> pa.Array:
     return text
 
 
-def remark_errors(index: Index, batches: Iterator[pa.Table], what: str) -> str:
+def remark_errors(index: Index, batches: Iterable[pa.Table], what: str) -> str:
     """How many of a file's rows are errors, and the first of them. Raises Mistake where more than ERROR_RATE are."""
     rows, wrong, first = 0, 0, None
     for batch in batches if index.has_errors else ():
@@ -122,7 +122,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(one(kind) for one in of)
 
 
-def write_vectors(path: Path, index: Index, batches: Callable[[], Iterator[pa.Table]]) -> tuple[int, int]:
+def write_vectors(path: Path, index: Index, batches: Callable[[], Iterable[pa.Table]]) -> tuple[int, int]:
     """A .npy file with a row per text of `batches()`, in order; a text that is an error is NaN. Returns its shape.
 
     Written some rows at a time, and whole or not at all. Raises Mistake where no text could be encoded.
@@ -150,7 +150,7 @@ def _npy_header(file: IO[bytes], kind: np.dtype, rows: int, dim: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_candidates(path: Path, index: Index, batches: Callable[[], Iterator[pa.Table]]) -> int:
+def write_candidates(path: Path, index: Index, batches: Callable[[], Iterable[pa.Table]]) -> int:
     """A parquet file with a row per prompt: `row` in the input, system, prompt, responses and what is known of them,
     or `error`. Returns its number of rows. Written whole or not at all.
     """
@@ -179,15 +179,11 @@ def write_candidates(path: Path, index: Index, batches: Callable[[], Iterator[pa
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name once it is written. Raises Mistake where it cannot be."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(part, "wb") as file:
+        with replacing(path) as file:
             yield file
-        os.replace(part, path)
     except OSError as error:
         raise Mistake(f"{path} cannot be written: {error.strerror or error}", "name another: --out FILE") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,8 @@ def candidates(
     if count := int(index.lacks(ids).sum()):
         raise Lacking(found, count)
     refuse_errors(index, ids, ERROR_RATE, "prompts")
-    made, out = index.table(ids), [[] for _ in prompts]
+    made = index.table(ids)
+    out: list[list[str]] = [[] for _ in prompts]
     for place, responses in zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True):
         out[place] = responses
     return out
@@ -122,7 +123,8 @@ class Generation:
         engine = open_engine(
             model.engine, model.folder(self.store), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
         )
-        maker, compared = hashed(identity(model, self.n)), []
+        maker = hashed(identity(model, self.n))
+        compared: list[list[Sample]] = []
 
         def generate(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             ids = ids_of(ready["id"]).tolist()

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -34,10 +35,15 @@ Worker = Callable[
 
 
 class Recipe(Protocol):
-    """How rows are made; picklable, so that it can travel to where a GPU is."""
+    """How rows are made: a frozen dataclass, picklable, so that it can travel to where a GPU is."""
 
-    block: int  # rows that one worker does at a time and a kill may cost
-    cpus: int  # that one worker uses, where it needs no GPU; 0: a GPU, or all of a machine's cores
+    @property
+    def block(self) -> int:
+        """Rows that one worker does at a time and a kill may cost."""
+
+    @property
+    def cpus(self) -> int:
+        """Cores that one worker uses, where it needs no GPU; 0: a GPU, or all of a machine's cores."""
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Whatever needs no model, such as tokens: inputs ready for the worker, and ERRORS. Keeps `id`."""
@@ -95,10 +101,11 @@ def merged(jobs: Iterable[Job]) -> list[Job]:
     by_maker: dict[str, list[Job]] = {}
     for job in jobs:
         by_maker.setdefault(hashed(dict(job.identity)), []).append(job)
-    return [
-        replace(same[0], batches=lambda same=same: chain.from_iterable(job.batches() for job in same))
-        for same in by_maker.values()
-    ]
+    return [replace(same[0], batches=partial(_all_batches, same)) for same in by_maker.values()]
+
+
+def _all_batches(jobs: list[Job]) -> Iterator[pa.Table]:
+    return chain.from_iterable(job.batches() for job in jobs)
 
 
 def distinct(batches: Iterable[pa.Table], index: Index, block: int) -> Iterator[pa.Table]:
@@ -141,7 +148,7 @@ def waiting(rows: Rows, batches: Iterable[pa.Table], block: int) -> Iterator[Wai
     """What is not made yet. The file is gone afterwards."""
     file = private_name(Path("waiting.arrow"), rows.store.scratch)
     try:
-        sizes = []
+        sizes: list[int] = []
         with rows.store.explained(), contextlib.ExitStack() as stack:
             for table in distinct(batches, rows.index(), block):
                 if not sizes:
@@ -164,7 +171,9 @@ def make_block(rows: Rows, prepared: pa.Table, early: pa.Table, worker: Worker, 
     key = block_key(ids)
     if there := rows.store.read(rows.kind, key):
         return there["facts"]["errors"]
-    began, made, wrong, facts = time.perf_counter(), [], [early], Counter()
+    began, facts = time.perf_counter(), Counter[str]()
+    made: list[pa.Table] = []
+    wrong = [early]
 
     def make(part: pa.Table) -> None:
         done, bad, more = worker(part)
@@ -197,10 +206,10 @@ def mark(store: Store, name: str) -> Iterator[int]:
 
     Where another process is at it just now, which is no death, it yields 1 and leaves the mark to that one.
     """
-    path = store.scratch / f"{name}.tries"
+    path: Path | None = store.scratch / f"{name}.tries"
     with contextlib.ExitStack() as stack:
         with store.explained():
-            file = stack.enter_context(path.open("ab", buffering=0))
+            file = stack.enter_context((store.scratch / f"{name}.tries").open("ab", buffering=0))
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by death; unlike flock, not held by children
             except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ def as_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
     """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
     array = column.combine_chunks()
     values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
-    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[a:b] for a, b in pairwise(offsets)]
 
 
 def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str) -> tuple[pa.Table, pa.Table]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TOKENS = 16_384  # of a batch, padding and what is to come included: a 7B model's cache of them is 2 GB (grouped heads)
 
 
+TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
+
+
 @dataclass(frozen=True)
 class Sample:
     """What a model wrote. `mean_logprob`: per token, of the untempered model; the token that ends it counts too."""
@@ -38,7 +41,7 @@ class Engine(ABC):
     @abstractmethod
     def sample(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenIds],
         seeds: Sequence[int],
         n: int,
         temperature: float = 1.0,
@@ -53,17 +56,17 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def answer(self, prompts: Sequence[Sequence[int]], words: tuple[str, str]) -> np.ndarray:
+    def answer(self, prompts: Sequence[TokenIds], words: tuple[str, str]) -> np.ndarray:
         """float64[n]: log-odds of the first word against the second as what comes next.
 
         Of a word that is several tokens the first counts. Mistake where both words begin with the same one.
         """
 
     @abstractmethod
-    def embed(self, texts: Sequence[Sequence[int]], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
+    def embed(self, texts: Sequence[TokenIds], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
         """float32[n, d]: the last layer's vector of the last token, or the mean over all tokens; not normalised."""
 
-    def check(self, prompts: Sequence[Sequence[int]], room: int) -> None:
+    def check(self, prompts: Sequence[TokenIds], room: int) -> None:
         """ValueError for an empty prompt, or one that leaves less than `room` tokens of the context."""
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.context_length - room:
@@ -76,5 +79,5 @@ def check_variety(n: int, temperature: float) -> None:
 
 
 def as_sample(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: bool, logprob: float) -> Sample:
-    text = tokenizer.decode(tokens[:-1] if stop else tokens, skip_special_tokens=True)
+    text = str(tokenizer.decode(tokens[:-1] if stop else tokens, skip_special_tokens=True))
     return Sample(text, "stop" if stop else "length", len(tokens), logprob / len(tokens))

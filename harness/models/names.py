@@ -8,9 +8,11 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal, cast
 from urllib.parse import parse_qsl
 
 from harness.atomic import write_whole
@@ -40,11 +42,11 @@ class LanguageModel:
     options: (name, value), sorted: whatever else decides the result.
     """
 
-    engine: str
+    engine: Literal["transformers", "vllm"]
     model: str
     options: tuple[tuple[str, object], ...]
 
-    def __getitem__(self, option: str) -> object:
+    def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
 
     @property
@@ -98,7 +100,7 @@ class LanguageModel:
         return folder.absolute()
 
 
-def parse_model(name: str, defaults: dict[str, object], recipe: int = 1) -> LanguageModel:
+def parse_model(name: str, defaults: Mapping[str, object], recipe: int = 1) -> LanguageModel:
     """The model that `name` names, its options those of `defaults`, each of its default's type.
 
     recipe: raised whenever our own doing (rendering, pooling, seeding) would give something else; part of the identity,
@@ -126,7 +128,9 @@ def parse_model(name: str, defaults: dict[str, object], recipe: int = 1) -> Lang
         raise Mistake(
             f"{name!r}: {query!r} is no option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
         )
-    return LanguageModel(engine, model, tuple(sorted((options | {"recipe": recipe}).items())))
+    return LanguageModel(
+        cast(Literal["transformers", "vllm"], engine), model, tuple(sorted((options | {"recipe": recipe}).items()))
+    )
 
 
 def typed(value: str, default: object, where: str) -> object:

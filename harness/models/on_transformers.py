@@ -26,7 +26,7 @@ class Transformers(Engine):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens = TOKENS if self.device.type == "cuda" or use == "sample" else TOKENS_ON_CPU
         kind = AutoModel if use == "embed" else AutoModelForCausalLM
-        self.model = (
+        self.model: PreTrainedModel = (
             kind.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
             .to(self.device)
             .eval()

@@ -45,7 +45,7 @@ def render(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) 
 
 def chat(tokenizer: PreTrainedTokenizerBase, roles: list[tuple[str, str]]) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in roles]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
 def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
@@ -58,7 +58,7 @@ def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int |
     return int(min(limit for limit in (*limits, LONGEST) if limit))
 
 
-def lengths(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+def lengths(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """int64[n]"""
     return np.array([len(prompt) for prompt in prompts], dtype=np.int64)
 

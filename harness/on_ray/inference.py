@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -59,9 +61,9 @@ def make_on_ray(
         recipe.check()
         with (
             contextlib.ExitStack() as afterwards,
-            open(os.devnull, "w") as nowhere,
+            Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
-            session.cluster(rows.store, os.cpu_count() + 1, OBJECTS),  # one CPU for what Ray Data itself does
+            session.cluster(rows.store, (os.cpu_count() or 1) + 1, OBJECTS),  # one CPU for what Ray Data itself does
         ):
             afterwards.callback(clear_marks, rows.store, run)  # once Ray and its workers are gone
             ready = float("inf")
@@ -93,8 +95,9 @@ def _run(
     largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     if 0 < largest < gpus and not recipe.cpus:
         raise Mistake(f"no node has {gpus} GPUs; the largest has {largest:g}", f"--gpus {largest:g}")
+    resources: dict[str, Any]
     if largest and not recipe.cpus:
-        recipe = replace(recipe, tensor_parallel=gpus)
+        recipe = replace(cast(Any, recipe), tensor_parallel=gpus)  # of a language model: others need no GPU
         workers, resources, threads = workers or int(there["GPU"] // gpus), {"num_gpus": gpus, "num_cpus": 1}, 1
     else:
         workers = workers or (cores // recipe.cpus if recipe.cpus else sum(n["Alive"] for n in ray.nodes()))
@@ -104,7 +107,9 @@ def _run(
     environment |= {name: os.environ[name] for name in (*HANDED_ON, *environment) if name in os.environ}
     made = (
         ray.data.range(len(left.sizes), override_num_blocks=len(left.sizes))
-        .map_batches(_prepare, fn_kwargs={"left": left, "recipe": recipe, "environment": environment}, batch_size=1)
+        .map_batches(
+            cast(Any, _prepare), fn_kwargs={"left": left, "recipe": recipe, "environment": environment}, batch_size=1
+        )
         .map_batches(
             _Worker,
             fn_constructor_args=(str(rows.store.root), dict(rows.identity), recipe, minutes, environment, run),
@@ -116,7 +121,7 @@ def _run(
     )
     try:
         for batch in made.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
-            yield from batch.to_pylist()
+            yield from cast(pa.Table, batch).to_pylist()
     except Exception as error:
         raise _mistake(error) or error from None
 
@@ -158,7 +163,7 @@ class _Worker:
                 )
             return recipe.start()
 
-    def refuse(self, ready: pa.Table) -> None:
+    def refuse(self, ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
         raise self.error
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from harness.errors import Mistake
 from harness.store.store import Store
@@ -43,7 +45,7 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
 
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    quiet = {
+    quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "CRITICAL",
     }  # what went wrong is told by the error this module raises
@@ -88,7 +90,7 @@ def _join(address: str, **options) -> None:
 def _hushed() -> Iterator[None]:
     """Keeps this process's standard error, Ray's C++ included, from the terminal: it tells there that it will be silent."""
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield

@@ -12,11 +12,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import Mistake
 from harness.store.logs import current_log, logged_to
+from harness.store.provenance import code_state
 from harness.store.store import Store
 
 from harness.on_ray import session  # first: it says what Ray reads while it is imported  # isort: skip
@@ -71,62 +73,19 @@ def run_on_ray(
     share; without one, starts a Ray of its own and ends it. Raises the Mistake a worker met, and one where workers
     died too often.
     """
-    from harness.store.provenance import code_state
-    from harness.trials.plan import estimated_seconds
-
     log.info("%d trials on Ray", len(trials))
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         store.forget_failure(trial.key)
-    seconds, run = estimated_seconds(list(trials), store), secrets.token_hex(8)
-    policies = [t for t in trials if t.method.together]
-    if policies and "RAY_ADDRESS" not in os.environ:
-        _check_room(together, os.cpu_count(), gpus_here())
-    cores = min(workers or os.cpu_count(), len(trials))
-    with session.cluster(store, max(cores, together) if policies else cores) as results:
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-        if policies:
-            _check_room(together, cores, gpus)
-        teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
-        others = [t for t in trials if not (teams and t.method.together)]  # a policy alone on a core is one
-        workers = min(workers or max(1, cores), len(others))
-        groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
-        sizes = share_out(groups, seconds, workers) + [together] * len(teams)
-        in_teams = [False] * len(groups) + [True] * len(teams)
-        groups += teams
-        environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
-        environment |= {"MANYMINDS_CODE": code_state()}
-        common = {
-            "store": str(store.root),
-            "plugins": [str(p) for p in plugins],
-            "environment": environment,
-            "run": run,
-            "log": current_log(),
-        }
-        work = [
-            common
-            | {
-                "trials": [_spec(t) for t in group],
-                "seconds": [seconds[t] for t in group],
-                "workers": n,
-                "together": in_team,
-                "gpu": in_team and gpus > 0,
-                "results": results,
-            }
-            for group, n, in_team in zip(groups, sizes, in_teams, strict=True)
-        ]
-        watch = _Watch(store, groups, on_progress, on_group)
-        # The head keeps the control processes, which work little: they take no worker's core.
-        runnable = ray.tune.with_resources(
-            ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001}
-        )
-        ended = ray.tune.Tuner(
-            runnable,
-            param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
-            run_config=ray.tune.RunConfig(storage_path=results, verbose=0, callbacks=[watch]),
-        ).fit()
-        watch.look()
-    for error in ended.errors:
+    has_policies, here = any(t.method.together for t in trials), os.cpu_count() or 1
+    if has_policies and "RAY_ADDRESS" not in os.environ:
+        _check_room(together, here, gpus_here())
+    cores = min(workers or here, len(trials))
+    with session.cluster(store, max(cores, together) if has_policies else cores) as results:
+        groups = plan_groups(trials, store, workers, per_method, together)
+        watch = _Watch(store, [group.trials for group in groups], on_progress, on_group)
+        run = secrets.token_hex(8)
+        errors = _tune(groups, _common(store, plugins, run, results), watch, results)
+    for error in errors:
         log.error("a group of trials ended with %r", error)
         if mistake := _mistake(error):
             raise mistake
@@ -140,7 +99,80 @@ def run_on_ray(
         raise Mistake(
             f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
             "too little memory? try fewer --workers; --local shows which trial it is. What is finished is kept",
-        ) from next(iter(ended.errors), None)
+        ) from next(iter(errors), None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one Ray Train worker group runs. seconds: of each trial, as estimated. in_team: all workers run each trial."""
+
+    trials: list[Trial]
+    seconds: list[float]
+    workers: int
+    in_team: bool
+    gpu: bool
+
+
+def plan_groups(
+    trials: Sequence[Trial], store: Store, workers: int | None, per_method: bool | None, together: int
+) -> list[Group]:
+    """The groups that the Ray joined just now has room for. Raises Mistake where a team has no room."""
+    from harness.trials.plan import estimated_seconds  # torch comes with it: see above
+
+    seconds = estimated_seconds(list(trials), store)
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    policies = [t for t in trials if t.method.together]
+    if policies:
+        _check_room(together, cores, gpus)
+    teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
+    others = [t for t in trials if not (teams and t.method.together)]  # a policy alone on a core is one
+    workers = min(workers or max(1, cores), len(others))
+    groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
+    sizes = share_out(groups, seconds, workers)
+    return [
+        *(Group(group, [seconds[t] for t in group], n, False, False) for group, n in zip(groups, sizes, strict=True)),
+        *(Group(team, [seconds[t] for t in team], together, True, gpus > 0) for team in teams),
+    ]
+
+
+def _common(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
+    """What every worker has to know, as plain values that travel."""
+    environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
+    return {
+        "store": str(store.root),
+        "plugins": [str(p) for p in plugins],
+        "environment": environment | {"MANYMINDS_CODE": code_state()},
+        "run": run,
+        "log": current_log(),
+        "results": results,
+    }
+
+
+def _tune(groups: list[Group], common: dict[str, object], watch: _Watch, results: str) -> Sequence[BaseException]:
+    """Schedules the groups by Ray Tune; returns the errors of those that ended with one."""
+    work = [
+        common
+        | {
+            "trials": [_spec(t) for t in group.trials],
+            "seconds": group.seconds,
+            "workers": group.workers,
+            "together": group.in_team,
+            "gpu": group.gpu,
+        }
+        for group in groups
+    ]
+    # The head keeps the control processes, which work little: they take no worker's core.
+    runnable = ray.tune.with_resources(
+        ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001}
+    )
+    ended = ray.tune.Tuner(
+        runnable,
+        param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
+        run_config=ray.tune.RunConfig(storage_path=results, verbose=0, callbacks=[watch]),
+    ).fit()
+    watch.look()
+    return cast(Sequence[BaseException], ended.errors)
 
 
 def make_groups(
@@ -189,7 +221,8 @@ def share_out(groups: list[list[Trial]], seconds: dict[Trial, float], workers: i
 
 def shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
     """The same balanced split in every worker, and after every restart: longest first, to whom has least so far."""
-    split, load = [[] for _ in range(workers)], [0.0] * workers
+    split: list[list[int]] = [[] for _ in range(workers)]
+    load = [0.0] * workers
     for i in sorted(range(len(seconds)), key=lambda i: -seconds[i]):
         least = load.index(min(load))
         split[least].append(i)
@@ -218,7 +251,7 @@ def _run_group(config: dict, work: list[dict]) -> None:
         run_config=ray.train.RunConfig(
             storage_path=group["results"],
             failure_config=ray.train.FailureConfig(max_failures=failures),
-            callbacks=[_Stop()],
+            callbacks=cast(Any, [_Stop()]),  # Train's callbacks, of which its own type knows nothing
         ),
     ).fit()
 
@@ -244,7 +277,7 @@ def _run_turns(group: dict, store: Store, context: ray.train.TrainContext) -> No
     from harness.trials.finish import finish_all
 
     registry.add_plugins(group["plugins"])
-    mine = range(len(group["trials"]))
+    mine = list(range(len(group["trials"])))
     if not group["together"]:
         mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
     trials = [_trial(group["trials"][i]) for i in mine]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,8 @@ def open_prepared(store: Store, key: str) -> Prepared:
     if manifest is None:
         raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
 
-    def load(name: str) -> np.ndarray | None:
+    def load(name: str) -> Any:
+        """The array, or None where there is none: seconds, features and the truth are optional."""
         return (
             np.load(store.verified(manifest, f"{name}.npy"), mmap_mode="c")
             if f"{name}.npy" in manifest["files"]

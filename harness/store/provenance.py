@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -36,8 +37,6 @@ def library_versions() -> dict[str, str]:
     """Of those installed."""
     found = {}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):  # an extra
             found[name] = version(name)
-        except PackageNotFoundError:  # an extra
-            pass
     return found

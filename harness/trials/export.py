@@ -28,7 +28,7 @@ def load_trained(store: Store, manifest: dict) -> tuple[Method, State] | None:
         if not file.metadata():
             return None
         told = json.loads(file.metadata()["trained"])
-        state = {k.removeprefix("state/"): file.get_tensor(k) for k in file.keys() if k.startswith("state/")}
+        state = {k.removeprefix("state/"): file.get_tensor(k) for k in list(file.keys()) if k.startswith("state/")}
     there = manifest["facts"]["model"]  # where it lay, for what it was
     method = registry.make("method", told["method"].partition("@")[0], told["fields"] | {"model": there})
     if (found := identity_of(method)["model"]) != told["fields"]["model"]:

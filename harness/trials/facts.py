@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import resource
@@ -42,10 +43,8 @@ def reset_peak_memory(device: str = "cpu") -> None:
     """Linux keeps a process's peak memory and lets it be reset; elsewhere the peak is that of the process's life."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_memory_mb() -> float:

@@ -61,7 +61,10 @@ def finish(trial: Trial, store: Store) -> bool:
         return False
     if parallel.rank() > 0:
         return True
-    files = {"predictions.safetensors": safetensors.numpy.save(result.predictions), "scores.arrow": ipc(result.scores)}
+    files: dict[str, bytes | memoryview] = {
+        "predictions.safetensors": safetensors.numpy.save(result.predictions),
+        "scores.arrow": ipc(result.scores),
+    }
     if result.learned:
         settings = described(trial) if trial.method.together else None
         files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)

@@ -14,7 +14,7 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.prepare import manifest_of, prepare
 from harness.trials.suite import Suite
-from harness.trials.trial import Trial
+from harness.trials.trial import Trial, name_at_version
 
 DISAGREE = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
 ICC = 0.05  # how far such differences go together within one person
@@ -57,7 +57,7 @@ def prepare_all(
                 if make is None:
                     raise
                 jobs.append(lacking.job)
-        if jobs:
+        if jobs and make is not None:
             for method in suite.methods:  # before the longest work, what would stop it afterwards
                 method.ready(store)
             make(merged(jobs))
@@ -105,7 +105,7 @@ def estimated_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
             identity = manifest["identity"]
             taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
     known = {pair: median(seconds) for pair, seconds in taken.items()}
-    return {t: known.get((t.identity["task"], t.identity["method"]), t.method.guess) for t in trials}
+    return {t: known.get((name_at_version(t.task), name_at_version(t.method)), t.method.guess) for t in trials}
 
 
 def forecast(plan: Plan, store: Store) -> dict:

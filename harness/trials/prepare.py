@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -65,10 +66,18 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _bytes(v) for n, v in named.items()},
         facts,
     )
-    return store.read("tasks", key)
+    prepared = store.read("tasks", key)
+    if prepared is None:
+        raise Mistake(
+            f"the prepared task {key} is gone from {store.root}", "run it again: is something removing files?"
+        )
+    return prepared
 
 
-def _attempt(task: Task, step: str, function: Callable, *arguments: object) -> object:
+T = TypeVar("T")
+
+
+def _attempt(task: Task, step: str, function: Callable[..., T], *arguments: object) -> T:
     try:
         return function(*arguments)
     except Mistake:

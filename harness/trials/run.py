@@ -63,7 +63,8 @@ def run_trial(
     answer: what answers a method's questions to a language model. Workers that run the trial together all call this, and
     find the same.
     """
-    method, predictions, test = trial.method, {}, OnPanel()
+    method, test = trial.method, OnPanel()
+    predictions: dict[str, np.ndarray] = {}
     device = "cuda" if method.together and torch.cuda.is_available() else "cpu"
     run = Run(trial.seed, device, truth if method.privileged else None, checkpoint, store)
     torch.manual_seed(trial.seed)

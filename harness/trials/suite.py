@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from harness import registry
 from harness.errors import Missing, Mistake
@@ -16,7 +17,14 @@ from harness.task import Task
 from harness.trials.trial import fields_of, identity_of, name_at_version
 
 CONTROLS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")  # on every board, asked for or not
-KNOWN = {"title": str, "seeds": (list, int), "margin": (float, int), "controls": bool, "tasks": list, "methods": list}
+KNOWN: dict[str, Any] = {
+    "title": str,
+    "seeds": (list, int),
+    "margin": (float, int),
+    "controls": bool,
+    "tasks": list,
+    "methods": list,
+}
 KNOWN |= {"paper": str, "claims": list, "quick": dict}  # read by harness/claims/schema.py
 
 
@@ -127,7 +135,7 @@ def _settings(path: Path, kind: str, tables: list) -> list:
     return found
 
 
-def _said(thing: Task | Method) -> str:
+def _said(thing: Any) -> str:
     """The same for the same setting, however it is spelled; as it is spelled where its model is not at hand."""
     try:
         fields = identity_of(thing)

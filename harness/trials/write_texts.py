@@ -24,14 +24,15 @@ def write(
     WRITTEN; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
     """
     texts, people = panel.query.items.text, panel.query.people[:WRITERS]
-    if texts is None:
+    if texts is None or panel.choices is None:
         return None, None
     prompts = texts["prompt"].take(pa.array(panel.choices[:MAX_PROMPTS, 0])).to_pylist()
     user = np.repeat(np.arange(len(people), dtype=np.int32), len(prompts))
     place = np.tile(np.arange(len(prompts), dtype=np.int32), len(people))
-    asked, found, tokens, began = [prompts[p] for p in place], {}, 0, time.perf_counter()
+    asked, tokens, began = [prompts[p] for p in place], 0, time.perf_counter()
+    found: dict[int, pa.Table] = {}
     for shots, users in ({REFERENCE: None} | adapted).items():
-        if alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]:
+        if users is not None and (alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]):
             found[shots] = found[alike[0]]
             continue
         found[shots] = whole(predictor.generate(state, users, user, asked, run), len(user), f"{name}.generate")

@@ -29,7 +29,7 @@ from harness.inference.tokens import as_lists
 from harness.models import small
 from harness.models.tokens import lengths, reader
 from harness.on_ray.inference import make_on_ray
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 ROUNDS = 2
 
@@ -70,7 +70,7 @@ def mixed_texts(count: int) -> pa.Table:
 
 def ratio(name: str, texts: pa.Table, folder: Path) -> None:
     """The same blocks, tokens and engine, threads and all: in a loop that keeps nothing, in one that commits, on Ray."""
-    job, seconds = encode.job(name, lambda: [texts]), {}
+    job, seconds = encode.job(name, lambda: [texts], Store(folder / "store").open()), {}
     recipe = job.recipe
     for number in range(ROUNDS):
         rows = job.rows(Store(folder / f"bare{number}").open())
@@ -97,16 +97,16 @@ def ratio(name: str, texts: pa.Table, folder: Path) -> None:
         print(f"  {what:32}{statistics.median(all_):8.2f} s ({min(all_):.2f}-{max(all_):.2f}){share}")
 
 
-def buckets(name: str, texts: pa.Table) -> None:
+def buckets(name: str, texts: pa.Table, store: Store) -> None:
     """The engine's batches against batches of 32 texts in file order, tokenised and padded as they come."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from harness.models.engine import open_engine
 
-    model, recipe = encode.make_encoder(name), encode.job(name, lambda: []).recipe
-    engine = open_engine("transformers", model.folder(), "embed", max_length=model["max_length"])
-    tokens, limit = reader(model, model["max_length"])
+    model, recipe = encode.make_encoder(name), encode.job(name, lambda: [], store).recipe
+    engine = open_engine("transformers", model.folder(store), "embed", max_length=model["max_length"])
+    tokens, limit = reader(model, model["max_length"], store)
     plain, inputs = texts["response"].to_pylist(), encode.inputs(texts, name)
 
     def padded(padding: str) -> np.ndarray:
@@ -148,7 +148,7 @@ def rows(counts: list[int], folder: Path) -> None:
         rng = np.random.default_rng(1)
         words = np.array([f"word{i}" for i in range(5000)])
         path = folder / f"{count}.jsonl"
-        with open(path, "w") as file:
+        with path.open("w") as file:
             for start in range(0, count, 10_000):
                 for i, row in enumerate(rng.choice(words, (min(10_000, count - start), 8))):
                     file.write(json.dumps({"response": f"{' '.join(row)} {start + i}"}) + "\n")
@@ -181,7 +181,7 @@ def watched(command: list[str]) -> tuple[str, float, dict[str, float]]:
                 break
             for process, kind in family:
                 try:
-                    with open(f"/proc/{process.pid}/status") as status:
+                    with Path(f"/proc/{process.pid}/status").open() as status:
                         lines = dict(line.split(":", 1) for line in status)
                     name = kind or ("worker" if "MapWorker" in " ".join(process.cmdline()) else "other")
                     peak[name] = max(peak[name], int(lines["RssAnon"].split()[0]) / 1024)
@@ -202,14 +202,13 @@ def main() -> None:
     asked = options.parse_args()
     parts = asked.parts or ["ratio", "buckets", "rows"]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[FOLDER] = f"{folder}/store"
         if not asked.encoder:
             small.build_small_model(Path(folder, "small"), steps=0)
         name = f"transformers:{asked.encoder or f'{folder}/small'}"
         if "ratio" in parts:
             ratio(name, mixed_texts(asked.texts), Path(folder))
         if "buckets" in parts:
-            buckets(name, mixed_texts(asked.texts // 8))  # padding is slow
+            buckets(name, mixed_texts(asked.texts // 8), Store(f"{folder}/store").open())  # padding is slow
         if "rows" in parts:
             rows(asked.rows, Path(folder))
 

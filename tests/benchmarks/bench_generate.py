@@ -24,7 +24,7 @@ from harness.inference.jobs import distinct
 from harness.models import small
 from harness.on_ray.inference import make_on_ray
 from harness.sources.text_world import PROMPTS
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 
 def main() -> None:
@@ -36,13 +36,12 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[FOLDER] = f"{folder}/store"
         if not asked.model:
             small.build_small_model(Path(folder, "small"), steps=0)
         name = f"{asked.engine}:{asked.model or f'{folder}/small'}?max_tokens=64"
         prompts = [f"{PROMPTS[i % len(PROMPTS)]} ({i})" for i in range(asked.prompts)]
         table = generate.inputs(pa.table({"system": pa.nulls(len(prompts), pa.string()), "prompt": prompts}))
-        job = generate.job(name, asked.n, lambda: [table])
+        job = generate.job(name, asked.n, lambda: [table], Store(f"{folder}/store").open())
         job.recipe.check()
         began = time.perf_counter()
         worker = job.recipe.start()  # in this process, hence once

@@ -36,7 +36,7 @@ from harness.models import small
 from harness.models.engine import open_engine
 from harness.models.tokens import batches_by_length, lengths
 from harness.on_ray.inference import make_on_ray
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets
     "H200": 989e12,
@@ -123,10 +123,9 @@ def mixed_texts(count: int) -> pa.Table:
 
 def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: float) -> None:
     parameters = build(folder / what, size, device)
-    os.environ[FOLDER] = f"{folder}/store"
     name = f"transformers:{folder / what}?dtype=bfloat16&max_length={CONTEXT}"
     texts = mixed_texts(count)
-    job = encode.job(name, lambda: [texts])
+    job = encode.job(name, lambda: [texts], Store(f"{folder}/store").open())
     recipe = job.recipe
     tokens = as_lists(recipe.prepare(next(iter(job.batches())))[0]["tokens"])
     length = lengths(tokens)
@@ -222,7 +221,16 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
             return Step(2 * pairs[step], 2 * pairs[step] + 1, label, None if opened.film is None else shown)
 
         rates = {"lm": 1e-4, "film": 1e-4}
-        optimise(opened, tokens, reference, step_at, beta=0.05, steps=steps, rates=rates, run=Run(0))
+        optimise(
+            opened,
+            tokens,
+            reference,
+            step_at,
+            beta=0.05,
+            steps=steps,
+            rates=rates,
+            run=Run(0, store=Store(folder / "store").open()),
+        )
 
     timed("reference log-probabilities", 2, lambda: log_probs(Policy(base), tokens, np.arange(len(reference))))
     lora = with_lora(base, 16, 0)

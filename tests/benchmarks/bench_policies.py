@@ -34,7 +34,7 @@ from harness.models import small
 from harness.policy_module import Film, Policy, blocks, log_probs
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 STEPS = 12  # of a round
 BATCH = 16  # pairs a step
@@ -117,8 +117,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main(folder: Path) -> None:
-    os.environ[FOLDER] = f"{folder}/store"
-    Store(folder / "store").open()
+    store = Store(folder / "store").open()
     small.build_small_model(folder / "lm", steps=0)
     made = {
         tune: make("method", "dpo", {"model": f"transformers:{folder / 'lm'}", "tune": tune})
@@ -126,18 +125,21 @@ def main(folder: Path) -> None:
     }
     items = texts(STEPS * BATCH)
     lm = made["full"].lm
-    tokens, reference = policy_module.tokens_of(items, lm), policy_module.reference(items, lm)
+    tokens, reference = policy_module.tokens_of(items, lm, store), policy_module.reference(items, lm, store)
     length = tokens.length.reshape(-1, 2)
     random = np.arange(len(length))  # they are in no order
     alike = random[np.lexsort((length.max(1), random // WINDOW))]
-    base, opened = Policy(policy_module.open_lm(lm.folder())), {tune: each.open(0) for tune, each in made.items()}
-    model = made["full"].open(0).lm
+    base, opened = (
+        Policy(policy_module.open_lm(lm.folder(store))),
+        {tune: each.untrained(0, store) for tune, each in made.items()},
+    )
+    model = made["full"].untrained(0, store).lm
     film = Policy(model, Film(FEATURES, 64, len(blocks(model)), model.config.hidden_size))
 
     def ours(policy_module: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
         rates = {"lm": 1e-6, "film": 1e-6}
         return lambda: optimise(
-            policy_module, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0)
+            policy_module, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0, store=store)
         )
 
     def uncached(step: int) -> Step:
@@ -148,9 +150,9 @@ def main(folder: Path) -> None:
     ways = {
         "FiLM": ours(film, steps(alike, shown=True)),
         "ours, full": ours(opened["full"], steps(alike)),
-        "TRL, full": theirs(made["full"].open(0).lm, folder, items, alike).train,
+        "TRL, full": theirs(made["full"].untrained(0, store).lm, folder, items, alike).train,
         "ours, LoRA": ours(opened["lora"], steps(alike)),
-        "TRL, LoRA": theirs(made["lora"].open(0).lm, folder, items, alike).train,
+        "TRL, LoRA": theirs(made["lora"].untrained(0, store).lm, folder, items, alike).train,
         "reference every step": ours(opened["full"], uncached),
         "random batches": ours(opened["full"], steps(random)),
     }

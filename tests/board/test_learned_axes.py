@@ -16,7 +16,7 @@ from harness.inference.cache import ID, errors, ids_of
 from harness.inference.jobs import Lacking, make_here
 from harness.method import Run
 from harness.models import small
-from harness.report import words
+from harness.report import html
 from harness.report.html import page, write_html
 from harness.report.to_mlflow import Publisher
 from harness.report.words import shortened
@@ -243,7 +243,7 @@ def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, m
     board = make_board(plan, store)
     assert read(board, store, "transformers:small") == {}  # and nobody is asked
     assert "learned to tell apart" not in write_html(board, store).read_text()
-    monkeypatch.setattr(words, "MANY", 0)
+    monkeypatch.setattr(html, "MANY", 0)
     assert "learned to tell apart" not in write_html(world.board, world.store).read_text()
 
 

@@ -115,7 +115,7 @@ def test_bad_files(call, suite, tmp_path, data_folder, monkeypatch):
     people = suite('seeds = 5\n[[tasks]]\nname = "snacks"')
     where = ["--store", tmp_path / "s"]
     shutil.copytree(next(data_folder.rglob("ClitheroDataset.csv")).parent, tmp_path / "copy")
-    with open(tmp_path / "copy" / "ClitheroDataset.csv", "a") as file:
+    with (tmp_path / "copy" / "ClitheroDataset.csv").open("a") as file:
         file.write("\n")
     told(call("run", people, "--data", tmp_path / "copy", *where), "is not the file its source serves", "sha256")
     cases = {

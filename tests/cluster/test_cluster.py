@@ -33,7 +33,7 @@ def manifests(name):
 
 def pods():
     """Pod specifications by what they are."""
-    claim, files = manifests("volume.yaml")
+    _claim, files = manifests("volume.yaml")
     (job,) = manifests("rayjob.yaml")
     cluster = job["spec"]["rayClusterSpec"]
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]} | {"head": cluster["headGroupSpec"]}

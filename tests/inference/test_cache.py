@@ -1,5 +1,6 @@
 """Rows are made once, whatever the batches, the blocks, the rivals, the deaths and the disk."""
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -50,7 +51,7 @@ class Shapes:
 
         def worker(ready):
             texts = ready["text"].to_pylist()
-            with open(Path(self.folder, "log"), "a") as log:
+            with Path(self.folder, "log").open("a") as log:
                 log.write(f"{os.getpid()} {'|'.join(texts)}\n")
             for text in texts:
                 hurt(text, self.folder)
@@ -195,7 +196,7 @@ def test_any_batches_and_blocks_give_the_same_rows(tmp_path_factory, numbers, bl
     texts = ["" if n == 0 else "NAN" if n == 1 else "e" * n + str(n) for n in numbers]
     make_here(rows, Shapes(str(folder), block=3), [table(texts[:before])])
     cuts = [0, *sorted(cuts), len(texts)]
-    make_here(rows, Shapes(str(folder), block), [table(texts[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)])
+    make_here(rows, Shapes(str(folder), block), [table(texts[a:b]) for a, b in itertools.pairwise(cuts)])
     assert committed(rows) == Counter(text_id(text) for text in set(texts))
     index, good = rows.index(), [t not in ("", "NAN") for t in texts]
     found = index.vectors(ids(texts))

@@ -25,15 +25,14 @@ from harness.inference.jobs import make_here
 from harness.models import names, small
 from harness.models.base import Sample
 from harness.registry import ROOT
-from harness.store.store import FOLDER, Store
+from harness.store.store import Store
 
 TEXTS = ["one, two", "drei\nvier", "", "2020-01-01", "17", "null", "日本 語", 'say "hi"', "NA", "e" * 300]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "store"))
-    return Store.current().open()
+def store(tmp_path):
+    return Store(tmp_path / "store").open()
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,12 @@ def test_a_sample_ends_with_its_first_ending_token(writer, prompts, monkeypatch)
     monkeypatch.setattr(writer, "ends", torch.arange(0, 1000, 25))
     samples, tokens = recorded(monkeypatch, writer, prompts, 4, max_tokens=60)
     reasons = set()
-    for row, cut, whole in zip(sum(samples, []), sum(tokens, []), sum(endless, []), strict=True):
+    for row, cut, whole in zip(
+        sum(samples, []),
+        sum(tokens, []),
+        sum(endless, []),
+        strict=True,
+    ):
         end = next((place for place, token in enumerate(whole) if token % 25 == 0), None)
         assert cut == (whole if end is None else whole[: end + 1])
         assert row.finish_reason == ("length" if end is None else "stop")

@@ -70,7 +70,11 @@ def test_the_system_line_names_the_two_strongest_traits():
     talk = small.conversations(300, seed=7)
     steered = [messages for messages in talk if messages[0]["role"] == "system"]
     assert 100 < len(steered) < 200
-    manner = {word: (t, sign) for t, words in enumerate(small.MANNERS.values()) for word, sign in zip(words, (1, -1))}
+    manner = {
+        word: (t, sign)
+        for t, words in enumerate(small.MANNERS.values())
+        for word, sign in zip(words, (1, -1), strict=False)
+    }
     assert tuple(small.MANNERS) == TRAITS and len(manner) == 14
     for system, _, response in steered:
         score = traits([response["content"]])[0]

@@ -175,7 +175,7 @@ def test_workers_that_die_while_they_start_are_given_up(cluster, rows, tmp_path)
         """Too large for the memory, say."""
 
         def start(self):
-            with open(Path(self.folder, "starts"), "a") as log:
+            with Path(self.folder, "starts").open("a") as log:
                 log.write("x")
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -305,8 +305,7 @@ def test_utility_is_that_of_any_text():
     assert np.array_equal(Attributes().utility(texts), data.truth.items)
     polite = Attributes().utility(["Thank you.", ""])
     assert (polite[0] > polite[1]).tolist() == [t in ("length", "politeness") for t in TRAITS]
-    with pytest.raises(NotImplementedError):
-        make("task", "low_rank", {}).utility(texts)
+    assert Attributes().reads_texts and not make("task", "low_rank", {}).reads_texts
 
 
 @pytest.mark.parametrize(

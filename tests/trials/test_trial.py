@@ -144,7 +144,7 @@ def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
 
 def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
     """It overwrites features in place; the trials that run after it on the same task find what they find without it."""
-    file, plan, undisturbed = tiny
+    _file, plan, undisturbed = tiny
     plugin = tmp_path / "vandal.py"
     plugin.write_text(
         '"""Overwrites what it is given."""\nfrom harness.methods.chance import Chance\nclass Vandal(Chance):\n'

@@ -129,8 +129,8 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     asked = PROMPTS[::36]
 
     def written(systems, n):
-        tokens = [render(engine.tokenizer, system, prompt) for system, prompt in zip(systems, asked)]
-        seeds = [far_apart(system, prompt) for system, prompt in zip(systems, asked)]
+        tokens = [render(engine.tokenizer, system, prompt) for system, prompt in zip(systems, asked, strict=False)]
+        seeds = [far_apart(system, prompt) for system, prompt in zip(systems, asked, strict=False)]
         return engine.sample(tokens, seeds, n, max_tokens=128)
 
     samples = written([None] * len(asked), 16)
