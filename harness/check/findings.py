@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
+from harness.data import Splits
 from harness.errors import Mistake
 from harness.method import Method
 from harness.task import Task
 
 SAME = 1e-4  # log-odds: float32 answers to the same question asked in another order
+
+Question = tuple[str, Callable[[], str | None]]  # what is asked, and a check that returns what is wrong, or None
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Finding:
     problem: str | None
 
 
-def arrays_of(splits) -> dict[str, np.ndarray]:
+def arrays_of(splits: Splits) -> dict[str, np.ndarray]:
     """Who is shown and asked what, under stable names."""
     parts = {"train": splits.train}
     parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
@@ -32,29 +37,28 @@ def arrays_of(splits) -> dict[str, np.ndarray]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _apart(found: np.ndarray, wanted: np.ndarray) -> str | None:
+def differing(found: np.ndarray, wanted: np.ndarray) -> str | None:
     gap = float(np.abs(found - wanted).max(initial=0))
-    return (
-        None if gap <= SAME * max(1.0, float(np.abs(wanted).max(initial=0))) else f"answers differ by up to {gap:.3g}"
-    )
+    allowed = SAME * max(1.0, float(np.abs(wanted).max(initial=0)))
+    return None if gap <= allowed else f"answers differ by up to {gap:.3g}"
 
 
-def _finite(z: np.ndarray) -> str | None:
+def not_finite(z: np.ndarray) -> str | None:
     return None if np.isfinite(z).all() else f"{int((~np.isfinite(z)).sum())} of {len(z)} log-odds are not finite"
 
 
-def _differ(a: str, b: str) -> str | None:
+def two_runs_differ(a: str, b: str) -> str | None:
     return None if a == b else "two runs of one seed differ"
 
 
-def _missing(names: set) -> str | None:
-    return f"{', '.join(map(str, sorted(names)))}" if names else None
+def listed(names: Iterable[Any]) -> str | None:
+    return ", ".join(map(str, sorted(names))) or None
 
 
-def _settled(thing: Task | Method) -> str | None:
+def unchecked_field(thing: Task | Method) -> str | None:
     for field in dataclasses.fields(thing):
         try:
-            replace(thing, **{field.name: object()})
+            replace(cast(Any, thing), **{field.name: object()})
         except Mistake:
             continue
         except Exception:
@@ -63,6 +67,6 @@ def _settled(thing: Task | Method) -> str | None:
     return None
 
 
-def _described(thing: Task | Method) -> str | None:
+def undescribed(thing: Task | Method) -> str | None:
     line = (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()
     return None if line and 10 <= len(line[0]) <= 130 else "begin the file with a docstring of one line"

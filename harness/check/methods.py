@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from harness import registry
-from harness.check.findings import _apart, _described, _finite, _missing, _settled, arrays_of
-from harness.data import TEXT, Pairs, PreferenceDataset, arrays, digest
+from harness.check.findings import Question, arrays_of, differing, listed, not_finite, unchecked_field, undescribed
+from harness.data import TEXT, Pairs, PreferenceDataset, Splits, arrays, digest
 from harness.inference.answer import question_table
 from harness.inference.cache import ids_of
 from harness.method import Manifest, Method, Predictor, Questions, Run, State
 from harness.models import small
 from harness.store.store import Store
+from harness.task import Task
 from harness.trials.outputs import log_odds, per_pair
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial, fields_of, hashed
@@ -38,163 +41,173 @@ def in_miniature(method: Method) -> Iterator[tuple[Method, Store]]:
         yield method, store
 
 
-def method_checks(
-    method: Method, store: Store, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """(question, check) for each rule of a method, asked on a small simulated task.
-
-    stack: closes what the method holds open, such as a language model, once all checks are made.
-    """
-    task = registry.make(
-        "task",
-        "low_rank",
-        {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]},
-    )
+def method_checks(method: Method, store: Store | None = None) -> Iterator[Question]:
+    """(question, check) for each rule of a method, asked on a small simulated task. store: of a policy's model."""
+    settings = {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]}
+    task = registry.make("task", "low_rank", settings)
+    assert isinstance(task, Task)
     data = spelled(task.build(0))
-    splits = task.split(data, 0)
-    panel = splits.panels["test"]
-    context, query = panel.context, panel.query.without_labels()
-    run = Run(0, truth=data.truth if method.privileged else None, store=store)
+    with contextlib.ExitStack() as stack:  # closes what the method holds open, such as a language model
+        yield from MethodOnTask(method, task, data, task.split(data, 0), store, stack).checks()
 
-    def everything() -> dict[str, np.ndarray]:
-        gaps = {"train.gap": splits.train.gap, "context.gap": context.gap, "query.gap": query.gap}
-        return arrays(data) | gaps
 
-    untouched = digest(arrays_of(splits) | everything())
-    fits: list[tuple[State, Predictor]] = []
+@dataclass(frozen=True, eq=False)
+class MethodOnTask:
+    """A method on a small simulated task, fitted when a check first needs it."""
 
-    def fitted() -> tuple[State, Predictor]:
-        if not fits:
-            state = method.fit(splits.train, splits.panels["validation"], run)
-            fits.append((state, stack.enter_context(method.opened(state, run))))
-        return fits[0]
+    method: Method
+    task: Task
+    data: PreferenceDataset
+    splits: Splits
+    store: Store | None
+    stack: contextlib.ExitStack  # holds open what the fitted method needs
 
-    def answers(shown: Pairs, asked: Pairs) -> np.ndarray:
-        state, predictor = fitted()
-        users = predictor.adapt(state, shown, run)
-        return log_odds(method, predictor, state, users, asked, without_sense)
+    def checks(self) -> list[Question]:
+        untouched = self.inputs()  # before anything is fitted
+        every: list[Question] = [
+            ("its file says in one line what it is", lambda: undescribed(self.method)),
+            ("its settings can be a key", lambda: hashed({"fields": fields_of(self.method)}) and None),
+            ("it is a frozen dataclass", self.frozen),
+            ("its fields take nothing else than they say", lambda: unchecked_field(self.method)),
+            ("it answers why it sits out, or None", self.refusal),
+            ("state and users are tensors", self.shapes),
+            ("it holds nothing learned", self.holds_nothing),
+            ("the same seed gives the same answers", self.again),
+            ("with context its answers are finite", lambda: not_finite(self.answers(self.context, self.query))),
+            ("without context it answers", self.no_shots),
+            ("swapping the sides of a query flips the sign", self.swapped_sides),
+            ("swapping the sides of the context changes nothing", self.swapped_context),
+            ("the order of the context changes nothing", self.reordered),
+            ("the order of users changes nothing", self.other_users),
+            ("a user alone and among others with longer contexts gets the same answers", self.alone),
+            ("soft labels are allowed", self.soft),
+            ("inputs are left as they were", lambda: self.unchanged(untouched)),
+        ]
+        if "elicit" in fields_of(self.method):
+            every.append(("what it asks next depends on the user and the pair alone", self.asks_the_same))
+        return [*every, ("run_trial scores every number of shots", self.every_shots)]
 
-    def ragged() -> Pairs:
-        return context.take(context.rank < context.user % 9)  # 0 to 8 pairs each
+    @cached_property
+    def context(self) -> Pairs:
+        return self.splits.panels["test"].context
 
-    def frozen() -> str | None:
-        answers(context, query)
-        return None if set(vars(method)) == set(fields_of(method)) else "fit or adapt changed the method's attributes"
+    @cached_property
+    def query(self) -> Pairs:
+        return self.splits.panels["test"].query.without_labels()
 
-    def shapes() -> str | None:
-        state, predictor = fitted()
-        users = predictor.adapt(state, context, run)
-        if not isinstance(users, tuple) or not all(
-            isinstance(t, torch.Tensor) and len(t) == context.n_users for t in users
-        ):
+    @property
+    def ragged(self) -> Pairs:
+        """The context with 0 to 8 pairs of each user."""
+        return self.context.take(self.context.rank < self.context.user % 9)
+
+    def new_run(self) -> Run:
+        return Run(0, truth=self.data.truth if self.method.privileged else None, store=self.store)
+
+    @cached_property
+    def run(self) -> Run:
+        return self.new_run()
+
+    @cached_property
+    def fitted(self) -> tuple[State, Predictor]:
+        state = self.method.fit(self.splits.train, self.splits.panels["validation"], self.run)
+        return state, self.stack.enter_context(self.method.opened(state, self.run))
+
+    def answers(self, shown: Pairs, asked: Pairs) -> np.ndarray:
+        state, predictor = self.fitted
+        users = predictor.adapt(state, shown, self.run)
+        return log_odds(self.method, predictor, state, users, asked, without_sense)
+
+    def inputs(self) -> str:
+        """The digest of everything that the method is given."""
+        gaps = {"train.gap": self.splits.train.gap, "context.gap": self.context.gap, "query.gap": self.query.gap}
+        return digest(arrays_of(self.splits) | arrays(self.data) | gaps)
+
+    def frozen(self) -> str | None:
+        frozen = dataclasses.is_dataclass(self.method) and cast(Any, self.method).__dataclass_params__.frozen
+        return None if frozen else "write @dataclass(frozen=True)"
+
+    def refusal(self) -> str | None:
+        about = [Manifest(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
+        said = [self.method.refuses(manifest) for manifest in about]
+        return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
+
+    def shapes(self) -> str | None:
+        state, predictor = self.fitted
+        users = predictor.adapt(state, self.context, self.run)
+        n = self.context.n_users
+        if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == n for t in users):
             return "adapt must return a tuple of tensors with leading dimension n_users"
         if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
             return "fit must return a dict of tensors"
         return None
 
-    def again() -> str | None:
-        anew = Run(0, truth=run.truth, store=store)
-        state = method.fit(splits.train, splits.panels["validation"], anew)
-        with method.opened(state, anew) as predictor:
-            users = predictor.adapt(state, context, run)
-            other = log_odds(method, predictor, state, users, query, without_sense)
-        return None if np.array_equal(other, answers(context, query), equal_nan=True) else "two runs of one seed differ"
+    def holds_nothing(self) -> str | None:
+        self.answers(self.context, self.query)
+        kept = set(vars(self.method)) == set(fields_of(self.method))
+        return None if kept else "fit or adapt changed the method's attributes"
 
-    def reordered() -> str | None:
-        order = np.lexsort((-context.rank, context.user))
-        return _apart(answers(context.take(order), query), answers(context, query))
+    def again(self) -> str | None:
+        run = self.new_run()
+        state = self.method.fit(self.splits.train, self.splits.panels["validation"], run)
+        with self.method.opened(state, run) as predictor:
+            users = predictor.adapt(state, self.context, self.run)
+            other = log_odds(self.method, predictor, state, users, self.query, without_sense)
+        same = np.array_equal(other, self.answers(self.context, self.query), equal_nan=True)
+        return None if same else "two runs of one seed differ"
 
-    def other_users() -> str | None:
-        order = np.arange(context.n_users)[::-1]
-        return _apart(answers(context.of(order), query.of(order)), answers_of(order))
-
-    def answers_of(order: np.ndarray) -> np.ndarray:
-        flat = answers(context, query)
-        return np.concatenate([flat[query.offsets[u] : query.offsets[u + 1]] for u in order])
-
-    def alone() -> str | None:
-        shown = ragged()
-        together = answers(shown, query)
-        one = [answers(shown.of([u]), query.of([u])) for u in range(context.n_users)]
-        return _apart(np.concatenate(one), together)
-
-    def swapped_sides() -> str | None:
-        return _apart(answers(context, query.swapped()), -answers(context, query))
-
-    def swapped_context() -> str | None:
-        return _apart(answers(context.swapped(), query), answers(context, query))
-
-    def no_shots() -> str | None:
-        zero = answers(context.first(0), query)
+    def no_shots(self) -> str | None:
+        zero = self.answers(self.context.first(0), self.query)
         return None if np.isfinite(zero).all() else "without context some log-odds are not finite"
 
-    def soft() -> str | None:
-        softened = replace(context, label=np.float32(0.2) + np.float32(0.6) * context.label)
-        return None if np.isfinite(answers(softened, query)).all() else "soft labels give log-odds that are not finite"
+    def swapped_sides(self) -> str | None:
+        return differing(self.answers(self.context, self.query.swapped()), -self.answers(self.context, self.query))
 
-    def unchanged() -> str | None:
-        answers(context, query)
-        return (
-            None
-            if digest(arrays_of(splits) | everything()) == untouched
-            else "fit, adapt or score wrote into its input"
-        )
+    def swapped_context(self) -> str | None:
+        return differing(self.answers(self.context.swapped(), self.query), self.answers(self.context, self.query))
 
-    def asks() -> str | None:
-        asking, pool = replace(method, elicit="uncertainty"), context.without_labels()
-        state = asking.fit(splits.train, splits.panels["validation"], Run(0, truth=run.truth, store=store))
+    def reordered(self) -> str | None:
+        order = np.lexsort((-self.context.rank, self.context.user))
+        return differing(self.answers(self.context.take(order), self.query), self.answers(self.context, self.query))
+
+    def other_users(self) -> str | None:
+        order = np.arange(self.context.n_users)[::-1]
+        found = self.answers(self.context.of(order), self.query.of(order))
+        flat, starts = self.answers(self.context, self.query), self.query.offsets
+        return differing(found, np.concatenate([flat[starts[u] : starts[u + 1]] for u in order]))
+
+    def alone(self) -> str | None:
+        together = self.answers(self.ragged, self.query)
+        users = np.arange(self.context.n_users)[:, None]
+        return differing(np.concatenate([self.answers(self.ragged.of(u), self.query.of(u)) for u in users]), together)
+
+    def soft(self) -> str | None:
+        softened = replace(self.context, label=np.float32(0.2) + np.float32(0.6) * self.context.label)
+        finite = np.isfinite(self.answers(softened, self.query)).all()
+        return None if finite else "soft labels give log-odds that are not finite"
+
+    def unchanged(self, untouched: str) -> str | None:
+        self.answers(self.context, self.query)
+        return None if self.inputs() == untouched else "fit, adapt or score wrote into its input"
+
+    def asks_the_same(self) -> str | None:
+        asking, pool = replace(cast(Any, self.method), elicit="uncertainty"), self.context.without_labels()
+        state = asking.fit(self.splits.train, self.splits.panels["validation"], self.new_run())
 
         def worth(shown: Pairs, asked: Pairs) -> np.ndarray:
-            return per_pair(
-                asking.uncertainty(state, asking.adapt(state, shown, run), asked), len(asked), "uncertainty"
-            )
+            found = asking.uncertainty(state, asking.adapt(state, shown, self.run), asked)
+            return per_pair(found, len(asked), "uncertainty")
 
-        shown = ragged()
+        shown, users = self.ragged, np.arange(pool.n_users)[:, None]
         together = worth(shown, pool)
-        one = [worth(shown.of([u]), pool.of([u])) for u in range(pool.n_users)]
-        if problem := _apart(np.concatenate(one), together):
+        if problem := differing(np.concatenate([worth(shown.of(u), pool.of(u)) for u in users]), together):
             return f"a user alone and among others: {problem}"
-        problem = _apart(worth(shown, pool.swapped()), together)
+        problem = differing(worth(shown, pool.swapped()), together)
         return problem and f"sides swapped: {problem}"
 
-    def whole() -> str | None:
-        result = run_trial(Trial(task, method, 0, "check", "check"), splits, data.truth, None, store, without_sense)
-        return _missing({f"test/{k}" for k in task.shots} - set(result.predictions))
-
-    def keyed() -> str | None:
-        return hashed({"fields": fields_of(method)}) and None
-
-    def refusal() -> str | None:
-        said = [method.refuses(Manifest(d, has_text=True, has_seconds=False, has_truth=False)) for d in (None, 6)]
-        return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
-
-    yield "its file says in one line what it is", lambda: _described(method)
-    yield "its settings can be a key", keyed
-    yield (
-        "it is a frozen dataclass",
-        lambda: (
-            None
-            if dataclasses.is_dataclass(method) and type(method).__dataclass_params__.frozen
-            else "write @dataclass(frozen=True)"
-        ),
-    )
-    yield "its fields take nothing else than they say", lambda: _settled(method)
-    yield "it answers why it sits out, or None", refusal
-    yield "state and users are tensors", shapes
-    yield "it holds nothing learned", frozen
-    yield "the same seed gives the same answers", again
-    yield "with context its answers are finite", lambda: _finite(answers(context, query))
-    yield "without context it answers", no_shots
-    yield "swapping the sides of a query flips the sign", swapped_sides
-    yield "swapping the sides of the context changes nothing", swapped_context
-    yield "the order of the context changes nothing", reordered
-    yield "the order of users changes nothing", other_users
-    yield "a user alone and among others with longer contexts gets the same answers", alone
-    yield "soft labels are allowed", soft
-    yield "inputs are left as they were", unchanged
-    if "elicit" in fields_of(method):
-        yield "what it asks next depends on the user and the pair alone", asks
-    yield "run_trial scores every number of shots", whole
+    def every_shots(self) -> str | None:
+        trial = Trial(self.task, self.method, 0, "check", "check")
+        result = run_trial(trial, self.splits, self.data.truth, None, self.store, without_sense)
+        return listed({f"test/{k}" for k in self.task.shots} - set(result.predictions))
 
 
 def spelled(data: PreferenceDataset) -> PreferenceDataset:
