@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -81,74 +81,8 @@ class Run:
             self.curves.setdefault(name, []).append(float(value))
 
 
-class Predictor(Protocol):
-    """What answers for users: a method, or what `Method.opened` gives in its place. Functions are documented there."""
-
-    def adapt(self, state: State, context: Pairs, run: Run) -> Users: ...
-    def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor: ...
-    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor: ...
-    def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor: ...
-    def ask(self, state: State, users: Users, query: Pairs) -> Questions: ...
-    def read(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor: ...
-    def generate(
-        self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
-    ) -> pa.Table: ...
-    def export(self, state: State, folder: Path) -> str: ...
-
-
-@dataclass(frozen=True)
-class Method:
-    """One file in `harness/methods/` holds one subclass; the file's name is the method's name.
-
-    Fields are hyper-parameters, and all of them are part of a trial's identity. A method holds nothing learned:
-    what it learns are the return values of `fit` and `adapt`. A `__post_init__` of one's own calls this one first.
-    """
-
-    version: ClassVar[int] = 1
-    privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
-    asks: ClassVar[bool] = (
-        False  # a language model, by harness/inference/answer.py: its questions are collected before trials run
-    )
-    together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
-    generates: ClassVar[bool] = False  # texts: has `generate`
-    exports: ClassVar[bool] = False  # a language model that it trained: has `export`
-    elicit: ClassVar[str] = "random"  # a field where `uncertainty` is given: who chooses the context pairs to ask
-
-    def __post_init__(self) -> None:
-        fields.settle(self)
-
-    @property
-    def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
-
-    @property
-    def guess(self) -> float:
-        """Seconds of one core that a trial may take, until one is finished, which tells better."""
-        return 2.0  # the median of the quick suite's slower methods
-
-    def refuses(self, task: Manifest) -> str | None:
-        """Why it cannot run on a task, or None."""
-        if self.privileged and not task.has_truth:
-            return "needs the truth, which only simulators know"
-        if self.elicit == "uncertainty" and not task.can_choose:
-            return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
-        return None
-
-    @property
-    def has_rewards(self) -> bool:
-        """Whether `reward` scores single items; a method without scores pairs alone."""
-        return True
-
-    def ready(self, store: Store) -> None:
-        """Makes what all its trials need, once, before any runs. Raises Missing where something is not at hand."""
-
-    def opened(self, state: State, run: Run) -> AbstractContextManager[Predictor]:
-        """Within it, what answers in the method's place: a policy holds its language model there and frees it afterwards."""
-        return nullcontext(self)
-
-    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        """Learns from the training users; `validation` (other users, labels included) is for choosing settings."""
-        raise NotImplementedError
+class Predictor:
+    """What answers for users: a fitted method, or what `Method.opened` gives in its place."""
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         """Learns all users of a panel at once from their context pairs; without any, the answer for a new user."""
@@ -156,7 +90,9 @@ class Method:
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         """float[n]: the reward of items' row item[i] for local user user[i], where `has_rewards` is true."""
-        raise NotImplementedError(f"{self.name}: write `reward`; or `score`, and declare that has_rewards is False")
+        raise NotImplementedError(
+            f"{type(self).__name__}: write `reward`; or `score`, and declare that has_rewards is False"
+        )
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         """float[n]: log-odds that left is preferred (Bradley-Terry: the gap of rewards). Labels in `query` are hidden."""
@@ -196,3 +132,62 @@ class Method:
 def same(users: Users, others: Users) -> bool:
     """Whether all tensors are equal, so that whatever follows of them is."""
     return len(users) == len(others) and all(map(torch.equal, users, others))
+
+
+@dataclass(frozen=True)
+class Method(Predictor):
+    """One file in `harness/methods/` holds one subclass; the file's name is the method's name.
+
+    Fields are hyper-parameters, and all of them are part of a trial's identity. A method holds nothing learned:
+    what it learns are the return values of `fit` and `adapt`. A `__post_init__` of one's own calls this one first.
+    """
+
+    version: ClassVar[int] = 1
+    privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
+    asks: ClassVar[bool] = (
+        False  # a language model, by harness/inference/answer.py: its questions are collected before trials run
+    )
+    together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
+    generates: ClassVar[bool] = False  # texts: has `generate`
+    exports: ClassVar[bool] = False  # a language model that it trained: has `export`
+
+    def __post_init__(self) -> None:
+        fields.settle(self)
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def guess(self) -> float:
+        """Seconds of one core that a trial may take, until one is finished, which tells better."""
+        return 2.0  # the median of the quick suite's slower methods
+
+    def refuses(self, task: Manifest) -> str | None:
+        """Why it cannot run on a task, or None."""
+        if self.privileged and not task.has_truth:
+            return "needs the truth, which only simulators know"
+        if self.elicit == "uncertainty" and not task.can_choose:
+            return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
+        return None
+
+    @property
+    def elicit(self) -> str:
+        """Who chooses the context pairs to ask, `random` or `uncertainty`: a field of methods that have `uncertainty`."""
+        return "random"
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether `reward` scores single items; a method without scores pairs alone."""
+        return True
+
+    def ready(self, store: Store) -> None:
+        """Makes what all its trials need, once, before any runs. Raises Missing where something is not at hand."""
+
+    def opened(self, state: State, run: Run) -> AbstractContextManager[Predictor]:
+        """Within it, what answers in the method's place: a policy holds its language model there and frees it afterwards."""
+        return nullcontext(self)
+
+    def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
+        """Learns from the training users; `validation` (other users, labels included) is for choosing settings."""
+        raise NotImplementedError

@@ -183,8 +183,9 @@ class Attributes(TextTask):
         label = (rng.random((2, len(user))) < 1 / (1 + np.exp(-gap[user, pair] / self.temperature))).mean(0)
         if self.raters != "truth":
             left, right = 2 * pair, 2 * pair + 1
-            shown = [[column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right))]
-            label = role_play.role_played(self.raters, people[user], *shown, store)
+            said = ([column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right)))
+            prompt, one, other = said
+            label = role_play.role_played(self.raters, people[user], prompt, one, other, store)
 
         features = self.rotated(rng, scores) if self.encoder == "numbers" else encode(table, self.encoder, store)
         truth = Truth(people, scores, self.temperature, population) if self.raters == "truth" else None
@@ -235,7 +236,7 @@ class Attributes(TextTask):
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         splits = in_order(data, self.n_users, self.queries)
-        return replace(splits, panels=splits.panels | {"test": replace(splits.panels["test"], choices=data.choices)})
+        return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})
 
     def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """How well a learned linear prior's leading axes are the traits, over all items (claim P7).
@@ -251,7 +252,7 @@ class Attributes(TextTask):
         """
         if truth is None:
             return {"orders_agree": np.mean(splits.train.label != 0.5)}
-        root, features = state.get("root"), splits.train.items.features
+        root, features = state.get("root"), splits.train.items.known_features
         if root is None or root.ndim != 2 or len(root) != features.shape[1] or not root.any():
             return {}
         rewards = torch.from_numpy(features).double() @ root.double()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -137,6 +137,7 @@ class Personas(TextTask):
         """Person 0's statements to train on, then those to ask of him; those of persons 1 and 2."""
         rng = np.random.default_rng(seed)
         read = STATEMENTS.read("persona", "statement", "matches")
+        chosen: Any
         if self.drawn_by == "paper":
             chosen = CONCEPTS[self.concepts]
         else:
@@ -171,15 +172,15 @@ class Personas(TextTask):
         whole = self.view == "pairs"
         needed = self.pairs_per_user if whole else self.pairs_per_user // 2
         read = read.filter(pl.col("place") < needed)
-        fewest = read.group_by(kinds).len()["len"].min()
+        fewest = int(read.group_by(kinds).len()["len"].to_numpy().min())
         if fewest < needed:
             raise Mistake(
                 f"personas: someone has {fewest} statements of a kind, too few for {self.pairs_per_user} {self.view}",
                 f"pairs_per_user = {fewest if whole else 2 * fewest} is the most",
             )
         matching, other = (read.filter(pl.col("matches") == kind) for kind in (True, False))  # same personas and places
-        statements = matching["statement"].append(other["statement"]).unique().to_numpy()
-        statements = pl.DataFrame({"response": rng.permutation(np.sort(statements))})  # "I am not" stands after "I am"
+        distinct = matching["statement"].append(other["statement"]).unique().to_numpy()
+        statements = pl.DataFrame({"response": rng.permutation(np.sort(distinct))})  # "I am not" stands after "I am"
         text = statements.select(prompt=pl.lit(QUESTION), response="response").to_arrow().cast(TEXT)
         numbered = statements.with_row_index("item")
         yes, no = (
@@ -216,7 +217,7 @@ class Personas(TextTask):
             return {}
         pairs = splits.train
         matching = np.where(pairs.label > 0.5, pairs.left, pairs.right)
-        features = pairs.items.features[matching].astype(np.float64)
+        features = pairs.items.known_features[matching].astype(np.float64)
 
         def cosines(rows: np.ndarray) -> np.ndarray:
             means = np.zeros((pairs.n_users, rows.shape[1]))
@@ -277,8 +278,8 @@ def margins(splits: Splits, state: State) -> dict[str, float]:
 
 def yes_and_no(statements: Items) -> Items:
     """Two items for each statement, which becomes their prompt: 2 i says Yes to it, 2 i + 1 No."""
-    g, n = statements.features / np.sqrt(2), len(statements)
-    said = pa.table([np.repeat(statements.text["response"].to_numpy(), 2), ["Yes", "No"] * n], schema=TEXT)
+    g, n = statements.known_features / np.sqrt(2), len(statements)
+    said = pa.table([np.repeat(statements.known_text["response"].to_numpy(), 2), ["Yes", "No"] * n], schema=TEXT)
     return Items(np.stack([g, -g], 1).reshape(2 * n, -1).astype(np.float32), said)
 
 

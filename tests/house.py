@@ -24,11 +24,16 @@ def modules(root: Path, *folders: str) -> dict[str, Path]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything a file imports, wherever in it; `from a import b` gives `a` and `a.b`.
+    """Dotted names of everything a file imports when it runs, wherever in it; `from a import b` gives `a` and `a.b`.
 
-    Imports for the type checker alone count too: they say who has to know whom.
+    What is imported for the type checker alone does not count.
     """
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    unseen = {id(node) for block in typed for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

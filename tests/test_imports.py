@@ -1,43 +1,103 @@
-"""Rooms: only some files may import Ray or MLflow, and looking things up imports neither, nor torch."""
+"""The map of the house: who may import whom, no circles, Ray and MLflow behind their doors, and light look-ups."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RAY = {"harness/on_ray/session.py", "harness/on_ray/inference.py", "harness/on_ray/trials.py"}
-ROOMS = {"ray": RAY, "mlflow": {"harness/report/to_mlflow.py"}}
+import pytest
+
+from harness.registry import ROOT
+from tests.house import arrows, circles, floors, folded, imports, modules, wing
+
+# Who may import whom: harness/README.md draws it. Names without a dot are wings, or rooms of the ground, in harness/.
+GROUND = {"atomic", "errors", "fields", "parallel", "registry"}  # user errors, field checks, names -> files, workers
+CONTRACT = {"data", "method", "task"}  # what authors of tasks and methods import
+MAY_IMPORT = {
+    "errors": set(),
+    "atomic": set(),
+    "parallel": set(),
+    "fields": {"errors"},
+    "registry": {"errors", "fields"},
+    "data": {"errors"},
+    "method": {"data", "fields"},
+    "task": {"data", "errors", "fields", "method"},
+    "sources": GROUND,
+    "store": GROUND | {"data"},
+    "scores": {"data"},
+    "models": GROUND | {"sources", "store"},
+    "inference": GROUND | {"models", "sources", "store"},
+    "learning": GROUND | CONTRACT | {"models", "scores", "store"},
+    "methods": GROUND | CONTRACT | {"inference", "learning", "models", "scores", "store"},
+    "trials": GROUND | CONTRACT | {"inference", "scores", "store"},
+    "on_ray": GROUND | {"inference", "store", "trials"},
+    "board": CONTRACT | {"errors", "inference", "scores", "store", "trials"},
+    "report": CONTRACT | {"atomic", "board", "errors", "inference", "store", "trials"},
+    "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
+    "check": GROUND | CONTRACT | {"inference", "models", "store", "trials"},
+    "cli": GROUND | {"board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
+    "tasks": CONTRACT | {"errors", "inference", "sources", "store"},
+    "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
+}
+DOORS = {  # library -> the only files that may import it, wherever in them
+    "ray": {"harness/on_ray/", "jobs/"},
+    "mlflow": {"harness/report/to_mlflow.py"},
+    "vllm": {"harness/models/on_vllm.py"},
+}
+MAX_FLOORS = 6  # of the files of one folder; more cannot be read top to bottom
+
+EVERY = modules(ROOT, "harness", "tasks", "jobs")
+BETWEEN = arrows(EVERY)
 
 
-def imported(file):
-    """Top-level names of all modules a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[0] for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module.split(".")[0]
+@pytest.mark.parametrize("room", sorted({wing(name) for name in EVERY} - {"harness"}))
+def test_a_wing_imports_what_the_map_allows(room):
+    """A wing that is not on the map fails too."""
+    found = {other.removeprefix("harness.") for other in folded(BETWEEN, wing)[room] if other != "harness"}
+    assert found - MAY_IMPORT[room.removeprefix("harness.")] == set()
 
 
-def test_ray_and_mlflow_stay_in_their_rooms():
-    files = [f for folder in ("harness", "tasks", "jobs") for f in (ROOT / folder).rglob("*.py")]
-    assert len(files) > 25
-    for file in files:
-        name = file.relative_to(ROOT).as_posix()
-        for library, rooms in ROOMS.items():
-            allowed = name in rooms or (library == "ray" and name.startswith("jobs/"))
-            assert allowed or library not in set(imported(file)), f"{name} imports {library}"
-    assert "ray" in set(imported(ROOT / "harness/on_ray/trials.py")) and "mlflow" in set(
-        imported(ROOT / "harness/report/to_mlflow.py")
-    )
+def test_nothing_imports_in_a_circle():
+    assert circles(BETWEEN) == [] and circles(folded(BETWEEN, wing)) == []
+
+
+@pytest.mark.parametrize("folder", sorted({name.rpartition(".")[0] for name in EVERY if name.count(".") > 1}))
+def test_no_folder_is_deeper_than_six_floors(folder):
+    """Its files, a folder within it counting as one room."""
+    inside = {name for name in EVERY if name.startswith(f"{folder}.")}
+
+    def room_of(name):
+        return ".".join(name.split(".")[: folder.count(".") + 2])
+
+    between = folded({name: BETWEEN[name] & inside for name in inside}, room_of)
+    assert max(floors(between).values()) < MAX_FLOORS
+
+
+def test_the_script_that_draws_the_map_sees_circles_and_floors():
+    between = {"a": {"b"}, "b": {"c"}, "c": set(), "d": {"e"}, "e": {"d"}}
+    assert circles(between) == [{"d", "e"}]
+    assert floors({k: v for k, v in between.items() if k < "d"}) == {"a": 2, "b": 1, "c": 0}
+
+
+def test_libraries_stay_behind_their_doors():
+    for name, file in EVERY.items():
+        used = {module.partition(".")[0] for module in imports(file)}
+        path = file.relative_to(ROOT).as_posix()
+        for library, doors in DOORS.items():
+            assert library not in used or any(path.startswith(door) for door in doors), f"{name} imports {library}"
+    assert "ray" in set(imports(ROOT / "harness/on_ray/trials.py"))
+    assert "mlflow" in set(imports(ROOT / "harness/report/to_mlflow.py"))
 
 
 def test_statistics_know_nothing_of_the_rest():
-    assert not {"harness", "tasks", "torch", "ray"} & set(imported(ROOT / "harness/scores/stats.py"))
+    assert not {"harness", "tasks", "torch", "ray"} & {
+        module.partition(".")[0] for module in imports(ROOT / "harness/scores/stats.py")
+    }
 
 
 def test_looking_up_is_light():
-    code = "import sys; from harness.cli.main import app; from harness import registry; from harness.cli import doctor; from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
+    code = (
+        "import sys; from harness.cli.main import app; from harness import registry; from harness.cli import doctor;"
+        "from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split()

@@ -8,8 +8,9 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,9 @@ from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render
 from harness.store.store import Store, hashed
 
-DEFAULTS = {"max_length": 2048}  # tokens of a prompt and its response, where the model's own context is not shorter
+DEFAULTS: dict[str, object] = {
+    "max_length": 2048
+}  # tokens of a prompt and its response, where the model's own context is not shorter
 RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
 # Of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, and so do their gradients.
 TOKENS = 8192
@@ -46,6 +49,9 @@ def make_model(name: str) -> LanguageModel:
 def canonical(name: str) -> str:
     """One string for one model: what a method's field `model` has as its identity."""
     return make_model(name).canonical
+
+
+CausalLM = Any  # a transformers.PreTrainedModel, perhaps with PEFT's terms around it
 
 
 def device() -> torch.device:
@@ -77,7 +83,12 @@ class Tokens:
         mask = place < self.length[rows][:, None]
         ids = self.ids[np.where(mask, self.start[rows][:, None] + place, 0)]
         response = mask & (place >= (self.answer - self.start[:-1])[rows][:, None])
-        return tuple(torch.from_numpy(a).to(device) for a in (np.where(mask, ids, 0).astype(np.int64), mask, response))
+        ids = np.where(mask, ids, 0).astype(np.int64)
+        return (
+            torch.from_numpy(ids).to(device),
+            torch.from_numpy(mask).to(device),
+            torch.from_numpy(response).to(device),
+        )
 
 
 @lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
@@ -92,12 +103,12 @@ def tokens_of(items: Items, model: LanguageModel, store: Store, cut: int = 0) ->
     room = context_length(config_of(model.folder(store)), tokenizer, model["max_length"])
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
-    prompts, responses = (items.text[name].to_pylist() for name in ("prompt", "response"))
+    prompts, responses = (items.known_text[name].to_pylist() for name in ("prompt", "response"))
     if empty := [i for i, text in enumerate(responses) if not text.strip()]:
         raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
     before = {prompt: render(tokenizer, None, prompt) for prompt in set(prompts)}
     said = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
-    after = [ids[:cut] if 0 < cut < len(ids) else ids + [tokenizer.eos_token_id] for ids in said]
+    after = [ids[:cut] if 0 < cut < len(ids) else [*ids, tokenizer.eos_token_id] for ids in said]
     if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
         raise ValueError(
             f"{len(long)} responses are longer than the context of {room} tokens, for example item {long[0]} "
@@ -119,17 +130,19 @@ def config_of(folder: Path):
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def open_lm(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def open_lm(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
     """The causal language model in a folder, on this process's device, without dropout."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    opened = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     return opened.to(device()).eval()
 
 
-def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
+def with_lora(model: CausalLM, rank: int, seed: int) -> CausalLM:
     """The model with trainable low-rank terms beside every linear layer but the last (Hu et al. 2021), which begin at zero."""
     from peft import LoraConfig, get_peft_model
 
@@ -145,15 +158,16 @@ class Policy(nn.Module):
     A block's output o becomes (1 + scale) * o + shift (FiLM, Perez et al. 2017; Few-shot Steerable, eq. 23).
     """
 
-    def __init__(self, model: nn.Module, film: Film | None = None) -> None:
+    def __init__(self, model: CausalLM, film: Film | None = None) -> None:
         super().__init__()
-        self.lm, self.film = model, film
+        self.lm: CausalLM = model
+        self.film = film
         self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden], of the batch in work
         me = weakref.ref(self)  # else the model held itself, with its gradients, until Python looks for such rings
         for place, block in enumerate(blocks(model) if film is not None else []):
-            block.register_forward_hook(lambda block, given, output, place=place: me()._modulated(place, output))
+            block.register_forward_hook(partial(_modulated, me, place))
 
-    def _modulated(self, place: int, output):
+    def modulated(self, place: int, output):
         if self.modulation is None:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
@@ -173,8 +187,10 @@ class Policy(nn.Module):
 
         For the users of whom `shown` tells, or whose latents those are (see Film); without either, unmodulated.
         """
-        unmodulated = self.film is None or (shown is None and latent is None)
-        self.modulation = None if unmodulated else self.film.modulation(shown, latent)
+        self.modulation = None
+        if self.film is not None:
+            latent = self.film.latent(shown) if latent is None and shown is not None else latent
+            self.modulation = None if latent is None else self.film.modulation(latent)
         first = int(response.int().argmax(1).min())  # nothing before it is asked for
         target, asked = ids[:, first:], response[:, first:]
         logits = self.lm(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=ids.shape[1] - first + 1)
@@ -184,7 +200,7 @@ class Policy(nn.Module):
     @contextlib.contextmanager
     def acting(self, latent: torch.Tensor | None) -> Iterator[None]:
         """Within it the model alone (`lm`) acts for the users with those latents float32[batch, width]."""
-        self.modulation = None if self.film is None or latent is None else self.film.modulation(latent=latent)
+        self.modulation = None if self.film is None or latent is None else self.film.modulation(latent)
         try:
             yield
         finally:
@@ -193,6 +209,11 @@ class Policy(nn.Module):
     def learned(self) -> dict[str, torch.Tensor]:
         """The tensors that training moves, by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
+
+
+def _modulated(policy: weakref.ref[Policy], place: int, block: nn.Module, given: tuple, output: Any) -> Any:
+    """The forward hook of one block: modulates its output while its policy lives."""
+    return output if (held := policy()) is None else held.modulated(place, output)
 
 
 class Film(nn.Module):
@@ -216,17 +237,17 @@ class Film(nn.Module):
         """float32[n, width] from mean gaps float32[n, features]."""
         return self.mlp(self.norm(self.weigh(shown)))
 
-    def modulation(self, shown: torch.Tensor | None = None, latent: torch.Tensor | None = None) -> torch.Tensor:
-        """float32[n, blocks, 2, hidden]: scale less one, and shift."""
-        return self.out(self.latent(shown) if latent is None else latent).unflatten(1, self.shape)
+    def modulation(self, latent: torch.Tensor) -> torch.Tensor:
+        """float32[n, blocks, 2, hidden] from latents float32[n, width]: scale less one, and shift."""
+        return self.out(latent).unflatten(1, self.shape)
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: CausalLM) -> CausalLM:
     """The model without PEFT's wrapping around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: CausalLM) -> nn.ModuleList:
     """The model's blocks, in order. ValueError where they are not found."""
     decoder = plain(model).get_decoder()
     for name in ("layers", "h"):  # h: GPT-2 and its kin
@@ -259,7 +280,7 @@ def reference(
     """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
     text = hashlib.sha256()
     for name in ("prompt", "response"):
-        for chunk in items.text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
+        for chunk in items.known_text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
             text.update(chunk)
     identity = model.identity | {
         "text": text.hexdigest(),
@@ -271,6 +292,10 @@ def reference(
     kept = store.read("references", key)
     if parallel.agreed(kept is not None):
         kept = kept or store.read("references", key)
+        if kept is None:
+            raise ValueError(
+                f"the log-probabilities {key} of another worker are not in this worker's store {store.root}"
+            )
         return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
     tokens = tokens_of(items, model, store, cut)
     found = log_probs(Policy(open_lm(model.folder(store), dtype)), tokens, np.arange(len(items)))

@@ -145,7 +145,7 @@ class Dpo(Method):
             held.close()
 
 
-class OpenDpo:
+class OpenDpo(Predictor):
     """A trained policy at work: one language model in memory, until it is closed."""
 
     def __init__(self, method: Dpo, state: State, store: Store) -> None:
@@ -166,10 +166,6 @@ class OpenDpo:
         latent = users[0][torch.from_numpy(np.asarray(user)).long()]
         tokens, reference = self.method.encoded(items, self.store)
         return self.method.beta * log_ratio(self.model, tokens, reference, latent, np.asarray(item))
-
-    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        left = self.reward(state, users, query.items, query.user, query.left)
-        return left - self.reward(state, users, query.items, query.user, query.right)
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run

@@ -13,7 +13,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from harness import parallel
-from harness.data import Items, Pairs, Panel
+from harness.data import Items, Pairs, Panel, known_truth
 from harness.errors import Mistake
 from harness.learning import policy
 from harness.method import Predictor, Run, State, Users
@@ -43,17 +43,17 @@ class DpoDedicated(Dpo):
         return self.kinds * super().guess
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        utility = run.truth.users[train.people]
+        truth = known_truth(run.truth)
+        utility = truth.users[train.people]
         kinds = np.unique(utility, axis=0)
         if len(kinds) > self.kinds:
             kinds = KMeans(self.kinds, n_init=10, random_state=0).fit(utility).cluster_centers_.astype(np.float32)
         kind = of_kind(utility, kinds)
-        own_kind = of_kind(run.truth.users[validation.query.people], kinds)
+        own_kind = of_kind(truth.users[validation.query.people], kinds)
         state = {"kinds": torch.from_numpy(kinds)}
         for number in range(len(kinds)):
-            own = Panel(
-                *(pairs.of(np.flatnonzero(own_kind == number)) for pairs in (validation.context, validation.query))
-            )
+            users = np.flatnonzero(own_kind == number)
+            own = Panel(validation.context.of(users), validation.query.of(users))
             below = replace(run, checkpoint=run.checkpoint and run.checkpoint / str(number), curves={})
             found = super().fit(train.of(np.flatnonzero(kind == number)), own, below)
             state |= {f"{number}/{name}": tensor for name, tensor in found.items()}
@@ -69,12 +69,13 @@ class DpoDedicated(Dpo):
             held.close()
 
 
-class OpenDedicated:
+class OpenDedicated(Predictor):
     """The policies of all kinds at work, one of them in memory at a time."""
 
     def __init__(self, method: DpoDedicated, state: State, run: Run) -> None:
-        self.method, self.state, self.store, self.truth = method, state, policy.store_of(run), run.truth
-        self.number, self.held = -1, None
+        self.method, self.state, self.store, self.truth = method, state, policy.store_of(run), known_truth(run.truth)
+        self.number = -1
+        self.held: OpenDpo | None = None
 
     def of(self, number: int) -> OpenDpo:
         """The policy of one kind, loaded in the place of another."""
@@ -100,10 +101,6 @@ class OpenDedicated:
             of_one = self.of(number).reward({}, everybody, items, np.zeros(len(rows), np.int64), item[rows])
             found[torch.from_numpy(rows)] = of_one
         return found
-
-    def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        left = self.reward(state, users, query.items, query.user, query.left)
-        return left - self.reward(state, users, query.items, query.user, query.right)
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run

@@ -34,6 +34,10 @@ class Majority(Method):
         no = torch.bincount(row, minlength=len(pair)) - yes
         return {"pair": pair, "log_odds": ((yes + self.smoothing) / (no + self.smoothing)).log()}
 
+    @property
+    def has_rewards(self) -> bool:
+        return False
+
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return (torch.zeros(context.n_users),)
 

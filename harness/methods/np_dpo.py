@@ -36,7 +36,7 @@ class NpDpo(Dpo):
     Curves: as of `dpo`, but of the steps' pairs alone. State: as of `dpo`, and `scale`, the features' size. Users: the latent float32[n_users, width].
     """
 
-    tune: Literal["lora", "full", "film"] = "full"
+    tune: Literal["lora", "full", "film"] = "full"  # type: ignore[assignment]  # a wider choice than dpo's
     steps: int = 540
     batch: int = 18
     targets: int = 9  # of a user; this and `context`: C.2
@@ -67,34 +67,33 @@ class NpDpo(Dpo):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         store = policy.store_of(run)
         tokens, reference = self.encoded(train.items, store)
-        scale = max(float(np.sqrt(np.square(train.gap).mean())), 1e-6)
-        return {"scale": torch.tensor(scale)} | optimise(
+        return {"scale": torch.tensor(size_of(train))} | optimise(
             self.untrained(run.seed, store, train.gap.shape[1]),
             tokens,
             reference,
-            self.schedule(train, scale, run),
+            self.schedule(train, tokens, run),
             beta=self.beta,
             steps=self.steps,
             rates={"lm": self.rate, "film": self.film_rate},
             run=run,
         )
 
-    def schedule(self, train: Pairs, scale: float, run: Run) -> Callable[[int], Step]:
+    def schedule(self, train: Pairs, tokens: policy.Tokens, run: Run) -> Callable[[int], Step]:
         """The users of each step, and of each his context and targets."""
-        count, size = np.diff(train.offsets), self.batch // self.targets
+        count, size, scale = np.diff(train.offsets), self.batch // self.targets, size_of(train)
         able = np.flatnonzero(count > self.targets)
         if not len(able):
             raise ValueError(f"no training user has more than {self.targets} pairs: lower targets")
 
         def step_at(step: int) -> Step:
             rng = np.random.default_rng([run.seed, 1, step])
-            rows, shown = [], []
+            parts, shown = [], []
             for user in rng.choice(able, size):
                 own = train.offsets[user] + rng.permutation(count[user])
-                n = min(rng.integers(self.context + 1), len(own) - self.targets)
-                rows.append(own[: self.targets])
+                n = min(int(rng.integers(self.context + 1)), len(own) - self.targets)
+                parts.append(own[: self.targets])
                 shown.append(own[self.targets : self.targets + n])
-            rows = np.concatenate(rows)
+            rows = np.concatenate(parts)
             means = np.stack([toward(train, some).sum(0) / max(1, len(some)) / scale for some in shown])
             return Step(
                 train.left[rows].astype(np.int64),
@@ -118,12 +117,15 @@ class OpenNpDpo(OpenDpo):
     """A policy at work that reads users from their context pairs."""
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        total = np.zeros((context.n_users, context.items.features.shape[1]), dtype=np.float32)
+        total = np.zeros((context.n_users, context.items.known_features.shape[1]), dtype=np.float32)
         np.add.at(total, context.user, toward(context, np.arange(len(context))))
         mean = total / np.maximum(np.diff(context.offsets), 1)[:, None].astype(np.float32)
+        film = self.model.film
+        if film is None:
+            raise ValueError("the policy has nothing that reads a user")
         with torch.inference_mode():
             shown = torch.from_numpy(mean).to(policy.device()) / state["scale"].to(policy.device())
-            return (self.model.film.latent(shown).cpu().clone(),)
+            return (film.latent(shown).cpu().clone(),)
 
     def export(self, state: State, folder: Path) -> str:
         told = super().export(state, folder)
@@ -137,7 +139,12 @@ class OpenNpDpo(OpenDpo):
         )
 
 
+def size_of(pairs: Pairs) -> float:
+    """The root mean square of all features of all gaps, by which what a user is read from is divided."""
+    return max(float(np.sqrt(np.square(pairs.gap).mean())), 1e-6)
+
+
 def toward(pairs: Pairs, rows: np.ndarray) -> np.ndarray:
     """float32[n, d]: features of winner less loser of those rows; a soft label shortens the gap."""
-    features = pairs.items.features
+    features = pairs.items.known_features
     return (features[pairs.left[rows]] - features[pairs.right[rows]]) * (2 * pairs.label[rows] - 1)[:, None]

@@ -81,7 +81,7 @@ class Vas(LinearMethod):
         run, store = replace(run, device="cpu"), policy.store_of(run)  # cpu: the head and the prior are small
         prior = MixedLogit().fit(train, validation, run)
         rows = np.unique(np.concatenate([train.left, train.right]))
-        features = torch.from_numpy(train.items.features[rows]).double()
+        features = torch.from_numpy(train.items.known_features[rows]).double()
         targets, places = axes(features - features.mean(0), prior, self.axes)
         hidden, token, text = states(self.lm.folder(store), policy.tokens_of(train.items, self.lm, store), rows)
         return prior | {"places": places} | self.head(hidden, token, targets.float()[text], text % HELD_OUT == 0, run)
@@ -170,4 +170,5 @@ def states(folder: Path, tokens: policy.Tokens, rows: np.ndarray) -> tuple[torch
             line, place = response.nonzero(as_tuple=True)
             found = hidden[line, place - 1].float(), ids[line, place], torch.from_numpy(some).to(line)[line]
             parts.append([part.cpu() for part in found])
-    return tuple(torch.cat(part).clone() for part in zip(*parts, strict=True))
+    hidden, token, place = (torch.cat(part).clone() for part in zip(*parts, strict=True))
+    return hidden, token, place

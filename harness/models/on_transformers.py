@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,10 @@ class Transformers(Engine):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens = TOKENS if self.device.type == "cuda" or use == "sample" else TOKENS_ON_CPU
         kind = AutoModel if use == "embed" else AutoModelForCausalLM
-        self.model: PreTrainedModel = (
-            kind.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
-            .to(self.device)
-            .eval()
+        model: Any = kind.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
+        self.model = model.to(self.device).eval()
         self.tokenizer = open_tokenizer(folder)
         self.context_length = context_length(self.model.config, self.tokenizer, max_length)
         if use == "sample":

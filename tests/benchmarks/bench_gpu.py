@@ -229,14 +229,15 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
             beta=0.05,
             steps=steps,
             rates=rates,
-            run=Run(0, store=Store(folder / "store").open()),
+            run=Run(0),
         )
 
     timed("reference log-probabilities", 2, lambda: log_probs(Policy(base), tokens, np.arange(len(reference))))
     lora = with_lora(base, 16, 0)
     timed("LoRA", 4, lambda: tune(Policy(lora)))
     film = Film(FEATURES, 64, len(blocks(lora)), config.hidden_size)
-    timed("LoRA with FiLM", 4, lambda opened=Policy(lora, film).to(device): tune(opened))
+    modulated = Policy(lora, film).to(device)
+    timed("LoRA with FiLM", 4, lambda: tune(modulated))
     print(f"  FiLM adds {taken['LoRA with FiLM'] / taken['LoRA'] - 1:.1%} (aim: at most 10 %)")
 
 

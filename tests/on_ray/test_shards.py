@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def alone(folder) -> dict[str, dict[str, torch.Tensor]]:
 def assert_alike(found, expected):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.slow
