@@ -21,14 +21,13 @@ from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
-NETWORKS = {"dpl", "np_btl", "vpl"}  # trained for thousands of steps, by the battery three times
-TUNED = {"dpo_dedicated", "np_dpo"}  # many language models; `dpo` stands for them among the fast tests
+NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by the battery three times
+# Of tuned policies `dpo` is among the fast, vas in tests/methods/test_vas.py; personas reads its large file four times.
+SLOW = NETWORKS | {"dpo_dedicated", "np_dpo", "personas", "vas"}
 NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in NETWORKS | TUNED else []) for n in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
 def test_keeps_the_contract(name, request, tmp_path):
     if name in REAL:
         request.getfixturevalue("data_folder")

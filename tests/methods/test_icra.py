@@ -70,6 +70,7 @@ def test_a_heavy_ridge_is_the_moment(times, monkeypatch):
     assert np.corrcoef(answers)[0, 1] > 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_choices_over_times_give_the_weights_and_choices_do_not():
     """Mean answer over mean time is half the utility gap (eq. 8), whoever the user is."""
     task = ResponseTimes(n_users=50, new_users=10, n_demonstrations=4000, annotators=100, shots=(0, 4000), queries=1)

@@ -43,6 +43,7 @@ def test_variants_keep_the_contract(method, fields):
     assert len(problems) >= 16 and not any(problems.values()), problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "least"),
     [("two_camps", {5: 0.73, 20: 0.77, 200: 0.84}), ("independent_signs", {5: 0.60, 20: 0.70, 200: 0.825})],
@@ -121,6 +122,7 @@ def test_one_reward_for_two_modes_orders_options_by_borda_count(two_modes):
     assert spearmanr(found, borda).statistic > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mean_variance", "categorical"])
 def test_a_distribution_says_where_people_disagree(two_modes, model):
     """Only above .5 do the modes differ: there utility is spread; P is the share of people who prefer an option."""

@@ -192,6 +192,7 @@ def auc(built, method):
     return sum(found) / len(found)
 
 
+@pytest.mark.slow
 def test_anchors(built):
     """Measured at 10 and 20 answers: pref .825 and .868, spectral .802 and .853, per_user .687 and .739; oracle .938."""
     assert 0.92 < auc(built, "oracle")[0] < 0.96

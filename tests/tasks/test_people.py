@@ -70,6 +70,7 @@ def test_per_user_on_snacks_is_scikit_learns(data_folder):
     assert ((z > 0) == (panel.query.label == 1)).mean() == pytest.approx(np.mean(hits), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_nobody_gains_on_food_risk(data_folder):
     """The negative control, before any interval: no method is far above one reward for all."""
     shared = accuracy(FoodRisk(), "shared", range(5))
