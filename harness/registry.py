@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import re
@@ -14,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Mistake
+from harness.errors import Mistake, did_you_mean
 from harness.fields import coerce
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,11 +61,8 @@ def load(kind: str, name: str) -> Any:
     built_in = (FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
     if not built_in and name not in PLUGINS:
         known = names(kind)
-        near = difflib.get_close_matches(name, known, n=1)
-        raise Mistake(
-            f"there is no {kind} {name!r}",
-            f"did you mean {near[0]!r}?" if near else f"manyminds list shows all; {kind}s: {', '.join(known)}",
-        )
+        hint = did_you_mean(name, known, f"manyminds list shows all; {kind}s: {', '.join(known)}")
+        raise Mistake(f"there is no {kind} {name!r}", hint)
     found = _members(_import(name) if name in PLUGINS else importlib.import_module(f"{FOLDERS[kind][0]}.{name}"), kind)
     if len(found) != 1:
         raise Mistake(f"{name}.py holds {len(found)} {kind} classes", f"keep one {kind} per file")
@@ -105,12 +101,8 @@ def make(kind: str, name: str, fields: dict[str, object]) -> Any:
     hints = typing.get_type_hints(cls)
     for field in fields:
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            shown = ", ".join(sorted(known)) or "none"
-            raise Mistake(
-                f"{kind} {name!r} has no field {field!r}",
-                f"did you mean {near[0]!r}?" if near else f"its fields: {shown}",
-            )
+            hint = did_you_mean(field, known, f"its fields: {', '.join(sorted(known)) or 'none'}")
+            raise Mistake(f"{kind} {name!r} has no field {field!r}", hint)
     return cls(**{field: coerce(value, hints[field], f"{name}.{field}") for field, value in fields.items()})
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.claims.figures.kinds import check_figures, read_figures
 from harness.claims.judge import (
@@ -19,11 +20,13 @@ from harness.claims.judge import (
 from harness.claims.results import Results
 from harness.claims.schema import FOLDER, Claim, read_claims
 from harness.errors import Missing, Mistake
-from harness.inference.jobs import Job
 from harness.store.store import Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import Suite, load_toml, read_suite
 from harness.trials.trial import Trial
+
+if TYPE_CHECKING:
+    from harness.inference.jobs import Job
 
 
 @dataclass(frozen=True, eq=False)

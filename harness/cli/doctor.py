@@ -12,18 +12,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.version import Version
+
 from harness.errors import Mistake
 from harness.sources.public_files import FOLDER
 from harness.store.store import Store
 
-PACKAGES = {
-    "ray": (2, 60),
-    "torch": (2, 13),
-    "mlflow": (3, 17),
-    "pyarrow": (20, 0),
-    "polars": (2, 0),
-    "safetensors": (0, 5),
-}
+PACKAGES = {"ray": "2.60", "torch": "2.13", "mlflow": "3.17", "pyarrow": "20", "polars": "2", "safetensors": "0.5"}
 ROOM = 2  # GiB: the suites here write well under one
 
 
@@ -69,14 +64,13 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _security(store)
 
 
-def _package(name: str, least: tuple[int, int]) -> Finding:
-    wanted = ".".join(map(str, least))
+def _package(name: str, least: str) -> Finding:
     try:
         found = version(name)
     except PackageNotFoundError:
         return Finding("BAD", name, "not installed", "make install")
-    new = tuple(int(part) for part in found.split("+")[0].split(".")[:2]) >= least
-    return Finding("ok" if new else "BAD", name, found, "" if new else f"{wanted} or newer is needed")
+    new = Version(found) >= Version(least)
+    return Finding("ok" if new else "BAD", name, found, "" if new else f"{least} or newer is needed")
 
 
 def _security(store: Store) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import dataclass
 from itertools import product
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import registry
-from harness.errors import Missing, Mistake
+from harness.errors import Missing, Mistake, did_you_mean
 from harness.method import Method
 from harness.store.store import hashed
 from harness.task import Task
@@ -69,10 +68,7 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     content = load_toml(path)
     for key, value in content.items():
         if key not in KNOWN:
-            near = difflib.get_close_matches(key, KNOWN, n=1)
-            raise Mistake(
-                f"{path}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN)}"
-            )
+            raise Mistake(f"{path}: unknown key {key!r}", did_you_mean(key, KNOWN, f"known: {', '.join(KNOWN)}"))
         if not isinstance(value, KNOWN[key]) or isinstance(value, bool) != (KNOWN[key] is bool):
             raise Mistake(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
     _check_quick(path, content)
