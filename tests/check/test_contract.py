@@ -22,8 +22,9 @@ from tasks.low_rank import LowRank
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
 NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by the battery three times
-# Of tuned policies `dpo` is among the fast, vas in tests/methods/test_vas.py; personas reads its large file four times.
-SLOW = NETWORKS | {"dpo_dedicated", "np_dpo", "personas", "vas"}
+# Policies read 30 people's pairs with a language model some thirty times; tests/methods/test_vas.py does so in small,
+# among the fast. personas reads its large file four times.
+SLOW = NETWORKS | {"dpo", "dpo_dedicated", "np_dpo", "personas", "vas"}
 NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
 
 
@@ -180,6 +181,22 @@ def test_catches_a_broken_method(method, caught):
     sound = MixedLogit if issubclass(method, MixedLogit) else PerUser
     assert caught in broken(method_checks(method()))
     assert caught in [what for what, _ in method_checks(sound())] and caught not in broken(method_checks(sound()))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("generate", {}, "declare generates = True"),
+        ("export", {}, "declare exports = True"),
+        ("ask", {}, "declare asks = True"),
+        ("nothing", {"exports": True}, "there is no `export`"),
+        ("export", {"exports": True}, None),
+    ],
+)
+def test_what_a_method_can_do_is_declared(name, flags, says):
+    made = type("Mine", (PerUser,), {name: lambda self, *_: None, "__module__": __name__, **flags})
+    (ask,) = [ask for what, ask in method_checks(made()) if what == "what it can do is declared"]
+    assert ask() == says if says is None else says in ask()
 
 
 def test_a_policy_of_ones_own_needs_no_language_model():

@@ -67,12 +67,14 @@ def ran(folder):
     return call(folder, "run", "text.toml", "--local", "--json")
 
 
+@pytest.mark.slow
 def test_what_is_not_made_yet_is_named_with_what_makes_it(folder, ran, tmp_path):
     (tmp_path / "text.toml").write_text(SUITE)
     _, told = call(tmp_path, "plan", "text.toml", code=2)
     assert "4 samples by small@" in told and "manyminds generate SUITE" in told
 
 
+@pytest.mark.slow
 def test_everything_is_made_and_every_method_chooses(ran):
     out, told = ran
     assert "samples to make" in told and "vectors to make" in told and "answers to make" in told
@@ -85,6 +87,7 @@ def test_everything_is_made_and_every_method_chooses(ran):
     assert gain == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_second_run_loads_no_model(folder, ran):
     out, told = call(folder, "run", "text.toml", "--local", "--json")
     assert (
@@ -93,6 +96,7 @@ def test_a_second_run_loads_no_model(folder, ran):
     assert json.loads(out)["tasks"][0]["rows"] == json.loads(ran[0])["tasks"][0]["rows"]
 
 
+@pytest.mark.slow
 def test_every_row_is_there_once(folder, ran):
     store = Store(folder / "store")
     kinds = {kind.name for kind in (store.root / "rows").iterdir()}

@@ -15,23 +15,21 @@ from harness.data import TEXT, Items, Pairs, Panel
 from harness.learning import policy
 from harness.learning.dpo_training import dpo_loss
 from harness.method import Run
-from harness.models import small
 from harness.registry import make
 from harness.sources.text_world import PROMPTS, respond
 from harness.store.store import Store
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
+@pytest.fixture
+def base(folder):
     """The folder of an untrained small language model."""
-    folder = tmp_path_factory.mktemp("lm") / "model"
-    small.build_small_model(folder, steps=0)
     return folder
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store").open()
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for all tests, so that reference log-probabilities are found once."""
+    return Store(tmp_path_factory.mktemp("policy") / "store").open()
 
 
 @pytest.fixture(scope="module")

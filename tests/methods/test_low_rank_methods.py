@@ -260,6 +260,7 @@ def test_planted_weights_on_the_simplex_are_recovered():
     assert (found > 0).all() and (found.sum(1) - 1).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 def test_distances_to_ideal_points_are_learned():
     """Users between three prototypes in a plane; rewards are distances, which no linear reward can follow."""
     rng = np.random.default_rng(0)

@@ -47,6 +47,7 @@ def right(z, panel):
     return float(((z.numpy() > 0) == (panel.query.label > 0.5)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bound"), [("np_btl", 0.03), ("vpl", 0.04)])
 def test_close_to_bayes(world, fitted, name, bound):
     splits, truth = world
@@ -57,6 +58,7 @@ def test_close_to_bayes(world, fitted, name, bound):
         assert reached > right(log_odds(bayes, line, panel, shots), panel) - bound, shots
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["np_btl", "vpl"])
 def test_without_context_it_answers_for_the_population(world, fitted, name):
     """Sure where both modes agree, near a coin where they do not; the same answer for everybody."""
@@ -71,6 +73,7 @@ def test_without_context_it_answers_for_the_population(world, fitted, name):
     assert all((tensor == tensor[0]).all() for tensor in users)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["np_btl", "vpl"])
 def test_latents_tell_the_planted_mode(world, fitted, name):
     from sklearn.linear_model import LogisticRegression
@@ -85,6 +88,7 @@ def test_latents_tell_the_planted_mode(world, fitted, name):
     assert cross_val_score(LogisticRegression(max_iter=1000), latents, strangers, cv=5).mean() < 0.65
 
 
+@pytest.mark.slow
 def test_a_narrower_posterior_with_more_pairs(world, fitted):
     method, state = fitted["vpl"]
     context = world[0].panels["test"].context
