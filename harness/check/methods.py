@@ -70,6 +70,7 @@ class MethodOnTask:
             ("it is a frozen dataclass", self.frozen),
             ("its fields take nothing else than they say", lambda: unchecked_field(self.method)),
             ("it answers why it sits out, or None", self.refusal),
+            ("what it can do is declared", self.declared),
             ("state and users are tensors", self.shapes),
             ("it holds nothing learned", self.holds_nothing),
             ("the same seed gives the same answers", self.again),
@@ -130,6 +131,17 @@ class MethodOnTask:
         about = [Manifest(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
         said = [self.method.refuses(manifest) for manifest in about]
         return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
+
+    def declared(self) -> str | None:
+        """A method that can write, give away its model or be asked says so, and has what it says."""
+        own, found = type(self.method), []
+        for flag, function in (("generates", "generate"), ("exports", "export"), ("asks", "ask")):
+            has = getattr(own, function) is not getattr(Method, function) or own.opened is not Method.opened
+            if getattr(own, flag) and not has:
+                found.append(f"{flag} = True, and there is no `{function}`")
+            if not getattr(own, flag) and getattr(own, function) is not getattr(Method, function):
+                found.append(f"there is a `{function}`: declare {flag} = True")
+        return "; ".join(found) or None
 
     def shapes(self) -> str | None:
         state, predictor = self.fitted

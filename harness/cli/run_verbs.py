@@ -106,10 +106,7 @@ def reproduce(
     from harness.claims.page import print_verdicts, write_page
 
     if not what and not every:
-        for file, (paper, listed) in claims.catalogue().items():
-            print(f"{paper}: {claims.title_of(file)} ({file.stem})")
-            print("\n".join(f"  {claim.id:4} {claim.title}" for claim in listed))
-        err.print("\nmanyminds reproduce PAPER or ID checks some, manyminds reproduce --all checks every one")
+        _list_claims()
         return
     if what and every:
         raise Mistake("--all is every claim of every paper", f"leave out --all, or {' '.join(what)}")
@@ -148,6 +145,15 @@ def reproduce(
         err.print(f"\npage:    {page}")
         err.print(f"done in {time.monotonic() - began:.0f} s")
     _tell_failed([t for t in trials if opened.read("trials", t.key) is None], opened)
+
+
+def _list_claims() -> None:
+    from harness.claims.reproduce import catalogue, title_of
+
+    for file, (paper, listed) in catalogue().items():
+        print(f"{paper}: {title_of(file)} ({file.stem})")
+        print("\n".join(f"  {claim.id:4} {claim.title}" for claim in listed))
+    err.print("\nmanyminds reproduce PAPER or ID checks some, manyminds reproduce --all checks every one")
 
 
 def publish(

@@ -49,29 +49,33 @@ def dpo_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return -label * logsigmoid(margin) - (1 - label) * logsigmoid(-margin)
 
 
+class Settings(NamedTuple):
+    """Of the training. rates: learning rate by the first part of a tensor's name, `lm` or `film`."""
+
+    beta: float
+    steps: int
+    rates: dict[str, float]
+
+
 def optimise(
     policy: Policy,
     tokens: Tokens,
     reference: torch.Tensor,
     step_at: Callable[[int], Step],
-    *,
-    beta: float,
-    steps: int,
-    rates: dict[str, float],
+    settings: Settings,
     run: Run,
     held_out: Callable[[], dict[str, float]] | None = None,
 ) -> State:
     """Minimises the DPO loss of step_at(0), step_at(1), ... by Adam; returns the tensors it moved, by name.
 
-    reference: float64[items], log-probabilities under the reference model. rates: learning rate by the first part of a
-    tensor's name, `lm` or `film`. The rate rises linearly over the first WARMUP of the steps and falls to zero as a
-    cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
+    reference: float64[items], log-probabilities under the reference model. The rates rise linearly over the first WARMUP
+    of the steps and fall to zero as a cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
     that of one worker, but for rounding. A state is saved in run.checkpoint now and then, and training goes on from
     there: on a CPU to the same bits, for the same number of workers. ValueError where the loss is not finite.
     """
-    sharded, whole = shards(policy), shared(policy)
+    sharded, whole, steps = shards(policy), shared(policy), settings.steps
     learned = policy.learned()
-    optimizer = adam(learned, rates)
+    optimizer = adam(learned, settings.rates)
     first, recent = restored(learned, optimizer, run)
     every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", SAVE_SECONDS))
     saved, read, busy = time.monotonic(), 0.0, 0.0
@@ -81,7 +85,7 @@ def optimise(
             group["lr"] = group["rate"] * rate_share(step, steps, WARMUP)
         optimizer.zero_grad(set_to_none=True)
         drawn = step_at(step)
-        found = gradients(whole, tokens, reference, drawn, beta)
+        found = gradients(whole, tokens, reference, drawn, settings.beta)
         norm = clipped(list(learned.values()))
         loss, margin, right, n_tokens = parallel.summed(found).tolist()
         check_finite(loss, norm, step, drawn)

@@ -17,7 +17,7 @@ from harness import parallel
 from harness.data import Items, Pairs, Panel
 from harness.errors import Mistake
 from harness.learning import policy
-from harness.learning.dpo_training import Step, optimise
+from harness.learning.dpo_training import Settings, Step, optimise
 from harness.learning.policy import Policy
 from harness.learning.policy_sampling import write
 from harness.method import Manifest, Method, Predictor, Run, State, Users
@@ -112,9 +112,7 @@ class Dpo(Method):
             tokens,
             reference,
             self.schedule(train, tokens, run),
-            beta=self.beta,
-            steps=self.steps,
-            rates={"lm": self.rate},
+            Settings(self.beta, self.steps, {"lm": self.rate}),
             run=run,
             held_out=lambda: held_out(opened, tokens, reference, validation.query, self.beta),
         )

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from harness.data import Pairs, Panel
 from harness.errors import Mistake
 from harness.learning import policy
-from harness.learning.dpo_training import Step, optimise
+from harness.learning.dpo_training import Settings, Step, optimise
 from harness.learning.policy import Film, Policy
 from harness.method import Manifest, Predictor, Run, State, Users
 from harness.methods.dpo import Dpo, OpenDpo
@@ -72,9 +72,7 @@ class NpDpo(Dpo):
             tokens,
             reference,
             self.schedule(train, tokens, run),
-            beta=self.beta,
-            steps=self.steps,
-            rates={"lm": self.rate, "film": self.film_rate},
+            Settings(self.beta, self.steps, {"lm": self.rate, "film": self.film_rate}),
             run=run,
         )
 

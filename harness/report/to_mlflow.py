@@ -32,6 +32,7 @@ from pathlib import Path
 
 import polars as pl
 
+from harness.atomic import private_name
 from harness.board.board import Board, Row, TaskBoard
 from harness.board.make import make_board
 from harness.board.results import committed
@@ -398,7 +399,7 @@ def _salt(store: Store) -> bytes:
     """32 random bytes, made once per store and never published: without them nobody can look a person up by trying ids."""
     path = store.salt
     if not path.exists():
-        private = path.with_name(f"salt.{os.getpid()}")
+        private = private_name(path)
         with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
         with contextlib.suppress(FileExistsError):

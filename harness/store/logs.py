@@ -59,7 +59,8 @@ def show_log(verbose: int) -> None:
 
 def log_files(store: Store, name: str) -> list[Path]:
     """The log files of a run: the driver's, and those of its workers on Ray."""
-    return sorted(store.log(name).parent.glob(f"{name}*.log"))
+    folder = store.log(name).parent
+    return sorted([*folder.glob(f"{name}.log"), *folder.glob(f"{name}.worker-*.log")])
 
 
 def current_log() -> str:

@@ -29,7 +29,7 @@ from harness.inference import encode
 from harness.inference.jobs import distinct, make_here
 from harness.inference.tokens import as_lists
 from harness.learning import policy
-from harness.learning.dpo_training import Step, optimise
+from harness.learning.dpo_training import Settings, Step, optimise
 from harness.learning.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
 from harness.method import Run
 from harness.models import small
@@ -226,9 +226,7 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
             tokens,
             reference,
             step_at,
-            beta=0.05,
-            steps=steps,
-            rates=rates,
+            Settings(0.05, steps, rates),
             run=Run(0),
         )
 

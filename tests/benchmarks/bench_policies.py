@@ -28,7 +28,7 @@ from trl import DPOConfig, DPOTrainer
 
 from harness import policy_module
 from harness.data import TEXT, Items
-from harness.learning.dpo_training import Step, optimise
+from harness.learning.dpo_training import Settings, Step, optimise
 from harness.method import Run
 from harness.models import small
 from harness.policy_module import Film, Policy, blocks, log_probs
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
     def ours(policy_module: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
         rates = {"lm": 1e-6, "film": 1e-6}
         return lambda: optimise(
-            policy_module, tokens, reference, step_at, beta=BETA, steps=STEPS, rates=rates, run=Run(0, store=store)
+            policy_module, tokens, reference, step_at, Settings(BETA, STEPS, rates), run=Run(0, store=store)
         )
 
     def uncached(step: int) -> Step:

@@ -19,6 +19,7 @@ from harness.errors import Mistake
 from harness.on_ray import session
 from harness.on_ray import trials as trials_module
 from harness.registry import ROOT
+from harness.store.logs import log_files, logged_to
 from harness.store.store import Store
 from harness.trials.finish import finish_all
 from harness.trials.plan import make_plan, unfinished
@@ -174,16 +175,21 @@ def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, 
     for workers in (1, 2):
         store, trials, plugin = ready(tmp_path / f"ray{workers}", "raising", methods)
         progress, groups = [], []
-        trials_module.run_on_ray(
-            trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2
-        )
+        with logged_to(store, "run"):
+            trials_module.run_on_ray(
+                trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2
+            )
         assert results(store) == expected
         assert sum(progress) == len(trials) == 24
         assert len(groups) == workers  # two groups at once, of one worker each, where there are two
         assert sorted(t.key for group in groups for t in group) == sorted(t.key for t in trials)
         failed = {t.seed for t in unfinished_of(trials, store)}
         assert failed == {1, 3, 5}
-        assert all("is odd" in store.failure(t.key)["reason"] for t in unfinished_of(trials, store))
+        for trial in unfinished_of(trials, store):
+            note = store.failure(trial.key)
+            assert "is odd" in note["reason"] and note["log"] == "run"
+            told = [file.read_text() for file in log_files(store, note["log"]) if "worker" in file.name]
+            assert len(told) == workers and any(f"trial {trial.key}" in text and "is odd" in text for text in told)
 
 
 def unfinished_of(trials: list[Trial], store: Store) -> list[Trial]:
