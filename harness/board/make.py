@@ -45,9 +45,9 @@ class _Cells:
     person: np.ndarray
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
-    steered: pl.DataFrame | None  # `steer.outcomes`, a row per (shots, n, cell)
-    written: pl.DataFrame | None  # `written.outcomes`, a row per (shots, person written to under a seed)
-    beside: pl.DataFrame | None  # `written.best_of`, a row per (shots, n, such a person)
+    steered: pl.DataFrame | None  # `best_of.outcomes`, a row per (shots, n, cell)
+    written: pl.DataFrame | None  # `text_worth.outcomes`, a row per (shots, person written to under a seed)
+    beside: pl.DataFrame | None  # `text_worth.best_of`, a row per (shots, n, such a person)
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:

@@ -20,7 +20,7 @@ from harness.trials.plan import Plan
 from harness.trials.suite import Suite
 from harness.trials.trial import Trial, fields_of
 
-WRITTEN = "written_"  # before the name of a column of written.outcomes, in a metric
+WRITTEN = "written_"  # before the name of a column of text_worth.outcomes, in a metric
 
 
 @dataclass(frozen=True, eq=False)

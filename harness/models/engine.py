@@ -7,12 +7,13 @@ from typing import Literal
 
 from harness.errors import Mistake
 from harness.models.base import Engine
+from harness.models.names import EngineName
 from harness.models.on_transformers import Transformers
 from harness.models.on_vllm import VLLM
 
 
 def open_engine(
-    engine: Literal["transformers", "vllm"],
+    engine: EngineName,
     folder: Path,
     use: Literal["sample", "answer", "embed"],
     *,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 from urllib.parse import parse_qsl
 
 from harness.atomic import write_whole
@@ -20,7 +20,8 @@ from harness.errors import Missing, Mistake
 from harness.fields import coerce
 from harness.store.store import Store
 
-ENGINES = ("transformers", "vllm")
+EngineName = Literal["transformers", "vllm"]
+ENGINES = get_args(EngineName)
 EXAMPLE = "transformers:small, vllm:org/name@REVISION or transformers:./folder"
 WEIGHTS = [
     "*.json",
@@ -42,7 +43,7 @@ class LanguageModel:
     options: (name, value), sorted: whatever else decides the result.
     """
 
-    engine: Literal["transformers", "vllm"]
+    engine: EngineName
     model: str
     options: tuple[tuple[str, object], ...]
 
@@ -128,9 +129,7 @@ def parse_model(name: str, defaults: Mapping[str, object], recipe: int = 1) -> L
         raise Mistake(
             f"{name!r}: {query!r} is no option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
         )
-    return LanguageModel(
-        cast(Literal["transformers", "vllm"], engine), model, tuple(sorted((options | {"recipe": recipe}).items()))
-    )
+    return LanguageModel(cast(EngineName, engine), model, tuple(sorted((options | {"recipe": recipe}).items())))
 
 
 def typed(value: str, default: object, where: str) -> object:

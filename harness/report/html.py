@@ -1,4 +1,4 @@
-"""The board for people: a terminal table, and one self-contained HTML file with figures."""
+"""The board as one self-contained HTML file with figures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@
     mlflow.db, mlflow-artifacts/  MLflow's own tracking store    } removed, and
     mlflow.env, mlflow.lock       how to open it; who writes it  } made again
     salt                          what hides people's ids in anything published; readable by its owner alone
-    logs/<time>-<verb>-...log     what a run and its workers did (harness/store/logs.py)
+    logs/<time>-<host>-<pid>...   what a run and its workers did (harness/store/logs.py)
     tmp/                          private to one writer, or to one run
 
 A commit writes and syncs the files under private names, moves them to where their content puts them, and then links a

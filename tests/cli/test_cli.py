@@ -13,6 +13,7 @@ import pytest
 
 from harness.board.make import make_board
 from harness.cli import main
+from harness.errors import Mistake
 from harness.registry import ROOT
 from harness.sources.public_files import Source
 from harness.store.store import STEPS, Store
@@ -92,7 +93,7 @@ def test_data_is_fetched_once_and_believed_by_its_checksum(tmp_path, no_data, mo
     origin.unlink()
     assert source.path() == found
     found.write_text("a,b\n1,3\n")
-    with pytest.raises(main.Mistake, match="is not the file its source serves"):
+    with pytest.raises(Mistake, match="is not the file its source serves"):
         source.path()
 
 

@@ -294,7 +294,7 @@ def test_a_row_that_kills_its_worker_becomes_an_error(rows, tmp_path):
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [i for i in range(9) if i != 6]
     np.testing.assert_array_equal(rows.index().vectors(ids(texts))[good], expected([texts[i] for i in good]))
-    assert not [name for name in left_behind(rows.store) if not name.startswith("waiting-")]
+    assert not [name for name in left_behind(rows.store) if not name.startswith(".waiting.arrow.")]
 
 
 def test_what_is_told_is_no_death(rows, tmp_path):

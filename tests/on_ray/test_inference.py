@@ -74,7 +74,7 @@ def holding(folder):
     return next((pid for pid, block in zip(processes(folder), blocks(folder), strict=True) if "HOLD" in block), None)
 
 
-def check_all_made_once(rows, texts, but=(), kept=("waiting-",)):
+def check_all_made_once(rows, texts, but=(), kept=(".waiting.arrow.",)):
     """kept: begins of private files that may be left; the store clears them once they are old."""
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [text for text in texts if text not in but]
@@ -132,7 +132,7 @@ def test_a_killed_driver_costs_at_most_a_block_of_each_worker(cluster, rows, tmp
     Path(tmp_path, "go").touch()
     found = make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=2)
     assert found["rows"] == 41 - done
-    check_all_made_once(rows, texts, kept=("waiting-", f"{os.uname().nodename}-{driver.pid}-"))  # and its marks
+    check_all_made_once(rows, texts, kept=(".waiting.arrow.", f"{os.uname().nodename}-{driver.pid}-"))  # and its marks
     begun = Counter(text for block in blocks(tmp_path) for text in block)
     assert set(begun.values()) == {1, 2} and sum(n == 2 for n in begun.values()) <= 2 * 4
 
