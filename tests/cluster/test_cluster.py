@@ -159,13 +159,13 @@ def stages():
 def test_images_are_pinned_hold_this_project_and_do_not_run_as_root():
     base, cpu, gpu = (stages()[name] for name in ("base", "cpu", "gpu"))
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base[0])
-    packages = {package.replace(".", "/") for package in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     empty = [line for line in base[1] if "__init__.py" in line]
     assert set(empty) == {f"COPY {package}/__init__.py {package}/" for package in packages}
     for parent, lines in (cpu, gpu):
         assert parent == "base" and lines[-1] == "USER 1000"
         copied = {line.split()[1] for line in lines if line.startswith("COPY")}
-        assert copied == {package.split("/")[0] for package in packages}
+        assert copied == packages
     assert "RUN pip install --no-cache-dir --editable ." in cpu[1]
     assert "RUN pip install --no-cache-dir --editable '.[vllm]'" in gpu[1]
     assert "RAY_AUTH_MODE=token" in DOCKERFILE
