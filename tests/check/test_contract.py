@@ -1,5 +1,6 @@
 """Every task and method keeps the contract, and the contract catches those that do not."""
 
+import functools
 import re
 from dataclasses import dataclass, replace
 
@@ -23,8 +24,8 @@ REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "sn
 HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
 NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by the battery three times
 # Policies read 30 people's pairs with a language model some thirty times; tests/methods/test_vas.py does so in small,
-# among the fast. personas reads its large file four times.
-SLOW = NETWORKS | {"dpo", "dpo_dedicated", "np_dpo", "personas", "vas"}
+# among the fast. The tasks build all they have four times, from a large file or by a slow simulation.
+SLOW = NETWORKS | {"dpo", "dpo_dedicated", "np_dpo", "vas"} | {"personas", "response_times"}
 NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
 
 
@@ -52,6 +53,12 @@ def _problem(ask):
         return ask()
     except Exception as error:
         return str(error)
+
+
+@functools.cache
+def of_sound(method):
+    """What a sound method is asked, and what is wrong with it: once for all that are broken."""
+    return [what for what, _ in method_checks(method())], broken(method_checks(method()))
 
 
 SMALL = dict(n_users=20, new_users=10, pairs_per_user=30, feature_dim=4, rank=2)
@@ -178,9 +185,9 @@ class AsksNobodyKnows(MixedLogit):
     ],
 )
 def test_catches_a_broken_method(method, caught):
-    sound = MixedLogit if issubclass(method, MixedLogit) else PerUser
+    asked, found = of_sound(MixedLogit if issubclass(method, MixedLogit) else PerUser)
     assert caught in broken(method_checks(method()))
-    assert caught in [what for what, _ in method_checks(sound())] and caught not in broken(method_checks(sound()))
+    assert caught in asked and caught not in found
 
 
 @pytest.mark.parametrize(
