@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from harness import registry
 from harness.check import contract
@@ -19,16 +20,33 @@ from harness.errors import Mistake
 from harness.methods.chance import Chance
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.per_user import PerUser
+from harness.models import small
 from harness.store.store import Store
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
 HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
 NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by the battery three times: here for 20
-# Policies read 30 people's pairs with a language model some thirty times; tests/methods/test_vas.py does so in small,
-# among the fast. The tasks build all they have four times, from a large file or by a slow simulation.
-SLOW = {"dpo", "dpo_dedicated", "np_dpo", "vas"} | {"personas", "response_times"}
+# Policies read all pairs with a language model some thirty times, here with one of a layer (np_dpo and vas stay among
+# the fast); dpo_dedicated has one for each user. The tasks build all they have four times, from a large file or slowly.
+SLOW = {"dpo", "dpo_dedicated", "personas", "response_times"}
 NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
+
+
+@pytest.fixture
+def one_layer(monkeypatch):
+    """The untrained language model of the battery is a narrow one of a single layer."""
+    build = small.build_small_model
+
+    def build_smaller(folder, steps):
+        build(folder, steps=steps)
+        told = AutoConfig.from_pretrained(folder).to_dict()
+        for name in ("layer_types", "head_dim"):
+            told.pop(name, None)
+        less = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        AutoModelForCausalLM.from_config(Qwen2Config(**told | less)).save_pretrained(folder)
+
+    monkeypatch.setattr(small, "build_small_model", build_smaller)
 
 
 @contextlib.contextmanager
@@ -38,7 +56,7 @@ def in_few_steps(method):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
-def test_keeps_the_contract(name, request, tmp_path, monkeypatch):
+def test_keeps_the_contract(name, request, tmp_path, monkeypatch, one_layer):
     if name in REAL:
         request.getfixturevalue("data_folder")
     if name in NETWORKS:
