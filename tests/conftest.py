@@ -43,7 +43,7 @@ queries = 10
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Puts tests that start a Ray in their tier and one after another, and skips those for a GPU where there is none."""
+    """Puts tests that start a Ray in their tier and in one xdist group, and skips those for a GPU where there is none."""
     for item in items:
         if "cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray_cluster)

@@ -28,7 +28,7 @@ class Candidates:
 
 
 def candidates_of(prepared: Prepared) -> Candidates | None:
-    """None where a task has no candidates, or nobody knows what they are worth."""
+    """What the test panel's candidates are worth; None where the task has no candidates or no ground truth."""
     panel, truth = prepared.splits.panels["test"], prepared.truth
     if panel.choices is None or truth is None:
         return None
@@ -58,7 +58,7 @@ def chosen(store: Store, trial: Trial) -> dict[int, np.ndarray]:
 
 
 def outcomes(store: Store, trial: Trial, reference: Trial | None = None) -> pl.DataFrame | None:
-    """What a finished trial's choices are worth, as `worth_of_choices` has it; None where nobody chose, or nobody knows."""
+    """What a finished trial's choices are worth, as `worth_of_choices` has it; None without choices or ground truth."""
     if "test.choices.npy" not in committed(store, "tasks", trial.task_key)["files"]:
         return None  # and nothing is opened: boards of a thousand trials have none
     mine = chosen(store, trial)

@@ -35,7 +35,7 @@ responses from its other end.
 {}
 
 What sets the responses of the one end apart from those of the other? Answer with a short name of the axis and nothing \
-else: "X vs. Y", where X describes the one end and Y the other, in at most six words."""  # another wording is asked anew
+else: "X vs. Y", where X describes the one end and Y the other, in at most six words."""  # another wording is another question, with answers of its own
 
 
 @dataclass(frozen=True)

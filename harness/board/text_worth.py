@@ -65,7 +65,7 @@ def samples(store: Store, manifest: dict) -> list[tuple[str, str]]:
     ]
 
 
-@lru_cache(1024)  # utilities are read from the texts anew for every board, claim and figure, but once in a process
+@lru_cache(1024)  # reading utilities from texts is slow, and every board, claim and figure asks for them
 def outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
     """A row per (shots, person) of what a finished trial wrote, as `Texts.means` has it, and `worth` where that is known."""
     texts = read(store, trial)
@@ -83,7 +83,7 @@ def outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
 
 
 def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, np.ndarray]]:
-    """By shots, float64[n_users] each: means over prompts of true utilities; {} where nobody knows them.
+    """By shots, float64[n_users] each: means over prompts of true utilities; {} where the task has no ground truth.
 
     gain: of the text written for the person, less that of the reference model's text.
     win: how often the person prefers the first of these two; a tie is one half.

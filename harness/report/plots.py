@@ -60,7 +60,7 @@ def svg_of(draw: Callable[[Figure], object], size: tuple[float, float] = SIZE) -
 
 
 def look(i: int) -> Look:
-    """Colour, marker and dash; past the eighth they combine anew."""
+    """Colour, marker and dash; past the eighth they come in other combinations."""
     again = i // len(LOOKS)
     return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
 

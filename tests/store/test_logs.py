@@ -81,3 +81,19 @@ def test_a_failed_trial_points_to_its_log(tmp_path, monkeypatch, capsys):
     text = file.read_text()
     assert f"trial {key} fails on low_rank, seed 0: failed" in text and "ArithmeticError: nothing adds up" in text
     assert json.loads(call("show", key, "--json", *where)[1].out)["log"] == run_name()
+
+
+def test_a_trial_whose_file_is_lost_is_reported_not_a_traceback(tiny, monkeypatch, capsys):
+    """The store's own hint tells people to remove a damaged file; `show` then says what is gone and what to do."""
+    _, plan, store = tiny
+    trial = plan.trials[0]
+    store.file(store.read("trials", trial.key), "scores.arrow").unlink()
+    monkeypatch.setattr(sys, "argv", ["manyminds", "show", trial.key, "--store", str(store.root)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        ended.value.code == 2
+        and f"a file of the trial {trial.key} is gone" in said
+        and "hint: run its suite again" in said
+    )
