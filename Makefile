@@ -17,7 +17,7 @@ test: .venv/tested
 	$(BIN)/python -m pytest $(PARALLEL) --dist worksteal -m "$(FAST)"
 
 test-rest: .venv/tested
-	$(BIN)/python -m pytest $(PARALLEL) --dist loadgroup -m "$(REST)"
+	$(BIN)/python -m pytest $(PARALLEL) --dist loadfile -m "$(REST)"
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/with_vllm

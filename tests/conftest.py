@@ -43,12 +43,10 @@ queries = 10
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Puts tests that start a Ray in their tier and in one xdist group, and skips those for a GPU where there is none."""
+    """Puts tests that start a Ray in their tier, and skips those for a GPU where there is none."""
     for item in items:
         if "cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray_cluster)
-        if item.get_closest_marker("ray_cluster"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
 

@@ -262,10 +262,10 @@ def test_doctor_sees_what_is_unsafe(call, tmp_path, monkeypatch):
     assert code == 1 and "BAD  ray access" in out and "BAD  ray token" in out and "hush-hush" not in out
 
 
-def test_a_finished_suite_fits_nothing_and_starts_no_ray(suite, tmp_path, call):
+def test_a_finished_suite_fits_nothing_and_starts_no_ray(tiny, tmp_path, call):
     """In a process of its own: no Ray is imported, nothing is fitted, and it is over well within ten seconds."""
-    file, where = suite(TINY), ["--store", str(tmp_path / "s"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
-    assert call("run", file, *where, "--local")[0] == 0
+    file, where = tiny[0], ["--store", str(tiny[2].root), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
+    assert call("run", file, *where, "--local")[0] == 0  # publishes it
     code = "import sys; from harness.cli import main; from harness.trials import finish; finish.run_trial = None; sys.argv[1:1] = ['run']\ntry: main()\nfinally: print('RAY' if 'ray' in sys.modules else 'NONE')"
     again = subprocess.run(
         [sys.executable, "-c", code, str(file), *where],
@@ -326,7 +326,7 @@ def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
     """As typed, in a process of its own, which starts a Ray of its own: the results and the board of this process."""
     file, plan, undisturbed = tiny
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "run", file, "--workers", "2", "--store", tmp_path / "ray", "--json"],
+        [sys.executable, "-m", "harness.cli", "run", file, "--workers", "1", "--store", tmp_path / "ray", "--json"],
         cwd=ROOT,
         env=os.environ | {"RAY_worker_niceness": "0"},  # Ray's 15 would starve the workers next to anything else
         capture_output=True,

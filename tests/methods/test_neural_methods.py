@@ -114,6 +114,7 @@ def test_reaches_what_independent_runs_reached(name, fields, seeds, floors):
     assert (mean[[5, 10, 20]] > np.array(floors)).all(), mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"encoder": "attention"}, {"latent": True}])
 def test_variants_keep_the_contract_and_learn(world, fields):
     splits, _ = world

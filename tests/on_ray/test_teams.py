@@ -236,6 +236,7 @@ def test_two_processes_train_the_policy_that_one_trains(tmp_path):
         assert texts(store, trial) == texts(other, trial)
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_a_checkpoint(alone, tmp_path):
     store, (trial,), _ = ready(tmp_path, 1, '{ name = "team" }')
     (hold := tmp_path / "hold").touch()
