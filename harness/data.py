@@ -12,14 +12,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from harness.errors import Mistake
+from harness.errors import UserError
 
-TEXT = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
+TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 
 T = TypeVar("T")
 
 
-class Leak(Mistake):
+class SplitLeakError(UserError):
     """A split shows a method something it is later asked."""
 
     def __init__(self, message: str, hint: str = "mend the task's split; `manyminds check` shows each rule") -> None:
@@ -42,28 +42,32 @@ class Items:
 
     @property
     def known_features(self) -> np.ndarray:
-        """The features. Raises Mistake where these items have none."""
-        return known(self.features, "numeric features of the items", "a method that reads them refuses tasks without")
+        """The features. Raises UserError where these items have none."""
+        return require_value(
+            self.features, "numeric features of the items", "a method that reads them refuses tasks without"
+        )
 
     @property
     def known_text(self) -> pa.Table:
-        """The texts. Raises Mistake where these items have none."""
-        return known(self.text, "texts of the items", "a method that reads them refuses tasks without")
+        """The texts. Raises UserError where these items have none."""
+        return require_value(self.text, "texts of the items", "a method that reads them refuses tasks without")
 
-    def check(self) -> None:
-        """Raises Mistake for items without content, features that are not a table of finite numbers, or not one row a text."""
+    def check_content(self) -> None:
+        """Raises UserError for items without content, features that are not a table of finite numbers, or not one row a text."""
         x = self.features
         if x is None and self.text is None:
-            raise Mistake("the items have neither features nor text", "give Items a row of numbers or a text per item")
+            raise UserError(
+                "the items have neither features nor text", "give Items a row of numbers or a text per item"
+            )
         if x is None:
             return
         if x.ndim != 2 or x.dtype.kind not in "iuf" or (self.text is not None and len(x) != len(self.text)):
-            raise Mistake(
+            raise UserError(
                 f"features are {x.dtype} of shape {x.shape}"
                 + ("" if self.text is None else f" for {len(self.text)} texts"),
                 "give a row of numbers per item: float32[n, d]",
             )
-        _refuse(
+        _raise_for_first_bad(
             ~np.isfinite(x).all(axis=1),
             "a NaN or infinite feature",
             np.arange(len(x)),
@@ -174,8 +178,10 @@ class Truth:
 
     @property
     def known_population(self) -> np.ndarray:
-        """The population. Raises Mistake where the truth has none."""
-        return known(self.population, "population in the task's truth", "give its Truth one: population=users will do")
+        """The population. Raises UserError where the truth has none."""
+        return require_value(
+            self.population, "population in the task's truth", "give its Truth one: population=users will do"
+        )
 
     def gap(self, pairs: Pairs) -> np.ndarray:
         """float32[n]: utility of left minus utility of right, for each row's own person."""
@@ -209,18 +215,18 @@ class PreferenceDataset:
     ) -> PreferenceDataset:
         """From one array per column; `user` holds any kind of id, rows in any order.
 
-        Raises Mistake where a row cannot be used, naming the first such row.
+        Raises UserError where a row cannot be used, naming the first such row.
         """
         given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
         columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
         _check_columns(columns)
-        items.check()
+        items.check_content()
         columns |= {name: columns[name].astype(np.float32) for name in ("label", "seconds") if name in columns}
         _check_rows(columns, len(items))
         user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
         hint = "a user needs one pair to show and one to ask: drop users with fewer than two"
-        _refuse(counts[person] < 2, "a user with one pair", user, hint)
+        _raise_for_first_bad(counts[person] < 2, "a user with one pair", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),
@@ -247,18 +253,18 @@ class PreferenceDataset:
         """
         needed = ["user", "prompt", "chosen", "rejected"]
         if missing := [name for name in needed if name not in frame.columns]:
-            raise Mistake(
+            raise UserError(
                 f"the frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
                 'rename them first, for example frame.rename({"annotator_id": "user"})',
             )
         texts = frame.select(needed[1:])
         if wrong := [name for name, kind in texts.schema.items() if kind != pl.String]:
-            raise Mistake(
+            raise UserError(
                 f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text", "turn messages into one string each"
             )
         for name, nulls in frame.select(pl.col(needed).null_count()).to_dicts()[0].items():
             if nulls:
-                raise Mistake(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
+                raise UserError(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
         items = options.unique().sort("prompt", "response")
         mixed = np.random.default_rng(len(items)).permutation(len(items))  # "I am" stands before "I am not"
@@ -274,62 +280,65 @@ class PreferenceDataset:
             right=np.where(left_wins, rejected, chosen),
             label=np.where(left_wins, label, 1 - label),
             items=Items(
-                None if features is None else np.asarray(features(items), dtype=np.float32), items.to_arrow().cast(TEXT)
+                None if features is None else np.asarray(features(items), dtype=np.float32),
+                items.to_arrow().cast(TEXT_SCHEMA),
             ),
             seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
         )
 
-    def digest(self) -> str:
+    def content_digest(self) -> str:
         """sha256 over every array and table, 64 hex digits."""
-        return digest(arrays(self))
+        return arrays_digest(named_arrays(self))
 
 
-def known(value: T | None, what: str, hint: str) -> T:
-    """The value. Raises Mistake where it is None: `what` is missing."""
+def require_value(value: T | None, what: str, hint: str) -> T:
+    """The value. Raises UserError where it is None: `what` is missing."""
     if value is None:
-        raise Mistake(f"there is no {what}", hint)
+        raise UserError(f"there is no {what}", hint)
     return value
 
 
-def known_truth(truth: Truth | None) -> Truth:
-    """The truth. Raises Mistake where there is none: a run brings it to privileged methods alone."""
-    return known(truth, "truth", "declare privileged = True in the method, and refuse tasks without a truth")
+def require_truth(truth: Truth | None) -> Truth:
+    """The truth. Raises UserError where there is none: a run brings it to privileged methods alone."""
+    return require_value(truth, "truth", "declare privileged = True in the method, and refuse tasks without a truth")
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    """Raises Mistake where the columns of judged pairs differ in length, or all but `user` do not hold numbers."""
+    """Raises UserError where the columns of judged pairs differ in length, or all but `user` do not hold numbers."""
     user = columns["user"]
     for name, values in columns.items():
         if values.shape != user.shape or user.ndim != 1 or not len(user):
-            raise Mistake(
+            raise UserError(
                 f"column {name} has shape {values.shape}, user {user.shape}",
                 "give every column one value per judged pair, and at least two pairs",
             )
         if name != "user" and values.dtype.kind not in "biuf":
-            raise Mistake(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
+            raise UserError(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
 
 
 def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
-    """Raises Mistake for the first row without a user, or with an impossible label, item or response time."""
+    """Raises UserError for the first row without a user, or with an impossible label, item or response time."""
     user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
     missing = (user != user) | (user == None)  # noqa: E711 (of every element)
-    _refuse(missing, "no user", user, "drop rows of which nobody knows whose they are")
+    _raise_for_first_bad(missing, "no user", user, "drop rows of which nobody knows whose they are")
     hint = "labels are P(left preferred): use 1, 0, or a share between"
-    _refuse(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
-    _refuse(left == right, "a pair of one item with itself", left, "drop rows whose two options are the same")
+    _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
+    _raise_for_first_bad(
+        left == right, "a pair of one item with itself", left, "drop rows whose two options are the same"
+    )
     for side in (left, right):
         exists = (side >= 0) & (side < n_items) & (side == np.floor(side))
-        _refuse(~exists, "an item that does not exist", side, f"items are numbered 0..{n_items - 1}")
+        _raise_for_first_bad(~exists, "an item that does not exist", side, f"items are numbered 0..{n_items - 1}")
     if "seconds" in columns:
         seconds = columns["seconds"]
         possible = (seconds >= 0) & (seconds < np.inf)
-        _refuse(~possible, "a response time that is none", seconds, "drop the row, or leave out seconds")
+        _raise_for_first_bad(~possible, "a response time that is none", seconds, "drop the row, or leave out seconds")
 
 
-def _refuse(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
+def _raise_for_first_bad(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise Mistake(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
+        raise UserError(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,28 +360,32 @@ class Splits:
     train: Pairs
     panels: Mapping[str, Panel] = field(default_factory=dict)
 
-    def check(self) -> None:
-        """Raises Leak where a new user was trained on or helps choose settings, or a query was shown to its own user.
+    def check_for_leaks(self) -> None:
+        """Raises SplitLeakError where a new user was trained on or helps choose settings, or a query was shown to its own user.
 
         A pair counts as shown in either orientation, and also where the very same two options have other row
         numbers (items are compared by their content).
         """
         same = content_ids(self.train.items)
-        train = _judged(self.train, same)
+        train = _judgement_ids(self.train, same)
         nobody = np.zeros(0, dtype=np.int32)
         chooses = self.panels["validation"].query.people if "validation" in self.panels else nobody
         for name, panel in self.panels.items():
             if not np.array_equal(panel.context.people, panel.query.people):
-                raise Leak(f"panel {name}: context and query do not list the same users")
+                raise SplitLeakError(f"panel {name}: context and query do not list the same users")
             if name != "seen" and (both := np.intersect1d(panel.query.people, self.train.people)).size:
-                raise Leak(f"panel {name}: {both.size} of its users are in train, for example person {both[0]}")
+                raise SplitLeakError(
+                    f"panel {name}: {both.size} of its users are in train, for example person {both[0]}"
+                )
             if name != "validation" and (both := np.intersect1d(panel.query.people, chooses)).size:
-                raise Leak(f"panel {name}: {both.size} of its users are in validation, for example person {both[0]}")
-            asked = _judged(panel.query, same)
-            for where, shown in (("context", _judged(panel.context, same)), ("train", train)):
+                raise SplitLeakError(
+                    f"panel {name}: {both.size} of its users are in validation, for example person {both[0]}"
+                )
+            asked = _judgement_ids(panel.query, same)
+            for where, shown in (("context", _judgement_ids(panel.context, same)), ("train", train)):
                 if (both := np.unique(shown[np.isin(shown, asked)])).size:
                     person = both[0] // len(same) ** 2
-                    raise Leak(
+                    raise SplitLeakError(
                         f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}"
                     )
 
@@ -386,7 +399,7 @@ def content_ids(items: Items) -> np.ndarray:
     return np.unique(table.hash_rows().to_numpy(), return_inverse=True)[1]
 
 
-def _judged(pairs: Pairs, same: np.ndarray) -> np.ndarray:
+def _judgement_ids(pairs: Pairs, same: np.ndarray) -> np.ndarray:
     """int64[n]: a number per (person, unordered pair of contents)."""
     a, b, n = same[pairs.left], same[pairs.right], len(same)
     return (pairs.people[pairs.user].astype(np.int64) * n + np.minimum(a, b)) * n + np.maximum(a, b)
@@ -397,7 +410,7 @@ def profile_table(pairs: Pairs) -> pa.Table | None:
     return None if pairs.profiles is None else pa.table({"profile": pairs.profiles})
 
 
-def arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
+def named_arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
     """Every array and table of a data set under a stable name."""
     found = {name: getattr(data.pairs, name) for name in ("user", "people", "left", "right", "label", "seconds")}
     found |= {"features": data.pairs.items.features, "text": data.pairs.items.text, "users": data.users}
@@ -408,7 +421,7 @@ def arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def digest(named: Mapping[str, np.ndarray | pa.Table]) -> str:
+def arrays_digest(named: Mapping[str, np.ndarray | pa.Table]) -> str:
     """sha256 of named arrays and tables: names, types, shapes and values."""
     total = hashlib.sha256()
     for name in sorted(named):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 
 
-class Mistake(Exception):
+class UserError(Exception):
     """Shown as the message, a blank line and `hint:`, without a traceback; the command exits with 2."""
 
     def __init__(self, message: str, hint: str) -> None:
@@ -20,7 +22,7 @@ class Mistake(Exception):
         return type(self), (self.message, self.hint)
 
 
-class Missing(Mistake):
+class UnavailableError(UserError):
     """Data that is not at hand: what else was asked for can go on without it."""
 
 
@@ -31,3 +33,9 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float 
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+@cache
+def note_former_name(former: str, current: str, where: str = "") -> None:
+    """Say once on stderr that a name has changed; the former one still works."""
+    print(f"note: {where}{former} is now called {current}; the old name still works", file=sys.stderr)

@@ -6,30 +6,62 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
-from harness.errors import Mistake
+from harness.errors import UserError, note_former_name
 
 
-def settle(thing: Any) -> None:
+def renamed_field(default: Any, formerly: str) -> Any:
+    """A field of a task or method that has been renamed.
+
+    Keys of results keep the former name, and suites may still use it.
+    """
+    return dataclasses.field(default=default, metadata={"formerly": formerly})
+
+
+def recorded_name(field: dataclasses.Field) -> str:
+    """The name under which a field is part of a result's key: its first one."""
+    return field.metadata.get("formerly", field.name)
+
+
+def names_by_recorded_name(cls: type) -> dict[str, str]:
+    """The present name of every field of a task or method class, by the name that keys know it under."""
+    return {recorded_name(field): field.name for field in dataclasses.fields(cls)}
+
+
+def with_current_names(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A table of field values, former names of fields replaced by present ones. Raises UserError where both are given."""
+    current = names_by_recorded_name(cls)
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        if (now := current.get(name, name)) != name:
+            note_former_name(name, now, f"{where}: ")
+        if now in found:
+            raise UserError(f"{where}: {now} is given twice, once as {name}", f"leave out {name}")
+        found[now] = value
+    return found
+
+
+def validate_fields(thing: Any) -> None:
     """Checks every field of a new task or method as `make` does, so that Python may say no more than a suite may."""
     hints = typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
-        value = coerce(getattr(thing, field.name), hints[field.name], f"{thing.name}.{field.name}")
+        value = coerce_value(getattr(thing, field.name), hints[field.name], f"{thing.name}.{field.name}")
         object.__setattr__(thing, field.name, value)  # 1 becomes 1.0 for a float
 
 
-def coerce(value: object, hint: Any, where: str) -> Any:
+def coerce_value(value: object, hint: Any, where: str) -> Any:
     """The value as its annotation wants it, so that one setting has one key: 1 becomes 1.0 for a float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return coerce(value, next(a for a in args if a is not type(None)), where)
+        return coerce_value(value, next(a for a in args if a is not type(None)), where)
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(coerce(v, args[0], where) for v in value)
+        return tuple(coerce_value(v, args[0], where) for v in value)
     if origin is tuple:
-        raise Mistake(f"{where} = {value!r} is not a list", f"{where.rpartition('.')[2]} = [{value!r}]")
+        raise UserError(f"{where} = {value!r} is not a list", f"{where.rpartition('.')[2]} = [{value!r}]")
     if origin is typing.Literal and value in args:
         return value
     if hint is float and isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value):
@@ -38,4 +70,4 @@ def coerce(value: object, hint: Any, where: str) -> Any:
         return value
     plain = {float: "a finite number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
     wanted = " or ".join(map(repr, args)) if origin is typing.Literal else plain.get(hint, str(hint))
-    raise Mistake(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that kind")
+    raise UserError(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that kind")

@@ -23,7 +23,7 @@ State = dict[str, torch.Tensor]  # whatever a method learned from training users
 Users = tuple[torch.Tensor, ...]  # what it learned about each user; every tensor's leading dimension is n_users
 
 
-WRITTEN = pa.schema(  # what `generate` returns; kl and reference in nats
+GENERATED_SCHEMA = pa.schema(  # what `generate` returns; kl and reference in nats
     [
         ("response", pa.large_string()),
         ("n_tokens", pa.int32()),
@@ -48,7 +48,7 @@ Answerer = Callable[[Questions], np.ndarray]  # log-odds float64[questions] of t
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TaskFacts:
     """What a method may know about a task before it runs."""
 
     feature_dim: int | None
@@ -99,26 +99,26 @@ class Predictor:
         left = self.reward(state, users, query.items, query.user, query.left)
         return left - self.reward(state, users, query.items, query.user, query.right)
 
-    def ask(self, state: State, users: Users, query: Pairs) -> Questions:
-        """What a language model is asked about the pairs of `query`, for methods that declare `asks = True`."""
+    def questions(self, state: State, users: Users, query: Pairs) -> Questions:
+        """What a language model is asked about the pairs of `query`, for methods that declare `asks_model = True`."""
         raise NotImplementedError
 
-    def read(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
+    def score_answers(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
         """float[n]: log-odds that left is preferred, from the answers to `ask`: log-odds float64[questions] of the first
         word against the second, NaN where a question could not be answered."""
         raise NotImplementedError
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
-        """float[n]: how much an answer to each pair of `pool` would tell; with `elicit = "uncertainty"` the largest is asked.
+        """float[n]: how much an answer to each pair of `pool` would tell; with `elicitation = "uncertainty"` the largest is asked.
 
-        Such a method declares the field `elicit: Literal["random", "uncertainty"] = "random"`.
+        Such a method declares the field `elicitation: Literal["random", "uncertainty"] = "random"`.
         """
         raise NotImplementedError
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        """A response to prompts[i] for local user user[i], columns as in WRITTEN, where `generates = True`.
+        """A response to prompts[i] for local user user[i], columns as in GENERATED_SCHEMA, where `generates = True`.
 
         users None: by the reference model that the method started from, with the same random draws.
         """
@@ -129,7 +129,7 @@ class Predictor:
         raise NotImplementedError
 
 
-def same(users: Users, others: Users) -> bool:
+def equal_users(users: Users, others: Users) -> bool:
     """Whether all tensors are equal, so that whatever follows of them is."""
     return len(users) == len(others) and all(map(torch.equal, users, others))
 
@@ -144,35 +144,37 @@ class Method(Predictor):
 
     version: ClassVar[int] = 1
     privileged: ClassVar[bool] = False  # reads the truth; drawn as a line, never ranked
-    asks: ClassVar[bool] = (
+    asks_model: ClassVar[bool] = (
         False  # a language model, by harness/inference/answer.py: its questions are collected before trials run
     )
-    together: ClassVar[bool] = False  # trains a language model: workers run one trial together, by torch.distributed
+    trains_model: ClassVar[bool] = (
+        False  # trains a language model: workers run one trial together, by torch.distributed
+    )
     generates: ClassVar[bool] = False  # texts: has `generate`
     exports: ClassVar[bool] = False  # a language model that it trained: has `export`
 
     def __post_init__(self) -> None:
-        fields.settle(self)
+        fields.validate_fields(self)
 
     @property
     def name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
     @property
-    def guess(self) -> float:
+    def estimated_seconds(self) -> float:
         """Seconds of one core that a trial may take, until one is finished, which tells better."""
         return 2.0  # the median of the quick suite's slower methods
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         """Why it cannot run on a task, or None."""
         if self.privileged and not task.has_truth:
             return "needs the truth, which only simulators know"
-        if self.elicit == "uncertainty" and not task.can_choose:
+        if self.elicitation == "uncertainty" and not task.can_choose:
             return "has nothing to choose from: users have no more pairs to show than the largest number of shots"
         return None
 
     @property
-    def elicit(self) -> str:
+    def elicitation(self) -> str:
         """Who chooses the context pairs to ask, `random` or `uncertainty`: a field of methods that have `uncertainty`."""
         return "random"
 
@@ -181,10 +183,10 @@ class Method(Predictor):
         """Whether `reward` scores single items; a method without scores pairs alone."""
         return True
 
-    def ready(self, store: Store) -> None:
-        """Makes what all its trials need, once, before any runs. Raises Missing where something is not at hand."""
+    def prepare_models(self, store: Store) -> None:
+        """Makes what all its trials need, once, before any runs. Raises UnavailableError where something is not at hand."""
 
-    def opened(self, state: State, run: Run) -> AbstractContextManager[Predictor]:
+    def open_predictor(self, state: State, run: Run) -> AbstractContextManager[Predictor]:
         """Within it, what answers in the method's place: a policy holds its language model there and frees it afterwards."""
         return nullcontext(self)
 

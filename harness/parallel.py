@@ -7,22 +7,22 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-IN_STEP = timedelta(seconds=10)  # workers that fail for the same reason do so within moments
+FAILURE_WINDOW = timedelta(seconds=10)  # workers that fail for the same reason do so within moments
 
 
-def size() -> int:
+def worker_count() -> int:
     """How many workers run this trial."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def rank() -> int:
+def worker_rank() -> int:
     """Which of them this is."""
-    return distributed.get_rank() if size() > 1 else 0
+    return distributed.get_rank() if worker_count() > 1 else 0
 
 
-def summed(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all workers of what each calls this with, on the device their group talks by."""
-    if size() == 1:
+    if worker_count() == 1:
         return tensor
     home = tensor.device
     tensor = tensor.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
@@ -30,22 +30,22 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(home)
 
 
-def agreed(value: float) -> float:
+def first_workers_value(value: float) -> float:
     """The first worker's value: what all must do alike, such as whether to save now."""
-    return float(summed(torch.tensor([value if rank() == 0 else 0.0], dtype=torch.float64)))
+    return float(sum_over_workers(torch.tensor([value if worker_rank() == 0 else 0.0], dtype=torch.float64)))
 
 
-def everyones(table: pa.Table) -> pa.Table:
+def gather_tables(table: pa.Table) -> pa.Table:
     """The tables of all workers, whose rows were dealt out in turn, as one in the original order."""
-    if size() == 1:
+    if worker_count() == 1:
         return table
-    tables: list[pa.Table] = [pa.table({})] * size()  # each is replaced
+    tables: list[pa.Table] = [pa.table({})] * worker_count()  # each is replaced
     distributed.all_gather_object(tables, table)
-    order = np.argsort(np.concatenate([np.arange(t.num_rows) * size() + i for i, t in enumerate(tables)]))
+    order = np.argsort(np.concatenate([np.arange(t.num_rows) * worker_count() + i for i, t in enumerate(tables)]))
     return pa.concat_tables(tables).take(order)
 
 
-def is_another_gone(error: BaseException | None) -> bool:
+def is_lost_connection(error: BaseException | None) -> bool:
     """Whether the error, or what it came from, is that of a connection to another worker."""
     while error is not None:
         if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):  # gloo has no class of its own
@@ -54,7 +54,7 @@ def is_another_gone(error: BaseException | None) -> bool:
     return False
 
 
-def have_all_failed(key: str, reason: str) -> bool:
+def have_all_workers_failed(key: str, reason: str) -> bool:
     """Whether all workers of the trial failed for this reason, and so are still in step. They tell each other in the
     store that their group met by: no collective would do, as some may wait in another one.
     """
@@ -62,7 +62,7 @@ def have_all_failed(key: str, reason: str) -> bool:
         met = distributed.distributed_c10d._get_default_store()
         told = [f"{key}/{worker}" for worker in range(distributed.get_world_size())]
         met.set(told[distributed.get_rank()], reason)
-        met.wait(told, IN_STEP)
+        met.wait(told, FAILURE_WINDOW)
         return all(met.get(name).decode() == reason for name in told)
     except (distributed.DistError, ValueError):  # ValueError: the group is taken down already
         return False

@@ -10,13 +10,13 @@ import numpy as np
 
 from harness import fields
 from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import State, Users
 
 if TYPE_CHECKING:
     from harness.store.store import Store
 
-FOLDS = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
+FOLD_COUNT = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Task:
     queries: int = field(default=20, kw_only=True)  # pairs asked of each user, at most
 
     def __post_init__(self) -> None:
-        fields.settle(self)
+        fields.validate_fields(self)
         if list(self.shots) != sorted(set(self.shots)) or min(self.shots, default=-1) < 0 or self.queries < 1:
-            raise Mistake(
+            raise UserError(
                 f"shots = {list(self.shots)}, queries = {self.queries}: shots must rise from 0 or more, queries be 1 or more",
                 "for example shots = [0, 5, 10], queries = 20",
             )
@@ -54,7 +54,7 @@ class Task:
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         """Whole users 60/20/20 into train, validation and test; context and query drawn once, disjoint."""
-        return whole_users(data, seed, max(self.shots), self.queries)
+        return split_whole_users(data, seed, max(self.shots), self.queries)
 
     @property
     def reads_texts(self) -> bool:
@@ -68,7 +68,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+    def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """What the task's truth says of what a method learned, as named numbers stored beside the trial.
 
         `state` is the method's, `users` the test panel's at the largest number of shots. Says nothing of a method
@@ -80,7 +80,7 @@ class Task:
 class TextTask(Task):
     """A task whose `build` needs the store: for vectors, samples and answers of language models, which are kept there.
 
-    Without a store it builds what needs no language model, and raises Mistake where it needs one.
+    Without a store it builds what needs no language model, and raises UserError where it needs one.
     """
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
@@ -92,28 +92,34 @@ def build_task(task: Task, seed: int, store: Store | None) -> PreferenceDataset:
     return task.build(seed, store) if isinstance(task, TextTask) else task.build(seed)
 
 
-def whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:
-    """Splits whole users three fifths, one fifth, one fifth; every person is a test person once in FOLDS seeds.
+def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:
+    """Splits whole users three fifths, one fifth, one fifth; every person is a test person once in FOLD_COUNT seeds.
 
     A pair that a user judged twice is either shown or asked, never both.
     """
     pairs, n = data.pairs, data.pairs.n_users
-    if n < FOLDS:
-        raise Mistake(f"{n} people are too few to hold whole users out", f"bring at least {FOLDS} people")
-    block, fold = divmod(seed, FOLDS)
-    folds = np.array_split(np.random.default_rng([block, n]).permutation(n), FOLDS)
-    test, validation = folds[fold], folds[(fold + 1) % FOLDS]
+    if n < FOLD_COUNT:
+        raise UserError(f"{n} people are too few to hold whole users out", f"bring at least {FOLD_COUNT} people")
+    block, fold = divmod(seed, FOLD_COUNT)
+    folds = np.array_split(np.random.default_rng([block, n]).permutation(n), FOLD_COUNT)
+    test, validation = folds[fold], folds[(fold + 1) % FOLD_COUNT]
     train = np.setdiff1d(np.arange(n), np.concatenate([test, validation]))
     rng = np.random.default_rng([seed, n, len(pairs)])
-    known, held_out = halves(pairs.of(train), rng, lambda counts: counts - np.minimum(n_query, counts // 5))
+    known, held_out = split_pairs_of_each_user(
+        pairs.of(train), rng, lambda counts: counts - np.minimum(n_query, counts // 5)
+    )
     panels = {"seen": Panel(known.first(n_context), held_out)}
     for name, users in (("validation", validation), ("test", test)):
-        context, query = halves(pairs.of(np.sort(users)), rng, lambda counts: np.minimum(n_context, counts - 1))
+        context, query = split_pairs_of_each_user(
+            pairs.of(np.sort(users)), rng, lambda counts: np.minimum(n_context, counts - 1)
+        )
         panels[name] = Panel(context, query.first(n_query))
     return Splits(known, panels)
 
 
-def halves(pairs: Pairs, rng: np.random.Generator, n_first: Callable[[np.ndarray], np.ndarray]) -> tuple[Pairs, Pairs]:
+def split_pairs_of_each_user(
+    pairs: Pairs, rng: np.random.Generator, n_first: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Pairs, Pairs]:
     """Draws each user's rows into a first part of `n_first(counts)` distinct pairs, and the rest.
 
     `counts` is int[n_users], the distinct pairs of each user; a pair's repeats go where the pair goes.
@@ -131,7 +137,7 @@ def halves(pairs: Pairs, rng: np.random.Generator, n_first: Callable[[np.ndarray
     return pairs.take(order[first[order]]), pairs.take(order[~first[order]])
 
 
-def in_order(data: PreferenceDataset, n_train: int, n_query: int) -> Splits:
+def split_in_order(data: PreferenceDataset, n_train: int, n_query: int) -> Splits:
     """For simulators: the first `n_train` people train, the rest are half validation, half test.
 
     Each user's last `n_query` pairs are asked, the ones before are shown.

@@ -27,26 +27,26 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of whichever clic
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def split_job(words: Sequence[str]) -> tuple[str, list[str]]:
+def split_job_option(words: Sequence[str]) -> tuple[str, list[str]]:
     """The verb that `--job` names, `run` without it, and the words that are for the verb."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--job", default="run")
     known, words = parser.parse_known_args(list(words))
     if known.job not in JOBS:
-        raise errors.Mistake(f"there is no job {known.job!r}", f"--job takes one of {', '.join(JOBS)}")
+        raise errors.UserError(f"there is no job {known.job!r}", f"--job takes one of {', '.join(JOBS)}")
     return known.job, words
 
 
-def given(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
+def parse_verb_words(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
     """The file that the verb would read, and the options typed, by name: as the verb itself parses them, in any order.
 
-    Raises Mistake where the verb would not take them.
+    Raises UserError where the verb would not take them.
     """
     command = typer.main.get_group(app).commands[verb]
     try:
         context = command.make_context(verb, list(words))
     except UsageError as error:
-        raise errors.Mistake(
+        raise errors.UserError(
             f"{verb}: {getattr(error, 'message', error)}", f"manyminds {verb} --help lists what it takes"
         ) from error
     typed = {
@@ -64,25 +64,27 @@ async def submit(address: str, *words: str) -> bool:
 
     words: a suite or file and options, those of the verb, and `--job` with the verb where it is not `run`.
     """
-    verb, own = split_job(words)
-    file, typed = given(verb, own)
+    verb, own = split_job_option(words)
+    file, typed = parse_verb_words(verb, own)
     if not str(typed.get("store", "")).startswith("/"):
-        raise errors.Mistake(
+        raise errors.UserError(
             "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
         )
     registry.add_plugins(typed.get("plugin", ()))
-    what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.file_digest(file)[:16]
+    what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.files_content_digest(file)[:16]
     options = sorted((name, str(value)) for name, value in typed.items())
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
-        raise errors.Mistake(f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token")
+        raise errors.UserError(
+            f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token"
+        )
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before RAY_ADDRESS, and that before an argument
     client = job_submission.JobSubmissionClient(address)
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or (state.is_terminal() and client.delete_job(name)):
         command = shlex.join(["python", "-m", f"jobs.{verb}", *own])
-        clone = {"working_dir": str(registry.ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
+        clone = {"working_dir": str(registry.PROJECT_ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
     async for lines in client.tail_job_logs(name):
@@ -94,7 +96,7 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)  # Ray tells every file it leaves out
     try:
         sys.exit(asyncio.run(submit(*sys.argv[1:])) if len(sys.argv) > 2 else __doc__)
-    except errors.Mistake as error:
+    except errors.UserError as error:
         message = str(error)
     except (OSError, RuntimeError, exceptions.AuthenticationError) as error:
         message = (

@@ -6,25 +6,25 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from harness.data import TEXT, Items, Pairs, PreferenceDataset, Splits
-from harness.errors import Mistake
-from harness.inference.features import check_encoder, encode, encoder_field
-from harness.sources.public_files import Table
+from harness.data import TEXT_SCHEMA, Items, Pairs, PreferenceDataset, Splits
+from harness.errors import UserError
+from harness.inference.features import check_encoder, encode_items, encoder_field
+from harness.sources.public_files import PublicTable
 from harness.store.store import Store
-from harness.task import TextTask, whole_users
+from harness.task import TextTask, split_whole_users
 
-ORIGIN = (
+ARGUMENTS_ORIGIN = (
     "https://github.com/UKPLab/acl2016-convincing-arguments/tree/"
     "ca9d24e41b8805ff2e1d3585d552b49bb64a65f7/data/UKPConvArg1-full-XML"
 )
-ARGUMENTS = Table(
+ARGUMENTS_TABLE = PublicTable(
     file="ukp_convarg1/arguments.parquet",
-    url=ORIGIN,
+    url=ARGUMENTS_ORIGIN,
     sha256="2b6635335a6c51c30ce0e5d88ad4a9a328f2200d919b4aedc2e9f27dfcbbb65f",
 )
-JUDGEMENTS = Table(
+JUDGEMENTS_TABLE = PublicTable(
     file="ukp_convarg1/judgements.parquet",
-    url=ORIGIN,
+    url=ARGUMENTS_ORIGIN,
     sha256="4bca75ad6f4afc63b060233b8240a5e71e351e9d48733bc4dd459cff1cc7a80e",
 )
 
@@ -49,17 +49,17 @@ class Arguments(TextTask):
         super().__post_init__()
         check_encoder(self.encoder)
         if self.min_judgements <= max(self.shots):
-            raise Mistake(
+            raise UserError(
                 f"arguments: min_judgements = {self.min_judgements} leaves none to ask after {max(self.shots)} shots",
                 "raise min_judgements above the largest number of shots",
             )
 
     def files_digest(self) -> str:
-        return ARGUMENTS.sha256 + JUDGEMENTS.sha256
+        return ARGUMENTS_TABLE.sha256 + JUDGEMENTS_TABLE.sha256
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
-        arguments = ARGUMENTS.read("topic", "arg", "text")
-        judged = JUDGEMENTS.read("topic", "arg1", "arg2", "worker", "choice")
+        arguments = ARGUMENTS_TABLE.read_columns("topic", "arg", "text")
+        judged = JUDGEMENTS_TABLE.read_columns("topic", "arg1", "arg2", "worker", "choice")
         items = arguments.select("topic", "text").unique().sort("topic", "text").with_row_index("item")
         known = arguments.join(items, on=["topic", "text"]).select("topic", "arg", "item")
         for side in ("arg1", "arg2"):
@@ -70,13 +70,13 @@ class Arguments(TextTask):
         judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
         judged = judged.filter(pl.len().over("worker") > 1)
         judged = judged.with_columns(person=pl.struct(~pl.col("often"), "worker").rank("dense") - 1)  # often first
-        text = items.select(prompt="topic", response="text").to_arrow().cast(TEXT)
+        text = items.select(prompt="topic", response="text").to_arrow().cast(TEXT_SCHEMA)
         data = PreferenceDataset.from_pairs(
             user=judged["person"].to_numpy(),
             left=judged["arg1_item"].to_numpy(),
             right=judged["arg2_item"].to_numpy(),
             label=(judged["choice"].to_numpy() + 1) / 2,
-            items=Items(encode(text, self.encoder, store), text),
+            items=Items(encode_items(text, self.encoder, store), text),
         )
         workers = judged.select("person", "worker", "often").unique().sort("person")
         return replace(data, users=pa.table({"id": workers["worker"].cast(pl.String), "often": workers["often"]}))
@@ -84,11 +84,11 @@ class Arguments(TextTask):
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         n_often = int(np.sum(data.users["often"]))
         often, rest = data.pairs.chunk(0, n_often), data.pairs.chunk(n_often, data.pairs.n_users)
-        splits = whole_users(replace(data, pairs=often), seed, max(self.shots), self.queries)
-        return replace(splits, train=together(splits.train, rest))
+        splits = split_whole_users(replace(data, pairs=often), seed, max(self.shots), self.queries)
+        return replace(splits, train=joined_pairs(splits.train, rest))
 
 
-def together(first: Pairs, second: Pairs) -> Pairs:
+def joined_pairs(first: Pairs, second: Pairs) -> Pairs:
     """The users of both, those of `second` numbered after those of `first`."""
     return replace(
         first,

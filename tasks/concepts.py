@@ -8,11 +8,16 @@ import torch
 from scipy.optimize import brentq
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import State, Users
-from harness.task import Task, in_order
+from harness.task import Task, split_in_order
 
-UNITS = (1, 2, 5, 16)  # times at which readings are taken, in units of tau_1 of one concept, so that all K compare
+DIAGNOSTIC_TIMES = (
+    1,
+    2,
+    5,
+    16,
+)  # times at which readings are taken, in units of tau_1 of one concept, so that all K compare
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,15 @@ class Concepts(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.K, self.Q) < 1 or self.feature_dim < self.K + 1 or self.width <= 0 or self.l_b < 0:
-            raise Mistake(
+            raise UserError(
                 "concepts: K and Q must be at least 1, feature_dim more than K, width above 0, l_b at least 0",
                 "the K concepts and what prompts share are orthogonal directions of feature_dim dimensions",
             )
         if max(self.shots) > 0:
-            raise Mistake("concepts: there is one preference, so no context to show", "shots = [0]")
+            raise UserError("concepts: there is one preference, so no context to show", "shots = [0]")
 
     @property
-    def v(self) -> float:
+    def cluster_sd(self) -> float:
         """The standard deviation of a cluster along every axis."""
         return self.width / (4 * np.sqrt(self.Q))
 
@@ -66,7 +71,7 @@ class Concepts(Task):
         user = np.repeat(np.arange(3), per_person)
         cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)  # so each has Q in train
         concept, aligned = cluster // 2, cluster % 2 == 0
-        g = self.v * rng.normal(size=(len(user), self.feature_dim))
+        g = self.cluster_sd * rng.normal(size=(len(user), self.feature_dim))
         g[:, 0] += self.l_b
         g[np.arange(len(g)), 1 + concept] += np.where(aligned, 1, -1)
         first = 2 * concept if self.tokens == "distinct" else np.zeros_like(concept)
@@ -83,15 +88,15 @@ class Concepts(Task):
         return PreferenceDataset.from_pairs(user, left, right, aligned == (side == 0), items, truth=truth)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, 1, self.queries)
+        return split_in_order(data, 1, self.queries)
 
-    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+    def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """Of a method that keeps its `weights` over `times`, and the `beta` and `tau` they are measured by.
 
         inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1;
         not said where none is recorded there.
         mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times tau_1 of ONE concept, an
-        absolute time, and likewise at the other UNITS reached. Each also with `test_`. bound: eq. 11, a share of
+        absolute time, and likewise at the other DIAGNOSTIC_TIMES reached. Each also with `test_`. bound: eq. 11, a share of
         errors where it is below 1, which it is from `bound_from_Q` on.
         """
         if not {"times", "weights", "beta", "tau"} <= state.keys():
@@ -100,8 +105,8 @@ class Concepts(Task):
         unit = np.log(3) / (5 * pace)  # tau_1 = N tau ln 3 / (10 Q beta^2) with N = 2Q
         end = times[-1] * (1 + 1e-9)  # rounding is no lack of time
         early = (times > 0) & (times <= self.K * unit * (1 + 1e-9))
-        lower, upper = limits(times[early, None], self.K, pace)
-        bound, from_Q = generalisation_bound(self.K, self.Q), vacuous_below(self.K)
+        lower, upper = margin_limits(times[early, None], self.K, pace)
+        bound, from_Q = generalisation_bound(self.K, self.Q), smallest_informative_q(self.K)
         found = {"tau_1": self.K * unit, "bound": bound, "bound_from_Q": from_Q}
         for name, pairs in (("", splits.train), ("test_", splits.panels["test"].query)):
             gap = torch.from_numpy(np.where(pairs.label[:, None] >= 0.5, pairs.gap, -pairs.gap))
@@ -111,22 +116,22 @@ class Concepts(Task):
                 "loss": np.logaddexp(0, -margins).mean(1),
                 "accuracy": (margins > 0).mean(1),
             }
-            reached = [n for n in UNITS if n * unit <= end]
+            reached = [n for n in DIAGNOSTIC_TIMES if n * unit <= end]
             found |= {f"{name}{w}_{n}tau": np.interp(n * unit, times, c) for w, c in curves.items() for n in reached}
             if self.K * unit <= end and early.any():
                 inside = (lower <= margins[early]) & (margins[early] <= upper)
                 found[f"{name}inside_band"] = inside.all(0).mean()
         return {name: float(value) for name, value in found.items()}
 
-    def band(self, times: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def margin_band(self, times: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """r^L and r^U at the times, NaN after tau_1, where the theorem ends; for the figure of a method's margins."""
         pace = float(state["beta"] ** 2 / state["tau"])
-        lower, upper = limits(times, self.K, pace)
+        lower, upper = margin_limits(times, self.K, pace)
         late = times > self.K * np.log(3) / (5 * pace) * (1 + 1e-9)
         return np.where(late, np.nan, lower), np.where(late, np.nan, upper)
 
 
-def limits(times: np.ndarray, K: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
+def margin_limits(times: np.ndarray, K: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
     """r^L and r^U of theorem 4.1 at times up to tau_1; pace is beta^2 / tau, and Q / N is 1 / (2K)."""
     return pace * times / (8 * K), 5 * pace * times / K
 
@@ -136,7 +141,7 @@ def generalisation_bound(K: int, Q: float) -> float:
     return float(2 * K * Q**2 * np.exp(-(Q**0.25) / 6))
 
 
-def vacuous_below(K: int) -> float:
+def smallest_informative_q(K: int) -> float:
     """The Q from which eq. 11 is below one; any smaller number of prompts leaves it without content."""
     root = brentq(lambda x: np.log(2 * K) + 8 * np.log(x) - x / 6, 48, 1e4)  # x = Q^(1/4); the left side peaks at 48
     return float(root**4)

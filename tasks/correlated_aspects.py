@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import State, Users
-from harness.task import Task, in_order
-from tasks.two_modes import mode_readings
+from harness.task import Task, split_in_order
+from tasks.two_modes import mode_diagnostics
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CorrelatedAspects(Task):
         super().__post_init__()
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if min(self.n_users, self.pairs_per_user) < 1 or not all(0 <= rate <= 1 for rate in rates):
-            raise Mistake(
+            raise UserError(
                 "correlated_aspects: a count is below 1, or a conflict rate outside [0, 1]",
                 "conflict_rate = 0.5 means uncorrelated scores, 1 opposite ones",
             )
@@ -55,10 +55,10 @@ class CorrelatedAspects(Task):
         return PreferenceDataset.from_pairs(user, left, right, label, Items(scores), truth=truth)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        return split_in_order(data, self.n_users, self.queries)
 
-    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        return mode_readings(splits, truth, users)
+    def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        return mode_diagnostics(splits, truth, users)
 
 
 def draw_scores(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:

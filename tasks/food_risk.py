@@ -6,15 +6,15 @@ import numpy as np
 import polars as pl
 
 from harness.data import Items, PreferenceDataset
-from harness.sources.public_files import Source, read_columns
+from harness.sources.public_files import PublicFile, read_csv_columns
 from harness.task import Task
 
-TRIALS = Source(
+FOOD_RISK_FILE = PublicFile(
     file="foodrisk.csv",
     url="https://raw.githubusercontent.com/shenlirobot/linear_bandits_response_time/fa93263695c51e30e14b9e32dc44446fd47b86cb/data/foodrisk.csv",
     sha256="a391c9526a4c7cbe537cf1f7bb8711937e536edbfdd5f419b6c4dc9fc5ee82d6",
 )
-RATINGS = ["upleftval", "downleftval", "uprightval", "downrightval"]
+RATING_COLUMNS = ["upleftval", "downleftval", "uprightval", "downrightval"]
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,17 @@ class FoodRisk(Task):
     queries: int = 100
 
     def files_digest(self) -> str:
-        return TRIALS.sha256
+        return FOOD_RISK_FILE.sha256
 
     def build(self, seed: int) -> PreferenceDataset:
-        columns = {name: pl.Float64 for name in ["subj", "trial", "choice", "rt", *RATINGS]}
-        trials = read_columns(TRIALS.path(), columns).unique(["subj", "trial"], keep="first", maintain_order=True)
+        columns = {name: pl.Float64 for name in ["subj", "trial", "choice", "rt", *RATING_COLUMNS]}
+        trials = read_csv_columns(FOOD_RISK_FILE.local_path(), columns).unique(
+            ["subj", "trial"], keep="first", maintain_order=True
+        )
         trials = trials.filter(  # a choice between two arms of the same ratings has no features to predict it by
             (pl.col("upleftval") != pl.col("uprightval")) | (pl.col("downleftval") != pl.col("downrightval"))
         )
-        left, right = (trials.select(RATINGS[a : a + 2]).to_numpy() / 10 for a in (0, 2))
+        left, right = (trials.select(RATING_COLUMNS[a : a + 2]).to_numpy() / 10 for a in (0, 2))
         arms, arm = np.unique(np.concatenate([left, right]), axis=0, return_inverse=True)
         u, d = arms.T
         seconds = trials["rt"].to_numpy() / 1000

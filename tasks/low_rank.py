@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
-from harness.task import Task, in_order
+from harness.errors import UserError
+from harness.task import Task, split_in_order
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class LowRank(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user, self.rank) < 1 or self.temperature <= 0:
-            raise Mistake(
+            raise UserError(
                 "low_rank: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks"
             )
         if self.rank > self.feature_dim:
-            raise Mistake(f"low_rank: rank {self.rank} is more than feature_dim {self.feature_dim}", "lower the rank")
+            raise UserError(f"low_rank: rank {self.rank} is more than feature_dim {self.feature_dim}", "lower the rank")
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
@@ -41,20 +41,20 @@ class LowRank(Task):
         user = np.repeat(np.arange(len(counts)), counts)
         V = np.linalg.qr(rng.normal(size=(self.feature_dim, self.rank)))[0]
         x = rng.normal(size=(2 * len(user), self.feature_dim)) / np.sqrt(2)  # so that the gap of two has variance 1
-        w = self.draw(rng, len(counts))
+        w = self.draw_users(rng, len(counts))
         utility = x @ V
         left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
         gap = np.einsum("nk,nk->n", utility[left] - utility[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
-        population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        population = self.draw_users(rng, 20_000)  # enough that a Bayes line over them moves by under .002
         truth = Truth(w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32))
         return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
 
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw_users(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """float64[n, rank]: weights of n people."""
         if self.weights == "gaussian":
             return rng.normal(size=(n, self.rank)) * 3 / np.sqrt(self.rank)
         return 4.5 * rng.dirichlet(np.full(self.rank, 0.3), size=n)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        return split_in_order(data, self.n_users, self.queries)

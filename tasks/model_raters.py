@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from harness.data import TEXT, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
-from harness.sources.public_files import file_digest
+from harness.data import TEXT_SCHEMA, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
+from harness.errors import UserError
+from harness.sources.public_files import files_content_digest
 from harness.store.store import Store
-from harness.task import TextTask, halves
+from harness.task import TextTask, split_pairs_of_each_user
 
-FEWEST = 4  # raters: two to train on, one for validation, one for the test
-CHOICES = 4  # responses that a prompt needs for a choice among them
-PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a quarter
+MIN_RATERS = 4  # raters: two to train on, one for validation, one for the test
+MIN_RESPONSES_TO_CHOOSE = 4  # responses that a prompt needs for a choice among them
+PROMPT_PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a quarter
 
 
 @dataclass(frozen=True)
@@ -50,41 +50,41 @@ class ModelRaters(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pairs_per_user < max(1, *self.shots):
-            raise Mistake(
+            raise UserError(
                 f"model_raters: pairs_per_user {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
                 "raise it, or lower shots",
             )
-        if self.n_candidates < 0 or 0 < self.n_candidates < CHOICES:
-            raise Mistake(
+        if self.n_candidates < 0 or 0 < self.n_candidates < MIN_RESPONSES_TO_CHOOSE:
+            raise UserError(
                 f"model_raters: n_candidates = {self.n_candidates} leaves nothing to choose", "for example 16, or 0"
             )
         if twice := {name for name in self.raters if self.raters.count(name) > 1}:
-            raise Mistake(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
+            raise UserError(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
 
     def files_digest(self) -> str:
-        return file_digest(self.file) if self.file else ""
+        return files_content_digest(self.file) if self.file else ""
 
-    def table(self) -> pl.DataFrame:
-        """A row per distinct response with its raters' scores. Raises Mistake where the file cannot be used."""
-        table = read(Path(self.file)) if self.file else simulated()
-        names, features = self.columns(table)
+    def read_ratings(self) -> pl.DataFrame:
+        """A row per distinct response with its raters' scores. Raises UserError where the file cannot be used."""
+        table = read_ratings_file(Path(self.file)) if self.file else simulated_ratings()
+        names, features = self.rater_columns(table)
         if missing := [name for name in names if name not in table.columns]:
-            raise Mistake(f"{self.file}: there is no column {missing[0]!r}", f"columns: {', '.join(table.columns)}")
+            raise UserError(f"{self.file}: there is no column {missing[0]!r}", f"columns: {', '.join(table.columns)}")
         if not features and "response" not in table.columns:
-            raise Mistake(
+            raise UserError(
                 f"{self.file}: the table has neither columns feature_* nor a column response",
                 "items need features: numbers, or a text to encode",
             )
-        if len(names) < FEWEST:
-            raise Mistake(
+        if len(names) < MIN_RATERS:
+            raise UserError(
                 f"{self.file}: {len(names)} raters ({', '.join(names) or 'none'}) are too few",
-                f"bring {FEWEST}: two to train on, one for validation and one to test",
+                f"bring {MIN_RATERS}: two to train on, one for validation and one to test",
             )
-        numbers(self.file, table, [*names, *features])
+        check_numbers(self.file, table, [*names, *features])
         texts = [name for name in ("prompt", "response") if name in table.columns]
         for name in texts:
             if table[name].null_count():
-                raise Mistake(
+                raise UserError(
                     f"{self.file}: row {table[name].is_null().arg_true()[0] + 1} of column {name} is empty",
                     "fill it in or drop the row",
                 )
@@ -92,16 +92,16 @@ class ModelRaters(TextTask):
         others = [name for name in dict.fromkeys([*names, *features]) if name not in same]
         return table.group_by(same, maintain_order=True).agg(pl.col(others).cast(pl.Float64).mean())
 
-    def columns(self, table: pl.DataFrame) -> tuple[list[str], list[str]]:
+    def rater_columns(self, table: pl.DataFrame) -> tuple[list[str], list[str]]:
         """The names of the raters and of the features."""
         features = [name for name in table.columns if name.startswith("feature_")]
         known = {"prompt", "response", *features}
-        found = [name for name in table.columns if name not in known and mostly_numbers(table[name])]
+        found = [name for name in table.columns if name not in known and holds_mostly_numbers(table[name])]
         return list(self.raters) or found, features
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
-        table = self.table()
-        names, features = self.columns(table)
+        table = self.read_ratings()
+        names, features = self.rater_columns(table)
         rng = np.random.default_rng(len(table))  # a data set: the same pairs for every seed
         table = table[rng.permutation(len(table))]  # the table's order may follow its scores
         scores = table.select(names).cast(pl.Float64).to_numpy()
@@ -113,21 +113,21 @@ class ModelRaters(TextTask):
         text = None
         if "response" in table.columns:
             asked = pl.col("prompt").cast(pl.String) if "prompt" in table.columns else pl.lit("")
-            text = table.select(prompt=asked, response=pl.col("response").cast(pl.String)).to_arrow().cast(TEXT)
+            text = table.select(prompt=asked, response=pl.col("response").cast(pl.String)).to_arrow().cast(TEXT_SCHEMA)
         if features:
             values = table.select(features).cast(pl.Float32).to_numpy()
         else:
-            from harness.inference.features import encode  # scikit-learn's: heavy
+            from harness.inference.features import encode_items  # scikit-learn's: heavy
 
-            values = encode(text, self.encoder, store)
+            values = encode_items(text, self.encoder, store)
         drawn, counts = [], {}
-        for number, name in enumerate(PARTS):
+        for number, name in enumerate(PROMPT_PARTS):
             rows = np.flatnonzero(part == number)
-            user, left, right = draw_pairs(rng, prompt[rows], scores[rows], self.pairs_per_user)
+            user, left, right = draw_rated_pairs(rng, prompt[rows], scores[rows], self.pairs_per_user)
             drawn.append((user, rows[left], rows[right]))
             counts[name] = np.bincount(user, minlength=len(names))
             if not counts[name].all():
-                raise Mistake(
+                raise UserError(
                     f"{self.file}: of {(part == number).sum()} responses for the part {name!r} no two to one prompt "
                     f"have different scores of {names[int(counts[name].argmin())]}",
                     "is the column constant? bring more prompts, with two responses or more",
@@ -138,18 +138,19 @@ class ModelRaters(TextTask):
         if self.n_candidates:
             raters = np.eye(len(names), dtype=np.float32)  # a rater's utility is his column
             truth = Truth(raters, scores.astype(np.float32), temperature=0, population=raters)
-            choices = self.choices(prompt, np.flatnonzero(part == PARTS.index("asked")))
+            choices = self.candidate_sets(prompt, np.flatnonzero(part == PROMPT_PARTS.index("asked")))
         items = Items(np.ascontiguousarray(values), text)
         data = PreferenceDataset.from_pairs(user, left, right, label, items, truth=truth)
         return replace(data, choices=choices, users=pl.DataFrame({"id": names} | counts).to_arrow())
 
-    def choices(self, prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def candidate_sets(self, prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """int32[prompts, n]: of each prompt with enough of these rows the first n; rows of a table in random order."""
         _, of, size = np.unique(prompt[rows], return_inverse=True, return_counts=True)
-        enough = np.flatnonzero(size >= CHOICES)
+        enough = np.flatnonzero(size >= MIN_RESPONSES_TO_CHOOSE)
         if not enough.size:
-            raise Mistake(
-                f"{self.file}: no asked prompt has {CHOICES} responses to choose from", "set n_candidates = 0"
+            raise UserError(
+                f"{self.file}: no asked prompt has {MIN_RESPONSES_TO_CHOOSE} responses to choose from",
+                "set n_candidates = 0",
             )
         order = np.argsort(of, kind="stable")
         n = min(size[enough].min(), self.n_candidates)
@@ -160,12 +161,12 @@ class ModelRaters(TextTask):
         rng = np.random.default_rng([seed, n, len(pairs)])
         test, validation = seed % n, (seed + 1) % n
         train = np.setdiff1d(np.arange(n), [test, validation])
-        ends = np.cumsum([data.users[name] for name in PARTS], axis=0)[:, pairs.user]
-        known, shown, asked = (pairs.take((ends <= pairs.rank).sum(0) == number) for number in range(len(PARTS)))
+        ends = np.cumsum([data.users[name] for name in PROMPT_PARTS], axis=0)[:, pairs.user]
+        known, shown, asked = (pairs.take((ends <= pairs.rank).sum(0) == number) for number in range(len(PROMPT_PARTS)))
 
         def some(pairs: Pairs, raters: np.ndarray | list[int], n: int) -> Pairs:
             """At random n pairs of each of these raters, in random order."""
-            return halves(pairs.of(raters), rng, lambda counts: np.minimum(n, counts))[0]
+            return split_pairs_of_each_user(pairs.of(raters), rng, lambda counts: np.minimum(n, counts))[0]
 
         n_context = max(self.shots)
         panels = {"seen": Panel(some(known, train, n_context), some(shown, train, self.queries))}
@@ -175,47 +176,49 @@ class ModelRaters(TextTask):
         return Splits(known.of(train), panels)
 
 
-def read(file: Path) -> pl.DataFrame:
-    """The table of a csv or parquet file. Raises Mistake where it holds none."""
+def read_ratings_file(file: Path) -> pl.DataFrame:
+    """The table of a csv or parquet file. Raises UserError where it holds none."""
     readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
     if file.suffix not in readers:
-        raise Mistake(f"model_raters: {file} ends in {file.suffix or 'nothing'}", "file names a .csv or .parquet file")
-    file_digest(file)  # says so where there is none
+        raise UserError(
+            f"model_raters: {file} ends in {file.suffix or 'nothing'}", "file names a .csv or .parquet file"
+        )
+    files_content_digest(file)  # says so where there is none
     try:
         table = readers[file.suffix]()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise Mistake(
+        raise UserError(
             f"{file} is no {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file anew"
         ) from error
     if twice := [name for name in table.columns if "_duplicated_" in name]:  # as polars renames them
-        raise Mistake(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
+        raise UserError(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
     if not len(table):
-        raise Mistake(f"{file} has no rows", "bring a row per response")
+        raise UserError(f"{file} has no rows", "bring a row per response")
     return table
 
 
-def mostly_numbers(column: pl.Series) -> bool:
+def holds_mostly_numbers(column: pl.Series) -> bool:
     """Whether it is meant for scores: one "n/a" makes a csv's column text, and must not drop the rater unseen."""
     if column.dtype == pl.String:
         return column.cast(pl.Float64, strict=False).count() > len(column) / 2
     return column.dtype.is_numeric()
 
 
-def numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
-    """Raises Mistake at the first value of these columns that is not a finite number, naming its row."""
+def check_numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
+    """Raises UserError at the first value of these columns that is not a finite number, naming its row."""
     for name in names:
         values = table[name].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
         bad = ~np.isfinite(values)
         if bad.any():
             row = int(bad.argmax())
-            raise Mistake(
+            raise UserError(
                 f"{file}: row {row + 1} of column {name} holds {table[name][row]!r}, no finite number; "
                 f"{bad.sum()} such in all",
                 "drop these rows, or the column",
             )
 
 
-def draw_pairs(
+def draw_rated_pairs(
     rng: np.random.Generator, prompt: np.ndarray, scores: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rater, left and right: int64[m], at most n distinct pairs of each rater, within a prompt and without ties."""
@@ -240,7 +243,7 @@ def draw_pairs(
     return rater[rows], left[rows], right[rows]
 
 
-def simulated() -> pl.DataFrame:
+def simulated_ratings() -> pl.DataFrame:
     """Ten reward models, linear in 16 features, on six responses to each of 200 prompts."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1200, 16)).astype(np.float32)

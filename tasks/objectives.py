@@ -6,24 +6,24 @@ import numpy as np
 import polars as pl
 
 from harness.data import PreferenceDataset
-from harness.errors import Mistake
-from harness.inference.features import check_encoder, encode, encoder_field
-from harness.sources.public_files import Source
+from harness.errors import UserError
+from harness.inference.features import check_encoder, encode_items, encoder_field
+from harness.sources.public_files import PublicFile
 from harness.store.store import Store
 from harness.task import TextTask
 
-ORIGIN = (
+OBJECTIVES_ORIGIN = (
     "https://raw.githubusercontent.com/cassidylaidlaw/hidden-context/"
     "13c98bbaa75d57773c69bf005b214f75821a49e9/data/relabeled_hh_rlhf/"
 )
-HELPFUL = Source(
+HELPFUL_TABLE = PublicFile(
     file="helpful_test.jsonl.gz",
-    url=ORIGIN + "helpful/test.jsonl.gz",
+    url=OBJECTIVES_ORIGIN + "helpful/test.jsonl.gz",
     sha256="502d6c1685eb4d67d101db3b110a37104f9f58c72e31d08c36618444918c282d",
 )
-HARMLESS = Source(
+HARMLESS_TABLE = PublicFile(
     file="harmless_test.jsonl.gz",
-    url=ORIGIN + "harmless/test.jsonl.gz",
+    url=OBJECTIVES_ORIGIN + "harmless/test.jsonl.gz",
     sha256="d7441016843ae9a668d261e08e40a3ffafd4b67de2656aa92d6b6ba14640db78",
 )
 SCHEMA = {"prompt": pl.String(), "responses": pl.List(pl.String), "label": pl.Int64()}
@@ -47,21 +47,21 @@ class Objectives(TextTask):
         super().__post_init__()
         check_encoder(self.encoder)
         if self.n_users < 5 or self.pairs_per_user <= max(self.shots):
-            raise Mistake(
+            raise UserError(
                 f"objectives: {self.n_users} users are fewer than 5, or {self.pairs_per_user} pairs leave none to ask "
                 f"after {max(self.shots)} shots",
                 "n_users = 90, pairs_per_user = 40",
             )
 
     def files_digest(self) -> str:
-        return HELPFUL.sha256 + HARMLESS.sha256
+        return HELPFUL_TABLE.sha256 + HARMLESS_TABLE.sha256
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
         parts = []
-        for objective, source in (("helpful", HELPFUL), ("harmless", HARMLESS)):
+        for objective, source in (("helpful", HELPFUL_TABLE), ("harmless", HARMLESS_TABLE)):
             first, second = (pl.col("responses").list.get(side) for side in (0, 1))
-            judged = pl.read_ndjson(source.path(), schema=SCHEMA).filter(first != second)
+            judged = pl.read_ndjson(source.local_path(), schema=SCHEMA).filter(first != second)
             judged = judged.select(
                 "prompt",
                 chosen=pl.col("responses").list.get(pl.col("label")),
@@ -70,7 +70,7 @@ class Objectives(TextTask):
             n_users = (self.n_users + (objective == "helpful")) // 2
             needed = n_users * self.pairs_per_user
             if needed > len(judged):
-                raise Mistake(
+                raise UserError(
                     f"objectives: {needed} {objective} pairs are needed, but there are {len(judged)}",
                     "lower n_users or pairs_per_user: no pair is given to two users",
                 )
@@ -78,5 +78,5 @@ class Objectives(TextTask):
             rows = rng.permutation(len(judged))[:needed]
             parts.append(judged[rows].with_columns(user=pl.Series(user).repeat_by(self.pairs_per_user).explode()))
         return PreferenceDataset.from_choices(
-            pl.concat(parts), lambda items: encode(items.to_arrow(), self.encoder, store)
+            pl.concat(parts), lambda items: encode_items(items.to_arrow(), self.encoder, store)
         )

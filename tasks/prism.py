@@ -7,19 +7,19 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from harness.data import TEXT, Pairs, Panel, PreferenceDataset, Splits
-from harness.errors import Mistake
-from harness.inference.features import check_encoder, encode, encoder_field
-from harness.sources.hub import check_revision, hub_files, table
-from harness.sources.public_files import file_digest
+from harness.data import TEXT_SCHEMA, Pairs, Panel, PreferenceDataset, Splits
+from harness.errors import UserError
+from harness.inference.features import check_encoder, encode_items, encoder_field
+from harness.sources.hub import check_revision, hub_files, read_typed_table
+from harness.sources.public_files import files_content_digest
 from harness.store.store import Store
-from harness.task import TextTask, whole_users
+from harness.task import TextTask, split_whole_users
 
-REPO = "HannahRoseKirk/prism-alignment"
-REVISION = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"  # main since 2024-04-25
-FILES = ("survey.jsonl", "utterances.jsonl")
-SURVEY = {"user_id": str, "self_description": str, "system_string": str}
-UTTERANCE = {
+PRISM_REPOSITORY = "HannahRoseKirk/prism-alignment"
+PRISM_REVISION = "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6"  # main since 2024-04-25
+HUB_FILES = ("survey.jsonl", "utterances.jsonl")
+SURVEY_COLUMNS = {"user_id": str, "self_description": str, "system_string": str}
+UTTERANCE_COLUMNS = {
     "user_id": str,
     "conversation_id": str,
     "turn": int,
@@ -51,7 +51,7 @@ class Prism(TextTask):
     """
 
     file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
-    revision: str = REVISION
+    revision: str = PRISM_REVISION
     min_pairs: int = 12  # four conversations
     encoder: str = encoder_field()
 
@@ -60,27 +60,27 @@ class Prism(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_encoder(self.encoder)
-        check_revision(REPO, self.revision)
-        if self.file and self.revision != REVISION:
-            raise Mistake("prism: either a file or a revision of the hub's", "leave out one")
+        check_revision(PRISM_REPOSITORY, self.revision)
+        if self.file and self.revision != PRISM_REVISION:
+            raise UserError("prism: either a file or a revision of the hub's", "leave out one")
         if self.min_pairs <= max(self.shots):
-            raise Mistake(
+            raise UserError(
                 f"prism: min_pairs = {self.min_pairs} leaves none to ask after {max(self.shots)} shots",
                 "raise min_pairs above the largest number of shots",
             )
 
     def files_digest(self) -> str:
-        return file_digest(*self.local()) if self.file else ""  # at the hub, `revision` says it
+        return files_content_digest(*self.local_files()) if self.file else ""  # at the hub, `revision` says it
 
-    def local(self) -> list[Path]:
-        return [Path(self.file) / name for name in FILES]
+    def local_files(self) -> list[Path]:
+        return [Path(self.file) / name for name in HUB_FILES]
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
-        survey, utterances = self.local() if self.file else hub_files(REPO, self.revision, FILES)
-        people = table(survey, SURVEY).unique("user_id", keep="first")
-        answers = first_turns(table(utterances, UTTERANCE))
+        survey, utterances = self.local_files() if self.file else hub_files(PRISM_REPOSITORY, self.revision, HUB_FILES)
+        people = read_typed_table(survey, SURVEY_COLUMNS).unique("user_id", keep="first")
+        answers = first_turns(read_typed_table(utterances, UTTERANCE_COLUMNS))
         if (strangers := answers.join(people, on="user_id", how="anti")).height:
-            raise Mistake(
+            raise UserError(
                 f"{utterances}: user {strangers['user_id'][0]!r} of conversation {strangers['conversation_id'][0]!r} "
                 f"is not in {survey.name}; {strangers['user_id'].n_unique()} such users",
                 "take both files of one revision",
@@ -90,14 +90,14 @@ class Prism(TextTask):
         most = pl.len().over("user_id", "user_prompt").max().over("user_id")  # pairs of one prompt
         often = pairs.filter((per_user >= self.min_pairs) & (per_user - most >= max(1, *self.shots)))
         if often.is_empty():
-            raise Mistake(
+            raise UserError(
                 f"{utterances}: {len(pairs)} pairs of {pairs['user_id'].n_unique()} people, of whom nobody has "
                 f"{self.min_pairs}, or one prompt left to ask after {max(self.shots)} shots",
                 "lower min_pairs and shots",
             )
         data = PreferenceDataset.from_choices(
             often.select(user="user_id", prompt="user_prompt", chosen="kept", rejected="model_response"),
-            features=lambda items: encode(items.to_arrow().cast(TEXT), self.encoder, store),
+            features=lambda items: encode_items(items.to_arrow().cast(TEXT_SCHEMA), self.encoder, store),
         )
         users = pl.DataFrame({"id": data.users["id"].to_pylist()})
         dropped = answers.group_by(id="user_id").agg(dropped=pl.col("bad").sum())
@@ -111,13 +111,13 @@ class Prism(TextTask):
         )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        people = whole_users(data, seed, max(self.shots), self.queries)  # who; not what is shown of them
+        people = split_whole_users(data, seed, max(self.shots), self.queries)  # who; not what is shown of them
         rng = np.random.default_rng([seed, len(data.pairs)])
-        known, held_out = by_prompt(data.pairs.of(people.train.people), rng, len(data.pairs))
+        known, held_out = split_by_prompt(data.pairs.of(people.train.people), rng, len(data.pairs))
         panels = {"seen": Panel(known.first(max(self.shots)), held_out.first(self.queries))}
         for name in ("validation", "test"):
             new = data.pairs.of(people.panels[name].query.people)
-            context, query = by_prompt(new, rng, max(self.shots))
+            context, query = split_by_prompt(new, rng, max(self.shots))
             panels[name] = Panel(context, query.first(self.queries))
         return Splits(known, panels)
 
@@ -141,7 +141,7 @@ def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
     return first.with_columns(pair=lost & ~again)
 
 
-def by_prompt(pairs: Pairs, rng: np.random.Generator, n_shown: int) -> tuple[Pairs, Pairs]:
+def split_by_prompt(pairs: Pairs, rng: np.random.Generator, n_shown: int) -> tuple[Pairs, Pairs]:
     """Each user's prompts in random order: the first ones until `n_shown` pairs are shown, and the rest, at least one."""
     text = pairs.items.known_text["prompt"].combine_chunks()
     prompt = text.dictionary_encode().indices.to_numpy().astype(np.int64)[pairs.left]

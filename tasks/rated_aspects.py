@@ -9,51 +9,63 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
-from harness.data import TEXT, Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
-from harness.inference.features import check_encoder, encode, encoder_field
+from harness.data import TEXT_SCHEMA, Items, PreferenceDataset, Splits, Truth
+from harness.errors import UserError
+from harness.inference.features import check_encoder, encode_items, encoder_field
 from harness.method import State, Users
-from harness.sources.hub import check_revision, hub_files, rows
-from harness.sources.public_files import Table, file_digest
+from harness.sources.hub import check_revision, hub_files, numbered_rows
+from harness.sources.public_files import PublicTable, files_content_digest
 from harness.store.store import Store
-from harness.task import TextTask, in_order
-from tasks.two_modes import mode_readings
+from harness.task import TextTask, split_in_order
+from tasks.two_modes import mode_diagnostics
 
-HFGS = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
-SQUALITY = "https://github.com/nyu-mll/SQuALITY/tree/dc08d4f574639d773bc64ef3ab3527043108fb4e/data/human-eval"
+HFGS_ORIGIN = "https://github.com/cohere-ai/human-feedback-paper/tree/935921f2af8aa86f13bbc8dd668cce837cd4f21e/results"
+SQUALITY_ORIGIN = "https://github.com/nyu-mll/SQuALITY/tree/dc08d4f574639d773bc64ef3ab3527043108fb4e/data/human-eval"
 TABLES = {
-    name: Table(f"{folder}/{name.partition('/')[2]}.parquet", url, sha256)
+    name: PublicTable(f"{folder}/{name.partition('/')[2]}.parquet", url, sha256)
     for folder, url, name, sha256 in (
-        ("hfgs_multiaspect", HFGS, "hfgs/prompts", "b139ea5a44f141be9d20b57caf94f89a15a92b4b59b1acbb94fc25f3f73580b4"),
         (
             "hfgs_multiaspect",
-            HFGS,
+            HFGS_ORIGIN,
+            "hfgs/prompts",
+            "b139ea5a44f141be9d20b57caf94f89a15a92b4b59b1acbb94fc25f3f73580b4",
+        ),
+        (
+            "hfgs_multiaspect",
+            HFGS_ORIGIN,
             "hfgs/responses",
             "9831d46a2296ed816dd2672a84a8e21738b45388a47b9e0b87478930da439c6a",
         ),
         (
             "hfgs_multiaspect",
-            HFGS,
+            HFGS_ORIGIN,
             "hfgs/v1_aspects",
             "7b9dd409235f8f15654199668921c8e84e463ab890467d9a128086cf92f68a1d",
         ),
-        ("hfgs_multiaspect", HFGS, "hfgs/v2_style", "fc5a9b7fc45800dc4e535f2a0c10d9b3b1a26aef7711a4c269ccf1b5dd243e82"),
+        (
+            "hfgs_multiaspect",
+            HFGS_ORIGIN,
+            "hfgs/v2_style",
+            "fc5a9b7fc45800dc4e535f2a0c10d9b3b1a26aef7711a4c269ccf1b5dd243e82",
+        ),
         (
             "squality_human_eval",
-            SQUALITY,
+            SQUALITY_ORIGIN,
             "squality/ratings",
             "4a1c6cfa23552bd3fafc08c3451a48fab031fc26d385a396a12a3045ad5b0343",
         ),
         (
             "squality_human_eval",
-            SQUALITY,
+            SQUALITY_ORIGIN,
             "squality/responses",
             "1be897d59ba5a839721880cc8d17e1c1a17177150d5b900813003c16173d3b48",
         ),
     )
 }
-REPO = "openbmb/UltraFeedback"
-REVISION = "40b436560ca83a8dba36114c22ab3c66e43f6d5e"  # the one that HuggingFaceH4/ultrafeedback_binarized is made of
+ULTRAFEEDBACK_REPOSITORY = "openbmb/UltraFeedback"
+ULTRAFEEDBACK_REVISION = (
+    "40b436560ca83a8dba36114c22ab3c66e43f6d5e"  # the one that HuggingFaceH4/ultrafeedback_binarized is made of
+)
 SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # a file each; .94 GB in all
 FLAGS = (  # 1 says that the error is there, so fewer is better
     *("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope"),
@@ -65,10 +77,10 @@ ASPECTS = {
     "squality/ratings": ("correctness", "selection", "overall"),
     "ultrafeedback": ("helpfulness", "honesty", "truthfulness", "instruction_following"),
 }
-PARTS = ("training", "context", "validation", "test")  # of the prompts
-ANY = 2  # a pair that may conflict or agree
-CANDIDATES = 4  # of a prompt, to choose the best of: as many as UltraFeedback has of each
-NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `attributes` in numbers
+RATED_PROMPT_PARTS = ("training", "context", "validation", "test")  # of the prompts
+EITHER_KIND = 2  # a pair that may conflict or agree
+CANDIDATES_PER_PROMPT = 4  # of a prompt, to choose the best of: as many as UltraFeedback has of each
+FEATURE_NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `attributes` in numbers
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class RatedAspects(TextTask):
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
     file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
-    revision: str = REVISION
+    revision: str = ULTRAFEEDBACK_REVISION
     subsets: tuple[str, ...] = SUBSETS
     aspects: tuple[str, ...] = ("detail", "clarity")  # of hfgs' pairs of aspects the one that words tell best
     weights: Literal["one", "dirichlet"] = "one"
@@ -123,75 +135,80 @@ class RatedAspects(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user) < 1:
-            raise Mistake("rated_aspects: a count is below 1", "n_users = 200, new_users = 60, pairs_per_user = 40")
+            raise UserError("rated_aspects: a count is below 1", "n_users = 200, new_users = 60, pairs_per_user = 40")
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if not all(rate is None or 0 <= rate <= 1 for rate in rates):
-            raise Mistake(
+            raise UserError(
                 "rated_aspects: a conflict rate is outside [0, 1]",
                 "name a share, or leave it out for the data's own",
             )
         if len(set(self.aspects)) != len(self.aspects) or len(self.aspects) < 2:
-            raise Mistake(
+            raise UserError(
                 f"rated_aspects: aspects = {list(self.aspects)} are not two or more", 'aspects = ["detail", "clarity"]'
             )
         if self.follow and (self.follow not in self.aspects or self.weights != "one"):
-            raise Mistake(
+            raise UserError(
                 f"rated_aspects: nobody can follow {self.follow!r}",
                 f'weights = "one" and one of {", ".join(self.aspects)}',
             )
         if self.file and self.source != "ultrafeedback":
-            raise Mistake(f"rated_aspects: source {self.source!r} reads no file", 'source = "ultrafeedback" does')
-        if (self.file or self.source != "ultrafeedback") and (self.revision, self.subsets) != (REVISION, SUBSETS):
-            raise Mistake(
+            raise UserError(f"rated_aspects: source {self.source!r} reads no file", 'source = "ultrafeedback" does')
+        if (self.file or self.source != "ultrafeedback") and (self.revision, self.subsets) != (
+            ULTRAFEEDBACK_REVISION,
+            SUBSETS,
+        ):
+            raise UserError(
                 "rated_aspects: revision and subsets are of the hub's UltraFeedback alone",
                 'source = "ultrafeedback" without a file',
             )
-        check_revision(REPO, self.revision)
+        check_revision(ULTRAFEEDBACK_REPOSITORY, self.revision)
         if not self.subsets or not set(self.subsets) <= set(SUBSETS) or len(set(self.subsets)) < len(self.subsets):
-            raise Mistake(f"rated_aspects: subsets = {list(self.subsets)}", f"choose among {', '.join(SUBSETS)}")
-        self.table()
+            raise UserError(f"rated_aspects: subsets = {list(self.subsets)}", f"choose among {', '.join(SUBSETS)}")
+        self.table_name()
         if self.encoder != "numbers":
             check_encoder(self.encoder)
         elif self.feature_dim < len(self.aspects):
-            raise Mistake(
+            raise UserError(
                 f"rated_aspects: feature_dim = {self.feature_dim} cannot hold {len(self.aspects)} aspects", "raise it"
             )
 
-    def table(self) -> str:
-        """The name in ASPECTS of the table that holds the aspects. Raises Mistake where none holds them all."""
+    def table_name(self) -> str:
+        """The name in ASPECTS of the table that holds the aspects. Raises UserError where none holds them all."""
         here = {name: known for name, known in ASPECTS.items() if name.startswith(self.source)}
         for name, known in here.items():
             if set(self.aspects) <= set(known):
                 return name
-        raise Mistake(
+        raise UserError(
             f"rated_aspects: no table of {self.source} rates {' and '.join(self.aspects)}",
             "choose among " + "; or among ".join(", ".join(known) for known in here.values()),
         )
 
     def files_digest(self) -> str:
         if self.file:
-            return file_digest(*local(self.file))
+            return files_content_digest(*files_of_folder(self.file))
         return "".join(table.sha256 for name, table in TABLES.items() if name.startswith(self.source))
 
-    def responses(self) -> pl.DataFrame:
+    def read_responses(self) -> pl.DataFrame:
         """A row per response: prompt, response, and a float column per aspect; sorted."""
-        aspects, name = list(self.aspects), self.table()
+        aspects, name = list(self.aspects), self.table_name()
         if name == "ultrafeedback":
             files = [f"{name}.jsonl" for name in self.subsets]
-            paths = local(self.file) if self.file else hub_files(REPO, self.revision, files)
-            rated = ultrafeedback(paths, aspects)
+            paths = (
+                files_of_folder(self.file) if self.file else hub_files(ULTRAFEEDBACK_REPOSITORY, self.revision, files)
+            )
+            rated = read_ultrafeedback(paths, aspects)
         elif name == "squality/ratings":
             keys = ["passage", "question", "system"]
             columns = {f"{aspect}_rating": aspect for aspect in aspects}
-            scores = TABLES[name].read(*keys, *columns).rename(columns)
-            texts = TABLES["squality/responses"].read(*keys, "question_text", "response")
+            scores = TABLES[name].read_columns(*keys, *columns).rename(columns)
+            texts = TABLES["squality/responses"].read_columns(*keys, "question_text", "response")
             texts = texts.with_columns(prompt=pl.format("{} (story {})", "question_text", "passage"))
             rated = scores.join(texts, on=keys)
         else:
-            scores = TABLES[name].read("prompt_id", "response_id", "model", *aspects)
+            scores = TABLES[name].read_columns("prompt_id", "response_id", "model", *aspects)
             scores = scores.filter(pl.col("model") != "distractor")  # attention checks: the response to another prompt
-            rated = scores.join(TABLES["hfgs/prompts"].read("prompt_id", "prompt"), on="prompt_id").join(
-                TABLES["hfgs/responses"].read("response_id", "response"), on="response_id"
+            rated = scores.join(TABLES["hfgs/prompts"].read_columns("prompt_id", "prompt"), on="prompt_id").join(
+                TABLES["hfgs/responses"].read_columns("response_id", "response"), on="response_id"
             )
         better = [-pl.col(a).cast(pl.Float64) if a in FLAGS else pl.col(a).cast(pl.Float64) for a in aspects]
         mean = [score.mean().round(6) for score in better]  # so that equal means are ties
@@ -199,7 +216,7 @@ class RatedAspects(TextTask):
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
-        rated = self.responses()
+        rated = self.read_responses()
         rated = rated[rng.permutation(len(rated))]
         scores = rated.select(self.aspects).to_numpy()
         scores = ((scores - scores.mean(0)) / scores.std(0).clip(1e-9)).astype(np.float32)
@@ -210,10 +227,14 @@ class RatedAspects(TextTask):
         first, second, gap = first[clear], second[clear], gap[clear]
         conflict = (gap > 0).any(1) & (gap < 0).any(1)
         n_prompts = prompt.max() + 1
-        part = np.searchsorted([0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right")  # of PARTS
-        text = rated.select("prompt", "response").to_arrow().cast(TEXT)
+        part = np.searchsorted(
+            [0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right"
+        )  # of RATED_PROMPT_PARTS
+        text = rated.select("prompt", "response").to_arrow().cast(TEXT_SCHEMA)
         features = (
-            numbers(rng, scores, self.feature_dim) if self.encoder == "numbers" else encode(text, self.encoder, store)
+            numeric_features(rng, scores, self.feature_dim)
+            if self.encoder == "numbers"
+            else encode_items(text, self.encoder, store)
         )
 
         counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
@@ -222,21 +243,21 @@ class RatedAspects(TextTask):
         known, asked = user < self.n_users, place >= counts[user] - self.queries
         rates = np.array([self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate], dtype=float)
         rate = rates[np.select([asked, known], [2, 0], 1)]  # None is NaN
-        wish = np.where(np.isnan(rate), ANY, rng.random(len(user)) < rate)
-        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)  # of PARTS
-        pair = deal(rng, user, of, wish, part[prompt[first]], conflict)
+        wish = np.where(np.isnan(rate), EITHER_KIND, rng.random(len(user)) < rate)
+        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)  # of RATED_PROMPT_PARTS
+        pair = deal_pairs(rng, user, of, wish, part[prompt[first]], conflict)
 
         left_first = rng.random(len(user)) < 0.5
         left, right = np.where(left_first, first[pair], second[pair]), np.where(left_first, second[pair], first[pair])
-        w, population = self.draw(np.random.default_rng([seed, 1]))  # whom they follow moves no pair
+        w, population = self.draw_user_weights(np.random.default_rng([seed, 1]))  # whom they follow moves no pair
         utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
         truth = Truth(w, scores, 0.0, population)
         data = PreferenceDataset.from_pairs(
             user, left, right, (np.sign(utility) + 1) / 2, Items(features, text), truth=truth
         )
-        return replace(data, choices=candidates(prompt, part[prompt] == PARTS.index("test")))
+        return replace(data, choices=candidates_of_prompts(prompt, part[prompt] == RATED_PROMPT_PARTS.index("test")))
 
-    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def draw_user_weights(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Weights float32[n, k] of all people, and float32[m, k] of the population they come from."""
         k, groups = len(self.aspects), (self.n_users, self.new_users, self.new_users)
         if self.weights == "dirichlet":
@@ -249,14 +270,14 @@ class RatedAspects(TextTask):
         return modes[np.concatenate([rng.permutation(size) % len(modes) for size in groups])], modes
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        splits = in_order(data, self.n_users, self.queries)
+        splits = split_in_order(data, self.n_users, self.queries)
         return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})
 
-    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        return mode_readings(splits, truth, users) if self.weights == "one" and not self.follow else {}
+    def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        return mode_diagnostics(splits, truth, users) if self.weights == "one" and not self.follow else {}
 
 
-def deal(
+def deal_pairs(
     rng: np.random.Generator,
     user: np.ndarray,
     of: np.ndarray,
@@ -266,19 +287,19 @@ def deal(
 ) -> np.ndarray:
     """int64[n]: a pair for each row, no pair twice for one user.
 
-    of: int[n], the part of the prompts it is from.  wish: int[n], 0 an agreeing, 1 a conflicting pair, or ANY; one
-    user's rows of one part wish for pairs by one rate, so ANY never meets 0 or 1 there.
+    of: int[n], the part of the prompts it is from.  wish: int[n], 0 an agreeing, 1 a conflicting pair, or EITHER_KIND; one
+    user's rows of one part wish for pairs by one rate, so EITHER_KIND never meets 0 or 1 there.
     part, conflict: int[pairs], of each pair.
     """
     pair = np.empty(len(user), dtype=np.int64)
     for p, w in np.unique(np.column_stack([of, wish]), axis=0):  # at most twelve
         rows = np.flatnonzero((of == p) & (wish == w))
-        pairs = rng.permutation(np.flatnonzero((part == p) & ((conflict == w) | (w == ANY))))
+        pairs = rng.permutation(np.flatnonzero((part == p) & ((conflict == w) | (w == EITHER_KIND))))
         asked = np.bincount(user[rows])
         if asked.max() > len(pairs):
-            raise Mistake(
+            raise UserError(
                 f"rated_aspects: someone needs {asked.max()} pairs{(' that agree', ' that conflict', '')[w]} of the "
-                f"{PARTS[p]} prompts, which have {len(pairs)}",
+                f"{RATED_PROMPT_PARTS[p]} prompts, which have {len(pairs)}",
                 "lower pairs_per_user, shots or queries, or leave out the conflict rate",
             )
         step = np.flatnonzero(np.gcd(np.arange(len(pairs)), len(pairs)) == 1)  # visits every pair before any twice
@@ -297,35 +318,35 @@ def pairs_within(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return both["row"].to_numpy().astype(np.int64), both["row_2"].to_numpy().astype(np.int64)
 
 
-def numbers(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarray:
+def numeric_features(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarray:
     """float32[n, dim]: the scores rotated into `dim` dimensions with noise, mean variance 1/2 as for text encoders."""
     axes = np.linalg.qr(rng.normal(size=(dim, scores.shape[1])))[0]
-    features = scores @ axes.T + NOISE * rng.normal(size=(len(scores), dim))
+    features = scores @ axes.T + FEATURE_NOISE * rng.normal(size=(len(scores), dim))
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
 
 
-def candidates(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | None:
-    """int32[prompts, CANDIDATES]: the first items of each prompt that has so many, among the items `here`."""
+def candidates_of_prompts(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | None:
+    """int32[prompts, CANDIDATES_PER_PROMPT]: the first items of each prompt that has so many, among the items `here`."""
     items = pl.DataFrame({"prompt": prompt, "item": np.arange(len(prompt), dtype=np.int32)}).filter(here)
-    items = items.filter(pl.len().over("prompt") >= CANDIDATES).sort("prompt", maintain_order=True)
-    first = items.filter(pl.int_range(pl.len()).over("prompt") < CANDIDATES)["item"].to_numpy()
-    return first.reshape(-1, CANDIDATES) if len(first) else None
+    items = items.filter(pl.len().over("prompt") >= CANDIDATES_PER_PROMPT).sort("prompt", maintain_order=True)
+    first = items.filter(pl.int_range(pl.len()).over("prompt") < CANDIDATES_PER_PROMPT)["item"].to_numpy()
+    return first.reshape(-1, CANDIDATES_PER_PROMPT) if len(first) else None
 
 
-def local(file: str) -> list[Path]:
-    """The file, or a folder's jsonl and parquet files. Raises Mistake where there is none."""
+def files_of_folder(file: str) -> list[Path]:
+    """The file, or a folder's jsonl and parquet files. Raises UserError where there is none."""
     path = Path(file)
     found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet")) if path.is_dir() else [path]
     if not found:
-        raise Mistake(f"the folder {path} holds no jsonl or parquet file", "name the folder of the data's own files")
+        raise UserError(f"the folder {path} holds no jsonl or parquet file", "name the folder of the data's own files")
     return found
 
 
-def ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
+def read_ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
     """prompt, response and one float column per aspect, of completions that have all these ratings."""
     found = []
     for file in files:
-        for number, row in rows(file):
+        for number, row in numbered_rows(file):
             try:
                 for answer in row["completions"]:
                     ratings = [(answer["annotations"].get(aspect) or {}).get("Rating", "N/A") for aspect in aspects]
@@ -335,10 +356,10 @@ def ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
                             raise TypeError("instruction or response is no text")
                         found.append((*texts, *map(float, ratings)))
             except (KeyError, TypeError, AttributeError) as error:
-                raise Mistake(
+                raise UserError(
                     f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
                     "instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
                 ) from error
     if not found:
-        raise Mistake(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
+        raise UserError(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
     return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")

@@ -6,11 +6,11 @@ from typing import Literal
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
-from harness.task import Task, in_order
+from harness.errors import UserError
+from harness.task import Task, split_in_order
 
-FEATURES = 13  # the paper's number of hand-made features of a response
-NORM = 4.0  # of every rater's weights: the truth is then right about .905 (linear) or .952 (tanh) of the labels
+FEATURE_COUNT = 13  # the paper's number of hand-made features of a response
+WEIGHT_NORM = 4.0  # of every rater's weights: the truth is then right about .905 (linear) or .952 (tanh) of the labels
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,15 @@ class Raters(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user) < 1 or self.temperature <= 0:
-            raise Mistake("raters: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks")
-        if self.feature_dim < FEATURES:
-            raise Mistake(f"raters: feature_dim {self.feature_dim} is below the {FEATURES} true features", "raise it")
+            raise UserError(
+                "raters: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks"
+            )
+        if self.feature_dim < FEATURE_COUNT:
+            raise UserError(
+                f"raters: feature_dim {self.feature_dim} is below the {FEATURE_COUNT} true features", "raise it"
+            )
         if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
-            raise Mistake(
+            raise UserError(
                 f"raters: n_candidates = {self.n_candidates} in {self.choice_prompts} sets leave nothing to choose",
                 "for example n_candidates = 16, choice_prompts = 100",
             )
@@ -62,36 +66,36 @@ class Raters(Task):
             own = np.random.default_rng([seed, self.n_candidates])  # so that pairs are what they are without candidates
             x = np.concatenate([x, own.normal(size=(len(choices), self.feature_dim))])
             choices = choices.reshape(self.choice_prompts, self.n_candidates)
-        features = self.features(rng, x)
-        w = self.draw(rng, len(counts))
+        features = self.true_features(rng, x)
+        w = self.draw_rater_weights(rng, len(counts))
         left, right = np.arange(0, n, 2), np.arange(1, n, 2)
         gap = np.einsum("nk,nk->n", features[left] - features[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
-        population = self.draw(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        population = self.draw_rater_weights(rng, 20_000)  # enough that a Bayes line over them moves by under .002
         truth = Truth(
             w.astype(np.float32), features.astype(np.float32), self.temperature, population.astype(np.float32)
         )
         data = PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
         return replace(data, choices=choices)
 
-    def features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    def true_features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
         """float64[n, 13]: the true features of the items float64[n, d]."""
         d = self.feature_dim
         if self.truth == "linear":
-            return x @ np.linalg.qr(rng.normal(size=(d, FEATURES)))[0]
-        first, second = rng.normal(size=(d, d)), rng.normal(size=(d, FEATURES))
+            return x @ np.linalg.qr(rng.normal(size=(d, FEATURE_COUNT)))[0]
+        first, second = rng.normal(size=(d, d)), rng.normal(size=(d, FEATURE_COUNT))
         return 3 * np.tanh(1.5 * x @ first / np.sqrt(d)) @ second / np.sqrt(d)
 
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw_rater_weights(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """float64[n, 13]: weights of n raters."""
-        size = np.abs(rng.normal(size=(n, FEATURES)))
-        sign = np.ones((n, FEATURES))
+        size = np.abs(rng.normal(size=(n, FEATURE_COUNT)))
+        sign = np.ones((n, FEATURE_COUNT))
         if self.scenario == "independent_signs":
-            sign = rng.choice([-1, 1], size=(n, FEATURES))
+            sign = rng.choice([-1, 1], size=(n, FEATURE_COUNT))
         elif self.scenario == "two_camps":
             sign[1::2] = -1
-        return NORM * sign * size / np.linalg.norm(size, axis=1, keepdims=True)
+        return WEIGHT_NORM * sign * size / np.linalg.norm(size, axis=1, keepdims=True)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        splits = in_order(data, self.n_users, self.queries)
+        splits = split_in_order(data, self.n_users, self.queries)
         return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.data import Items, Panel, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
-from harness.task import Task, in_order
+from harness.errors import UserError
+from harness.task import Task, split_in_order
 
-CONDITION = 3.0  # condition number of the gaps' covariance
+CONDITION_NUMBER = 3.0  # condition number of the gaps' covariance
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class ResponseTimes(Task):
         super().__post_init__()
         counts = (self.n_users, self.new_users, self.n_demonstrations, self.annotators)
         if min(counts) < 1 or self.spread < 0 or self.norm < 0:
-            raise Mistake(
+            raise UserError(
                 "response_times: counts must be at least 1, spread and norm at least 0", "manyminds list; README: tasks"
             )
         if self.feature_dim < 3:
-            raise Mistake(
+            raise UserError(
                 f"response_times: feature_dim {self.feature_dim} has no three orthogonal means", "set it to 3 or more"
             )
 
@@ -55,7 +55,7 @@ class ResponseTimes(Task):
         kind = rng.integers(2, size=len(counts))
         kind[-self.new_users :] = 2  # the panel `shifted`
         theta = means[kind] + self.spread * rng.normal(size=(len(counts), d))
-        variance = np.linspace(1, CONDITION, d) / (1 + CONDITION)
+        variance = np.linspace(1, CONDITION_NUMBER, d) / (1 + CONDITION_NUMBER)
         scale = np.sqrt(variance / 2)  # of an item: the gap of two has twice its variance
         x = ((rng.normal(size=(2 * len(user), d)) * scale) @ basis.T).astype(np.float32)
         population = means[rng.integers(2, size=20_000)] + self.spread * rng.normal(size=(20_000, d))
@@ -63,7 +63,7 @@ class ResponseTimes(Task):
         drift = np.einsum("nd,nd->n", x[left] - x[right], theta[user]) / 2
         label, seconds = np.zeros((2, len(user)))
         for own in rng.spawn(self.annotators):
-            answer, time = decide(own, drift)
+            answer, time = simulate_decisions(own, drift)
             label += answer
             seconds += time
         truth = Truth(theta.astype(np.float32), x, 1.0, population.astype(np.float32))
@@ -73,26 +73,26 @@ class ResponseTimes(Task):
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         n_known = data.pairs.n_users - self.new_users
-        splits = in_order(replace(data, pairs=data.pairs.of(np.arange(n_known))), self.n_users, self.queries)
+        splits = split_in_order(replace(data, pairs=data.pairs.of(np.arange(n_known))), self.n_users, self.queries)
         others = data.pairs.of(np.arange(n_known, data.pairs.n_users))
         shown = others.rank < max(self.shots)
         return Splits(splits.train, dict(splits.panels) | {"shifted": Panel(others.take(shown), others.take(~shown))})
 
 
-TERMS = 8  # what further terms would add to a time's variance is below 3e-5 of at most .67
+SERIES_TERMS = 8  # what further terms would add to a time's variance is below 3e-5 of at most .67
 
 
-def decide(rng: np.random.Generator, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def simulate_decisions(rng: np.random.Generator, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """bool[n], float64[n]: which of +-1 the process dV = drift dt + dB from 0 reaches first (True: +1), and when.
 
     Between symmetric barriers the side is independent of the time, and P(+) = sigmoid(2 drift). The time's Laplace
     transform, cosh(mu) / cosh(sqrt(mu^2 + 2 s)), is the product over k = 1, 2, ... of rate_k / (rate_k + s) with
     rate_k = (mu^2 + (k - 1/2)^2 pi^2) / 2: the time is a sum of independent exponentials (Biane, Pitman and Yor 2001).
-    The first TERMS are drawn, the rest stand at their mean, so that E[time] = tanh(mu) / mu holds exactly.
+    The first SERIES_TERMS are drawn, the rest stand at their mean, so that E[time] = tanh(mu) / mu holds exactly.
     """
     mu = np.maximum(np.abs(drift), 1e-6)
     time = np.tanh(mu) / mu
-    for k in range(TERMS):
+    for k in range(SERIES_TERMS):
         rate = (mu**2 + ((k + 0.5) * np.pi) ** 2) / 2
         time += (rng.standard_exponential(len(mu)) - 1) / rate
     return rng.random(len(mu)) < 1 / (1 + np.exp(-2 * drift)), time

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 
 from harness.data import Items, PreferenceDataset
-from harness.sources.public_files import Source, read_columns
+from harness.sources.public_files import PublicFile, read_csv_columns
 from harness.task import Task
 
-CHOICES = Source(
+SNACKS_FILE = PublicFile(
     file="ClitheroDataset.csv",
     url="https://raw.githubusercontent.com/shenlirobot/linear_bandits_response_time/fa93263695c51e30e14b9e32dc44446fd47b86cb/data/ClitheroDataset.csv",
     sha256="9c572d572bb3ccd1e3e1c35ef7165516089c6a657d3ef98221d2b87bb81e676c",
@@ -24,12 +24,12 @@ class Snacks(Task):
     queries: int = 36  # 136 pairs each: what 100 shots leave
 
     def files_digest(self) -> str:
-        return CHOICES.sha256
+        return SNACKS_FILE.sha256
 
     def build(self, seed: int) -> PreferenceDataset:
         columns = {"subj": pl.Float64, "YesNo": pl.Float64, "choice": pl.Float64, "rt": pl.Float64}
         columns |= {"Item_l": pl.Float64, "Item_r": pl.Float64}
-        trials = read_columns(CHOICES.path(), columns).filter(pl.col("YesNo") == 0)
+        trials = read_csv_columns(SNACKS_FILE.local_path(), columns).filter(pl.col("YesNo") == 0)
         return PreferenceDataset.from_pairs(
             user=trials["subj"].to_numpy(),
             left=trials["Item_l"].to_numpy() - 1,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.data import Items, PreferenceDataset, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import State, Users
-from harness.task import Task, in_order
+from harness.task import Task, split_in_order
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TwoModes(Task):
         super().__post_init__()
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if min(self.n_users, self.pairs_per_user, self.feature_dim) < 1 or not all(0 <= rate <= 1 for rate in rates):
-            raise Mistake(
+            raise UserError(
                 "two_modes: a count is below 1, or a conflict rate outside [0, 1]", "conflict_rate = 0.5 is natural"
             )
 
@@ -45,9 +45,9 @@ class TwoModes(Task):
         place = np.arange(len(user)) - (np.cumsum(counts) - counts)[user]
         shown_rate = np.where(user < self.n_users, self.train_conflict_rate, self.context_conflict_rate)
         asked = place >= counts[user] - self.queries
-        y = draw_pairs(rng, rng.random(len(user)) < np.where(asked, self.query_conflict_rate, shown_rate))
+        y = draw_option_pairs(rng, rng.random(len(user)) < np.where(asked, self.query_conflict_rate, shown_rate))
         mode = rng.integers(2, size=len(counts))
-        utility = rewards(y.ravel())
+        utility = mode_rewards(y.ravel())
         left, right = np.arange(0, 2 * len(user), 2), np.arange(1, 2 * len(user), 2)
         knots = np.arange(1, self.feature_dim) / self.feature_dim
         hinges = np.maximum(y.reshape(-1, 1) - knots, 0)
@@ -57,30 +57,30 @@ class TwoModes(Task):
         return PreferenceDataset.from_pairs(user, left, right, label, Items(features), truth=truth)
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        return in_order(data, self.n_users, self.queries)
+        return split_in_order(data, self.n_users, self.queries)
 
-    def readings(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        return mode_readings(splits, truth, users)
+    def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
+        return mode_diagnostics(splits, truth, users)
 
 
-def rewards(y: np.ndarray) -> np.ndarray:
+def mode_rewards(y: np.ndarray) -> np.ndarray:
     """float64[n, 2]: the reward of each option in mode 0 and in mode 1."""
     return np.column_stack([np.where(y > 0.5, 2 * y, y), np.where(y > 0.5, 1 - y, y)])
 
 
-def draw_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.ndarray:
+def draw_option_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.ndarray:
     """float64[n, 2]: uniform options by rejection, each pair conflicting or not as asked."""
     y = np.empty((len(conflicting), 2))
     open_rows = np.arange(len(conflicting))
     while open_rows.size:
         y[open_rows] = rng.random((open_rows.size, 2))
-        first, second = rewards(y[open_rows, 0]), rewards(y[open_rows, 1])
+        first, second = mode_rewards(y[open_rows, 0]), mode_rewards(y[open_rows, 1])
         disagree = (first[:, 0] > second[:, 0]) != (first[:, 1] > second[:, 1])
         open_rows = open_rows[disagree != conflicting[open_rows]]
     return y
 
 
-def mode_readings(splits: Splits, truth: Truth | None, users: Users) -> dict[str, float]:
+def mode_diagnostics(splits: Splits, truth: Truth | None, users: Users) -> dict[str, float]:
     """How well what a method holds of each test user (its first tensor, a row per user) tells his hidden mode.
 
     probe_accuracy: of a logistic regression on the standardised rows, five-fold cross-validated over test users, so

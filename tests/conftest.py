@@ -15,7 +15,7 @@ from hypothesis import settings
 from harness import registry
 from harness.models import small
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
@@ -86,7 +86,7 @@ def tiny_once(tmp_path_factory):
     (folder / "tiny.toml").write_text(TINY)
     store = Store(folder / "store")
     plan = make_plan(read_suite(folder / "tiny.toml"), store.open())
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(done for _, done in finish_trials(plan.trials, store))
     return folder
 
 

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import Items, Leak, Panel, PreferenceDataset, Splits, Truth, arrays, content_ids, digest, known_truth
-from harness.errors import Mistake
-from harness.task import halves, in_order, whole_users
+from harness.data import (
+    Items,
+    Panel,
+    PreferenceDataset,
+    SplitLeakError,
+    Splits,
+    Truth,
+    arrays_digest,
+    content_ids,
+    named_arrays,
+    require_truth,
+)
+from harness.errors import UserError
+from harness.task import split_in_order, split_pairs_of_each_user, split_whole_users
 
 FRAME = pl.DataFrame(
     {
@@ -73,23 +84,23 @@ def test_from_choices_takes_soft_labels_seconds_and_features():
     ],
 )
 def test_from_choices_explains_bad_rows(frame, says):
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         PreferenceDataset.from_choices(frame)
 
 
 def test_nan_features_are_refused():
-    with pytest.raises(Mistake, match="NaN or infinite feature"):
+    with pytest.raises(UserError, match="NaN or infinite feature"):
         PreferenceDataset.from_choices(FRAME, features=lambda items: np.full((len(items), 1), np.nan))
 
 
 @pytest.mark.parametrize("ask", [lambda items: items.known_features, lambda items: items.known_text, len])
 def test_what_is_not_there_is_named(ask):
-    with pytest.raises(Mistake, match=r"there is no (numeric features|texts) of the items"):
+    with pytest.raises(UserError, match=r"there is no (numeric features|texts) of the items"):
         ask(Items())
-    with pytest.raises(Mistake, match="no population in the task's truth"):
+    with pytest.raises(UserError, match="no population in the task's truth"):
         _ = Truth(EYE, EYE).known_population
-    with pytest.raises(Mistake, match="no truth"):
-        known_truth(None)
+    with pytest.raises(UserError, match="no truth"):
+        require_truth(None)
 
 
 EYE = np.eye(3, dtype=np.float32)
@@ -124,7 +135,7 @@ GOOD = {"user": ["a", "a", "b", "b"], "left": [0, 1, 0, 1], "right": [1, 2, 2, 2
 def test_what_cannot_be_judged_is_refused(changes, says):
     good = GOOD | {"items": Items(EYE, TEXTS), "seconds": [1, 2, 3, 0]}
     assert PreferenceDataset.from_pairs(**good).pairs.seconds.tolist() == [1, 2, 3, 0]
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(UserError, match=says):
         PreferenceDataset.from_pairs(**good | changes)
 
 
@@ -138,8 +149,8 @@ def test_item_numbers_may_be_whole_floats():
 def test_whole_users_never_leak(n_users, n_pairs, seed):
     """Whatever is judged twice, nothing asked was shown; every person has a place, and queries are bounded."""
     data = people(n_users, n_pairs, seed=seed)
-    splits = whole_users(data, seed, n_context=3, n_query=4)
-    splits.check()
+    splits = split_whole_users(data, seed, n_context=3, n_query=4)
+    splits.check_for_leaks()
     assert sum(len(splits.panels[p].query.people) for p in ("validation", "test")) + splits.train.n_users == n_users
     assert all(
         np.diff(panel.query.offsets).max(initial=0) <= 4 for name, panel in splits.panels.items() if name != "seen"
@@ -148,15 +159,15 @@ def test_whole_users_never_leak(n_users, n_pairs, seed):
 
 def test_every_person_is_a_test_person_once_in_five_seeds():
     data = people(31, 20)
-    tested = np.concatenate([whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5)])
+    tested = np.concatenate([split_whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5)])
     assert sorted(tested) == list(range(31))
-    again = np.concatenate([whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5, 10)])
+    again = np.concatenate([split_whole_users(data, seed, 5, 5).panels["test"].query.people for seed in range(5, 10)])
     assert sorted(again) == list(range(31)) and list(again) != list(tested)
 
 
 def test_in_order_shows_first_and_asks_last():
     data = people(10, 8, n_items=400)
-    splits = in_order(data, n_train=6, n_query=3)
+    splits = split_in_order(data, n_train=6, n_query=3)
     assert list(splits.panels["test"].query.people) == [8, 9]
     rows = data.pairs.of([9])
     assert np.array_equal(splits.panels["test"].query.of([1]).left, rows.left[-3:])
@@ -165,7 +176,7 @@ def test_in_order_shows_first_and_asks_last():
 
 def test_repeats_go_where_their_pair_goes():
     data = people(4, 60, n_items=5)
-    first, rest = halves(data.pairs, np.random.default_rng(0), lambda counts: counts // 2)
+    first, rest = split_pairs_of_each_user(data.pairs, np.random.default_rng(0), lambda counts: counts // 2)
 
     def judged(pairs):
         return {(u, *sorted(ab)) for u, *ab in zip(pairs.user, pairs.left, pairs.right, strict=True)}
@@ -176,24 +187,24 @@ def test_repeats_go_where_their_pair_goes():
 
 class TestLeak:
     def splits(self):
-        return whole_users(people(10, 20, n_items=300), 0, n_context=5, n_query=5)
+        return split_whole_users(people(10, 20, n_items=300), 0, n_context=5, n_query=5)
 
     def with_test(self, **changes):
         splits = self.splits()
         return Splits(splits.train, dict(splits.panels) | {"test": replace(splits.panels["test"], **changes)})
 
     def test_a_clean_split_passes(self):
-        self.splits().check()
+        self.splits().check_for_leaks()
 
     def test_a_query_in_the_context_is_caught(self):
         context = self.splits().panels["test"].context
-        with pytest.raises(Leak, match="own user's context"):
-            self.with_test(query=context).check()
+        with pytest.raises(SplitLeakError, match="own user's context"):
+            self.with_test(query=context).check_for_leaks()
 
     def test_the_other_orientation_is_caught(self):
         context = self.splits().panels["test"].context
-        with pytest.raises(Leak, match="own user's context"):
-            self.with_test(query=context.swapped()).check()
+        with pytest.raises(SplitLeakError, match="own user's context"):
+            self.with_test(query=context.swapped()).check_for_leaks()
 
     @pytest.mark.parametrize("kind", ["features", "text"])
     def test_equal_items_under_other_numbers_are_caught(self, kind):
@@ -208,27 +219,27 @@ class TestLeak:
         }
         shown = moved["test"].context
         moved["test"] = Panel(shown, replace(shown, left=shown.left + len(features)))
-        with pytest.raises(Leak, match="own user's context"):
-            Splits(replace(splits.train, items=twins), moved).check()
+        with pytest.raises(SplitLeakError, match="own user's context"):
+            Splits(replace(splits.train, items=twins), moved).check_for_leaks()
 
     def test_a_test_person_in_train_is_caught(self):
         splits = self.splits()
-        with pytest.raises(Leak, match="are in train"):
+        with pytest.raises(SplitLeakError, match="are in train"):
             Splits(
                 replace(splits.train, people=splits.train.people + splits.panels["test"].query.people.min()),
                 splits.panels,
-            ).check()
+            ).check_for_leaks()
 
     def test_a_test_person_in_validation_is_caught(self):
         splits = self.splits()
-        with pytest.raises(Leak, match="are in validation"):
-            Splits(splits.train, dict(splits.panels) | {"test": splits.panels["validation"]}).check()
+        with pytest.raises(SplitLeakError, match="are in validation"):
+            Splits(splits.train, dict(splits.panels) | {"test": splits.panels["validation"]}).check_for_leaks()
 
     def test_a_seen_query_in_train_is_caught(self):
         splits = self.splits()
         seen = Panel(splits.panels["seen"].context.first(0), splits.train.first(2))
-        with pytest.raises(Leak, match="own user's train"):
-            Splits(splits.train, dict(splits.panels) | {"seen": seen}).check()
+        with pytest.raises(SplitLeakError, match="own user's train"):
+            Splits(splits.train, dict(splits.panels) | {"seen": seen}).check_for_leaks()
 
 
 def test_different_items_are_never_taken_for_one():
@@ -266,7 +277,7 @@ def test_item_numbers_tell_nothing():
 
 def test_mistakes_name_the_row_as_it_was_given():
     items = Items(np.eye(3, dtype=np.float32))
-    with pytest.raises(Mistake, match="row 1 has a label"):
+    with pytest.raises(UserError, match="row 1 has a label"):
         PreferenceDataset.from_pairs(["b", "a", "b", "a"], [0, 1, 0, 1], [1, 2, 2, 2], [1, 7, 1, 0], items)
 
 
@@ -276,7 +287,7 @@ def test_the_digest_sees_every_value():
     data = PreferenceDataset.from_choices(frame, features=lambda items: np.arange(len(items) * 2).reshape(-1, 2))
     draws = np.ones((3, 2), np.float32)
     data = replace(data, truth=Truth(draws, np.ones((5, 2), np.float32), 1.0, draws))
-    named = arrays(data)
+    named = named_arrays(data)
     expected = {"user", "people", "left", "right", "label", "seconds", "features", "text", "users"}
     assert set(named) == expected | {f"truth.{n}" for n in ("users", "items", "population", "temperature")}
     for name, value in named.items():
@@ -286,5 +297,5 @@ def test_the_digest_sees_every_value():
         else:
             changed = np.array(value)
             changed.flat[0] += 1
-        assert digest(named | {name: changed}) != digest(named), name
-    assert data.digest() == digest(named)
+        assert arrays_digest(named | {name: changed}) != arrays_digest(named), name
+    assert data.content_digest() == arrays_digest(named)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.registry import ROOT
+from harness.registry import PROJECT_ROOT
 from tests.house import arrows, circles, floors, folded, imports, modules, wing
 
 # Who may import whom: harness/README.md draws it. Names without a dot are wings, or rooms of the ground, in harness/.
@@ -44,7 +44,7 @@ DOORS = {  # library -> the only files that may import it, wherever in them
 }
 MAX_FLOORS = 6  # of the files of one folder; more cannot be read top to bottom
 
-EVERY = modules(ROOT, "harness", "tasks", "jobs")
+EVERY = modules(PROJECT_ROOT, "harness", "tasks", "jobs")
 BETWEEN = arrows(EVERY)
 
 
@@ -80,25 +80,25 @@ def test_the_script_that_draws_the_map_sees_circles_and_floors():
 def test_libraries_stay_behind_their_doors():
     for name, file in EVERY.items():
         used = {module.partition(".")[0] for module in imports(file)}
-        path = file.relative_to(ROOT).as_posix()
+        path = file.relative_to(PROJECT_ROOT).as_posix()
         for library, doors in DOORS.items():
             assert library not in used or any(path.startswith(door) for door in doors), f"{name} imports {library}"
-    assert "ray" in set(imports(ROOT / "harness/on_ray/trials.py"))
-    assert "mlflow" in set(imports(ROOT / "harness/report/to_mlflow.py"))
+    assert "ray" in set(imports(PROJECT_ROOT / "harness/on_ray/trials.py"))
+    assert "mlflow" in set(imports(PROJECT_ROOT / "harness/report/to_mlflow.py"))
 
 
 def test_statistics_know_nothing_of_the_rest():
     assert not {"harness", "tasks", "torch", "ray"} & {
-        module.partition(".")[0] for module in imports(ROOT / "harness/scores/stats.py")
+        module.partition(".")[0] for module in imports(PROJECT_ROOT / "harness/scores/stats.py")
     }
 
 
 def test_looking_up_is_light():
     code = (
         "import sys; from harness.cli.main import app; from harness import registry; from harness.cli import doctor;"
-        "from harness.store import store; registry.names('task'); registry.names('method'); print(*sys.modules)"
+        "from harness.store import store; registry.list_names('task'); registry.list_names('method'); print(*sys.modules)"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT
     ).stdout.split()
     assert not {"torch", "ray", "mlflow", "matplotlib", "scipy"} & set(loaded)

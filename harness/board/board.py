@@ -12,9 +12,9 @@ from harness.method import Method
 from harness.scores import stats
 from harness.task import Task
 from harness.trials.suite import Suite
-from harness.trials.trial import fields_of
+from harness.trials.trial import field_values
 
-REFERENCE = "shared"  # every gain is over the one reward for all
+REFERENCE_METHOD = "shared"  # every gain is over the one reward for all
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BestOf:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenScores:
     """What a policy writes at one number of shots, over the same people and prompts for all policies."""
 
     scores: dict[
@@ -65,7 +65,7 @@ class Row:
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
-    written: dict[int, Written] = field(default_factory=dict)  # by shots, the least and the most, of policies
+    written: dict[int, WrittenScores] = field(default_factory=dict)  # by shots, the least and the most, of policies
     costs: dict[str, float] = field(default_factory=dict)
     users: pl.DataFrame | None = None  # person, asked, accuracy, gain
 
@@ -98,7 +98,7 @@ class Board:
     tasks: tuple[TaskBoard, ...]
 
     @property
-    def digest(self) -> str:
+    def results_digest(self) -> str:
         """16 hex digits: the same for the same results of the same suite."""
         keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
         return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
@@ -107,11 +107,11 @@ class Board:
         """Plain values: what `--json` prints."""
         return {
             "suite": self.suite.name,
-            "digest": self.digest,
+            "digest": self.results_digest,
             "tasks": [
                 {
                     "task": t.label,
-                    "fields": fields_of(t.task),
+                    "fields": field_values(t.task),
                     "people": t.people,
                     "seeds": t.seeds,
                     "shots": t.shots,
@@ -122,7 +122,7 @@ class Board:
                     "differences": t.differences.to_dicts(),
                     "rows": [
                         {
-                            f.name: _plain(getattr(r, f.name))
+                            f.name: _as_plain_value(getattr(r, f.name))
                             for f in dataclasses.fields(r)
                             if f.name not in ("method", "users")
                         }
@@ -134,20 +134,20 @@ class Board:
         }
 
 
-def _plain(value: object) -> object:
+def _as_plain_value(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, stats.WorstUsers):
         return value._asdict()
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+    return {k: _as_plain_value(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def labels(things: list) -> dict:
+def setting_labels(things: list) -> dict:
     """Name and non-default fields of each, so that different settings read differently."""
     found = {}
     for thing in things:
-        default = fields_of(type(thing)())
-        changed = {k: v for k, v in fields_of(thing).items() if v != default[k]}
+        default = field_values(type(thing)())
+        changed = {k: v for k, v in field_values(thing).items() if v != default[k]}
         shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
         found[thing] = f"{thing.name}({shown})" if shown else thing.name
     return found

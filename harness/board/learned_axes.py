@@ -10,21 +10,23 @@ import pyarrow as pa
 import safetensors.numpy
 
 from harness.board.board import Board, Row
-from harness.board.results import committed
+from harness.board.results import committed_manifest
 from harness.data import Items
 from harness.inference import generate
-from harness.inference.cache import ids_of
-from harness.inference.jobs import Lacking
-from harness.store.prepared import open_prepared
+from harness.inference.cache import id_array
+from harness.inference.jobs import NotCachedError
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.trial import hashed, task_identity
+from harness.trials.trial import identity_hash, task_identity
 
-AXES = 7  # at most; the paper's data has as many traits
-ENDS = 3  # responses shown of each end
-READ = 1000  # characters of a response that a language model reads: six of them are some 1,500 tokens
-OPTIONS = "temperature=0&max_tokens=24"  # of who names the axes: six words, the likeliest ones
-QUESTION = """\
+MAX_AXES = 7  # at most; the paper's data has as many traits
+RESPONSES_PER_END = 3  # responses shown of each end
+MAX_RESPONSE_CHARACTERS = (
+    1000  # characters of a response that a language model reads: six of them are some 1,500 tokens
+)
+NAMER_OPTIONS = "temperature=0&max_tokens=24"  # of who names the axes: six words, the likeliest ones
+NAMING_QUESTION = """\
 Responses were sorted along an axis that nobody has named yet. Here are the responses from its one end, and the \
 responses from its other end.
 
@@ -49,7 +51,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LearnedAxes:
     """The axes of the space that a method learned in the first seed's trial. items: of training pairs, in number."""
 
     label: str
@@ -58,37 +60,37 @@ class Reading:
     axes: tuple[Axis, ...]
 
 
-def read(board: Board, store: Store, reader: str | None = None) -> dict[Task, Reading]:
+def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None) -> dict[Task, LearnedAxes]:
     """A reading of each task with texts, by the best-ranked method that learned a linear space of rewards.
 
-    reader: the language model that names the axes. Raises Lacking where it has not been asked yet.
+    axis_namer: the language model that names the axes. Raises NotCachedError where it has not been asked yet.
     """
     found = {}
     for task in board.tasks:
-        prepared = store.read("tasks", hashed(task_identity(task.task, board.suite.seeds[0])))
+        prepared = store.read_manifest("tasks", identity_hash(task_identity(task.task, board.suite.seeds[0])))
         facts = prepared["facts"] if prepared else {"has_text": False}
         if not facts["has_text"] or facts["feature_dim"] is None:
             continue
-        roots = ((row, root_of(row, facts["feature_dim"], store)) for row in task.rows if row.rank)
+        roots = ((row, prior_root(row, facts["feature_dim"], store)) for row in task.rows if row.rank)
         row, root = next(((row, root) for row, root in roots if root is not None), (None, None))
         if row is not None and root is not None and prepared is not None:
-            train = open_prepared(store, prepared["key"]).splits.train
+            train = open_prepared_task(store, prepared["key"]).splits.train
             items = np.unique([train.left, train.right])
-            axes = axes_of(train.items, items, root)
-            found[task.task] = Reading(row.label, board.suite.seeds[0], len(items), axes)
+            axes = principal_axes(train.items, items, root)
+            found[task.task] = LearnedAxes(row.label, board.suite.seeds[0], len(items), axes)
     found = {task: reading for task, reading in found.items() if reading.axes}
-    return named(found, reader, store) if reader else found
+    return name_axes(found, axis_namer, store) if axis_namer else found
 
 
-def root_of(row: Row, d: int, store: Store) -> np.ndarray | None:
+def prior_root(row: Row, d: int, store: Store) -> np.ndarray | None:
     """float64[d, r] where users' weights have a learned prior N(mean, root rootT); None of any other method.
 
     Of a mixture (lore) it is the basis times a root of the prior of the shares.
     """
-    manifest = committed(store, "trials", row.keys[0])
-    if row.method.together or "learned.safetensors" not in manifest["files"]:
+    manifest = committed_manifest(store, "trials", row.keys[0])
+    if row.method.trains_model or "learned.safetensors" not in manifest["files"]:
         return None  # a language model, too large to keep, or nothing was learned
-    state = safetensors.numpy.load(bytes(store.load(manifest, "learned.safetensors")))
+    state = safetensors.numpy.load(bytes(store.read_verified(manifest, "learned.safetensors")))
     if "state/phi.0.weight" in state:
         return None  # a network's features, not the items'
     root = state.get("state/root")
@@ -97,7 +99,7 @@ def root_of(row: Row, d: int, store: Store) -> np.ndarray | None:
     return None if root is None or root.ndim != 2 or len(root) != d or not root.any() else root
 
 
-def axes_of(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...]:
+def principal_axes(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...]:
     """The leading principal components of features @ root over these rows of items.
 
     An axis points to where its farthest response lies: the sign of a component means nothing.
@@ -106,19 +108,19 @@ def axes_of(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...
     rewards = items.features[rows].astype(np.float64) @ root
     rewards -= rewards.mean(0)
     variances, directions = np.linalg.eigh(rewards.T @ rewards)
-    largest = np.argsort(-variances)[:AXES]
+    largest = np.argsort(-variances)[:MAX_AXES]
     texts = items.text["response"].take(pa.array(rows)).to_pylist()
-    count, axes = min(ENDS, len(set(texts)) // 2), []
+    count, axes = min(RESPONSES_PER_END, len(set(texts)) // 2), []
     for j in largest[variances[largest] > 1e-9 * variances.max()]:  # less is rounding
         places = rewards @ directions[:, j]
         order = np.argsort(-places if places.max() >= -places.min() else places, kind="stable")
-        top = ends((texts[i] for i in order), count)
-        bottom = ends((texts[i] for i in order[::-1]), count, besides=top)
+        top = first_distinct((texts[i] for i in order), count)
+        bottom = first_distinct((texts[i] for i in order[::-1]), count, besides=top)
         axes.append(Axis(float(variances[j] / variances.sum()), top, bottom))
     return tuple(axes)
 
 
-def ends(texts: Iterable[str], count: int, besides: Sequence[str] = ()) -> tuple[str, ...]:
+def first_distinct(texts: Iterable[str], count: int, besides: Sequence[str] = ()) -> tuple[str, ...]:
     """The first `count` that differ."""
     fresh = (text for text in texts if text not in besides)
     found: dict[str, None] = {}
@@ -127,17 +129,19 @@ def ends(texts: Iterable[str], count: int, besides: Sequence[str] = ()) -> tuple
     return tuple(found)
 
 
-def named(readings: dict[Task, Reading], reader: str, store: Store) -> dict[Task, Reading]:
-    """With each axis's name by the language model `reader`, or why it has none. Raises Lacking as `read` does."""
+def name_axes(readings: dict[Task, LearnedAxes], axis_namer: str, store: Store) -> dict[Task, LearnedAxes]:
+    """With each axis's name by the language model `axis_namer`, or why it has none. Raises NotCachedError as `read` does."""
     axes = [axis for reading in readings.values() for axis in reading.axes]
-    asked = [QUESTION.format(listed(axis.top), listed(axis.bottom)) for axis in axes]
-    table = generate.inputs(pa.table({"system": pa.nulls(len(asked)), "prompt": pa.array(asked, pa.string())}))
-    job = generate.job(with_options(reader), 1, lambda: [table], store)
-    index, ids = job.rows(store).index(), ids_of(table["id"])
-    if count := int(index.lacks(ids).sum()):
-        raise Lacking(job, count)
-    told = {place: f"no name: {reason}" for place, reason in index.reasons(ids).items()}
-    made = index.table(ids)
+    asked = [NAMING_QUESTION.format(numbered_texts(axis.top), numbered_texts(axis.bottom)) for axis in axes]
+    table = generate.generator_inputs(
+        pa.table({"system": pa.nulls(len(asked)), "prompt": pa.array(asked, pa.string())})
+    )
+    job = generate.generate_job(with_namer_options(axis_namer), 1, lambda: [table], store)
+    index, ids = job.cached_rows(store).build_index(), id_array(table["id"])
+    if count := int(index.is_missing(ids).sum()):
+        raise NotCachedError(job, count)
+    told = {place: f"no name: {reason}" for place, reason in index.error_reasons(ids).items()}
+    made = index.rows_table(ids)
     if len(made):
         answers = zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True)
         told |= {place: responses[0].strip().splitlines()[0].strip(" \"'*`.") for place, responses in answers}
@@ -148,11 +152,14 @@ def named(readings: dict[Task, Reading], reader: str, store: Store) -> dict[Task
     }
 
 
-def listed(texts: Sequence[str]) -> str:
-    return "\n".join(f"{i}. {text if len(text) <= READ else text[:READ] + ' ...'}" for i, text in enumerate(texts, 1))
+def numbered_texts(texts: Sequence[str]) -> str:
+    return "\n".join(
+        f"{i}. {text if len(text) <= MAX_RESPONSE_CHARACTERS else text[:MAX_RESPONSE_CHARACTERS] + ' ...'}"
+        for i, text in enumerate(texts, 1)
+    )
 
 
-def with_options(reader: str) -> str:
-    """The reader's name with ours of its options, before those that a user gave it, which count."""
-    model, _, options = reader.partition("?")
-    return f"{model}?{OPTIONS}{'&' if options else ''}{options}"
+def with_namer_options(axis_namer: str) -> str:
+    """The name of the axis namer with our choices of its options, before those that a user gave it, which count."""
+    model, _, options = axis_namer.partition("?")
+    return f"{model}?{NAMER_OPTIONS}{'&' if options else ''}{options}"

@@ -11,26 +11,32 @@ import numpy as np
 import polars as pl
 
 from harness.board import best_of, text_worth
-from harness.board.board import REFERENCE, BestOf, Board, Point, Row, TaskBoard, Written, labels
-from harness.board.results import committed, load_scores
+from harness.board.board import REFERENCE_METHOD, BestOf, Board, Point, Row, TaskBoard, WrittenScores, setting_labels
+from harness.board.results import committed_manifest, load_scores
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.facts import source_state
+from harness.trials.facts import source_digests
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial
 
-MEANS = {
+METRIC_MAXIMA = {
     "accuracy": 1.0,
     "sign_accuracy": 1.0,  # where the truth is known
     "auc": 1.0,
     "log_loss": np.inf,
     "brier": 1.0,
 }  # macro over users; with the largest value there is
-PANEL = "test"
-LIMITS = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}  # of what is written, above 0
+BOARD_PANEL = "test"
+WRITTEN_MAXIMA = {
+    "win": 1.0,
+    "win_random": 1.0,
+    "stopped": 1.0,
+    "kl": np.inf,
+    "tokens": np.inf,
+}  # of what is written, above 0
 
 
 def make_board(plan: Plan, store: Store) -> Board:
@@ -39,7 +45,7 @@ def make_board(plan: Plan, store: Store) -> Board:
 
 
 @dataclass(frozen=True, eq=False)
-class _Cells:
+class _MethodCells:
     """One method's scores on the cells (a person under a seed), cells in the same order for every complete method."""
 
     person: np.ndarray
@@ -51,60 +57,69 @@ class _Cells:
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
-    names = labels(list(plan.suite.methods))
+    names = setting_labels(list(plan.suite.methods))
     trials: dict[Method, list[Trial]] = {}
     for trial in plan.trials:
         if trial.task == task:
             trials.setdefault(trial.method, []).append(trial)
-    manifests = {t.key: found for own in trials.values() for t in own if (found := store.read("trials", t.key))}
-    cells = _all_cells(store, trials, manifests)
+    manifests = {
+        t.key: found for own in trials.values() for t in own if (found := store.read_manifest("trials", t.key))
+    }
+    cells = _cells_of_methods(store, trials, manifests)
     rows = {}
     for method, wanted in trials.items():
-        done, hole = [t for t in wanted if t.key in manifests], _hole(store, wanted, manifests)
-        costs = _costs([manifests[t.key]["facts"] for t in done])
+        done, hole = [t for t in wanted if t.key in manifests], _why_incomplete(store, wanted, manifests)
+        costs = _median_costs([manifests[t.key]["facts"] for t in done])
         row = Row(method, names[method], tuple(t.key for t in done), method.privileged, hole, costs=costs)
-        own = _own(cells[method], task, hole is None) if method in cells else {}
+        own = _own_scores(cells[method], task, hole is None) if method in cells else {}
         rows[method] = dataclasses.replace(row, **own)
-    compared = _compare(plan.suite.margin, task, rows, cells)
-    order = sorted(compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_at(r, task)))
+    compared = _compare_methods(plan.suite.margin, task, rows, cells)
+    order = sorted(compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_final_accuracy(r, task)))
     diverged = [
-        f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.diverged(k)
+        f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.has_diverged(k)
     ]
     return TaskBoard(
         task=task,
-        label=labels([task])[task],
+        label=setting_labels([task])[task],
         rows=tuple(order),
         people=plan.people[task],
         seeds=len(plan.suite.seeds),
         note=compared.note,
         verdict=compared.verdict,
         refusals={names[r.method]: r.reason for r in plan.refusals if r.task == task},
-        flags=(*_code_states(manifests), *_changed(trials, manifests), *_orders(manifests), *diverged),
+        flags=(
+            *_flag_code_states(manifests),
+            *_flag_changed_files(trials, manifests),
+            *_flag_order_dependence(manifests),
+            *diverged,
+        ),
         differences=pl.DataFrame(compared.differences),
     )
 
 
-def _all_cells(store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> dict[Method, _Cells]:
+def _cells_of_methods(
+    store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict]
+) -> dict[Method, _MethodCells]:
     """The cells of every method with a finished trial."""
     shared = next(
-        (own for method, own in trials.items() if method.name == REFERENCE), []
+        (own for method, own in trials.items() if method.name == REFERENCE_METHOD), []
     )  # the first of several settings
     references = {t.seed: t for t in shared if t.key in manifests}
     finished = {method: [t for t in own if t.key in manifests] for method, own in trials.items()}
-    return {method: _cells(store, done, manifests, references) for method, done in finished.items() if done}
+    return {method: _method_cells(store, done, manifests, references) for method, done in finished.items() if done}
 
 
-def _hole(store: Store, wanted: list[Trial], manifests: dict[str, dict]) -> str | None:
+def _why_incomplete(store: Store, wanted: list[Trial], manifests: dict[str, dict]) -> str | None:
     """Why some of a method's trials have no result; None where all have one."""
     missing = [t for t in wanted if t.key not in manifests]
     if not missing:
         return None
-    failure = store.failure(missing[0].key)
+    failure = store.read_failure(missing[0].key)
     return f"{len(missing)} of {len(wanted)} seeds {'failed: ' + failure['reason'] if failure else 'not run yet'}"
 
 
 @dataclass(frozen=True)
-class _Compared:
+class _Comparison:
     """Rows with their ranks and gains, and what follows for the task."""
 
     rows: list[Row]
@@ -113,44 +128,48 @@ class _Compared:
     verdict: str
 
 
-def _compare(margin: float, task: Task, rows: dict[Method, Row], cells: dict[Method, _Cells]) -> _Compared:
+def _compare_methods(
+    margin: float, task: Task, rows: dict[Method, Row], cells: dict[Method, _MethodCells]
+) -> _Comparison:
     """Compares the methods that have all their trials. Privileged ones are neither ranked nor told a gain."""
     complete = [m for m in rows if m in cells and rows[m].hole is None]
     if not complete:
-        return _Compared(list(rows.values()), [], None, "nothing has run")
+        return _Comparison(list(rows.values()), [], None, "nothing has run")
     first, last, rows = cells[complete[0]], max(task.shots), dict(rows)
     accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
     names = [rows[m].label for m in complete]
-    differences = [found for shots in task.shots for found in _differences(accuracy[shots], first, shots, names)]
+    differences = [found for shots in task.shots for found in _difference_rows(accuracy[shots], first, shots, names)]
     ranked = [m for m in complete if not rows[m].line]
     top = accuracy[last][[complete.index(m) for m in ranked]]
-    holed = any(m.name == REFERENCE for m in rows)
-    verdict = f"no verdict: {REFERENCE} has a hole" if holed else f"no verdict: the suite has no {REFERENCE}"
+    holed = any(m.name == REFERENCE_METHOD for m in rows)
+    verdict = (
+        f"no verdict: {REFERENCE_METHOD} has a hole" if holed else f"no verdict: the suite has no {REFERENCE_METHOD}"
+    )
     note = None
     if ranked:
-        found = stats.ranks(top, first.person, first.seed)
+        found = stats.rank_intervals(top, first.person, first.seed)
         note = found.note
         for i, m in enumerate(ranked):
             rank = (int(found.rank[i]), int(found.best[i]), int(found.worst[i]))
             rows[m] = dataclasses.replace(rows[m], rank=rank)
-    reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE), None)
+    reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE_METHOD), None)
     if reference is not None:
-        gains = stats.gains(top, first.person, first.seed, reference)
-        per_person = _by_person(first, top)
+        gains = stats.gains_over_reference(top, first.person, first.seed, reference)
+        per_person = _means_by_person(first, top)
         for i, m in enumerate(ranked):
-            users = _users(cells[m], last, per_person[i] - per_person[reference])
-            rows[m] = dataclasses.replace(rows[m], users=users, **_gain(gains, i, users))
+            users = _user_table(cells[m], last, per_person[i] - per_person[reference])
+            rows[m] = dataclasses.replace(rows[m], users=users, **_gain_fields(gains, i, users))
         if len(ranked) > 1:
             own, swapped = [float(values.mean()) for values in top], [rows[m].swapped for m in ranked]
-            verdict = verdict_of(gains, margin, [rows[m].label for m in ranked], own, swapped)
-    return _Compared(list(rows.values()), differences, note, verdict)
+            verdict = verdict_text(gains, margin, [rows[m].label for m in ranked], own, swapped)
+    return _Comparison(list(rows.values()), differences, note, verdict)
 
 
-def _gain(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
+def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
     """A ranked row's gain over the reference, its p-value, and the share of its people who are worse off."""
     return {
-        "gain": Point(float(gains.value[i]), _or_none(gains.low[i]), _or_none(gains.high[i])),
-        "holm": _or_none(gains.holm[i]),
+        "gain": Point(float(gains.value[i]), _finite_or_none(gains.low[i]), _finite_or_none(gains.high[i])),
+        "holm": _finite_or_none(gains.holm[i]),
         "worse": None if i == gains.reference else _share_below_zero(users["gain"]),
     }
 
@@ -160,46 +179,51 @@ def _share_below_zero(values: np.ndarray | pl.Series) -> float:
     return float((np.asarray(values) < -1e-12).mean())
 
 
-def _code_states(manifests: dict[str, dict]) -> list[str]:
+def _flag_code_states(manifests: dict[str, dict]) -> list[str]:
     codes = sorted({m["facts"]["code"] for m in manifests.values()})
     return [f"results of {len(codes)} code states: {', '.join(codes)}"] if len(codes) > 1 else []
 
 
-def _orders(manifests: dict[str, dict]) -> list[str]:
+def _flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
     """How far a language model that plays the users depends on the order in which two responses are shown."""
     readings = [m["facts"].get("readings", {}) for m in manifests.values()]
     agree = [r["orders_agree"] for r in readings if "orders_agree" in r]
     return [f"a language model plays the users: in {np.mean(agree):.0%} of pairs both orders agree"] if agree else []
 
 
-def _changed(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
+def _flag_changed_files(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
     """Where the file of the task or of a method is not the one its results came from."""
     found = []
     for method, wanted in trials.items():
         done = [t for t in wanted if t.key in manifests]
-        now = source_state(wanted[0])
+        now = source_digests(wanted[0])
         changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
         found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
     told = "changed since its results were made: if scores should change with it, raise its `version`"
     return [f"{kind} {name}: its file {told}" for kind, name in dict.fromkeys(found)]
 
 
-def _at(row: Row, task: Task) -> float:
+def _final_accuracy(row: Row, task: Task) -> float:
     return row.curves["accuracy"][max(task.shots)].value if row.curves else 0.0
 
 
-def _cells(store: Store, trials: list[Trial], manifests: dict[str, dict], references: dict[int, Trial]) -> _Cells:
+def _method_cells(
+    store: Store, trials: list[Trial], manifests: dict[str, dict], references: dict[int, Trial]
+) -> _MethodCells:
     populations: dict[str, int] = {}
     tables: list[pl.DataFrame] = []
     others: dict[str, list[pl.DataFrame]] = {"steered": [], "written": [], "beside": []}
     for trial in sorted(trials, key=lambda t: t.seed):
-        population = committed(store, "tasks", trial.task_key)["facts"]["population"]
+        population = committed_manifest(store, "tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
-        table = load_scores(store, trial, manifests[trial.key]).filter(panel=PANEL)
+        table = load_scores(store, trial, manifests[trial.key]).filter(panel=BOARD_PANEL)
         person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
         tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
-        found = best_of.outcomes(store, trial, references.get(trial.seed)), text_worth.outcomes(store, trial)
-        for own, outcomes in zip(others.values(), (*found, text_worth.best_of(store, trial)), strict=True):
+        found = (
+            best_of.best_of_n_outcomes(store, trial, references.get(trial.seed)),
+            text_worth.text_outcomes(store, trial),
+        )
+        for own, outcomes in zip(others.values(), (*found, text_worth.best_of_n_beside(store, trial)), strict=True):
             if outcomes is not None:
                 own.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
@@ -207,30 +231,32 @@ def _cells(store: Store, trials: list[Trial], manifests: dict[str, dict], refere
     joined = {name: pl.concat(own, how="diagonal") if own else None for name, own in others.items()}
     order = {"steered": ("shots", "n"), "written": ("shots",), "beside": ("shots", "n")}
     joined = {k: None if t is None else t.sort(*order[k], "seed", "person") for k, t in joined.items()}
-    return _Cells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, **joined)
+    return _MethodCells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, **joined)
 
 
-def _own(cells: _Cells, task: Task, complete: bool) -> dict:
+def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:
     """What a row says without regard to any other: curves, swap control, worst users."""
-    known = [m for m in MEANS if not cells.blocks[task.shots[0], False][m].null_count()]
+    known = [m for m in METRIC_MAXIMA if not cells.blocks[task.shots[0], False][m].null_count()]
     curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*known, "ece")}
     for shots in task.shots:
         block = cells.blocks[shots, False]
         values = np.stack([block[metric] for metric in known])
-        found = stats.estimate(values, cells.person, cells.seed)
-        low, high = np.clip(found.interval(), 0, [MEANS[metric] for metric in known])
+        found = stats.estimate_means(values, cells.person, cells.seed)
+        low, high = np.clip(found.interval(), 0, [METRIC_MAXIMA[metric] for metric in known])
         for i, metric in enumerate(known):
             curves[metric][shots] = Point(
-                float(found.value[i]), *(_or_none(x[i]) if complete else None for x in (low, high))
+                float(found.value[i]), *(_finite_or_none(x[i]) if complete else None for x in (low, high))
             )
         seeds = np.unique(cells.seed)
         bins = [
             np.stack([block[c].to_numpy()[cells.seed == s].sum(0) for s in seeds]) for c in ("bin_n", "bin_p", "bin_y")
         ]
         error = calibration_error(*bins)[None]  # one per seed: the unit of its interval is the seed
-        found = stats.estimate(error, np.arange(len(seeds)), seeds)
+        found = stats.estimate_means(error, np.arange(len(seeds)), seeds)
         limits = np.clip(found.interval(), 0, 1)
-        curves["ece"][shots] = Point(float(found.value[0]), *(_or_none(x[0]) if complete else None for x in limits))
+        curves["ece"][shots] = Point(
+            float(found.value[0]), *(_finite_or_none(x[0]) if complete else None for x in limits)
+        )
     last = cells.blocks[max(task.shots), False]
     people = last.group_by("person").agg(
         correct=(pl.col("accuracy") * pl.col("asked")).sum(), asked=pl.col("asked").sum()
@@ -240,13 +266,13 @@ def _own(cells: _Cells, task: Task, complete: bool) -> dict:
     return {
         "curves": curves,
         "swapped": None if swapped is None else cast(float, swapped["accuracy"].mean()),
-        "worst": stats.worst_users(people["correct"].to_numpy(), people["asked"].to_numpy()),
-        "best_of": {} if cells.steered is None else _best_of(cells, cells.steered, complete),
-        "written": {} if cells.written is None else _written(cells.written, cells.beside, complete),
+        "worst": stats.worst_users_accuracy(people["correct"].to_numpy(), people["asked"].to_numpy()),
+        "best_of": {} if cells.steered is None else _best_of_n_scores(cells, cells.steered, complete),
+        "written": {} if cells.written is None else _written_scores(cells.written, cells.beside, complete),
     }
 
 
-def _best_of(cells: _Cells, steered: pl.DataFrame, complete: bool) -> dict[int, BestOf]:
+def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool) -> dict[int, BestOf]:
     found = {}
     for (shots,), table in steered.partition_by("shots", as_dict=True, maintain_order=True).items():
         counts = table["n"].unique(maintain_order=True).to_list()
@@ -256,21 +282,24 @@ def _best_of(cells: _Cells, steered: pl.DataFrame, complete: bool) -> dict[int, 
             return table[name].to_numpy().reshape(len(counts), -1)
 
         def points(values: np.ndarray, least: float, counts=counts) -> dict[int, Point]:
-            score = stats.estimate(values, cells.person, cells.seed)
+            score = stats.estimate_means(values, cells.person, cells.seed)
             low, high = np.clip(score.interval(), least, 1)
-            limits = [(_or_none(a), _or_none(b)) if complete else (None, None) for a, b in zip(low, high, strict=True)]
+            limits = [
+                (_finite_or_none(a), _finite_or_none(b)) if complete else (None, None)
+                for a, b in zip(low, high, strict=True)
+            ]
             return {n: Point(float(v), *ends) for n, v, ends in zip(counts, score.value, limits, strict=True)}
 
         def worse(name: str) -> float:
-            return _share_below_zero(_by_person(cells, by_n(name)[-1:]))
+            return _share_below_zero(_means_by_person(cells, by_n(name)[-1:]))
 
         gain, room = by_n("gain"), by_n("room")[0]
         if room.mean() <= 0:
             return {}  # no candidate is better than another
-        peak = best_of.overoptimised(gain, cells.person, cells.seed)
+        peak = best_of.overoptimisation_peak(gain, cells.person, cells.seed)
         against = "win_shared" in table.columns and not table["win_shared"].null_count()
         found[shots] = BestOf(
-            gain=points(best_of.normalised(gain, room), -np.inf),
+            gain=points(best_of.normalised_gain(gain, room), -np.inf),
             win_random=points(by_n("win_random"), 0),
             win_shared=points(by_n("win_shared"), 0) if against else {},
             worse_random=worse("gain"),
@@ -280,52 +309,55 @@ def _best_of(cells: _Cells, steered: pl.DataFrame, complete: bool) -> dict[int, 
     return found
 
 
-def _written(written: pl.DataFrame, beside: pl.DataFrame | None, complete: bool) -> dict[int, Written]:
+def _written_scores(written: pl.DataFrame, beside: pl.DataFrame | None, complete: bool) -> dict[int, WrittenScores]:
     """Intervals are over people and seeds, as all others."""
     found = {}
     for (shots,), table in written.partition_by("shots", as_dict=True, maintain_order=True).items():
         person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
 
         def points(values: dict, person=person, seed=seed) -> dict:
-            score = stats.estimate(np.stack(list(values.values())), person, seed)
-            least = [0 if name in LIMITS else -np.inf for name in values]
-            low, high = np.clip(score.interval(), least, [LIMITS.get(name, np.inf) for name in values])
-            limits = [(_or_none(a), _or_none(b)) if complete else (None, None) for a, b in zip(low, high, strict=True)]
+            score = stats.estimate_means(np.stack(list(values.values())), person, seed)
+            least = [0 if name in WRITTEN_MAXIMA else -np.inf for name in values]
+            low, high = np.clip(score.interval(), least, [WRITTEN_MAXIMA.get(name, np.inf) for name in values])
+            limits = [
+                (_finite_or_none(a), _finite_or_none(b)) if complete else (None, None)
+                for a, b in zip(low, high, strict=True)
+            ]
             return {k: Point(float(v), *ends) for k, v, ends in zip(values, score.value, limits, strict=True)}
 
         known = [c for c in table.columns if c not in ("person", "seed", "shots", "above", "room")]
         scores = {name: table[name].to_numpy() for name in known if not table[name].null_count()}
         choices = {}
         if "room" in table.columns and (room := table["room"].to_numpy()).mean() > 0:
-            scores["normalised"] = best_of.normalised(table["above"].to_numpy(), room)
+            scores["normalised"] = best_of.normalised_gain(table["above"].to_numpy(), room)
             if beside is not None:
                 chosen = beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
-                choices = {n: best_of.normalised(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
-        found[shots] = Written(points(scores), points(choices) if choices else {})
+                choices = {n: best_of.normalised_gain(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
+        found[shots] = WrittenScores(points(scores), points(choices) if choices else {})
     return found
 
 
-def _costs(facts: list[dict]) -> dict[str, float]:
+def _median_costs(facts: list[dict]) -> dict[str, float]:
     names = ["fit_seconds", "adapt_seconds_per_user", "bytes_per_user", "peak_memory_mb"]
     if facts and all(f.get("written_tokens_per_second") for f in facts):
         names.append("written_tokens_per_second")
     return {name: median(f[name] for f in facts) for name in names} if facts else {}
 
 
-def _by_person(cells: _Cells, values: np.ndarray) -> np.ndarray:
+def _means_by_person(cells: _MethodCells, values: np.ndarray) -> np.ndarray:
     """float64[M, people]: each person's mean over the seeds that tested them, people ascending."""
     people, code = np.unique(cells.person, return_inverse=True)
     return np.stack([np.bincount(code, row, minlength=len(people)) for row in values]) / np.bincount(code)
 
 
-def _users(cells: _Cells, shots: int, gain: np.ndarray) -> pl.DataFrame:
+def _user_table(cells: _MethodCells, shots: int, gain: np.ndarray) -> pl.DataFrame:
     block = cells.blocks[shots, False]
     users = block.group_by("person").agg(pl.col("asked").sum(), pl.col("accuracy").mean()).sort("person")
     return users.with_columns(gain=pl.Series(gain))
 
 
-def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]) -> list[dict]:
-    found = stats.differences(values, cells.person, cells.seed)
+def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names: list[str]) -> list[dict]:
+    found = stats.paired_differences(values, cells.person, cells.seed)
     low, high = found.interval()
     return [
         {
@@ -333,8 +365,8 @@ def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]
             "a": names[a],
             "b": names[b],
             "value": float(found.value[a, b]),
-            "low": _or_none(low[a, b]),
-            "high": _or_none(high[a, b]),
+            "low": _finite_or_none(low[a, b]),
+            "high": _finite_or_none(high[a, b]),
         }
         for a in range(len(names))
         for b in range(len(names))
@@ -342,7 +374,7 @@ def _differences(values: np.ndarray, cells: _Cells, shots: int, names: list[str]
     ]
 
 
-def verdict_of(
+def verdict_text(
     gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]
 ) -> str:
     """What follows for the task. A gain of which the swap control takes less than the margin is not personal.
@@ -354,13 +386,13 @@ def verdict_of(
 
     def gain_of(i: int) -> str:
         value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
-        return f"{value:+.3f} over {REFERENCE}, limits for all methods at once {low:+.3f} to {high:+.3f}"
+        return f"{value:+.3f} over {REFERENCE_METHOD}, limits for all methods at once {low:+.3f} to {high:+.3f}"
 
     def is_personal(i: int) -> bool:
         with_another = swapped[i]
         return with_another is None or own[i] - with_another >= margin
 
-    found = stats.verdict(gains, margin)
+    found = stats.gain_verdict(gains, margin)
     best = names[found.best]
     if found.text == "gain":
         sure = [i for i in range(len(names)) if i != gains.reference and gains.joint_low[i] > margin]
@@ -377,8 +409,8 @@ def verdict_of(
         people = f"about {found.people} people could, or more seeds" if found.people else "more seeds might"
         return f"cannot tell: {best} is at {gain_of(found.best)} (margin {margin:g}; {people})"
     highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
-    return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE} (margin {margin:g})"
+    return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} (margin {margin:g})"
 
 
-def _or_none(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None

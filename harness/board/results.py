@@ -8,25 +8,25 @@ import polars as pl
 import safetensors.numpy
 import safetensors.torch
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.scores.metrics import METRICS_VERSION, score_table
-from harness.store.prepared import open_prepared
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.trial import Trial
 
 
-def committed(store: Store, kind: str, key: str) -> dict:
-    """The manifest of a task or trial that a plan found finished. Raises Mistake where it has gone since."""
-    manifest = store.read(kind, key)
+def committed_manifest(store: Store, kind: str, key: str) -> dict:
+    """The manifest of a task or trial that a plan found finished. Raises UserError where it has gone since."""
+    manifest = store.read_manifest(kind, key)
     if manifest is None:
-        raise Mistake(f"{store.root / kind / key}.json is gone, or a file it names is", "run the suite again")
+        raise UserError(f"{store.root / kind / key}.json is gone, or a file it names is", "run the suite again")
     return manifest
 
 
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
     """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
     if manifest["facts"]["metrics_version"] == METRICS_VERSION:
-        return pl.read_ipc(store.load(manifest, "scores.arrow"))
-    predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
-    prepared = open_prepared(store, trial.task_key)
+        return pl.read_ipc(store.read_verified(manifest, "scores.arrow"))
+    predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))
+    prepared = open_prepared_task(store, trial.task_key)
     return cast(pl.DataFrame, pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth)))

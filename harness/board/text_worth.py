@@ -9,80 +9,89 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from harness.board.best_of import Candidates, candidates_of, chosen, preferred, worth_of_choices
-from harness.board.results import committed
-from harness.scores.stats import derangement
-from harness.store.prepared import Prepared, open_prepared
+from harness.board.best_of import CandidateWorth, candidate_worth, choices_by_shots, preference_share, worth_of_choices
+from harness.board.results import committed_manifest
+from harness.scores.stats import fixed_derangement
+from harness.store.prepared import PreparedTask, open_prepared_task
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.trial import Trial
-from harness.trials.write_texts import REFERENCE
+from harness.trials.write_texts import REFERENCE_SHOTS
 
-TOLD = {"kl": "kl", "tokens": "n_tokens", "stopped": "stopped", "fluency": "reference"}  # by the policy, of every text
+POLICY_COLUMNS = {
+    "kl": "kl",
+    "tokens": "n_tokens",
+    "stopped": "stopped",
+    "fluency": "reference",
+}  # by the policy, of every text
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class PolicyTexts:
     """What `run.write` stored: for the people and prompts that come first, a text at each number of shots."""
 
     people: np.ndarray  # int32[n_users]
     prompts: int
     rows: dict[int, pl.DataFrame]  # by shots, REFERENCE among them; a row per (person, prompt), in that order
 
-    def values(self, shots: int, column: str) -> np.ndarray:
+    def column_values(self, shots: int, column: str) -> np.ndarray:
         """float64[n_users, prompts]."""
         return self.rows[shots][column].cast(pl.Float64).to_numpy().reshape(len(self.people), self.prompts)
 
-    def means(self, shots: int) -> dict[str, np.ndarray]:
+    def policy_means(self, shots: int) -> dict[str, np.ndarray]:
         """float64[n_users] each: what the policy itself told, means over prompts, and how much more than its reference.
 
         kl: nats of a response.  tokens.  stopped: share that ended by themselves.  fluency: nats of a token, the log-
         probability under the reference model.  tokens_more, stopped_more, fluency_more: less the reference's own.
         """
-        own = {name: self.values(shots, column).mean(1) for name, column in TOLD.items()}
-        theirs = {name: self.values(REFERENCE, column).mean(1) for name, column in TOLD.items() if name != "kl"}
+        own = {name: self.column_values(shots, column).mean(1) for name, column in POLICY_COLUMNS.items()}
+        theirs = {
+            name: self.column_values(REFERENCE_SHOTS, column).mean(1)
+            for name, column in POLICY_COLUMNS.items()
+            if name != "kl"
+        }
         return own | {f"{name}_more": own[name] - value for name, value in theirs.items()}
 
 
-def read(store: Store, trial: Trial) -> Texts | None:
+def read_policy_texts(store: Store, trial: Trial) -> PolicyTexts | None:
     """None where the trial wrote nothing."""
-    manifest = committed(store, "trials", trial.key)
+    manifest = committed_manifest(store, "trials", trial.key)
     if "written.arrow" not in manifest["files"]:
         return None
-    table = pl.read_ipc(io.BytesIO(store.load(manifest, "written.arrow")))
+    table = pl.read_ipc(io.BytesIO(store.read_verified(manifest, "written.arrow")))
     rows = {shots: part for (shots,), part in table.partition_by("shots", as_dict=True, maintain_order=True).items()}
-    people = rows[REFERENCE]["person"].unique(maintain_order=True).to_numpy()
-    return Texts(people, len(rows[REFERENCE]) // len(people), rows)
+    people = rows[REFERENCE_SHOTS]["person"].unique(maintain_order=True).to_numpy()
+    return PolicyTexts(people, len(rows[REFERENCE_SHOTS]) // len(people), rows)
 
 
-def samples(store: Store, manifest: dict) -> list[tuple[str, str]]:
+def example_texts(store: Store, manifest: dict) -> list[tuple[str, str]]:
     """Of the first prompt: the reference model's text, and what was written for the first two people at the most shots."""
-    table = pl.read_ipc(io.BytesIO(store.load(manifest, "written.arrow"))).filter(prompt=0)
-    rows = pl.concat([table.filter(shots=REFERENCE).head(1), table.filter(shots=table["shots"].max()).head(2)])
+    table = pl.read_ipc(io.BytesIO(store.read_verified(manifest, "written.arrow"))).filter(prompt=0)
+    rows = pl.concat([table.filter(shots=REFERENCE_SHOTS).head(1), table.filter(shots=table["shots"].max()).head(2)])
     return [
-        ("the reference wrote" if shots == REFERENCE else f"for person {person}", text)
+        ("the reference wrote" if shots == REFERENCE_SHOTS else f"for person {person}", text)
         for shots, person, text in rows.select("shots", "person", "response").iter_rows()
     ]
 
 
 @lru_cache(1024)  # reading utilities from texts is slow, and every board, claim and figure asks for them
-def outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
+def text_outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
     """A row per (shots, person) of what a finished trial wrote, as `Texts.means` has it, and `worth` where that is known."""
-    texts = read(store, trial)
+    texts = read_policy_texts(store, trial)
     if texts is None:
         return None
-    known = worth(texts, trial.task, open_prepared(store, trial.task_key))
+    known = worth_of_texts(texts, trial.task, open_prepared_task(store, trial.task_key))
     return pl.concat(
         [
-            pl.DataFrame({"person": texts.people} | texts.means(shots) | known.get(shots, {}))
+            pl.DataFrame({"person": texts.people} | texts.policy_means(shots) | known.get(shots, {}))
             .with_columns(shots=pl.lit(shots))
             for shots in texts.rows
-            if shots != REFERENCE
+            if shots != REFERENCE_SHOTS
         ]
     )  # fmt: skip
 
 
-def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, np.ndarray]]:
+def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> dict[int, dict[str, np.ndarray]]:
     """By shots, float64[n_users] each: means over prompts of true utilities; {} where the task has no ground truth.
 
     gain: of the text written for the person, less that of the reference model's text.
@@ -94,7 +103,7 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
         so that above / room is 0 for a random candidate and 1 for the best.
     win_random: probability of being preferred to one of the candidates at random.
     """
-    found, truth = candidates(texts, prepared), prepared.truth
+    found, truth = candidates_beside(texts, prepared), prepared.truth
     if found is None or truth is None:
         return {}
     if not task.reads_texts:
@@ -111,14 +120,14 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
         """float64[n_users, prompts]: to the person in whose row a text stands."""
         return np.einsum("npk,nk->np", values, own)
 
-    base, before = utility(attributes[REFERENCE]), attributes[REFERENCE] @ mean_user
+    base, before = utility(attributes[REFERENCE_SHOTS]), attributes[REFERENCE_SHOTS] @ mean_user
     columns = {}
-    for shots in texts.rows.keys() - {REFERENCE}:
+    for shots in texts.rows.keys() - {REFERENCE_SHOTS}:
         mine = utility(attributes[shots])
-        wins = preferred(mine[..., None], found.utility, found.tie).mean(2, dtype=np.float64)
+        wins = preference_share(mine[..., None], found.utility, found.tie).mean(2, dtype=np.float64)
         each = {
             "gain": mine - base,
-            "win": preferred(mine, base, found.tie).astype(np.float64),
+            "win": preference_share(mine, base, found.tie).astype(np.float64),
             "above": mine - found.utility.mean(2, dtype=np.float64),
             "room": found.utility.max(2) - found.utility.mean(2, dtype=np.float64),
             "win_random": wins,
@@ -126,30 +135,32 @@ def worth(texts: Texts, task: Task, prepared: Prepared) -> dict[int, dict[str, n
         if mean_user.any():
             each["mean_user"] = attributes[shots] @ mean_user - before
         if n > 1:
-            each["swapped"] = utility(attributes[shots][derangement(n)]) - base
+            each["swapped"] = utility(attributes[shots][fixed_derangement(n)]) - base
         columns[shots] = {name: values.mean(1) for name, values in each.items()}
     return columns
 
 
-def candidates(texts: Texts, prepared: Prepared) -> Candidates | None:
+def candidates_beside(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWorth | None:
     """The frozen candidates of the prompts written to, and what they are worth to the people written to."""
-    found = candidates_of(prepared)
+    found = candidate_worth(prepared)
     if found is None:
         return None
     n = len(texts.people)
-    return Candidates(found.people[:n], found.utility[:n, : texts.prompts], found.wins[:n, : texts.prompts], found.tie)
+    return CandidateWorth(
+        found.people[:n], found.utility[:n, : texts.prompts], found.wins[:n, : texts.prompts], found.tie
+    )
 
 
 @lru_cache(1024)
-def best_of(store: Store, trial: Trial) -> pl.DataFrame | None:
+def best_of_n_beside(store: Store, trial: Trial) -> pl.DataFrame | None:
     """What stands beside the texts: `best_of.worth_of_choices` of the trial's own choices, for the same people and prompts.
 
     A row per (shots, n, person); None where the trial wrote nothing, or its candidates' worth is unknown.
     """
-    if (texts := read(store, trial)) is None:
+    if (texts := read_policy_texts(store, trial)) is None:
         return None
-    if (known := candidates(texts, open_prepared(store, trial.task_key))) is None:
+    if (known := candidates_beside(texts, open_prepared_task(store, trial.task_key))) is None:
         return None
     n_people, prompts = len(texts.people), texts.prompts
-    places = {n: p[:n_people, :prompts] for n, p in chosen(store, trial).items() if n in texts.rows}
+    places = {n: p[:n_people, :prompts] for n, p in choices_by_shots(store, trial).items() if n in texts.rows}
     return worth_of_choices(known, places, {}) if places else None

@@ -8,50 +8,50 @@ from collections.abc import Callable, Iterator
 from threadpoolctl import threadpool_limits
 
 from harness import registry
-from harness.check.findings import Finding, Question
-from harness.check.methods import in_miniature, method_checks
+from harness.check.findings import ContractFinding, NamedCheck
+from harness.check.methods import method_checks, with_small_model
 from harness.check.tasks import task_checks
-from harness.errors import Mistake, did_you_mean
+from harness.errors import UserError, did_you_mean
 from harness.parallel import one_torch_thread
 from harness.store.store import Store
-from harness.trials.prepare import told
+from harness.trials.prepare import describe_error
 
 
-def check_name(name: str, store: Store) -> Iterator[Finding]:
-    """Every check of the task and of the method of that name. Raises Mistake where there is neither.
+def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
+    """Every check of the task and of the method of that name. Raises UserError where there is neither.
 
     store: where what language models make for a task is read.
     """
-    kinds = [kind for kind in ("task", "method") if name in registry.names(kind)]
+    kinds = [kind for kind in ("task", "method") if name in registry.list_names(kind)]
     if not kinds:
-        known = registry.names("task") | registry.names("method")
+        known = registry.list_names("task") | registry.list_names("method")
         every = "manyminds list shows all; a file of yours is named by its path"
-        raise Mistake(f"there is no task or method {name!r}", did_you_mean(name, known, every, cutoff=0.5))
+        raise UserError(f"there is no task or method {name!r}", did_you_mean(name, known, every, cutoff=0.5))
     with threadpool_limits(1), one_torch_thread():
         for kind in kinds:
-            yield from _findings(kind, name, store)
+            yield from _findings_of_kind(kind, name, store)
 
 
-def _findings(kind: str, name: str, store: Store) -> Iterator[Finding]:
-    thing = registry.load(kind, name)
-    made = _ask("every field has a default", lambda: thing() and None)
+def _findings_of_kind(kind: str, name: str, store: Store) -> Iterator[ContractFinding]:
+    thing = registry.load_class(kind, name)
+    made = _run_check("every field has a default", lambda: thing() and None)
     yield made
     if made.problem:
         return
     with contextlib.ExitStack() as stack:
-        battery: Iterator[Question]
+        battery: Iterator[NamedCheck]
         if kind == "method":
-            battery = method_checks(*stack.enter_context(in_miniature(thing())))
+            battery = method_checks(*stack.enter_context(with_small_model(thing())))
         else:
             battery = task_checks(thing(), store)
         for what, check in battery:
-            yield _ask(f"{kind} {name}: {what}", check)
+            yield _run_check(f"{kind} {name}: {what}", check)
 
 
-def _ask(what: str, check: Callable[[], str | None]) -> Finding:
+def _run_check(what: str, check: Callable[[], str | None]) -> ContractFinding:
     try:
-        return Finding(what, check())
-    except Mistake:
+        return ContractFinding(what, check())
+    except UserError:
         raise
     except Exception as error:
-        return Finding(what, told(error))
+        return ContractFinding(what, describe_error(error))

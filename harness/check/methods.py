@@ -16,37 +16,45 @@ import pyarrow as pa
 import torch
 
 from harness import registry
-from harness.check.findings import Question, arrays_of, differing, listed, not_finite, unchecked_field, undescribed
-from harness.data import TEXT, Pairs, PreferenceDataset, Splits, arrays, digest
+from harness.check.findings import (
+    NamedCheck,
+    describe_difference,
+    describe_missing_docstring,
+    describe_not_finite,
+    describe_unchecked_field,
+    joined_or_none,
+    split_arrays,
+)
+from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
 from harness.inference.answer import question_table
-from harness.inference.cache import ids_of
-from harness.method import Manifest, Method, Predictor, Questions, Run, State
+from harness.inference.cache import id_array
+from harness.method import Method, Predictor, Questions, Run, State, TaskFacts
 from harness.models import small
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.outputs import log_odds, per_pair
+from harness.trials.outputs import checked_per_pair, score_queries
 from harness.trials.run import run_trial
-from harness.trials.trial import Trial, fields_of, hashed
+from harness.trials.trial import Trial, field_values, identity_hash
 
 
 @contextlib.contextmanager
-def in_miniature(method: Method) -> Iterator[tuple[Method, Store]]:
+def with_small_model(method: Method) -> Iterator[tuple[Method, Store]]:
     """Within it, a store of its own, and the method: a policy of an untrained small language model, tuned for two steps."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder).open()
         if method.generates:
             small.build_small_model(Path(folder, "model"), steps=0)
             less = {"model": f"transformers:{folder}/model", "steps": 2}
-            method = replace(method, **{name: value for name, value in less.items() if name in fields_of(method)})
+            method = replace(method, **{name: value for name, value in less.items() if name in field_values(method)})
         yield method, store
 
 
-def method_checks(method: Method, store: Store | None = None) -> Iterator[Question]:
+def method_checks(method: Method, store: Store | None = None) -> Iterator[NamedCheck]:
     """(question, check) for each rule of a method, asked on a small simulated task. store: of a policy's model."""
     settings = {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]}
-    task = registry.make("task", "low_rank", settings)
+    task = registry.make_instance("task", "low_rank", settings)
     assert isinstance(task, Task)
-    data = spelled(task.build(0))
+    data = with_readable_items(task.build(0))
     with contextlib.ExitStack() as stack:  # closes what the method holds open, such as a language model
         yield from MethodOnTask(method, task, data, task.split(data, 0), store, stack).checks()
 
@@ -62,31 +70,34 @@ class MethodOnTask:
     store: Store | None
     stack: contextlib.ExitStack  # holds open what the fitted method needs
 
-    def checks(self) -> list[Question]:
-        untouched = self.inputs()  # before anything is fitted
-        every: list[Question] = [
-            ("its file says in one line what it is", lambda: undescribed(self.method)),
-            ("its settings can be a key", lambda: hashed({"fields": fields_of(self.method)}) and None),
-            ("it is a frozen dataclass", self.frozen),
-            ("its fields take nothing else than they say", lambda: unchecked_field(self.method)),
-            ("it answers why it sits out, or None", self.refusal),
-            ("what it can do is declared", self.declared),
-            ("state and users are tensors", self.shapes),
-            ("it holds nothing learned", self.holds_nothing),
-            ("the same seed gives the same answers", self.again),
-            ("with context its answers are finite", lambda: not_finite(self.answers(self.context, self.query))),
-            ("without context it answers", self.no_shots),
-            ("swapping the sides of a query flips the sign", self.swapped_sides),
-            ("swapping the sides of the context changes nothing", self.swapped_context),
-            ("the order of the context changes nothing", self.reordered),
-            ("the order of users changes nothing", self.other_users),
-            ("a user alone and among others with longer contexts gets the same answers", self.alone),
-            ("soft labels are allowed", self.soft),
-            ("inputs are left as they were", lambda: self.unchanged(untouched)),
+    def checks(self) -> list[NamedCheck]:
+        untouched = self.inputs_digest()  # before anything is fitted
+        every: list[NamedCheck] = [
+            ("its file says in one line what it is", lambda: describe_missing_docstring(self.method)),
+            ("its settings can be a key", lambda: identity_hash({"fields": field_values(self.method)}) and None),
+            ("it is a frozen dataclass", self.is_frozen),
+            ("its fields take nothing else than they say", lambda: describe_unchecked_field(self.method)),
+            ("it answers why it sits out, or None", self.gives_refusal_reason),
+            ("what it can do is declared", self.declares_capabilities),
+            ("state and users are tensors", self.returns_tensors),
+            ("it holds nothing learned", self.keeps_no_state),
+            ("the same seed gives the same answers", self.repeats_with_same_seed),
+            (
+                "with context its answers are finite",
+                lambda: describe_not_finite(self.answers(self.context, self.query)),
+            ),
+            ("without context it answers", self.answers_without_context),
+            ("swapping the sides of a query flips the sign", self.ignores_query_sides),
+            ("swapping the sides of the context changes nothing", self.ignores_context_sides),
+            ("the order of the context changes nothing", self.ignores_context_order),
+            ("the order of users changes nothing", self.ignores_user_order),
+            ("a user alone and among others with longer contexts gets the same answers", self.answers_users_alone),
+            ("soft labels are allowed", self.allows_soft_labels),
+            ("inputs are left as they were", lambda: self.leaves_inputs_unchanged(untouched)),
         ]
-        if "elicit" in fields_of(self.method):
-            every.append(("what it asks next depends on the user and the pair alone", self.asks_the_same))
-        return [*every, ("run_trial scores every number of shots", self.every_shots)]
+        if "elicitation" in field_values(self.method):
+            every.append(("what it asks next depends on the user and the pair alone", self.elicits_independently))
+        return [*every, ("run_trial scores every number of shots", self.scores_every_shots)]
 
     @cached_property
     def context(self) -> Pairs:
@@ -97,7 +108,7 @@ class MethodOnTask:
         return self.splits.panels["test"].query.without_labels()
 
     @property
-    def ragged(self) -> Pairs:
+    def ragged_context(self) -> Pairs:
         """The context with 0 to 8 pairs of each user."""
         return self.context.take(self.context.rank < self.context.user % 9)
 
@@ -109,42 +120,45 @@ class MethodOnTask:
         return self.new_run()
 
     @cached_property
-    def fitted(self) -> tuple[State, Predictor]:
+    def fitted_method(self) -> tuple[State, Predictor]:
         state = self.method.fit(self.splits.train, self.splits.panels["validation"], self.run)
-        return state, self.stack.enter_context(self.method.opened(state, self.run))
+        return state, self.stack.enter_context(self.method.open_predictor(state, self.run))
 
     def answers(self, shown: Pairs, asked: Pairs) -> np.ndarray:
-        state, predictor = self.fitted
+        state, predictor = self.fitted_method
         users = predictor.adapt(state, shown, self.run)
-        return log_odds(self.method, predictor, state, users, asked, without_sense)
+        return score_queries(self.method, predictor, state, users, asked, hashed_answers)
 
-    def inputs(self) -> str:
+    def inputs_digest(self) -> str:
         """The digest of everything that the method is given."""
         gaps = {"train.gap": self.splits.train.gap, "context.gap": self.context.gap, "query.gap": self.query.gap}
-        return digest(arrays_of(self.splits) | arrays(self.data) | gaps)
+        return arrays_digest(split_arrays(self.splits) | named_arrays(self.data) | gaps)
 
-    def frozen(self) -> str | None:
+    def is_frozen(self) -> str | None:
         frozen = dataclasses.is_dataclass(self.method) and cast(Any, self.method).__dataclass_params__.frozen
         return None if frozen else "write @dataclass(frozen=True)"
 
-    def refusal(self) -> str | None:
-        about = [Manifest(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
+    def gives_refusal_reason(self) -> str | None:
+        about = [TaskFacts(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
         said = [self.method.refuses(manifest) for manifest in about]
         return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
 
-    def declared(self) -> str | None:
+    def declares_capabilities(self) -> str | None:
         """A method that can write, give away its model or be asked says so, and has what it says."""
         own, found = type(self.method), []
-        for flag, function in (("generates", "generate"), ("exports", "export"), ("asks", "ask")):
-            has = getattr(own, function) is not getattr(Method, function) or own.opened is not Method.opened
+        for flag, function in (("generates", "generate"), ("exports", "export"), ("asks_model", "questions")):
+            has = (
+                getattr(own, function) is not getattr(Method, function)
+                or own.open_predictor is not Method.open_predictor
+            )
             if getattr(own, flag) and not has:
                 found.append(f"{flag} = True, and there is no `{function}`")
             if not getattr(own, flag) and getattr(own, function) is not getattr(Method, function):
                 found.append(f"there is a `{function}`: declare {flag} = True")
         return "; ".join(found) or None
 
-    def shapes(self) -> str | None:
-        state, predictor = self.fitted
+    def returns_tensors(self) -> str | None:
+        state, predictor = self.fitted_method
         users = predictor.adapt(state, self.context, self.run)
         n = self.context.n_users
         if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == n for t in users):
@@ -153,84 +167,92 @@ class MethodOnTask:
             return "fit must return a dict of tensors"
         return None
 
-    def holds_nothing(self) -> str | None:
+    def keeps_no_state(self) -> str | None:
         self.answers(self.context, self.query)
-        kept = set(vars(self.method)) == set(fields_of(self.method))
+        kept = set(vars(self.method)) == set(field_values(self.method))
         return None if kept else "fit or adapt changed the method's attributes"
 
-    def again(self) -> str | None:
+    def repeats_with_same_seed(self) -> str | None:
         run = self.new_run()
         state = self.method.fit(self.splits.train, self.splits.panels["validation"], run)
-        with self.method.opened(state, run) as predictor:
+        with self.method.open_predictor(state, run) as predictor:
             users = predictor.adapt(state, self.context, self.run)
-            other = log_odds(self.method, predictor, state, users, self.query, without_sense)
+            other = score_queries(self.method, predictor, state, users, self.query, hashed_answers)
         same = np.array_equal(other, self.answers(self.context, self.query), equal_nan=True)
         return None if same else "two runs of one seed differ"
 
-    def no_shots(self) -> str | None:
+    def answers_without_context(self) -> str | None:
         zero = self.answers(self.context.first(0), self.query)
         return None if np.isfinite(zero).all() else "without context some log-odds are not finite"
 
-    def swapped_sides(self) -> str | None:
-        return differing(self.answers(self.context, self.query.swapped()), -self.answers(self.context, self.query))
+    def ignores_query_sides(self) -> str | None:
+        return describe_difference(
+            self.answers(self.context, self.query.swapped()), -self.answers(self.context, self.query)
+        )
 
-    def swapped_context(self) -> str | None:
-        return differing(self.answers(self.context.swapped(), self.query), self.answers(self.context, self.query))
+    def ignores_context_sides(self) -> str | None:
+        return describe_difference(
+            self.answers(self.context.swapped(), self.query), self.answers(self.context, self.query)
+        )
 
-    def reordered(self) -> str | None:
+    def ignores_context_order(self) -> str | None:
         order = np.lexsort((-self.context.rank, self.context.user))
-        return differing(self.answers(self.context.take(order), self.query), self.answers(self.context, self.query))
+        return describe_difference(
+            self.answers(self.context.take(order), self.query), self.answers(self.context, self.query)
+        )
 
-    def other_users(self) -> str | None:
+    def ignores_user_order(self) -> str | None:
         order = np.arange(self.context.n_users)[::-1]
         found = self.answers(self.context.of(order), self.query.of(order))
         flat, starts = self.answers(self.context, self.query), self.query.offsets
-        return differing(found, np.concatenate([flat[starts[u] : starts[u + 1]] for u in order]))
+        return describe_difference(found, np.concatenate([flat[starts[u] : starts[u + 1]] for u in order]))
 
-    def alone(self) -> str | None:
-        together = self.answers(self.ragged, self.query)
+    def answers_users_alone(self) -> str | None:
+        together = self.answers(self.ragged_context, self.query)
         users = np.arange(self.context.n_users)[:, None]
-        return differing(np.concatenate([self.answers(self.ragged.of(u), self.query.of(u)) for u in users]), together)
+        return describe_difference(
+            np.concatenate([self.answers(self.ragged_context.of(u), self.query.of(u)) for u in users]), together
+        )
 
-    def soft(self) -> str | None:
+    def allows_soft_labels(self) -> str | None:
         softened = replace(self.context, label=np.float32(0.2) + np.float32(0.6) * self.context.label)
         finite = np.isfinite(self.answers(softened, self.query)).all()
         return None if finite else "soft labels give log-odds that are not finite"
 
-    def unchanged(self, untouched: str) -> str | None:
+    def leaves_inputs_unchanged(self, untouched: str) -> str | None:
         self.answers(self.context, self.query)
-        return None if self.inputs() == untouched else "fit, adapt or score wrote into its input"
+        return None if self.inputs_digest() == untouched else "fit, adapt or score wrote into its input"
 
-    def asks_the_same(self) -> str | None:
-        asking, pool = replace(cast(Any, self.method), elicit="uncertainty"), self.context.without_labels()
+    def elicits_independently(self) -> str | None:
+        asking, pool = replace(cast(Any, self.method), elicitation="uncertainty"), self.context.without_labels()
         state = asking.fit(self.splits.train, self.splits.panels["validation"], self.new_run())
 
         def worth(shown: Pairs, asked: Pairs) -> np.ndarray:
             found = asking.uncertainty(state, asking.adapt(state, shown, self.run), asked)
-            return per_pair(found, len(asked), "uncertainty")
+            return checked_per_pair(found, len(asked), "uncertainty")
 
-        shown, users = self.ragged, np.arange(pool.n_users)[:, None]
+        shown, users = self.ragged_context, np.arange(pool.n_users)[:, None]
         together = worth(shown, pool)
-        if problem := differing(np.concatenate([worth(shown.of(u), pool.of(u)) for u in users]), together):
+        if problem := describe_difference(np.concatenate([worth(shown.of(u), pool.of(u)) for u in users]), together):
             return f"a user alone and among others: {problem}"
-        problem = differing(worth(shown, pool.swapped()), together)
+        problem = describe_difference(worth(shown, pool.swapped()), together)
         return problem and f"sides swapped: {problem}"
 
-    def every_shots(self) -> str | None:
+    def scores_every_shots(self) -> str | None:
         trial = Trial(self.task, self.method, 0, "check", "check")
-        result = run_trial(trial, self.splits, self.data.truth, None, self.store, without_sense)
-        return listed({f"test/{k}" for k in self.task.shots} - set(result.predictions))
+        result = run_trial(trial, self.splits, self.data.truth, None, self.store, hashed_answers)
+        return joined_or_none({f"test/{k}" for k in self.task.shots} - set(result.predictions))
 
 
-def spelled(data: PreferenceDataset) -> PreferenceDataset:
+def with_readable_items(data: PreferenceDataset) -> PreferenceDataset:
     """The same data with items that can be read, of many lengths, and people who wrote about themselves."""
     items, people = data.pairs.items, range(data.pairs.n_users)
     rows = range(len(items))
-    text = pa.table([[f"Prompt {i // 2}" for i in rows], ["!" * (i % 7) + f" {i}" for i in rows]], schema=TEXT)
+    text = pa.table([[f"Prompt {i // 2}" for i in rows], ["!" * (i % 7) + f" {i}" for i in rows]], schema=TEXT_SCHEMA)
     profiles = pa.array([f"I am {i}" for i in people], pa.large_string())
     return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
 
 
-def without_sense(asked: Questions) -> np.ndarray:
+def hashed_answers(asked: Questions) -> np.ndarray:
     """Log-odds by a question's hash, for methods that ask a language model: another letter is another answer."""
-    return ids_of(question_table(asked.systems, asked.prompts)["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4
+    return id_array(question_table(asked.systems, asked.prompts)["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4

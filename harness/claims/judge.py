@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.board.results import committed
-from harness.claims.measures import measured, sweep
-from harness.claims.results import Results, Unfinished
-from harness.claims.schema import SHARES, Check, Claim, Selection
-from harness.errors import Mistake, did_you_mean
+from harness.board.results import committed_manifest
+from harness.claims.measures import measure_check, sweep_of_trend
+from harness.claims.results import NoNumberError, Results
+from harness.claims.schema import SHARE_METRICS, Check, Claim, Selection
+from harness.errors import UserError, did_you_mean
 from harness.trials.suite import Suite
 
-HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
+HOLDS, HOLDS_WITH_CONDITION, DOES_NOT_REPRODUCE, CANNOT_TELL, CANNOT_BE_REPRODUCED = (
     "holds",
     "holds with a condition",
     "does not reproduce",
@@ -31,7 +31,7 @@ HOLDS, CONDITION, NOT, UNKNOWN, CANNOT = (
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckResult:
     """What a check found: a number, its limits (None where there are none), and what follows."""
 
     says: str
@@ -47,7 +47,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim with its verdict and everything it rests on."""
 
     claim: Claim
@@ -55,8 +55,8 @@ class Judged:
     suite: str
     verdict: str
     condition: str
-    checks: tuple[Found, ...] = ()
-    beside: tuple[Found, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
+    beside: tuple[CheckResult, ...] = ()
     seeds: int = 0
 
     def as_dict(self) -> dict:
@@ -64,54 +64,58 @@ class Judged:
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
         own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "condition", "seeds")}
         found = {
-            k: [{n: _finite(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
+            k: [{n: _json_value(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
         }
         return named | own | found
 
 
-def _finite(value: object) -> object:
+def _json_value(value: object) -> object:
     if isinstance(value, tuple):
-        return [_finite(v) for v in value]
+        return [_json_value(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
-    """Raises Mistake where a claim selects what its suite lacks: all that can be told before anything has run."""
-    nothing = Results.of_nothing(suite)
+    """Raises UserError where a claim selects what its suite lacks: all that can be told before anything has run."""
+    nothing = Results.of_unrun_suite(suite)
     for claim in claims:
         for check in claim.checks + claim.beside:
             try:
                 wanted = (check.of, check.minus, check.over)
-                for selection in sweep(check, nothing)[1] if check.measure == "trend" else filter(None, wanted):
-                    for part in _parts(selection):
-                        nothing.resolve(part)
+                for selection in (
+                    sweep_of_trend(check, nothing)[1] if check.measure == "trend" else filter(None, wanted)
+                ):
+                    for part in _added_selections(selection):
+                        nothing.task_and_method(part)
                         if part.metric == "win_shared":
-                            nothing.one("method", "shared")
-                parts = [part for selection in filter(None, wanted) for part in _parts(selection)]
+                            nothing.single_setting("method", "shared")
+                parts = [part for selection in filter(None, wanted) for part in _added_selections(selection)]
                 scores = sorted({part.metric for part in parts if ":" not in part.metric})
                 if len(scores) > 1:
-                    raise Mistake(f"{' and '.join(scores)} do not compare", "give all its selections the same metric")
-            except Mistake as mistake:
-                raise Mistake(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
+                    raise UserError(f"{' and '.join(scores)} do not compare", "give all its selections the same metric")
+            except UserError as mistake:
+                raise UserError(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
 
 
 def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
-    """Raises Mistake where a claim selects a panel that its task, now prepared, does not have."""
+    """Raises UserError where a claim selects a panel that its task, now prepared, does not have."""
     for claim in claims:
         for check in claim.checks + claim.beside:
-            for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _parts(s)]:
-                tasks = results.matching("task", part.task)
+            for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _added_selections(s)]:
+                tasks = results.matching_settings("task", part.task)
                 keys = {t.task: t.task_key for t in results.plan.trials if t.task in tasks}.values()
-                users = {name for key in keys for name in committed(results.store, "tasks", key)["facts"]["users"]}
+                users = {
+                    name for key in keys for name in committed_manifest(results.store, "tasks", key)["facts"]["users"]
+                }
                 panels = sorted(name.removesuffix("/context") for name in users if name.endswith("/context"))
                 if panels and ":" not in part.metric and part.panel not in panels:
-                    raise Mistake(
+                    raise UserError(
                         f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel {part.panel!r}",
                         did_you_mean(part.panel, panels, f"its panels: {', '.join(panels)}"),
                     )
 
 
-def _parts(selection: Selection) -> list[Selection]:
+def _added_selections(selection: Selection) -> list[Selection]:
     """The selections whose numbers are added and subtracted."""
     found = [replace(selection, less=())]
     for table in selection.less:
@@ -119,61 +123,61 @@ def _parts(selection: Selection) -> list[Selection]:
     return found
 
 
-def judge(claim: Claim, paper: str, results: Results) -> Judged:
+def judge_claim(claim: Claim, paper: str, results: Results) -> JudgedClaim:
     """The verdict of a claim with checks, and what it rests on."""
     conditions = len({check.when for check in claim.checks} - {""})
-    checks = tuple(_find(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
-    beside = tuple(_find(check, results) for check in claim.beside)
-    text, condition = verdict(checks, claim.condition)
-    return Judged(claim, paper, results.suite.name, text, condition, checks, beside, len(results.suite.seeds))
+    checks = tuple(_judge_check(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
+    beside = tuple(_judge_check(check, results) for check in claim.beside)
+    text, condition = verdict_on_claim(checks, claim.condition)
+    return JudgedClaim(claim, paper, results.suite.name, text, condition, checks, beside, len(results.suite.seeds))
 
 
-def _find(check: Check, results: Results, level: float = 0.95) -> Found:
+def _judge_check(check: Check, results: Results, level: float = 0.95) -> CheckResult:
     try:
-        value, low, high, note = measured(check, results, level)
-    except Unfinished as why:
-        return Found(
-            check.says, None, None, None, check.expected, check.tolerance, check.when, UNKNOWN, str(why), level
+        value, low, high, note = measure_check(check, results, level)
+    except NoNumberError as why:
+        return CheckResult(
+            check.says, None, None, None, check.expected, check.tolerance, check.when, CANNOT_TELL, str(why), level
         )
-    text = "" if check.expected is None else _inside(low, high, check.expected, check.tolerance)
+    text = "" if check.expected is None else _verdict_on_range(low, high, check.expected, check.tolerance)
     alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
     if (
-        alone and check.of.metric in SHARES and low is not None and high is not None
+        alone and check.of.metric in SHARE_METRICS and low is not None and high is not None
     ):  # judged as they are, told as far as they mean anything
         low, high = max(low, 0.0), min(high, 1.0)
-    return Found(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
+    return CheckResult(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 
-def _inside(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
+def _verdict_on_range(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
     if low is None or high is None or np.isnan([low, high]).any():
-        return UNKNOWN
+        return CANNOT_TELL
     least, most = expected[0] - tolerance, expected[1] + tolerance
-    return HOLDS if least <= low and high <= most else NOT if high < least or low > most else UNKNOWN
+    return HOLDS if least <= low and high <= most else DOES_NOT_REPRODUCE if high < least or low > most else CANNOT_TELL
 
 
-def verdict(checks: tuple[Found, ...], condition: str = "") -> tuple[str, str]:
+def verdict_on_claim(checks: tuple[CheckResult, ...], condition: str = "") -> tuple[str, str]:
     """What all checks say together, and under which condition.
 
     Checks without a `when` must all hold. Of those with one, it is enough that some condition's checks all hold: the
     claim then holds with that condition, and simply holds where every condition does.
     """
     plain = [c.verdict for c in checks if not c.when]
-    if NOT in plain:
-        return NOT, ""
-    if UNKNOWN in plain:
-        return UNKNOWN, ""
+    if DOES_NOT_REPRODUCE in plain:
+        return DOES_NOT_REPRODUCE, ""
+    if CANNOT_TELL in plain:
+        return CANNOT_TELL, ""
     under: dict[str, set[str]] = {}
     for check in checks:
         if check.when:
             under.setdefault(check.when, set()).add(check.verdict)
     hold = [when for when, found in under.items() if found == {HOLDS}]
-    fail = [when for when, found in under.items() if NOT in found]
+    fail = [when for when, found in under.items() if DOES_NOT_REPRODUCE in found]
     open_ = [when for when in under if when not in hold + fail]
     if under and not hold:
-        return (UNKNOWN if open_ else NOT), ""
+        return (CANNOT_TELL if open_ else DOES_NOT_REPRODUCE), ""
     told = [condition] if condition else []
     if fail or open_:
         told.append(" and ".join(hold))
         told += [f"not {' or '.join(fail)}"] if fail else []
         told += [f"cannot tell: {' or '.join(open_)}"] if open_ else []
-    return (CONDITION, "; ".join(told)) if told else (HOLDS, "")
+    return (HOLDS_WITH_CONDITION, "; ".join(told)) if told else (HOLDS, "")

@@ -9,104 +9,111 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 from scipy.stats import t as t_distribution
 
-from harness.claims.results import Results, Unfinished, Values, difference
+from harness.claims.results import NoNumberError, Results, SelectedValues, paired_difference
 from harness.claims.schema import Check, Selection
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.scores import stats
-from harness.trials.trial import fields_of
+from harness.trials.trial import field_values
 
-Measured = tuple[float, float | None, float | None, str]  # value, lower and upper limit, and a note
+Measurement = tuple[float, float | None, float | None, str]  # value, lower and upper limit, and a note
 
 
-def measured(check: Check, results: Results, level: float = 0.95) -> Measured:
-    """The number of a check. Raises Unfinished."""
+def measure_check(check: Check, results: Results, level: float = 0.95) -> Measurement:
+    """The number of a check. Raises NoNumberError."""
     if check.measure == "trend":
-        return _over_seeds(*_trend(check, results), level)
+        return _interval_over_seeds(*_trend_by_seed(check, results), level)
     if check.measure == "answers":
-        return _answers(check, results, level)
-    a = results.values(check.of)
+        return _answers_needed(check, results, level)
+    a = results.selected_values(check.of)
     if check.over is not None:
-        b = results.values(check.over)
-        return _spread(a.value, b.value, level) if check.measure == "spread" else _ratio(a, b, level)
-    found = a if check.minus is None else difference(a, results.values(check.minus))
+        b = results.selected_values(check.over)
+        return (
+            _ratio_of_spreads(a.value, b.value, level) if check.measure == "spread" else _ratio_of_values(a, b, level)
+        )
+    found = a if check.minus is None else paired_difference(a, results.selected_values(check.minus))
     if found.cells is None:
-        return _over_seeds(found.value, found.seeds, level)
+        return _interval_over_seeds(found.value, found.seeds, level)
     values, person, seed = (found.cells[c].to_numpy() for c in ("value", "person", "seed"))
-    return _limits(stats.estimate(values[None], person, seed), level)
+    return _with_limits(stats.estimate_means(values[None], person, seed), level)
 
 
-def _over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> Measured:
-    return _limits(stats.estimate(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
+def _interval_over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> Measurement:
+    return _with_limits(stats.estimate_means(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
 
 
-def _limits(found: stats.Estimate, level: float) -> Measured:
+def _with_limits(found: stats.Estimate, level: float) -> Measurement:
     low, high = (None if found.note else float(x[0]) for x in found.interval(level))
     return float(found.value[0]), low, high, found.note or ""
 
 
-def _ratio(a: Values, b: Values, level: float) -> Measured:
+def _ratio_of_values(a: SelectedValues, b: SelectedValues, level: float) -> Measurement:
     """Geometric mean over seeds, and a t interval of logarithms."""
     if min(a.value.min(), b.value.min()) <= 0:
-        raise Unfinished("a number is 0 or less under some seed, so there is no ratio")
-    value, low, high, note = _over_seeds(np.log(a.value / b.value), a.seeds, level)
+        raise NoNumberError("a number is 0 or less under some seed, so there is no ratio")
+    value, low, high, note = _interval_over_seeds(np.log(a.value / b.value), a.seeds, level)
     low, high = (None if x is None else float(np.exp(x)) for x in (low, high))
     return float(np.exp(value)), low, high, note
 
 
-def _spread(a: np.ndarray, b: np.ndarray, level: float) -> Measured:
+def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement:
     """Ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
 
     They hold the ratios q for which a / q + b and a / q - b are not found correlated, in closed form.
     """
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        raise Unfinished("a spread needs three seeds that differ")
+        raise NoNumberError("a spread needs three seeds that differ")
     ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
     k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
     wide = float(np.sqrt(k + np.sqrt(k**2 - 1)))
     return ratio, ratio / wide, ratio * wide, ""
 
 
-def sweep(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
-    """The values of the field that a trend is along, and a selection for each. Raises Mistake where it is no sweep."""
-    tasks, methods = results.matching("task", check.of.task), results.matching("method", check.of.method)
+def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
+    """The values of the field that a trend is along, and a selection for each. Raises UserError where it is no sweep."""
+    tasks, methods = (
+        results.matching_settings("task", check.of.task),
+        results.matching_settings("method", check.of.method),
+    )
     found: dict[str, list[Any]] = {
-        kind: [fields_of(s).get(str(check.along)) for s in every]
+        kind: [field_values(s).get(str(check.along)) for s in every]
         for kind, every in (("task", tasks), ("method", methods))
     }
     kind = "task" if len(set(found["task"])) > 1 else "method"
     x, settings = found[kind], tasks if kind == "task" else methods
     if len(set(x)) < 2:
-        raise Mistake(f"there is no sweep along {check.along!r}", "give that field a list of values in the suite")
+        raise UserError(f"there is no sweep along {check.along!r}", "give that field a list of values in the suite")
     if not all(type(v) in (int, float) for v in x):
-        raise Mistake(f"{check.along} has values that are no numbers", "a trend is along a number")
+        raise UserError(f"{check.along} has values that are no numbers", "a trend is along a number")
     if len(set(x)) < len(x):
-        raise Mistake(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
+        raise UserError(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
     return list(map(float, x)), [replace(check.of, **{kind: setting}) for setting in settings]
 
 
-def _trend(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
+def _trend_by_seed(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
     """For each seed, the least-squares change over the whole range of a task's or method's field."""
-    along, selections = sweep(check, results)
-    found = [results.values(selection) for selection in selections]
+    along, selections = sweep_of_trend(check, results)
+    found = [results.selected_values(selection) for selection in selections]
     x = (np.array(along) - min(along)) / (max(along) - min(along))
     return np.polyfit(x, np.stack([v.value for v in found]), 1)[0], found[0].seeds
 
 
-def _answers(check: Check, results: Results, level: float) -> Measured:
+def _answers_needed(check: Check, results: Results, level: float) -> Measurement:
     """Answers that `of` needs until its mean over seeds, interpolated, reaches that of `over`, over the latter's shots.
 
     The limits hold the numbers of answers at which a paired t test over seeds finds the two apart in neither direction
     (as Fieller's do). A curve that ends below the goal gives a lower bound, and no upper limit.
     """
     assert check.over is not None  # a check of answers has one: see Check
-    goal, task = results.values(check.over), results.one("task", check.of.task)
-    at = max(results.one("task", check.over.task).shots) if check.over.shots is None else check.over.shots
+    goal, task = results.selected_values(check.over), results.single_setting("task", check.of.task)
+    at = max(results.single_setting("task", check.over.task).shots) if check.over.shots is None else check.over.shots
     if at == 0 or len(task.shots) < 2:
-        raise Unfinished("a multiple of answers needs some, and a curve two points")
-    ahead = np.stack([results.values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
+        raise NoNumberError("a multiple of answers needs some, and a curve two points")
+    ahead = np.stack([results.selected_values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
     steps = [np.linspace(*ends, 1001) for ends in zip(task.shots, task.shots[1:], strict=False)]
     shots = np.unique(np.concatenate(steps))
-    found = stats.estimate(make_interp_spline(task.shots, ahead, k=1)(shots), np.arange(len(goal.seeds)), goal.seeds)
+    found = stats.estimate_means(
+        make_interp_spline(task.shots, ahead, k=1)(shots), np.arange(len(goal.seeds)), goal.seeds
+    )
     reached = shots[found.value >= 0]
     value, note = (
         (reached[0], "") if len(reached) else (shots[-1], f"at least: not reached with {shots[-1]:.0f} answers")

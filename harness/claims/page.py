@@ -9,97 +9,105 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from harness.atomic import write_whole
-from harness.claims.figures.kinds import figures
+from harness.atomic import write_atomically
+from harness.claims.figures.kinds import figures_of_claim
 from harness.claims.judge import (
-    CANNOT,
-    CONDITION,
+    CANNOT_BE_REPRODUCED,
+    CANNOT_TELL,
+    DOES_NOT_REPRODUCE,
     HOLDS,
-    NOT,
-    UNKNOWN,
-    Found,
-    Judged,
+    HOLDS_WITH_CONDITION,
+    CheckResult,
+    JudgedClaim,
 )
 from harness.claims.reproduce import Chapter
-from harness.claims.schema import FOLDER
-from harness.report.words import number
+from harness.claims.schema import CLAIMS_FOLDER
+from harness.report.words import format_number
 from harness.store.store import Store
 
-COLORS = {HOLDS: "green", CONDITION: "green", NOT: "red", UNKNOWN: "yellow", CANNOT: "dim"}
+VERDICT_COLORS = {
+    HOLDS: "green",
+    HOLDS_WITH_CONDITION: "green",
+    DOES_NOT_REPRODUCE: "red",
+    CANNOT_TELL: "yellow",
+    CANNOT_BE_REPRODUCED: "dim",
+}
 
 
-def print_verdicts(found: list[Judged]) -> None:
+def print_verdicts(found: list[JudgedClaim]) -> None:
     """Every claim with its source, the published value, what was found and the controls, on stdout."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
     for judged in found:
         claim = judged.claim
-        color = COLORS[judged.verdict]
+        color = VERDICT_COLORS[judged.verdict]
         title = f"\n[bold]{escape(claim.id)}[/bold]  [{color}]{judged.verdict}[/{color}]  {escape(claim.title)}"
         console.print(title, soft_wrap=True)
-        for text in told(judged):
+        for text in source_lines(judged):
             console.print(f"    {escape(text)}", soft_wrap=True)
         names = [f"{c.says} ({c.when})" if c.when else c.says for c in judged.checks + judged.beside]
         width = max(map(len, names), default=0)
         for i, (name, check) in enumerate(zip(names, judged.checks + judged.beside, strict=True)):
-            text = escape(f"{name:{width}}  {line(check)}")
+            text = escape(f"{name:{width}}  {format_result(check)}")
             console.print(f"    {text if i < len(judged.checks) else f'[dim]{text}[/dim]'}", soft_wrap=True)
-    counts = {v: sum(j.verdict == v for j in found) for v in COLORS}
+    counts = {v: sum(j.verdict == v for j in found) for v in VERDICT_COLORS}
     console.print("\n" + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
 
 
-def told(judged: Judged) -> list[str]:
+def source_lines(judged: JudgedClaim) -> list[str]:
     """Source, published value, condition and note."""
     claim = judged.claim
     lines = [f"{claim.source}", f"published: {claim.published}"]
     if judged.condition:
-        lines.append(f"{'condition' if judged.verdict == CONDITION else 'because'}: {judged.condition}")
+        lines.append(f"{'condition' if judged.verdict == HOLDS_WITH_CONDITION else 'because'}: {judged.condition}")
     return lines + ([f"note: {claim.note}"] if claim.note else [])
 
 
-def line(found: Found) -> str:
+def format_result(found: CheckResult) -> str:
     """`.931 (.926 .936)  expected .840 to 1.000  holds`."""
     if found.value is None:
         return f"no number: {found.note}"
-    text = f"{figure(found.value)}{limits(found)}"
+    text = f"{format_value(found.value)}{format_limits(found)}"
     if found.expected is not None:
-        text += f"  expected {expected(found)}  {found.verdict}"
+        text += f"  expected {format_expected(found)}  {found.verdict}"
     return text + (f"  [{found.note}]" if found.note else "")
 
 
-def limits(found: Found) -> str:
+def format_limits(found: CheckResult) -> str:
     """` (.926 .936)`; with the level where it is not 95 %."""
     if found.low is None or found.high is None:
         return ""
     level = "" if found.level == 0.95 else f"; {100 * found.level:.3g} %"
-    return f" ({figure(found.low)} {figure(found.high)}{level})"
+    return f" ({format_value(found.low)} {format_value(found.high)}{level})"
 
 
-def figure(value: float) -> str:
+def format_value(value: float) -> str:
     """`.931`, `-.00023`, `2,104`, `∞`."""
     if abs(value) == float("inf"):
         return "∞" if value > 0 else "-∞"
     if abs(value) < 1e-5:  # no more than rounding, and no sign
         value = 0.0
     if 0 < abs(value) < 5e-4:
-        return number(value, digits=1 - math.floor(math.log10(abs(value))))
-    return number(value) if abs(value) < 1000 else f"{value:,.0f}"
+        return format_number(value, digits=1 - math.floor(math.log10(abs(value))))
+    return format_number(value) if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def expected(found: Found) -> str:
+def format_expected(found: CheckResult) -> str:
     """`.840 or more`, `.480 to .520 (±.010)`."""
     if found.expected is None:
         return ""
     low, high = found.expected
     if high == float("inf"):
-        text = f"{figure(low)} or more"
+        text = f"{format_value(low)} or more"
     elif low == float("-inf"):
-        text = f"{figure(high)} or less"
+        text = f"{format_value(high)} or less"
     else:
-        text = f"{figure(low)} to {figure(high)}"
-    return text + (f" (±{number(found.tolerance)})" if found.tolerance >= 0.0005 else "")
+        text = f"{format_value(low)} to {format_value(high)}"
+    return text + (f" (±{format_number(found.tolerance)})" if found.tolerance >= 0.0005 else "")
 
 
-def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: list[str], quick: bool) -> Path:
+def write_claims_page(
+    found: list[JudgedClaim], parts: list[Chapter], store: Store, names: list[str], quick: bool
+) -> Path:
     """Writes every claim with its figures to `boards/claims.html` in the store and returns that path.
 
     The names that were asked for, if not all, and `quick` are part of the file's name: no page replaces a fuller one.
@@ -115,22 +123,22 @@ def write_page(found: list[Judged], parts: list[Chapter], store: Store, names: l
     )
     results = {part.suite.name: part.results for part in parts if part.results}
     words = ["claims", *dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
-    path = store.board("-".join(words))
+    path = store.board_page("-".join(words))
     html = page.get_template("page.html").render(
         found=found,
         quick=quick,
-        figure=figure,
-        limits=limits,
-        expected=expected,
-        counts={v: sum(j.verdict == v for j in found) for v in COLORS},
-        figures=lambda judged: figures(judged.claim, results[judged.suite]) if judged.suite in results else [],
+        format_value=format_value,
+        format_limits=format_limits,
+        format_expected=format_expected,
+        counts={v: sum(j.verdict == v for j in found) for v in VERDICT_COLORS},
+        figures=lambda judged: figures_of_claim(judged.claim, results[judged.suite]) if judged.suite in results else [],
     )
-    write_whole(path, html)
+    write_atomically(path, html)
     return path
 
 
 def _page_word(name: str) -> str:
     path = Path(name).resolve()
-    if not name.endswith(".toml") or path.parent == FOLDER:
+    if not name.endswith(".toml") or path.parent == CLAIMS_FOLDER:
         return path.stem
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from harness.claims.figures.kinds import check_figures, read_figures
 from harness.claims.judge import (
-    CANNOT,
-    UNKNOWN,
-    Judged,
+    CANNOT_BE_REPRODUCED,
+    CANNOT_TELL,
+    JudgedClaim,
     check_panels,
     check_selections,
-    judge,
+    judge_claim,
 )
 from harness.claims.results import Results
-from harness.claims.schema import FOLDER, Claim, read_claims
-from harness.errors import Missing, Mistake
+from harness.claims.schema import CLAIMS_FOLDER, Claim, read_claims
+from harness.errors import UnavailableError, UserError
 from harness.store.store import Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import Suite, load_toml, read_suite
@@ -37,45 +37,45 @@ class Chapter:
     suite: Suite
     claims: tuple[Claim, ...]
     results: Results | None
-    missing: Missing | None = None
+    missing: UnavailableError | None = None
 
 
-def claims_of(file: Path) -> tuple[str, tuple[Claim, ...]]:
+def read_suite_claims(file: Path) -> tuple[str, tuple[Claim, ...]]:
     """The paper and the claims of a suite file, with every key known, those of figures as well."""
     paper, claims = read_claims(file)
     for claim in claims:
         try:
             read_figures(claim)
-        except Mistake as mistake:
-            raise Mistake(f"{file}: {mistake.message}", mistake.hint) from None
+        except UserError as mistake:
+            raise UserError(f"{file}: {mistake.message}", mistake.hint) from None
     return paper, claims
 
 
-def catalogue(folder: Path = FOLDER) -> dict[Path, tuple[str, tuple[Claim, ...]]]:
+def shipped_claims(folder: Path = CLAIMS_FOLDER) -> dict[Path, tuple[str, tuple[Claim, ...]]]:
     """Every suite file with claims -> its paper and its claims."""
-    found = {file: claims_of(file) for file in sorted(folder.glob("*.toml"))}
+    found = {file: read_suite_claims(file) for file in sorted(folder.glob("*.toml"))}
     files: dict[str, Path] = {}
     for file, (_, claims) in found.items():
         for claim in claims:
             if (other := files.setdefault(claim.id, file)) != file:
-                raise Mistake(f"{file}: {other.name} has a claim {claim.id} already", "give each an id of its own")
+                raise UserError(f"{file}: {other.name} has a claim {claim.id} already", "give each an id of its own")
     return found
 
 
-def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
+def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, set[str]]:
     """The suite files, and the ids of the claims, of papers, claims and files of those names; without any, all.
 
     Of a file whose claims are named too, those alone.
     """
-    known = catalogue(folder)
+    known = shipped_claims(folder)
     if not names:
         return {file: {claim.id for claim in claims} for file, (_, claims) in known.items()}
     shipped = {file.resolve(): file for file in known}
     paths = [Path(name).absolute() for name in names if name.endswith(".toml")]
-    own = {file: claims_of(file) for file in (shipped.get(path.resolve(), path) for path in paths)}
+    own = {file: read_suite_claims(file) for file in (shipped.get(path.resolve(), path) for path in paths)}
     for file, (_, claims) in own.items():
         if not claims:
-            raise Mistake(
+            raise UserError(
                 f"{file} has no claims", "add a [[claims]] table: harness/claims/schema.py says what it holds"
             )
     found: dict[Path, set[str]] = {}
@@ -91,7 +91,7 @@ def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
             ids = [c.id for _, claims in [*own.values(), *known.values()] for c in claims]
             lower = {word.lower(): word for word in [*papers, *(file.stem for file in known), *ids]}
             near = difflib.get_close_matches(name.lower(), lower, n=1)
-            raise Mistake(
+            raise UserError(
                 f"there is no paper or claim {name!r}",
                 f"did you mean {lower[near[0]]!r}?"
                 if near
@@ -104,11 +104,11 @@ def chosen(names: list[str], folder: Path = FOLDER) -> dict[Path, set[str]]:
         found.setdefault(file, {c.id for c in claims})
     stems = [file.stem for file in found]
     if twice := [file for file in found if stems.count(file.stem) > 1]:
-        raise Mistake(f"two suites are called {twice[0].stem}: {twice[0]} and {twice[1]}", "rename one of the files")
+        raise UserError(f"two suites are called {twice[0].stem}: {twice[0]} and {twice[1]}", "rename one of the files")
     return found
 
 
-def chapters(
+def plan_chapters(
     wanted: dict[Path, set[str]],
     store: Store,
     quick: bool,
@@ -119,11 +119,11 @@ def chapters(
 
     prepared, make: as for harness.trials.plan.make_plan.
 
-    Raises Mistake for all that can be known to be wrong before anything is prepared, and where all data is missing.
+    Raises UserError for all that can be known to be wrong before anything is prepared, and where all data is missing.
     """
     found, read = [], []
     for file, ids in wanted.items():
-        paper, claims = claims_of(file)
+        paper, claims = read_suite_claims(file)
         suite = read_suite(file, quick)
         check_selections(suite, claims)
         check_figures(suite, claims)
@@ -131,7 +131,7 @@ def chapters(
     for paper, suite, claims in read:
         try:
             results = Results(make_plan(suite, store, prepared, make), store)
-        except Missing as missing:
+        except UnavailableError as missing:
             found.append(Chapter(paper, suite, claims, None, missing))
             continue
         check_panels(results, claims)
@@ -142,34 +142,34 @@ def chapters(
     return found
 
 
-def n_prepared(files: Iterable[Path], quick: bool) -> int:
+def count_tasks_to_prepare(files: Iterable[Path], quick: bool) -> int:
     suites = [read_suite(file, quick) for file in files]
     return sum(len(s.tasks) * len(s.seeds) for s in suites)
 
 
-def trials_of(parts: list[Chapter]) -> list[Trial]:
+def trials_of_chapters(parts: list[Chapter]) -> list[Trial]:
     """Every trial once: suites share some."""
     return list({t.key: t for part in parts if part.results for t in part.results.plan.trials}.values())
 
 
-def verdicts(parts: list[Chapter]) -> list[Judged]:
+def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
     """Every claim of the chapters, judged by what is finished."""
     found = []
     for part in parts:
         for claim in part.claims:
             if claim.cannot:
-                found.append(Judged(claim, part.paper, part.suite.name, CANNOT, claim.cannot))
+                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_BE_REPRODUCED, claim.cannot))
             elif part.results:
-                found.append(judge(claim, part.paper, part.results))
+                found.append(judge_claim(claim, part.paper, part.results))
             else:
                 why = f"{part.missing.message} (hint: {part.missing.hint})" if part.missing else ""
-                found.append(Judged(claim, part.paper, part.suite.name, UNKNOWN, why))
+                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why))
     return found
 
 
-def has_quick(file: Path) -> bool:
+def has_quick_settings(file: Path) -> bool:
     return "quick" in load_toml(file)
 
 
-def title_of(file: Path) -> str:
+def suite_title(file: Path) -> str:
     return str(load_toml(file).get("title", file.stem))

@@ -10,21 +10,21 @@ import numpy as np
 import polars as pl
 
 from harness.board import best_of, text_worth
-from harness.board.results import committed, load_scores
-from harness.claims.schema import STEERED, Selection
-from harness.errors import Mistake, did_you_mean
+from harness.board.results import committed_manifest, load_scores
+from harness.claims.schema import BEST_OF_N_METRICS, FACTS_OF_METRIC, Selection
+from harness.errors import UserError, did_you_mean
 from harness.method import Method
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
 from harness.trials.suite import Suite
-from harness.trials.trial import Trial, fields_of
+from harness.trials.trial import Trial, field_values, recorded_values
 
-WRITTEN = "written_"  # before the name of a column of text_worth.outcomes, in a metric
+WRITTEN_PREFIX = "written_"  # before the name of a column of text_worth.outcomes, in a metric
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class SelectedValues:
     """A number for every seed, and where it is a score one for every cell (a person under a seed)."""
 
     seeds: np.ndarray
@@ -32,12 +32,12 @@ class Values:
     cells: pl.DataFrame | None = None  # person, seed, value
 
     @classmethod
-    def of_cells(cls, cells: pl.DataFrame) -> Values:
+    def of_cells(cls, cells: pl.DataFrame) -> SelectedValues:
         means = cells.group_by("seed").agg(pl.col("value").mean()).sort("seed")
         return cls(means["seed"].to_numpy(), means["value"].to_numpy(), cells)
 
 
-def difference(a: Values, b: Values) -> Values:
+def paired_difference(a: SelectedValues, b: SelectedValues) -> SelectedValues:
     """a - b, cell by cell where both have the same ones, and else seed by seed.
 
     Panels that hold the same people under different seeds, as the folds of a data set do, are paired over people and
@@ -47,7 +47,7 @@ def difference(a: Values, b: Values) -> Values:
     if a.cells is not None and b.cells is not None:
         both = a.cells.join(b.cells, on=["person", "seed"], suffix="_b", maintain_order="left")
         if len(both) == len(a.cells) == len(b.cells):
-            return Values.of_cells(both.select("person", "seed", value=pl.col("value") - pl.col("value_b")))
+            return SelectedValues.of_cells(both.select("person", "seed", value=pl.col("value") - pl.col("value_b")))
         few, many, sign = (a.cells, b.cells, 1) if len(a.cells) < len(b.cells) else (b.cells, a.cells, -1)
         value, own = pl.col("value"), pl.col("own")
         many = many.with_columns(own=value - value.mean().over("person")).with_columns(own=own.mean().over("seed"))
@@ -56,11 +56,11 @@ def difference(a: Values, b: Values) -> Values:
         both = both.join(many.group_by("seed").agg(own.first()), on="seed", maintain_order="left")
         if len(both) == len(few):
             found = sign * (value - pl.col("mean") - own)
-            return Values.of_cells(both.select("person", "seed", value=found))
-    return Values(a.seeds, a.value - b.value)
+            return SelectedValues.of_cells(both.select("person", "seed", value=found))
+    return SelectedValues(a.seeds, a.value - b.value)
 
 
-class Unfinished(Exception):
+class NoNumberError(Exception):
     """Why there is no number."""
 
 
@@ -73,7 +73,7 @@ class Results:
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)  # by trial
 
     @classmethod
-    def of_nothing(cls, suite: Suite) -> Results:
+    def of_unrun_suite(cls, suite: Suite) -> Results:
         """Of a suite of which nothing has run: for checking what claims select of it. No store is read."""
         return cls(Plan(suite, (), (), {}), Store(Path()))
 
@@ -81,7 +81,7 @@ class Results:
     def suite(self) -> Suite:
         return self.plan.suite
 
-    def matching(self, kind: str, wanted: Any) -> list:
+    def matching_settings(self, kind: str, wanted: Any) -> list:
         """The suite's task or method settings that a name, or a table of a name and some fields, fits."""
         known: tuple[Any, ...] = self.suite.tasks if kind == "task" else self.suite.methods
         if wanted is None:
@@ -94,143 +94,153 @@ class Results:
             x
             for x in known
             if (name is None or x.name == name)
-            and all(_same(fields_of(x).get(k, Ellipsis), v) for k, v in settings.items())
+            and all(
+                _same_value((recorded_values(x) | field_values(x)).get(k, Ellipsis), v) for k, v in settings.items()
+            )
         ]
         if not fits:
             names = list(dict.fromkeys(x.name for x in known))
             every = f"its {kind}s: {', '.join(names)}"
             hint = every if name is None or name in names else did_you_mean(str(name), names, every)
-            raise Mistake(f"it selects the {kind} {wanted!r}, which the suite does not have", hint)
+            raise UserError(f"it selects the {kind} {wanted!r}, which the suite does not have", hint)
         return fits
 
-    def one(self, kind: str, wanted: Any) -> Any:
+    def single_setting(self, kind: str, wanted: Any) -> Any:
         """The setting that fits; of several of one name, that with all defaults."""
-        fits = self.matching(kind, wanted)
+        fits = self.matching_settings(kind, wanted)
         if len(fits) > 1:
-            plain = [x for x in fits if fields_of(x) == fields_of(type(x)())]
+            plain = [x for x in fits if field_values(x) == field_values(type(x)())]
             if len(plain) != 1 or len({x.name for x in fits}) > 1:
                 told = f"it selects the {kind} {wanted!r}, which" if wanted is not None else f"it names no {kind}, and"
-                raise Mistake(f"{told} fits {len(fits)} {kind} settings", f"add a field to `{kind}`")
+                raise UserError(f"{told} fits {len(fits)} {kind} settings", f"add a field to `{kind}`")
             fits = plain
         return fits[0]
 
-    def resolve(self, selection: Selection) -> tuple[Task, Method]:
-        """The one task and method selected. Raises Mistake where there is none, or the task has no such shots."""
-        task, method = self.one("task", selection.task), self.one("method", selection.method)
+    def task_and_method(self, selection: Selection) -> tuple[Task, Method]:
+        """The one task and method selected. Raises UserError where there is none, or the task has no such shots."""
+        task, method = self.single_setting("task", selection.task), self.single_setting("method", selection.method)
         if selection.shots not in (None, *task.shots):
-            raise Mistake(f"{task.name} has no {selection.shots} shots", f"its shots: {list(task.shots)}")
+            raise UserError(f"{task.name} has no {selection.shots} shots", f"its shots: {list(task.shots)}")
         return task, method
 
-    def values(self, selection: Selection) -> Values:
-        """Raises Unfinished where a trial is missing, or has no such number."""
+    def selected_values(self, selection: Selection) -> SelectedValues:
+        """Raises NoNumberError where a trial is missing, or has no such number."""
         if selection.less:
             *before, last = selection.less
             whole = replace(selection, less=tuple(before))
-            return difference(self.values(whole), self.values(replace(whole, **last)))
-        task, method = self.resolve(selection)
-        trials = self.trials(task, method)
+            return paired_difference(self.selected_values(whole), self.selected_values(replace(whole, **last)))
+        task, method = self.task_and_method(selection)
+        trials = self.trials_by_seed(task, method)
         kind, _, name = selection.metric.partition(":")
         if name:
-            facts = [self._fact(t, "readings" if kind == "reading" else "curves", name) for t in trials]
-            found = Values(np.array([t.seed for t in trials]), np.array(facts))
+            facts = [self._trial_fact(t, FACTS_OF_METRIC[kind], name) for t in trials]
+            found = SelectedValues(np.array([t.seed for t in trials]), np.array(facts))
         else:
             shots = max(task.shots) if selection.shots is None else selection.shots
-            found = Values.of_cells(self.cells(trials, selection, shots))
+            found = SelectedValues.of_cells(self.person_cells(trials, selection, shots))
         if not np.isfinite(found.value).all():
-            raise Unfinished(f"{selection.metric} of {method.name} on {task.name} is not finite")
+            raise NoNumberError(f"{selection.metric} of {method.name} on {task.name} is not finite")
         return found
 
-    def trials(self, task: Task, method: Method) -> list[Trial]:
-        """By seed. Raises Unfinished where the method sits the task out."""
+    def trials_by_seed(self, task: Task, method: Method) -> list[Trial]:
+        """By seed. Raises NoNumberError where the method sits the task out."""
         found = sorted((t for t in self.plan.trials if t.task == task and t.method == method), key=lambda t: t.seed)
         if not found:
             reason = next((r.reason for r in self.plan.refusals if r.task == task and r.method == method), "not in it")
-            raise Unfinished(f"{method.name} sits out {task.name}: {reason}")
+            raise NoNumberError(f"{method.name} sits out {task.name}: {reason}")
         return found
 
-    def manifest(self, trial: Trial) -> dict:
-        """Raises Unfinished where the trial has no result."""
-        found = self.store.read("trials", trial.key)
+    def trial_manifest(self, trial: Trial) -> dict:
+        """Raises NoNumberError where the trial has no result."""
+        found = self.store.read_manifest("trials", trial.key)
         if found is None:
-            failure = self.store.failure(trial.key)
+            failure = self.store.read_failure(trial.key)
             why = f"failed: {failure['reason']}" if failure else "has not run"
-            raise Unfinished(f"{trial.method.name} on {trial.task.name}, seed {trial.seed}, {why}")
+            raise NoNumberError(f"{trial.method.name} on {trial.task.name}, seed {trial.seed}, {why}")
         return found
 
-    def _fact(self, trial: Trial, kind: str, name: str) -> float:
-        found = self.manifest(trial)["facts"].get(kind, {})
+    def _trial_fact(self, trial: Trial, kind: str, name: str) -> float:
+        found = self.trial_manifest(trial)["facts"].get(kind, {})
         if name not in found:
             known = ", ".join(sorted(found)) or "none"
-            raise Unfinished(f"{trial.method.name} on {trial.task.name} has no {kind[:-1]} {name!r}; it has: {known}")
+            raise NoNumberError(
+                f"{trial.method.name} on {trial.task.name} has no {'curve' if kind == 'curves' else 'diagnostic'} {name!r}; it has: {known}"
+            )
         return float(np.ravel(found[name])[-1])
 
-    def cells(self, trials: list[Trial], selection: Selection, shots: int) -> pl.DataFrame:
+    def person_cells(self, trials: list[Trial], selection: Selection, shots: int) -> pl.DataFrame:
         """The selected score of every person of the trials, one after the other: person, seed, value."""
-        if selection.metric.startswith(WRITTEN):
-            found = pl.concat([self._written(trial, selection, shots) for trial in trials])
-            return found.select("person", "seed", value=selection.metric.removeprefix(WRITTEN))
-        if selection.metric not in STEERED:
-            return pl.concat([self._scored(trial, selection, shots) for trial in trials])
-        found = pl.concat([self._steered(trial, selection, shots) for trial in trials])
+        if selection.metric.startswith(WRITTEN_PREFIX):
+            found = pl.concat([self._written_cells(trial, selection, shots) for trial in trials])
+            return found.select("person", "seed", value=selection.metric.removeprefix(WRITTEN_PREFIX))
+        if selection.metric not in BEST_OF_N_METRICS:
+            return pl.concat([self._score_cells(trial, selection, shots) for trial in trials])
+        found = pl.concat([self._best_of_n_cells(trial, selection, shots) for trial in trials])
         if selection.metric == "gain_of_n":
-            value = best_of.normalised(found["gain"].to_numpy(), found["room"].to_numpy())
+            value = best_of.normalised_gain(found["gain"].to_numpy(), found["room"].to_numpy())
             found = found.with_columns(gain_of_n=value)
         return found.select("person", "seed", value=selection.metric)
 
-    def _steered(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
-        self.manifest(trial)
+    def _best_of_n_cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        self.trial_manifest(trial)
         shared = None
         if selection.metric == "win_shared":
-            shared = next(t for t in self.trials(trial.task, self.one("method", "shared")) if t.seed == trial.seed)
-            self.manifest(shared)
-        table = None if selection.panel != "test" else best_of.outcomes(self.store, trial, shared)
+            shared = next(
+                t
+                for t in self.trials_by_seed(trial.task, self.single_setting("method", "shared"))
+                if t.seed == trial.seed
+            )
+            self.trial_manifest(shared)
+        table = None if selection.panel != "test" else best_of.best_of_n_outcomes(self.store, trial, shared)
         if table is None or cast(float, table["room"].mean()) <= 0:
-            raise Unfinished(
+            raise NoNumberError(
                 f"panel {selection.panel} of {trial.task.name} has no candidates of known, different worth"
             )
         known = table["n"].unique().sort().to_list()
         n = known[-1] if selection.n is None else selection.n
         if n not in known:
-            raise Unfinished(f"nothing was chosen among {n} candidates of {trial.task.name}, but among {known}")
-        return self._apart(table.filter(n=n, shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
+            raise NoNumberError(f"nothing was chosen among {n} candidates of {trial.task.name}, but among {known}")
+        return self._with_distinct_people(table.filter(n=n, shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
 
-    def _written(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
-        self.manifest(trial)
-        table = None if selection.panel != "test" else text_worth.outcomes(self.store, trial)
+    def _written_cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        self.trial_manifest(trial)
+        table = None if selection.panel != "test" else text_worth.text_outcomes(self.store, trial)
         if table is None:
-            raise Unfinished(f"{trial.method.name} wrote nothing to panel {selection.panel} of {trial.task.name}")
-        if selection.metric.removeprefix(WRITTEN) not in table.columns:
-            raise Unfinished(f"nobody knows the {selection.metric} of {trial.task.name}")
+            raise NoNumberError(f"{trial.method.name} wrote nothing to panel {selection.panel} of {trial.task.name}")
+        if selection.metric.removeprefix(WRITTEN_PREFIX) not in table.columns:
+            raise NoNumberError(f"nobody knows the {selection.metric} of {trial.task.name}")
         if shots not in (known := table["shots"].unique().sort().to_list()):
-            raise Unfinished(f"nothing was written at {shots} shots of {trial.task.name}, but at {known}")
-        return self._apart(table.filter(shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
+            raise NoNumberError(f"nothing was written at {shots} shots of {trial.task.name}, but at {known}")
+        return self._with_distinct_people(table.filter(shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
 
-    def _scored(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
-        table, rows = self.scores(trial), pl.col("panel") == selection.panel
+    def _score_cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
+        table, rows = self.score_table(trial), pl.col("panel") == selection.panel
         known = table.filter(rows)["shots"].unique().sort().to_list()
         if not known:
             panels = ", ".join(table["panel"].unique().sort())
-            raise Unfinished(f"{trial.task.name} has no panel {selection.panel}; it has: {panels}")
+            raise NoNumberError(f"{trial.task.name} has no panel {selection.panel}; it has: {panels}")
         if shots not in known:
-            raise Unfinished(
+            raise NoNumberError(
                 f"people of panel {selection.panel} of {trial.task.name} have too few answers for {shots} shots"
             )
         value = 1 - pl.col("accuracy") if selection.metric == "error" else pl.col(selection.metric)
         found = table.filter(rows, shots=shots, swapped=False).select("person", seed=pl.lit(trial.seed), value=value)
         if found["value"].null_count():
-            raise Unfinished(f"nobody knows the {selection.metric} of {trial.task.name}")
+            raise NoNumberError(f"nobody knows the {selection.metric} of {trial.task.name}")
         return found
 
-    def scores(self, trial: Trial) -> pl.DataFrame:
+    def score_table(self, trial: Trial) -> pl.DataFrame:
         """The trial's score table, with people of different worlds numbered apart."""
         if trial.key not in self.tables:
-            self.tables[trial.key] = self._apart(load_scores(self.store, trial, self.manifest(trial)), trial)
+            self.tables[trial.key] = self._with_distinct_people(
+                load_scores(self.store, trial, self.trial_manifest(trial)), trial
+            )
         return self.tables[trial.key]
 
-    def _apart(self, table: pl.DataFrame, trial: Trial) -> pl.DataFrame:
-        population = committed(self.store, "tasks", trial.task_key)["facts"]["population"]
+    def _with_distinct_people(self, table: pl.DataFrame, trial: Trial) -> pl.DataFrame:
+        population = committed_manifest(self.store, "tasks", trial.task_key)["facts"]["population"]
         return table.with_columns(person=pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32)
 
 
-def _same(ours: object, wanted: object) -> bool:
+def _same_value(ours: object, wanted: object) -> bool:
     return ours == (tuple(wanted) if isinstance(wanted, list) else wanted)

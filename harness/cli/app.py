@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from harness import registry
-from harness.cli.terminal import bar
-from harness.store.logs import logged_to, run_name, show_log
+from harness.cli.terminal import progress_bar
+from harness.store.logs import log_to_store, log_to_terminal, run_name
 from harness.store.store import Store
 
 app = typer.Typer(
@@ -22,29 +22,29 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(
+def global_options(
     verbose: Annotated[
         int,
         typer.Option("-v", "--verbose", count=True, help="Show the log too; -vv shows details.", show_default=False),
     ] = 0,
 ) -> None:
     if verbose:
-        show_log(verbose)
+        log_to_terminal(verbose)
 
 
-def use_data(data: Path | None) -> None:
+def set_data_folder(data: Path | None) -> None:
     if data is not None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
 
 def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
-    """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a Mistake."""
-    use_data(data)
+    """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a UserError."""
+    set_data_folder(data)
     registry.add_plugins(plugin or [])
     from harness.trials.plan import make_plan
     from harness.trials.suite import read_suite
 
     read = read_suite(suite)
     opened = Store(store).open()
-    with logged_to(opened, run_name()), bar("preparing", len(read.tasks) * len(read.seeds)) as step:
+    with log_to_store(opened, run_name()), progress_bar("preparing", len(read.tasks) * len(read.seeds)) as step:
         return make_plan(read, opened, lambda: step(1), make), opened

@@ -6,20 +6,20 @@ import contextlib
 import json
 from typing import Any
 
-from harness.cli.terminal import bar, err
-from harness.inference.cache import Index
-from harness.inference.jobs import Job, make_here
-from harness.store.logs import logged_to, run_name
+from harness.cli.terminal import progress_bar, stderr
+from harness.inference.cache import RowIndex
+from harness.inference.jobs import Job, make_in_process
+from harness.store.logs import log_to_store, run_name
 from harness.store.store import Store
 
-MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
+DEFAULT_BLOCK_MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
 
 
-class Enough(Exception):
+class WantedRowsMade(Exception):
     """What was asked for is made; the rest is for another verb."""
 
 
-class Maker:
+class JobRunner:
     """Makes the rows of jobs, on Ray or here, with a progress bar; remembers what was made for `tell`.
 
     only: the kind of rows to make; where others are needed too, Enough is raised once it is made.
@@ -31,45 +31,45 @@ class Maker:
         local: bool,
         workers: int | None = None,
         gpus: int = 1,
-        minutes: float = MINUTES,
+        minutes: float = DEFAULT_BLOCK_MINUTES,
         only: str = "",
     ) -> None:
         self.store, self.local, self.only = store, local, only
         self.told: list[dict] = []
         self.options: dict[str, Any] = {"workers": workers, "gpus": gpus, "minutes": minutes}
 
-    def index(self, job: Job) -> Index:
-        return job.rows(self.store).index()
+    def row_index(self, job: Job) -> RowIndex:
+        return job.cached_rows(self.store).build_index()
 
     def __call__(self, jobs: list[Job]) -> None:
         for job in [job for job in jobs if self.only in ("", job.what)]:
-            made = {"what": job.what} | job.identity | self._make(job)
+            made = {"what": job.what} | job.identity | self._run_job(job)
             if job.what == "samples":
-                made |= sampled(job.rows(self.store).facts())
+                made |= sampling_totals(job.cached_rows(self.store).block_facts())
             self.told.append(made)
-            err.print(summary(made))
+            stderr.print(made_summary(made))
         if self.only and any(job.what != self.only for job in jobs):
-            raise Enough
+            raise WantedRowsMade
 
-    def _make(self, job: Job) -> dict:
-        rows = job.rows(self.store)
+    def _run_job(self, job: Job) -> dict:
+        rows = job.cached_rows(self.store)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(logged_to(self.store, run_name()))
+            stack.enter_context(log_to_store(self.store, run_name()))
             steps = []
 
             def on_start(count: int) -> None:
-                err.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
+                stderr.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
                 if count:
-                    steps.append(stack.enter_context(bar(job.what, count)))
+                    steps.append(stack.enter_context(progress_bar(job.what, count)))
 
             on: dict[str, Any] = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
             if self.local:
-                return make_here(rows, job.recipe, job.batches(), **on)
+                return make_in_process(rows, job.recipe, job.batches(), **on)
             from harness.on_ray.inference import make_on_ray
 
             return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
 
-    def tell(self, as_json: bool) -> None:
+    def print_made(self, as_json: bool) -> None:
         """Where it is; for programs, what was made, and how fast."""
         if as_json:
             print(json.dumps(self.told, indent=1))
@@ -77,14 +77,14 @@ class Maker:
             print(f"{sum(made['rows'] for made in self.told)} rows made, the rest was there, in {self.store.root}")
 
 
-def sampled(blocks: list[dict]) -> dict:
+def sampling_totals(blocks: list[dict]) -> dict:
     """Totals over all blocks of a generator; those from before an interruption too."""
     return {
         name: sum(block.get(name, 0) for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")
     }
 
 
-def summary(made: dict) -> str:
+def made_summary(made: dict) -> str:
     """One line on what was made, and how fast."""
     if not made["rows"]:
         return f"all {made['what']} were there"

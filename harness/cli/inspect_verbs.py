@@ -10,18 +10,18 @@ from typing import Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_suite, use_data
-from harness.cli.options import DataDir, Json, Plugins, StoreDir, SuiteFile
-from harness.cli.terminal import err
-from harness.errors import Mistake
+from harness.cli.app import plan_suite, set_data_folder
+from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir, SuiteFile
+from harness.cli.terminal import stderr
+from harness.errors import UserError
 from harness.store.logs import log_files
 from harness.store.store import Store
 
 
-def list_(plugin: Plugins = None, as_json: Json = False) -> None:
+def list_(plugin: Plugins = None, as_json: JsonOutput = False) -> None:
     """Tasks and methods, a line each."""
     registry.add_plugins(plugin or [])
-    kinds = {"tasks": registry.names("task"), "methods": registry.names("method")}
+    kinds = {"tasks": registry.list_names("task"), "methods": registry.list_names("method")}
     if as_json:
         print(json.dumps(kinds, indent=1))
         return
@@ -35,10 +35,10 @@ def check(
     name: Annotated[str, typer.Argument(help="A task's or method's name, or a file that holds one.")],
     store: StoreDir = Path("store"),
     data: DataDir = None,
-    as_json: Json = False,
+    as_json: JsonOutput = False,
 ) -> None:
     """Holds a task or method against the contract that all of them keep."""
-    use_data(data)
+    set_data_folder(data)
     if name.endswith(".py") or "/" in name:
         registry.add_plugins([name])
         name = Path(name).stem
@@ -54,7 +54,7 @@ def check(
             )
     if as_json:
         print(json.dumps(findings, indent=1))
-    err.print(f"{name}: {len(findings)} checks ran, {failed} failed")
+    stderr.print(f"{name}: {len(findings)} checks ran, {failed} failed")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -63,13 +63,13 @@ def plan(
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
-    as_json: Json = False,
+    as_json: JsonOutput = False,
 ) -> None:
     """What a run would do: trials, what it could detect, and how long it would take."""
     planned, opened = plan_suite(suite, store, data, plugin)
-    from harness.trials.plan import forecast
+    from harness.trials.plan import describe_plan
 
-    told = forecast(planned, opened)
+    told = describe_plan(planned, opened)
     if as_json:
         print(json.dumps(told, indent=1))
         return
@@ -97,27 +97,29 @@ def show(
         typer.Option(help="Where to write the language model it trained, ready to load.", show_default=False),
     ] = None,
     plugin: Plugins = None,
-    as_json: Json = False,
+    as_json: JsonOutput = False,
 ) -> None:
     """One trial: what it was, how it ran, and why it failed if it did; or the language model that it trained."""
     opened = Store(store)
-    matching = sorted(k for k in opened.keys("trials") | opened.keys("failures") if k.startswith(key))
+    matching = sorted(
+        k for k in opened.committed_keys("trials") | opened.committed_keys("failures") if k.startswith(key)
+    )
     if len(matching) != 1:
         keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
-        raise Mistake(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
-    found = opened.read("trials", matching[0]) or opened.failure(matching[0])
+        raise UserError(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
+    found = opened.read_manifest("trials", matching[0]) or opened.read_failure(matching[0])
     if found is None:
-        raise Mistake(
+        raise UserError(
             f"a file of the trial {matching[0]} is gone from {opened.root}",
             "run its suite again: what is lost is made again",
         )
     registry.add_plugins(plugin or [])
     if save:
         if as_json:
-            raise Mistake("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
-        from harness.trials.export import save_trained
+            raise UserError("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
+        from harness.trials.export import save_trained_model
 
-        print(save_trained(opened, found, save))
+        print(save_trained_model(opened, found, save))
         return
     if as_json:
         print(json.dumps(found, indent=1))
@@ -130,27 +132,29 @@ def show(
                 value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
             print(f"{name:24} {json.dumps(value)}")
     print(
-        found["trace"] if "trace" in found else "".join(f"{n:24} {opened.file(found, n)}\n" for n in found["files"]),
+        found["trace"]
+        if "trace" in found
+        else "".join(f"{n:24} {opened.object_path(found, n)}\n" for n in found["files"]),
         end="",
     )
     if "written.arrow" in found.get("files", {}):
-        from harness.board.text_worth import samples
+        from harness.board.text_worth import example_texts
 
-        for whose, text in samples(opened, found):
+        for whose, text in example_texts(opened, found):
             print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
     if "learned.safetensors" in found.get("files", {}):
-        from harness.trials.export import exports
+        from harness.trials.export import has_model_to_export
 
-        if exports(found):
+        if has_model_to_export(found):
             print(f"{'its language model':24} manyminds show {found['key']} --save DIR, for transformers and vLLM")
 
 
-def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: Json = False) -> None:
+def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: JsonOutput = False) -> None:
     """Checks this machine, the store and the security defaults, a line each."""
-    use_data(data)
-    from harness.cli.doctor import examine
+    set_data_folder(data)
+    from harness.cli.doctor import examine_machine
 
-    findings = list(examine(Store(store)))
+    findings = list(examine_machine(Store(store)))
     if as_json:
         print(json.dumps([dataclasses.asdict(f) for f in findings], indent=1))
     else:

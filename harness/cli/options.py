@@ -9,7 +9,7 @@ import typer
 
 from harness import registry
 
-QUICK = registry.ROOT / "jobs" / "suites" / "quick.toml"
+QUICK_SUITE = registry.PROJECT_ROOT / "jobs" / "suites" / "quick.toml"
 
 SuiteFile = Annotated[Path, typer.Argument(help="A TOML file; jobs/suites holds some.", show_default=False)]
 StoreDir = Annotated[
@@ -24,21 +24,23 @@ DataDir = Annotated[
 Plugins = Annotated[
     list[Path] | None, typer.Option("--plugin", help="A task or method file outside the project; repeatable.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
-Local = Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")]
-Engines = Annotated[
+JsonOutput = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+LocalOnly = Annotated[bool, typer.Option("--local", help="In this process, without Ray: for debugging.")]
+EngineCount = Annotated[
     int | None,
     typer.Option(
         "--workers", min=1, help="Models held at once. [default: as many as there are GPUs for]", show_default=False
     ),
 ]
-Gpus = Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over, where there are any.")]
-Minutes = Annotated[float, typer.Option(min=0.1, help="A worker that ends no block for so long is restarted.")]
-Texts = Annotated[
+GpusPerEngine = Annotated[int, typer.Option(min=1, help="GPUs that one model is spread over, where there are any.")]
+BlockMinutes = Annotated[
+    float, typer.Option(min=0.1, help="Restart a worker that has not ended a block after so many minutes.")
+]
+SuiteOrTexts = Annotated[
     Path, typer.Argument(help="A suite (.toml), or texts: a .parquet, .jsonl or .csv file.", show_default=False)
 ]
-Out = Annotated[Path | None, typer.Option(help="Of a file: where to write what was made.", show_default=False)]
-Tracking = Annotated[
+OutputFile = Annotated[Path | None, typer.Option(help="Of a file: where to write what was made.", show_default=False)]
+TrackingUri = Annotated[
     str | None,
     typer.Option(
         "--mlflow",
@@ -47,10 +49,10 @@ Tracking = Annotated[
         show_default=False,
     ),
 ]
-Reader = Annotated[
+AxisNamer = Annotated[
     str | None,
     typer.Option(
-        envvar="MANYMINDS_READER",
+        envvar=["MANYMINDS_AXIS_NAMER", "MANYMINDS_READER"],  # the second is its former name
         help="A language model, ENGINE:MODEL, that names what methods learned of texts, on the HTML page.",
         show_default=False,
     ),

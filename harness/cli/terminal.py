@@ -9,17 +9,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def bar(what: str, total: int) -> Iterator:
+def progress_bar(what: str, total: int) -> Iterator:
     """Yields what is called with the number of steps newly done. Ctrl-C ends the command with 130."""
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=err, transient=True) as progress:
+        with Progress(*columns, console=stderr, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda n: progress.advance(task, n)
     except KeyboardInterrupt:
-        err.print("interrupted: what is finished is kept, and the same command goes on from there")
+        stderr.print("interrupted: what is finished is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

@@ -9,74 +9,76 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Mistake
-from harness.inference.cache import ID, Index, Rows, errors, ids_of, refuse_errors, text_id
-from harness.inference.jobs import Job, Lacking, Worker
-from harness.inference.tokens import as_lists, tokenised
+from harness.errors import UserError
+from harness.inference.cache import ID_TYPE, CachedRows, RowIndex, check_error_rate, error_table, id_array, text_id
+from harness.inference.jobs import Job, NotCachedError, Worker
+from harness.inference.tokens import token_lists, tokenise_prompts
 from harness.models.names import LanguageModel, parse_model
-from harness.models.tokens import reader
+from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
+JUDGE_DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
     "max_length": 16_384,  # tokens of a question; a 7B model's cache of them is 2 GB, where its context may need 16
 }
 DTYPES = ("float32", "bfloat16", "float16")
-QUESTIONS = 256  # of a block: 200,000 tokens of in_context's, some seconds of a 7B model on one GPU
-ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong with them or the model
+QUESTIONS_PER_BLOCK = 256  # of a block: 200,000 tokens of in_context's, some seconds of a 7B model on one GPU
+MAX_QUESTION_ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong with them or the model
 
 
-def make_judge(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises Mistake for a wrong name or option."""
-    model = parse_model(name, DEFAULTS)
+def parse_judge(name: str) -> LanguageModel:
+    """The language model that `name` names. Raises UserError for a wrong name or option."""
+    model = parse_model(name, JUDGE_DEFAULTS)
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
-        raise Mistake(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
+        raise UserError(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
     return model
 
 
-def canonical(name: str) -> str:
+def canonical_judge(name: str) -> str:
     """One string for one judge, whatever a user writes: what a method's field `model` has as its identity."""
-    return make_judge(name).canonical
+    return parse_judge(name).canonical_name
 
 
-def answers(
+def stored_log_odds(
     name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str], store: Store
 ) -> np.ndarray:
     """float64[n]: log-odds of words[0] against words[1] as what the model says next.
 
-    The same question is asked once. The few that could not be answered are NaN. Raises Lacking where some are not asked
-    yet, and Mistake where more than ERROR_RATE of them could not be answered.
+    The same question is asked once. The few that could not be answered are NaN. Raises NotCachedError where some are not asked
+    yet, and UserError where more than MAX_QUESTION_ERROR_RATE of them could not be answered.
     """
-    table, index = question_table(systems, prompts), index_of(name, words, store)
-    ids = ids_of(table["id"])
-    if len(left := lacking(table, index)):
-        raise Lacking(job(name, words, lambda: [left], store), len(left))
-    refuse_errors(index, ids, ERROR_RATE, "questions")
-    return answered(index, ids)
+    table, index = question_table(systems, prompts), answer_index(name, words, store)
+    ids = id_array(table["id"])
+    if len(left := unanswered_questions(table, index)):
+        raise NotCachedError(answer_job(name, words, lambda: [left], store), len(left))
+    check_error_rate(index, ids, MAX_QUESTION_ERROR_RATE, "questions")
+    return log_odds_in_index(index, ids)
 
 
 def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.Table:
     """Columns id, system (may be null) and prompt, a row per question."""
     ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
-    columns = [pa.array(ids, ID), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
+    columns = [pa.array(ids, ID_TYPE), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
     return pa.table(columns, names=["id", "system", "prompt"])
 
 
-def job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
+def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """What asks these questions: tables with the columns id, system (may be null) and prompt."""
     words = words[0], words[1]
-    return Job("answers", make_judge(name).identity | {"words": list(words)}, Asking(name, words, store), batches)
+    return Job(
+        "answers", parse_judge(name).identity | {"words": list(words)}, AnswerRecipe(name, words, store), batches
+    )
 
 
-def answered(index: Index, ids: np.ndarray) -> np.ndarray:
+def log_odds_in_index(index: RowIndex, ids: np.ndarray) -> np.ndarray:
     """float64[n]: log-odds, NaN where there is no answer."""
-    found, made = np.full(len(ids), np.nan), index.table(ids)
+    found, made = np.full(len(ids), np.nan), index.rows_table(ids)
     if len(made):
         found[made["place"].to_numpy()] = made["log_odds"].to_numpy()
     return found
 
 
-def both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-odds of left, float64[n] each, as it was named first and as it was named second, of questions in both orders.
 
     log_odds: float64[2 n]; the answers for left named first, then those for right named first. Where one of the two
@@ -87,24 +89,24 @@ def both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(known, first, 0.0), np.where(known, -second, 0.0)
 
 
-def lacking(table: pa.Table, index: Index) -> pa.Table:
+def unanswered_questions(table: pa.Table, index: RowIndex) -> pa.Table:
     """Those without an answer yet, each once, in their order: those that begin alike stay neighbours, which vLLM reads once."""
-    ids, first = np.unique(ids_of(table["id"]), return_index=True)
-    return table.take(pa.array(np.sort(first[index.lacks(ids)])))
+    ids, first = np.unique(id_array(table["id"]), return_index=True)
+    return table.take(pa.array(np.sort(first[index.is_missing(ids)])))
 
 
-def index_of(name: str, words: tuple[str, str], store: Store) -> Index:
-    rows = job(name, words, list, store).rows(store)
-    return _index(rows, frozenset(store.keys(rows.kind)))
+def answer_index(name: str, words: tuple[str, str], store: Store) -> RowIndex:
+    rows = answer_job(name, words, list, store).cached_rows(store)
+    return _cached_index(rows, frozenset(store.committed_keys(rows.store_kind)))
 
 
 @lru_cache(4)  # a trial asks a dozen times, and a best of n hundreds of times
-def _index(rows: Rows, shards: frozenset[str]) -> Index:
-    return rows.index()
+def _cached_index(rows: CachedRows, shards: frozenset[str]) -> RowIndex:
+    return rows.build_index()
 
 
 @dataclass(frozen=True)
-class Asking:
+class AnswerRecipe:
     """A language model's answers, as a recipe. name: the model's; with `words` it says everything but where to run.
 
     store: where the project's own small model lies.
@@ -114,30 +116,30 @@ class Asking:
     words: tuple[str, str]
     store: Store
     tensor_parallel: int = 1
-    block: int = QUESTIONS
+    block: int = QUESTIONS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:
         from harness.models.tokens import first_tokens, open_tokenizer
 
-        model = make_judge(self.name)
-        model.check(self.store)
-        first_tokens(open_tokenizer(model.folder(self.store)), self.words)
+        model = parse_judge(self.name)
+        model.check_available(self.store)
+        first_tokens(open_tokenizer(model.model_folder(self.store)), self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
-        model = make_judge(self.name)
-        tokens, limit = reader(model, model["max_length"], self.store)
-        longer = "the model reads {}: show it less (in_context: lower room or most)"
-        return tokenised(tokens, table, limit - 1, longer)  # the answer is one token
+        model = parse_judge(self.name)
+        tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
+        longer = "the model reads {}: show it less (in_context: lower max_characters or max_examples)"
+        return tokenise_prompts(tokens, table, limit - 1, longer)  # the answer is one token
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
 
-        model = make_judge(self.name)
+        model = parse_judge(self.name)
         engine = open_engine(
             model.engine,
-            model.folder(self.store),
+            model.model_folder(self.store),
             "answer",
             dtype=model["dtype"],
             max_length=model["max_length"],
@@ -145,13 +147,13 @@ class Asking:
         )
 
         def answer(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
-            ids, tokens = ids_of(ready["id"]), as_lists(ready["tokens"])
+            ids, tokens = id_array(ready["id"]), token_lists(ready["tokens"])
             found = engine.answer(tokens, self.words) if len(ids) else np.empty(0)
             good = np.isfinite(found)
             rows = pa.table(
-                {"id": pa.array(ids[good].tolist(), ID), "log_odds": pa.array(found[good].astype(np.float32))}
+                {"id": pa.array(ids[good].tolist(), ID_TYPE), "log_odds": pa.array(found[good].astype(np.float32))}
             )
-            bad = errors(ids[~good].tolist(), ["the log-odds are not finite"] * int((~good).sum()))
+            bad = error_table(ids[~good].tolist(), ["the log-odds are not finite"] * int((~good).sum()))
             return rows, bad, {"tokens": sum(map(len, tokens))}
 
         return answer

@@ -20,11 +20,11 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Mistake
-from harness.store.store import Store, hashed
+from harness.errors import UserError
+from harness.store.store import Store, identity_hash
 
-ID = pa.binary(16)
-ERRORS = pa.schema([("id", ID), ("reason", pa.large_string())])
+ID_TYPE = pa.binary(16)
+ERROR_SCHEMA = pa.schema([("id", ID_TYPE), ("reason", pa.large_string())])
 
 
 def text_id(*parts: object) -> bytes:
@@ -37,7 +37,7 @@ def text_id(*parts: object) -> bytes:
     return digest[:15] + bytes([digest[15] | 1])
 
 
-def ids_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """S16[n] of a column `id`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(array):
@@ -46,54 +46,58 @@ def ids_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CachedRows:
     """All rows of one maker."""
 
     store: Store
     identity: Mapping[str, object] = field(hash=False)
 
     @cached_property
-    def kind(self) -> str:
-        return f"rows/{hashed(dict(self.identity))}"
+    def store_kind(self) -> str:
+        return f"rows/{identity_hash(dict(self.identity))}"
 
-    def facts(self) -> list[dict]:
+    def block_facts(self) -> list[dict]:
         """Of every committed block."""
-        manifests = [self.store.read(self.kind, key) for key in sorted(self.store.keys(self.kind))]
+        manifests = [
+            self.store.read_manifest(self.store_kind, key) for key in sorted(self.store.committed_keys(self.store_kind))
+        ]
         return [manifest["facts"] for manifest in manifests if manifest]
 
-    def index(self) -> Index:
+    def build_index(self) -> RowIndex:
         """Where every committed row lies, first commits first."""
         shards = []
-        for key in self.store.keys(self.kind):
+        for key in self.store.committed_keys(self.store_kind):
             with contextlib.suppress(FileNotFoundError):
-                shards.append((self.store.committed_at(self.kind, key), key))
+                shards.append((self.store.committed_at(self.store_kind, key), key))
         ids: list[np.ndarray] = [np.empty(0, "S16")]
         shard, row = [], []
         files: list[tuple[str, bool]] = []
         for _, key in sorted(shards):
-            manifest = self.store.read(self.kind, key) or {"files": {}}
+            manifest = self.store.read_manifest(self.store_kind, key) or {"files": {}}
             for name in ("rows.arrow", "errors.arrow"):
                 if name in manifest["files"]:
-                    path = self.store.file(manifest, name)
-                    found = ids_of(_open(path)["id"]).copy()  # else every file stays mapped
+                    path = self.store.object_path(manifest, name)
+                    found = id_array(_open_arrow_file(path)["id"]).copy()  # else every file stays mapped
                     ids.append(found)
                     shard.append(np.full(len(found), len(files), np.int32))
                     row.append(np.arange(len(found), dtype=np.int32))
                     files.append((str(path), name == "errors.arrow"))
         unique, first = np.unique(np.concatenate(ids), return_index=True)
         joined = [np.concatenate(c) if c else np.empty(0, np.int32) for c in (shard, row)]
-        return Index(unique, joined[0][first], joined[1][first], tuple(files))
+        return RowIndex(unique, joined[0][first], joined[1][first], tuple(files))
 
     def commit(self, ids: np.ndarray, made: pa.Table, errors: pa.Table, facts: Mapping) -> None:
         """Makes a block visible, whole. ids: S16[n] of the whole block."""
         files = {
-            name: plain_ipc(table) for name, table in (("rows.arrow", made), ("errors.arrow", errors)) if len(table)
+            name: arrow_file_bytes(table)
+            for name, table in (("rows.arrow", made), ("errors.arrow", errors))
+            if len(table)
         }
-        self.store.commit(self.kind, block_key(ids), dict(self.identity), files, facts)
+        self.store.commit(self.store_kind, block_key(ids), dict(self.identity), files, facts)
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
+class RowIndex:
     """Sorted ids, and the file and row of each."""
 
     ids: np.ndarray
@@ -108,27 +112,27 @@ class Index:
     def has_errors(self) -> bool:
         return any(wrong for _, wrong in self.files)
 
-    def lacks(self, ids: np.ndarray) -> np.ndarray:
+    def is_missing(self, ids: np.ndarray) -> np.ndarray:
         """bool[n]: which of these have neither a row nor an error."""
-        return places(self.ids, ids) < 0
+        return find_places(self.ids, ids) < 0
 
-    def each(self, ids: np.ndarray) -> Iterable[tuple[np.ndarray, pa.Table, np.ndarray, bool]]:
+    def parts_by_file(self, ids: np.ndarray) -> Iterable[tuple[np.ndarray, pa.Table, np.ndarray, bool]]:
         """For every file that holds some of them: places in `ids`, the file's table, rows of it, whether these are errors."""
-        at = places(self.ids, ids)
+        at = find_places(self.ids, ids)
         shard = np.where(at < 0, -1, self.shard[at] if len(self.ids) else -1)
         for number in np.unique(shard[shard >= 0]):
             here = np.flatnonzero(shard == number)
             path, wrong = self.files[number]
-            yield here, _open(path), self.row[at[here]], wrong
+            yield here, _open_arrow_file(path), self.row[at[here]], wrong
 
-    def table(self, ids: np.ndarray) -> pa.Table:
+    def rows_table(self, ids: np.ndarray) -> pa.Table:
         """Rows in the order of `ids`, those with an error left out; the column `place` says where in `ids` each was.
 
         Where all are errors there is no column but `place`.
         """
         parts = [
             table.take(pa.array(rows)).append_column("place", pa.array(here))
-            for here, table, rows, wrong in self.each(ids)
+            for here, table, rows, wrong in self.parts_by_file(ids)
             if not wrong
         ]
         return pa.concat_tables(parts).sort_by("place") if parts else pa.table({"place": pa.array([], pa.int64())})
@@ -136,7 +140,7 @@ class Index:
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """float[n, d] of the column `vector`; rows with an error are NaN."""
         out = None
-        for here, table, rows, wrong in self.each(ids):
+        for here, table, rows, wrong in self.parts_by_file(ids):
             if not wrong:
                 values = table["vector"].chunk(0)
                 matrix = values.flatten().to_numpy().reshape(len(values), -1)
@@ -145,16 +149,16 @@ class Index:
                 out[here] = matrix[rows]
         return np.empty((len(ids), 0), np.float32) if out is None else out
 
-    def reasons(self, ids: np.ndarray) -> dict[int, str]:
+    def error_reasons(self, ids: np.ndarray) -> dict[int, str]:
         """Place in `ids` -> why there is no row."""
         found: dict[int, str] = {}
-        for here, table, rows, wrong in self.each(ids):
+        for here, table, rows, wrong in self.parts_by_file(ids):
             if wrong:
                 found |= dict(zip(here.tolist(), table["reason"].take(pa.array(rows)).to_pylist(), strict=True))
         return found
 
 
-def places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def find_places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """int64[n]: where each id lies among those known, which are sorted; -1 where it does not."""
     if not len(known):
         return np.full(len(ids), -1)
@@ -162,11 +166,11 @@ def places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(known[at] == ids, at, -1)
 
 
-def _open(path: str | os.PathLike) -> pa.Table:
+def _open_arrow_file(path: str | os.PathLike) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def plain_ipc(table: pa.Table) -> memoryview:
+def arrow_file_bytes(table: pa.Table) -> memoryview:
     """The table as an uncompressed Arrow file of one batch, which can be memory-mapped."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -178,17 +182,17 @@ def block_key(ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()[:16]
 
 
-def errors(ids: Iterable[bytes], reasons: Iterable[str]) -> pa.Table:
+def error_table(ids: Iterable[bytes], reasons: Iterable[str]) -> pa.Table:
     """ERRORS of these rows."""
-    return pa.table([pa.array(list(ids), ID), pa.array(list(reasons), pa.large_string())], schema=ERRORS)
+    return pa.table([pa.array(list(ids), ID_TYPE), pa.array(list(reasons), pa.large_string())], schema=ERROR_SCHEMA)
 
 
-def refuse_errors(index: Index, ids: np.ndarray, rate: float, what: str) -> None:
-    """Raises Mistake where more than the share `rate` of the rows are errors."""
-    reasons = index.reasons(ids)
+def check_error_rate(index: RowIndex, ids: np.ndarray, rate: float, what: str) -> None:
+    """Raises UserError where more than the share `rate` of the rows are errors."""
+    reasons = index.error_reasons(ids)
     if len(reasons) > rate * len(ids):
         place, reason = next(iter(reasons.items()))
-        raise Mistake(
+        raise UserError(
             f"{len(reasons)} of {len(ids)} {what} are errors, more than the {rate:.0%} allowed; row {place}: {reason}",
             "mend or drop those rows; what is made is kept",
         )

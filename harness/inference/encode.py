@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Mistake
-from harness.inference.cache import ID, errors, ids_of, refuse_errors, text_id
-from harness.inference.jobs import Job, Lacking, Worker
-from harness.inference.tokens import as_lists
-from harness.models.names import EXAMPLE, LanguageModel, parse_model
-from harness.models.tokens import reader
+from harness.errors import UserError
+from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
+from harness.inference.jobs import Job, NotCachedError, Worker
+from harness.inference.tokens import token_lists
+from harness.models.names import EXAMPLE_NAMES, LanguageModel, parse_model
+from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-DEFAULTS = {  # options of a language model that encodes; all are part of its identity
+ENCODER_DEFAULTS = {  # options of a language model that encodes; all are part of its identity
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
     "max_length": 512,  # tokens; what is longer is cut
     "normalize": False,  # to length one
@@ -25,82 +25,84 @@ DEFAULTS = {  # options of a language model that encodes; all are part of its id
     "pooling": "mean",  # or "last": the last token's
     "storage": "float32",  # or "float16"
 }
-CHOICES = {
+ENCODER_OPTIONS = {
     "dtype": ("float32", "bfloat16", "float16"),
     "of": ("response", "both"),
     "pooling": ("mean", "last"),
     "storage": ("float32", "float16"),
 }
-HASHING = re.compile(r"hashing-([1-9]\d*)")
-WIDEST = 2**16  # dimensions of the hashing encoder: a block of texts is then 4 GB
-TEXTS = 2048  # of a block: half a minute of a 7B model on one GPU, and a store of 500 shards for a million texts
-WORDS = 16384  # of a block of the hashing encoder, which does them in a second
+HASHING_NAME = re.compile(r"hashing-([1-9]\d*)")
+MAX_HASHING_DIM = 2**16  # dimensions of the hashing encoder: a block of texts is then 4 GB
+TEXTS_PER_BLOCK = (
+    2048  # of a block: half a minute of a 7B model on one GPU, and a store of 500 shards for a million texts
+)
+HASHED_TEXTS_PER_BLOCK = 16384  # of a block of the hashing encoder, which does them in a second
 
 
-def make_encoder(name: str) -> LanguageModel | Hashing:
-    """The encoder that `name` names: hashing-DIM, or a language model. Raises Mistake for any other."""
-    if found := HASHING.fullmatch(name):
-        if int(found[1]) > WIDEST:
-            raise Mistake(f"{name!r} has more than {WIDEST} dimensions", "hashing-1024")
-        return Hashing(int(found[1]))
+def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
+    """The encoder that `name` names: hashing-DIM, or a language model. Raises UserError for any other."""
+    if found := HASHING_NAME.fullmatch(name):
+        if int(found[1]) > MAX_HASHING_DIM:
+            raise UserError(f"{name!r} has more than {MAX_HASHING_DIM} dimensions", "hashing-1024")
+        return HashingEncoder(int(found[1]))
     if ":" not in name:
-        raise Mistake(
+        raise UserError(
             f"there is no text encoder {name!r}",
-            f'for example "hashing-1024", or a language model: {EXAMPLE}; for a task also "tfidf-svd-128"',
+            f'for example "hashing-1024", or a language model: {EXAMPLE_NAMES}; for a task also "tfidf-svd-128"',
         )
-    model = parse_model(name, DEFAULTS)
-    for option, allowed in CHOICES.items():
+    model = parse_model(name, ENCODER_DEFAULTS)
+    for option, allowed in ENCODER_OPTIONS.items():
         if model[option] not in allowed:
-            raise Mistake(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
+            raise UserError(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
     if model["max_length"] < 1:
-        raise Mistake(f"{name!r}: max_length is below 1", "max_length=512")
+        raise UserError(f"{name!r}: max_length is below 1", "max_length=512")
     return model
 
 
-def encoding_model(name: str) -> LanguageModel:
-    """The language model that encodes. Raises Mistake where `name` names another encoder."""
-    model = make_encoder(name)
-    if isinstance(model, Hashing):
-        raise Mistake(f"{name!r} is no language model", f"for example {EXAMPLE}")
+def parse_encoding_model(name: str) -> LanguageModel:
+    """The language model that encodes. Raises UserError where `name` names another encoder."""
+    model = parse_encoder(name)
+    if isinstance(model, HashingEncoder):
+        raise UserError(f"{name!r} is no language model", f"for example {EXAMPLE_NAMES}")
     return model
 
 
-def vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
-    """float[n, dim] of items (columns prompt, response), in order. Raises Lacking where some are not encoded yet.
+def stored_vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
+    """float[n, dim] of items (columns prompt, response), in order. Raises NotCachedError where some are not encoded yet.
 
-    Also Mistake where a text cannot be encoded, such as an empty one.
+    Also UserError where a text cannot be encoded, such as an empty one.
     """
-    found = job(name, lambda: [table], store)
-    index, ids = found.rows(store).index(), ids_of(inputs(table, name)["id"])
-    if count := int(index.lacks(ids).sum()):
-        raise Lacking(found, count)
-    refuse_errors(index, ids, 0.0, "texts")
+    found = encode_job(name, lambda: [table], store)
+    index, ids = found.cached_rows(store).build_index(), id_array(encoder_inputs(table, name)["id"])
+    if count := int(index.is_missing(ids).sum()):
+        raise NotCachedError(found, count)
+    check_error_rate(index, ids, 0.0, "texts")
     return index.vectors(ids)
 
 
-def job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
+def encode_job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """What encodes items: tables with the columns response and, where the encoder reads it, prompt."""
-    encoder = make_encoder(name)
-    recipe = encoder if isinstance(encoder, Hashing) else Encoding(name, store)
-    return Job("vectors", encoder.identity, recipe, lambda: (inputs(table, name) for table in batches()))
+    encoder = parse_encoder(name)
+    recipe = encoder if isinstance(encoder, HashingEncoder) else EncodeRecipe(name, store)
+    return Job("vectors", encoder.identity, recipe, lambda: (encoder_inputs(table, name) for table in batches()))
 
 
 def reads_prompt(name: str) -> bool:
     """Whether the encoder reads the prompt too."""
-    encoder = make_encoder(name)
-    return not isinstance(encoder, Hashing) and encoder["of"] == "both"
+    encoder = parse_encoder(name)
+    return not isinstance(encoder, HashingEncoder) and encoder["of"] == "both"
 
 
-def inputs(table: pa.Table, name: str) -> pa.Table:
+def encoder_inputs(table: pa.Table, name: str) -> pa.Table:
     """Columns id, response, and prompt where the encoder reads it."""
     read = ("response", "prompt") if reads_prompt(name) else ("response",)
     columns = {column: table[column].cast(pa.large_string()) for column in read}
     ids = [text_id(*parts) for parts in zip(*(column.to_pylist() for column in columns.values()), strict=True)]
-    return pa.table({"id": pa.array(ids, ID)} | columns)
+    return pa.table({"id": pa.array(ids, ID_TYPE)} | columns)
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodeRecipe:
     """A language model's vectors of texts, as a recipe. name: the encoder's; it says everything but where to run.
 
     store: where the project's own small model lies.
@@ -109,33 +111,35 @@ class Encoding:
     name: str
     store: Store
     tensor_parallel: int = 1
-    block: int = TEXTS
+    block: int = TEXTS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:
-        encoding_model(self.name).check(self.store)
+        parse_encoding_model(self.name).check_available(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each text; empty ones are errors."""
-        model = encoding_model(self.name)
-        tokens, limit = reader(model, model["max_length"], self.store)
+        model = parse_encoding_model(self.name)
+        tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
         both = reads_prompt(self.name)
-        texts = rendered(tokens, table) if both else table["response"].to_pylist()
+        texts = rendered_items(tokens, table) if both else table["response"].to_pylist()
         ids = tokens(texts, truncation=True, max_length=limit, add_special_tokens=not both)["input_ids"]
         empty = np.array([not text.strip() or not row for text, row in zip(texts, ids, strict=True)], dtype=bool)
         if unread := [text for text, row in zip(texts, ids, strict=True) if text.strip() and not row]:
-            raise Mistake(f"{self.name}: its tokenizer reads nothing of {unread[0][:80]!r}", "is the tokenizer whole?")
+            raise UserError(
+                f"{self.name}: its tokenizer reads nothing of {unread[0][:80]!r}", "is the tokenizer whole?"
+            )
         ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-        bad = ids_of(table["id"])[empty]
-        return ready.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
+        bad = id_array(table["id"])[empty]
+        return ready.filter(pa.array(~empty)), error_table(bad, ["the text is empty"] * len(bad))
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
 
-        model = encoding_model(self.name)
+        model = parse_encoding_model(self.name)
         engine = open_engine(
             model.engine,
-            model.folder(self.store),
+            model.model_folder(self.store),
             "embed",
             dtype=model["dtype"],
             max_length=model["max_length"],
@@ -143,23 +147,23 @@ class Encoding:
         )
 
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
-            found = engine.embed(as_lists(ready["tokens"]), model["pooling"])
+            found = engine.embed(token_lists(ready["tokens"]), model["pooling"])
             if model["normalize"]:
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-            return as_rows(ids_of(ready["id"]), found.astype(model["storage"]))
+            return vector_rows(id_array(ready["id"]), found.astype(model["storage"]))
 
         return encode
 
 
 @dataclass(frozen=True)
-class Hashing:
+class HashingEncoder:
     """Counts of words, by a hash of each word, in `dim` signed columns (Weinberger et al. 2009): no model, no fitting.
 
     Repeats count by 1 + log(count). Made for texts by the million; up to some ten thousand, `tfidf-svd-DIM` knows more.
     """
 
     dim: int
-    block: int = WORDS
+    block: int = HASHED_TEXTS_PER_BLOCK
     cpus: int = 1
 
     @property
@@ -171,25 +175,25 @@ class Hashing:
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         empty = np.array([not text.strip() for text in table["response"].to_pylist()], dtype=bool)
-        bad = ids_of(table["id"])[empty].tolist()
-        return table.filter(pa.array(~empty)), errors(bad, ["the text is empty"] * len(bad))
+        bad = id_array(table["id"])[empty].tolist()
+        return table.filter(pa.array(~empty)), error_table(bad, ["the text is empty"] * len(bad))
 
     def start(self) -> Worker:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        from harness.inference.encode import WORD
+        from harness.inference.encode import WORD_PATTERN
 
-        counter = HashingVectorizer(token_pattern=WORD, n_features=self.dim, norm=None)
+        counter = HashingVectorizer(token_pattern=WORD_PATTERN, n_features=self.dim, norm=None)
 
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             counts = counter.transform(ready["response"].to_pylist())
             counts.data = np.sign(counts.data) * (1 + np.log(np.maximum(np.abs(counts.data), 1)))
-            return as_rows(ids_of(ready["id"]), counts.toarray().astype(np.float32))
+            return vector_rows(id_array(ready["id"]), counts.toarray().astype(np.float32))
 
         return encode
 
 
-def rendered(tokenizer, table: pa.Table) -> list[str]:
+def rendered_items(tokenizer, table: pa.Table) -> list[str]:
     """Prompt and response as one text: by the tokenizer's chat template where it has one, else one after the other."""
     pairs = zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
     if tokenizer.chat_template is None:
@@ -200,17 +204,17 @@ def rendered(tokenizer, table: pa.Table) -> list[str]:
     return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-def as_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:
+def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:
     """Columns id and vector; a vector that is not finite is an error."""
     good = np.isfinite(found).all(axis=1)
     flat = pa.array(np.ascontiguousarray(found[good]).ravel())
     rows = pa.table(
         {
-            "id": pa.array(ids[good].tolist(), ID),
+            "id": pa.array(ids[good].tolist(), ID_TYPE),
             "vector": pa.FixedSizeListArray.from_arrays(flat, found.shape[1]),
         }
     )
-    return rows, errors(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
+    return rows, error_table(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
 
 
-WORD = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
+WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone

@@ -14,105 +14,105 @@ import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
 
-from harness.atomic import replacing
-from harness.errors import Mistake
-from harness.inference.cache import Index, ids_of
-from harness.inference.generate import ERROR_RATE, SAMPLES
+from harness.atomic import open_for_replacement
+from harness.errors import UserError
+from harness.inference.cache import RowIndex, id_array
+from harness.inference.generate import MAX_PROMPT_ERROR_RATE, SAMPLE_SCHEMA
 
-BATCH = 16_384  # rows read at a time
-BYTES = 1 << 24  # read at a time of jsonl and csv: a row has to fit
-TEXT = pa.large_string()
-KINDS = (".parquet", ".jsonl", ".csv")
+ROWS_PER_BATCH = 16_384  # rows read at a time
+BYTES_PER_READ = 1 << 24  # read at a time of jsonl and csv: a row has to fit
+TEXT_TYPE = pa.large_string()
+FILE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
-def read_texts(path: Path, *columns: str) -> Iterator[pa.Table]:
+def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
     """The named text columns as large_string, some rows at a time; one named `name?` may be absent and is then null.
 
-    Raises Mistake for a missing or broken file, a missing column, one that holds no text, and a row of it that holds
+    Raises UserError for a missing or broken file, a missing column, one that holds no text, and a row of it that holds
     nothing; rows are counted from 0.
     """
     if not path.is_file():
-        raise Mistake(f"the file {path} does not exist", "name a suite (.toml), or a .parquet, .jsonl or .csv file")
-    if path.suffix not in KINDS:
-        raise Mistake(f"{path} is of no known kind", f"name a suite (.toml), or a file of {', '.join(KINDS)}")
+        raise UserError(f"the file {path} does not exist", "name a suite (.toml), or a .parquet, .jsonl or .csv file")
+    if path.suffix not in FILE_SUFFIXES:
+        raise UserError(f"{path} is of no known kind", f"name a suite (.toml), or a file of {', '.join(FILE_SUFFIXES)}")
     names = [name.rstrip("?") for name in columns]
     needed = [name for name in columns if not name.endswith("?")]
-    with _explained(path):
-        there = pa.dataset.dataset(path, format=_format(path.suffix, [])).schema
+    with _arrow_errors_as_user_errors(path):
+        there = pa.dataset.dataset(path, format=_file_format(path.suffix, [])).schema
         if missing := [name for name in needed if name not in there.names]:
-            raise Mistake(f"{path} has no column {', '.join(missing)}; it has {', '.join(there.names)}", "rename one")
-        data = pa.dataset.dataset(path, format=_format(path.suffix, names))
+            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(there.names)}", "rename one")
+        data = pa.dataset.dataset(path, format=_file_format(path.suffix, names))
         found = [name for name in names if name in data.schema.names]
         for name in found:
             if not _is_text(data.schema.field(name).type):
                 kind = data.schema.field(name).type
-                raise Mistake(f"{path}: column {name} holds {kind}, not text", "turn messages into one string each")
+                raise UserError(f"{path}: column {name} holds {kind}, not text", "turn messages into one string each")
         start = 0
-        for batch in data.to_batches(columns=found, batch_size=BATCH, batch_readahead=1, use_threads=False):
-            absent = pa.nulls(len(batch), TEXT)
-            table = pa.table({n: _decoded(batch[n]) if n in found else absent for n in names})
+        for batch in data.to_batches(columns=found, batch_size=ROWS_PER_BATCH, batch_readahead=1, use_threads=False):
+            absent = pa.nulls(len(batch), TEXT_TYPE)
+            table = pa.table({n: _as_large_string(batch[n]) if n in found else absent for n in names})
             for name in needed:
                 if table[name].null_count:
                     row = start + table[name].is_null().index(True).as_py()
-                    raise Mistake(f"{path}: row {row} of column {name} is empty", "fill it in, or drop the row")
+                    raise UserError(f"{path}: row {row} of column {name} is empty", "fill it in, or drop the row")
             start += len(table)
             yield table
 
 
-def _format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
+def _file_format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
     """How to read files of that kind, the named columns as text: a text that looks like a date or number stays one."""
     if suffix == ".csv":
         return pa.dataset.CsvFileFormat(
             parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
-            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, TEXT)),
-            read_options=pa.csv.ReadOptions(block_size=BYTES),
+            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, TEXT_TYPE)),
+            read_options=pa.csv.ReadOptions(block_size=BYTES_PER_READ),
         )
     if suffix == ".jsonl":
-        text = pa.schema([(name, TEXT) for name in names])
+        text = pa.schema([(name, TEXT_TYPE) for name in names])
         others = "ignore" if names else "infer"
         return pa.dataset.JsonFileFormat(
             parse_options=pa.json.ParseOptions(explicit_schema=text, unexpected_field_behavior=others),
-            read_options=pa.json.ReadOptions(block_size=BYTES),
+            read_options=pa.json.ReadOptions(block_size=BYTES_PER_READ),
         )
     return pa.dataset.ParquetFileFormat()
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def _as_large_string(column: pa.Array) -> pa.Array:
     """As large_string; bytes that are no UTF-8, which parquet lets pass, become U+FFFD."""
-    text = column.cast(TEXT)
+    text = column.cast(TEXT_TYPE)
     try:
         text.validate(full=True)
     except pa.ArrowInvalid:
         raw = text.cast(pa.large_binary()).to_pylist()
-        text = pa.array([b if b is None else b.decode("utf-8", "replace") for b in raw], TEXT)
+        text = pa.array([b if b is None else b.decode("utf-8", "replace") for b in raw], TEXT_TYPE)
     return text
 
 
-def remark_errors(index: Index, batches: Iterable[pa.Table], what: str) -> str:
-    """How many of a file's rows are errors, and the first of them. Raises Mistake where more than ERROR_RATE are."""
+def describe_errors(index: RowIndex, batches: Iterable[pa.Table], what: str) -> str:
+    """How many of a file's rows are errors, and the first of them. Raises UserError where more than ERROR_RATE are."""
     rows, wrong, first = 0, 0, None
     for batch in batches if index.has_errors else ():
-        reasons = index.reasons(ids_of(batch["id"]))
+        reasons = index.error_reasons(id_array(batch["id"]))
         if reasons and first is None:
             place = min(reasons)
             first = f"row {rows + place}: {reasons[place]}"
         rows, wrong = rows + len(batch), wrong + len(reasons)
-    if wrong > ERROR_RATE * rows:
-        raise Mistake(
-            f"{wrong} of {rows} {what} are errors, more than the {ERROR_RATE:.0%} allowed; {first} (rows count from 0)",
+    if wrong > MAX_PROMPT_ERROR_RATE * rows:
+        raise UserError(
+            f"{wrong} of {rows} {what} are errors, more than the {MAX_PROMPT_ERROR_RATE:.0%} allowed; {first} (rows count from 0)",
             "mend or drop those rows; what is made is kept, and written where --out says",
         )
     return f"{wrong} of {rows} {what} are errors; {first} (rows count from 0)" if wrong else ""
 
 
-def check_out(path: Path | None, suffix: str) -> None:
-    """Raises Mistake where a file cannot be written, before anything is made for it."""
+def check_output_path(path: Path | None, suffix: str) -> None:
+    """Raises UserError where a file cannot be written, before anything is made for it."""
     if path is None:
         return
     if path.suffix != suffix:
-        raise Mistake(f"--out writes {suffix} files, not {path.name}", f"--out {path.stem or 'out'}{suffix}")
+        raise UserError(f"--out writes {suffix} files, not {path.name}", f"--out {path.stem or 'out'}{suffix}")
     if not path.absolute().parent.is_dir():
-        raise Mistake(f"the folder {path.absolute().parent} does not exist", f"mkdir -p {path.absolute().parent}")
+        raise UserError(f"the folder {path.absolute().parent} does not exist", f"mkdir -p {path.absolute().parent}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -122,15 +122,15 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(one(kind) for one in of)
 
 
-def write_vectors(path: Path, index: Index, batches: Callable[[], Iterable[pa.Table]]) -> tuple[int, int]:
+def write_vectors(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa.Table]]) -> tuple[int, int]:
     """A .npy file with a row per text of `batches()`, in order; a text that is an error is NaN. Returns its shape.
 
-    Written some rows at a time, and whole or not at all. Raises Mistake where no text could be encoded.
+    Written some rows at a time, and whole or not at all. Raises UserError where no text could be encoded.
     """
     rows, dim, kind = 0, 0, np.dtype(np.float32)
-    with _whole(path) as file:
+    with _open_output(path) as file:
         for batch in batches():
-            found = index.vectors(ids_of(batch["id"]))
+            found = index.vectors(id_array(batch["id"]))
             if found.shape[1] and not dim:
                 dim, kind = found.shape[1], found.dtype
                 _npy_header(file, kind, 0, dim)
@@ -138,7 +138,7 @@ def write_vectors(path: Path, index: Index, batches: Callable[[], Iterable[pa.Ta
             rows += len(batch)
             (found if found.shape[1] else np.full((len(batch), dim), np.nan, kind)).tofile(file)
         if not dim:
-            raise Mistake(f"none of the {rows} texts could be encoded", "are they empty? each has to hold words")
+            raise UserError(f"none of the {rows} texts could be encoded", "are they empty? each has to hold words")
         file.seek(0)
         _npy_header(file, kind, rows, dim)
     return rows, dim
@@ -150,17 +150,19 @@ def _npy_header(file: IO[bytes], kind: np.dtype, rows: int, dim: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def write_candidates(path: Path, index: Index, batches: Callable[[], Iterable[pa.Table]]) -> int:
+def write_candidates(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa.Table]]) -> int:
     """A parquet file with a row per prompt: `row` in the input, system, prompt, responses and what is known of them,
     or `error`. Returns its number of rows. Written whole or not at all.
     """
-    kinds = [field for field in SAMPLES if field.name != "id"]
-    schema = pa.schema([("row", pa.int64()), ("system", TEXT), ("prompt", TEXT), *kinds, ("error", TEXT)])
+    kinds = [field for field in SAMPLE_SCHEMA if field.name != "id"]
+    schema = pa.schema(
+        [("row", pa.int64()), ("system", TEXT_TYPE), ("prompt", TEXT_TYPE), *kinds, ("error", TEXT_TYPE)]
+    )
     rows = 0
-    with _whole(path) as file, pa.parquet.ParquetWriter(file, schema) as writer:
+    with _open_output(path) as file, pa.parquet.ParquetWriter(file, schema) as writer:
         for batch in batches():
-            ids = ids_of(batch["id"])
-            made, reasons = index.table(ids), index.reasons(ids)
+            ids = id_array(batch["id"])
+            made, reasons = index.rows_table(ids), index.error_reasons(ids)
             at = np.full(len(ids), -1)
             at[made["place"].to_numpy()] = np.arange(len(made))
             take = pa.array(at, mask=at < 0)
@@ -170,27 +172,27 @@ def write_candidates(path: Path, index: Index, batches: Callable[[], Iterable[pa
                 field.name: made[field.name].take(take) if len(made) else pa.nulls(len(ids), field.type)
                 for field in kinds
             }
-            columns |= {"error": pa.array([reasons.get(place) for place in range(len(ids))], TEXT)}
+            columns |= {"error": pa.array([reasons.get(place) for place in range(len(ids))], TEXT_TYPE)}
             writer.write_table(pa.table(columns, schema=schema))
             rows += len(ids)
     return rows
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name once it is written. Raises Mistake where it cannot be."""
+def _open_output(path: Path) -> Iterator[IO[bytes]]:
+    """A file that gets its name once it is written. Raises UserError where it cannot be."""
     try:
-        with replacing(path) as file:
+        with open_for_replacement(path) as file:
             yield file
     except OSError as error:
-        raise Mistake(f"{path} cannot be written: {error.strerror or error}", "name another: --out FILE") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}", "name another: --out FILE") from error
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turns what Arrow says of a file that it cannot read into a Mistake."""
+def _arrow_errors_as_user_errors(path: Path) -> Iterator[None]:
+    """Turns what Arrow says of a file that it cannot read into a UserError."""
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
         why = str(error).splitlines()[0]
-        raise Mistake(f"{path} cannot be read: {why}", "is it whole, and of that kind?") from error
+        raise UserError(f"{path} cannot be read: {why}", "is it whole, and of that kind?") from error

@@ -9,28 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Mistake
-from harness.inference.cache import ID, errors, ids_of, refuse_errors, text_id
-from harness.inference.jobs import Job, Lacking, Worker, needed
-from harness.inference.tokens import as_lists, tokenised
+from harness.errors import UserError
+from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
+from harness.inference.jobs import Job, NotCachedError, Worker, require_store
+from harness.inference.tokens import token_lists, tokenise_prompts
 from harness.models.base import Sample
 from harness.models.names import LanguageModel, parse_model
-from harness.models.tokens import reader
-from harness.store.store import Store, hashed
+from harness.models.tokens import tokenizer_and_limit
+from harness.store.store import Store, identity_hash
 
-DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
+GENERATOR_DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
     "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
     "max_tokens": 256,
     "seed": 0,
     "temperature": 1.0,
     "top_p": 1.0,
 }
-PROMPTS = 64  # of a block: a thousand candidates of best of 16, which fill an engine; a kill costs that many
-AGAIN = 4  # prompts of a worker's first block that are sampled again in other company, which may round otherwise
-ERROR_RATE = 0.05  # of prompts without candidates; beyond, something is wrong with the prompts or the model
-SAMPLES = pa.schema(
+PROMPTS_PER_BLOCK = 64  # of a block: a thousand candidates of best of 16, which fill an engine; a kill costs that many
+REPEATED_PROMPTS = (
+    4  # prompts of a worker's first block that are sampled again in other company, which may round otherwise
+)
+MAX_PROMPT_ERROR_RATE = 0.05  # of prompts without candidates; beyond, something is wrong with the prompts or the model
+SAMPLE_SCHEMA = pa.schema(
     [
-        ("id", ID),
+        ("id", ID_TYPE),
         ("responses", pa.list_(pa.large_string())),
         ("finish_reason", pa.list_(pa.string())),
         ("n_tokens", pa.list_(pa.int32())),
@@ -40,60 +42,60 @@ SAMPLES = pa.schema(
 )
 
 
-def make_generator(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises Mistake for a wrong name or option."""
-    model = parse_model(name, DEFAULTS)
+def parse_generator(name: str) -> LanguageModel:
+    """The language model that `name` names. Raises UserError for a wrong name or option."""
+    model = parse_model(name, GENERATOR_DEFAULTS)
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
-        raise Mistake(
+        raise UserError(
             f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
             "temperature=1&top_p=1&max_tokens=256&seed=0",
         )
     return model
 
 
-def candidates(
+def stored_candidates(
     systems: Sequence[str | None], prompts: Sequence[str], name: str, n: int, store: Store | None
 ) -> list[list[str]]:
     """n responses to each prompt under its system prompt; none where generation failed.
 
-    Raises Lacking where some are not made yet, and Mistake where more than ERROR_RATE of the prompts failed.
+    Raises NotCachedError where some are not made yet, and UserError where more than MAX_PROMPT_ERROR_RATE of the prompts failed.
     """
-    store = needed(store, name)
+    store = require_store(store, name)
     columns = [pa.array(column, pa.large_string()) for column in (systems, prompts)]
-    table = inputs(pa.table(columns, names=["system", "prompt"]))
-    found = job(name, n, lambda: [table], store)
-    index, ids = found.rows(store).index(), ids_of(table["id"])
-    if count := int(index.lacks(ids).sum()):
-        raise Lacking(found, count)
-    refuse_errors(index, ids, ERROR_RATE, "prompts")
-    made = index.table(ids)
+    table = generator_inputs(pa.table(columns, names=["system", "prompt"]))
+    found = generate_job(name, n, lambda: [table], store)
+    index, ids = found.cached_rows(store).build_index(), id_array(table["id"])
+    if count := int(index.is_missing(ids).sum()):
+        raise NotCachedError(found, count)
+    check_error_rate(index, ids, MAX_PROMPT_ERROR_RATE, "prompts")
+    made = index.rows_table(ids)
     out: list[list[str]] = [[] for _ in prompts]
     for place, responses in zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True):
         out[place] = responses
     return out
 
 
-def job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
+def generate_job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """What samples n responses to each prompt: tables with the columns id, system (may be null) and prompt."""
-    model = make_generator(name)
+    model = parse_generator(name)
     if n > 1 and model["temperature"] == 0:
-        raise Mistake(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
-    return Job("samples", identity(model, n), Generation(name, n, store), batches)
+        raise UserError(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
+    return Job("samples", generator_identity(model, n), GenerateRecipe(name, n, store), batches)
 
 
-def inputs(table: pa.Table) -> pa.Table:
+def generator_inputs(table: pa.Table) -> pa.Table:
     """Columns id, system and prompt."""
     columns = {name: table[name].cast(pa.large_string()) for name in ("system", "prompt")}
     pairs = zip(*(column.to_pylist() for column in columns.values()), strict=True)
-    return pa.table({"id": pa.array([text_id(*pair) for pair in pairs], ID)} | columns)
+    return pa.table({"id": pa.array([text_id(*pair) for pair in pairs], ID_TYPE)} | columns)
 
 
-def identity(model: LanguageModel, n: int) -> dict[str, object]:
+def generator_identity(model: LanguageModel, n: int) -> dict[str, object]:
     return model.identity | {"n": n}
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerateRecipe:
     """n samples of each prompt, as a recipe. name: the generator's; it says everything but where to run.
 
     store: where the project's own small model lies.
@@ -103,39 +105,47 @@ class Generation:
     n: int
     store: Store
     tensor_parallel: int = 1
-    block: int = PROMPTS
+    block: int = PROMPTS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:
-        make_generator(self.name).check(self.store)
+        parse_generator(self.name).check_available(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokens int32 of each prompt; empty, undecodable and over-long ones are errors."""
-        model = make_generator(self.name)
-        tokens, limit = reader(model, None, self.store)
+        model = parse_generator(self.name)
+        tokens, limit = tokenizer_and_limit(model, None, self.store)
         room = min(model["max_tokens"], limit // 2)  # a prompt may take half of a short context
-        return tokenised(tokens, table, limit - room, "of which {} leave room for a response")
+        return tokenise_prompts(tokens, table, limit - room, "of which {} leave room for a response")
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
 
-        model = make_generator(self.name)
+        model = parse_generator(self.name)
         engine = open_engine(
-            model.engine, model.folder(self.store), "sample", dtype=model["dtype"], tensor_parallel=self.tensor_parallel
+            model.engine,
+            model.model_folder(self.store),
+            "sample",
+            dtype=model["dtype"],
+            tensor_parallel=self.tensor_parallel,
         )
-        maker = hashed(identity(model, self.n))
+        maker = identity_hash(generator_identity(model, self.n))
         compared: list[list[Sample]] = []
 
         def generate(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
-            ids = ids_of(ready["id"]).tolist()
-            tokens, seeds = as_lists(ready["tokens"]), [far_seed(maker, one) for one in ids]
+            ids = id_array(ready["id"]).tolist()
+            tokens, seeds = token_lists(ready["tokens"]), [prompt_seed(maker, one) for one in ids]
             settings = {option: model[option] for option in ("temperature", "top_p", "max_tokens")}
             samples = engine.sample(tokens, seeds, self.n, **settings)
-            again = [] if compared else engine.sample(tokens[:AGAIN], seeds[:AGAIN], self.n, **settings)
+            again = (
+                []
+                if compared
+                else engine.sample(tokens[:REPEATED_PROMPTS], seeds[:REPEATED_PROMPTS], self.n, **settings)
+            )
             compared.extend(again)
             facts = {
                 "again": len(again),
-                "same": sum(texts(a) == texts(b) for a, b in zip(samples, again, strict=False)),
+                "same": sum(sample_texts(a) == sample_texts(b) for a, b in zip(samples, again, strict=False)),
                 "stopped": sum(s.finish_reason == "stop" for row in samples for s in row),
                 "samples": len(samples) * self.n,
                 "tokens": sum(s.n_tokens for row in samples for s in row),
@@ -144,24 +154,24 @@ class Generation:
             rows = pa.table(
                 {
                     "id": ids,
-                    "responses": [texts(row) for row in samples],
+                    "responses": [sample_texts(row) for row in samples],
                     "finish_reason": [[s.finish_reason for s in row] for row in samples],
                     "n_tokens": [[s.n_tokens for s in row] for row in samples],
                     "mean_logprob": [[s.mean_logprob for s in row] for row in samples],
                     "prompt_tokens": [len(prompt) for prompt in tokens],
                 },
-                schema=SAMPLES,
+                schema=SAMPLE_SCHEMA,
             )
-            bad = ids_of(ready["id"])[empty].tolist()
-            return rows.filter(pa.array(~empty)), errors(bad, ["a sample is empty"] * len(bad)), facts
+            bad = id_array(ready["id"])[empty].tolist()
+            return rows.filter(pa.array(~empty)), error_table(bad, ["a sample is empty"] * len(bad)), facts
 
         return generate
 
 
-def texts(samples: Sequence[Sample]) -> list[str]:
+def sample_texts(samples: Sequence[Sample]) -> list[str]:
     return [sample.text for sample in samples]
 
 
-def far_seed(maker: str, one: bytes) -> int:
+def prompt_seed(maker: str, one: bytes) -> int:
     """A seed of 62 bits, hashed: engines draw sample k from seed + k, so neighbours' seeds must lie far apart."""
     return int.from_bytes(hashlib.sha256(maker.encode() + one).digest()[:8], "big") >> 2

@@ -9,37 +9,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from harness.inference.cache import errors, ids_of
+from harness.inference.cache import error_table, id_array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def as_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
+def token_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
     """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
     array = column.combine_chunks()
     values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
     return [values[a:b] for a, b in pairwise(offsets)]
 
 
-def tokenised(tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str) -> tuple[pa.Table, pa.Table]:
+def tokenise_prompts(
+    tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str
+) -> tuple[pa.Table, pa.Table]:
     """Columns id and tokens, list<int32>, of prompts under their system prompts; empty, undecodable and over-long ones are ERRORS.
 
     most: tokens a prompt may have; longer: what is said of one that has more.
     """
-    from harness.models.tokens import render
+    from harness.models.tokens import render_prompt
 
     ids, reasons = [], []
     for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
-        ids.append(render(tokenizer, system, prompt) if prompt.strip() else [])
-        reasons.append(wrong(prompt, len(ids[-1]), most, longer.format(most)))
+        ids.append(render_prompt(tokenizer, system, prompt) if prompt.strip() else [])
+        reasons.append(reason_unusable(prompt, len(ids[-1]), most, longer.format(most)))
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
     told = [reason for reason in reasons if reason is not None]
-    return ready.filter(pa.array(~bad)), errors(ids_of(table["id"])[bad].tolist(), told)
+    return ready.filter(pa.array(~bad)), error_table(id_array(table["id"])[bad].tolist(), told)
 
 
-def wrong(prompt: str, length: int, most: int, longer: str) -> str | None:
+def reason_unusable(prompt: str, length: int, most: int, longer: str) -> str | None:
     """Why a prompt of that many tokens cannot be answered, or None."""
     if not prompt.strip():
         return "the prompt is empty"

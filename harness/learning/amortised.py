@@ -11,17 +11,17 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, silu
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.networks import forward, mlp
-from harness.learning.networks import train as minimise
-from harness.method import Manifest, Method, Run, State, Users
-from harness.scores.metrics import log_loss, temperature_scale
+from harness.errors import UserError
+from harness.learning.networks import apply_mlp, initial_mlp
+from harness.learning.networks import train_network as minimise
+from harness.method import Method, Run, State, TaskFacts, Users
+from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Users of one training step: their context, and the pairs to be predicted."""
 
-    shown: torch.Tensor  # float32[users, n, 2d], see `as_shown`
+    shown: torch.Tensor  # float32[users, n, 2d], see `pair_inputs`
     mask: torch.Tensor  # bool[users, n], which of them there are
     asked: torch.Tensor  # float32[users, m, 2, d], standardised items
     label: torch.Tensor  # float32[users, m]
@@ -50,12 +50,12 @@ class AmortisedMethod(Method):
         super().__post_init__()
         counts = (self.width, self.latent_dim, self.context, self.targets, self.users_per_step, self.steps)
         if min(counts) < 1 or self.rate <= 0:
-            raise Mistake(
+            raise UserError(
                 f"{self.name}: width, latent_dim, context, targets, users_per_step, steps must be 1 or more, rate above 0",
                 "contexts of 0 pairs are among those drawn",
             )
 
-    def networks(self, d: int, generator: torch.Generator) -> State:
+    def initial_networks(self, d: int, generator: torch.Generator) -> State:
         """The networks of `encode_users`, for items of d features."""
         raise NotImplementedError
 
@@ -63,11 +63,11 @@ class AmortisedMethod(Method):
         """Tensors with a row per user, the first of them the latent float32[users, latent_dim]."""
         raise NotImplementedError
 
-    def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+    def training_loss(self, state: State, batch: TrainingBatch, draw: torch.Generator) -> torch.Tensor:
         """What a training step minimises, per target."""
         raise NotImplementedError
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
@@ -77,21 +77,23 @@ class AmortisedMethod(Method):
         mean = features.mean(0)
         frame = {"mean": mean, "scale": (features - mean).square().mean().sqrt().clamp(min=1e-6)}
         d, w = len(mean), self.width
-        state = self.networks(d, draw) | mlp("item", [d, w, w], draw)
-        state |= mlp("user", [self.latent_dim, w], draw) | mlp("reward", [w, 1], draw)
-        episodes = self.episodes(train, standard(frame, features), torch.from_numpy(row.reshape(-1, 2)), draw)
+        state = self.initial_networks(d, draw) | initial_mlp("item", [d, w, w], draw)
+        state |= initial_mlp("user", [self.latent_dim, w], draw) | initial_mlp("reward", [w, 1], draw)
+        episodes = self.training_batches(
+            train, standardise(frame, features), torch.from_numpy(row.reshape(-1, 2)), draw
+        )
         return frame | minimise(
             state,
-            lambda step: self.loss(state, next(episodes), draw),
+            lambda step: self.training_loss(state, next(episodes), draw),
             self.steps,
             self.rate,
             run,
-            held_out=lambda now: self.held_out(frame | now, validation, run),
+            held_out=lambda now: self.validation_loss(frame | now, validation, run),
         )
 
-    def episodes(
+    def training_batches(
         self, train: Pairs, items: torch.Tensor, sides: torch.Tensor, draw: torch.Generator
-    ) -> Iterator[Batch]:
+    ) -> Iterator[TrainingBatch]:
         """Batches without end; a user's pairs are shuffled anew each time, and the first few are the context.
 
         items: float32[n, d], standardised.  sides: int64[pairs, 2], their rows.
@@ -111,36 +113,38 @@ class AmortisedMethod(Method):
             order = torch.cat([order[:, :n], order.gather(1, target.clamp(max=order.shape[1] - 1))], 1)
             rows = (start[user].unsqueeze(1) + order).clamp(max=len(label) - 1)
             x, y = items[sides[rows]], label[rows]
-            yield Batch(as_shown(x[:, :n], y[:, :n]), slot[:n] < size, x[:, n:], y[:, n:], there / there.sum())
+            yield TrainingBatch(
+                pair_inputs(x[:, :n], y[:, :n]), slot[:n] < size, x[:, n:], y[:, n:], there / there.sum()
+            )
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         n = int(np.diff(context.offsets).max(initial=0))
         rows = torch.from_numpy(np.minimum(context.offsets[:-1, None] + np.arange(n), max(len(context) - 1, 0)))
         mask = torch.from_numpy(np.arange(n) < np.diff(context.offsets)[:, None])
         sides = torch.from_numpy(np.stack([context.left, context.right], 1).astype(np.int64))[rows]
-        x = standard(state, torch.from_numpy(context.items.known_features)[sides])
-        return self.encode_users(state, as_shown(x, torch.from_numpy(context.label)[rows]), mask)
+        x = standardise(state, torch.from_numpy(context.items.known_features)[sides])
+        return self.encode_users(state, pair_inputs(x, torch.from_numpy(context.label)[rows]), mask)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        x = standard(state, torch.from_numpy(items.known_features[item]))
-        return decode(state, x, forward(state, "user", users[0])[torch.from_numpy(user).long()])
+        x = standardise(state, torch.from_numpy(items.known_features[item]))
+        return item_rewards(state, x, apply_mlp(state, "user", users[0])[torch.from_numpy(user).long()])
 
-    def held_out(self, state: State, validation: Panel, run: Run) -> float:
+    def validation_loss(self, state: State, validation: Panel, run: Run) -> float:
         """Calibrated log loss on validation users, averaged over no, an eighth, a quarter, half and all of the context."""
         shots, query = int(np.diff(validation.context.offsets).max(initial=0)), validation.query
         total = 0.0
         for n in {0, shots // 8, shots // 4, shots // 2, shots}:
             z = self.score(state, self.adapt(state, validation.context.first(n), run), query).numpy()
-            total += log_loss(temperature_scale(z, query.label) * z, query.label)
+            total += mean_log_loss(fit_temperature_scale(z, query.label) * z, query.label)
         return total
 
 
-def standard(state: State, features: torch.Tensor) -> torch.Tensor:
+def standardise(state: State, features: torch.Tensor) -> torch.Tensor:
     """Items' features float32[..., d], centred and of mean variance 1."""
     return (features - state["mean"]) / state["scale"]
 
 
-def as_shown(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def pair_inputs(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """float32[..., 2d] from pairs of items float32[..., 2, d]: their middle, and their gap times 2y - 1.
 
     For hard labels a linear change of (winner, loser); a soft label shortens the gap. The same from either side.
@@ -149,19 +153,19 @@ def as_shown(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return torch.cat([(left + right) / 2, (left - right) * (2 * label - 1).unsqueeze(-1)], -1)
 
 
-def decode(state: State, x: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+def item_rewards(state: State, x: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
     """float32[...]: the reward of standardised items float32[..., d] for users float32[..., width], already embedded."""
-    return forward(state, "reward", silu(forward(state, "item", x, silu) + user)).squeeze(-1)
+    return apply_mlp(state, "reward", silu(apply_mlp(state, "item", x, silu) + user)).squeeze(-1)
 
 
-def target_loss(state: State, batch: Batch, z: torch.Tensor) -> torch.Tensor:
+def target_loss(state: State, batch: TrainingBatch, z: torch.Tensor) -> torch.Tensor:
     """Mean Bradley-Terry loss of the targets under latents float32[users, latent_dim], in nats."""
-    user = forward(state, "user", z)[:, None, None]
-    left, right = decode(state, batch.asked, user).unbind(-1)
+    user = apply_mlp(state, "user", z)[:, None, None]
+    left, right = item_rewards(state, batch.asked, user).unbind(-1)
     return binary_cross_entropy_with_logits(left - right, batch.label, batch.weight, reduction="sum")
 
 
-def divergence(
+def gaussian_divergence(
     mean: torch.Tensor, variance: torch.Tensor, other_mean: torch.Tensor, other_variance: torch.Tensor
 ) -> torch.Tensor:
     """KL(N(mean, variance) || N(other_mean, other_variance)) in nats: summed over dimensions, averaged over users."""

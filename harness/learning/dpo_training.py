@@ -19,20 +19,30 @@ from torch.nn.functional import logsigmoid
 from torch.nn.parallel import DistributedDataParallel
 
 from harness import parallel
-from harness.atomic import write_whole
-from harness.learning.networks import rate_share
-from harness.learning.policy import TOKENS, Policy, Tokens, autocast, blocks, device, store_of
+from harness.atomic import write_atomically
+from harness.learning.networks import learning_rate_share
+from harness.learning.policy import (
+    MAX_POLICY_TOKENS,
+    ItemTokens,
+    Policy,
+    gpu_autocast,
+    require_run_store,
+    torch_device,
+    transformer_blocks,
+)
 from harness.method import Run, State
 from harness.models.tokens import batches_by_length
 
-SAVE_SECONDS = 120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
-WARMUP = 0.05  # of the steps
-CLIP = 1.0  # norm of the gradient of all weights together
-ADAM = 12  # bytes that each trained weight needs beside itself: its gradient and two moments
-ROOM = 0.8  # of a GPU's memory that weights and moments may take; the rest is for a batch
+CHECKPOINT_SECONDS = (
+    120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
+)
+WARMUP_SHARE = 0.05  # of the steps
+MAX_GRADIENT_NORM = 1.0  # norm of the gradient of all weights together
+ADAM_BYTES_PER_WEIGHT = 12  # bytes that each trained weight needs beside itself: its gradient and two moments
+MAX_MEMORY_SHARE = 0.8  # of a GPU's memory that weights and moments may take; the rest is for a batch
 
 
-class Step(NamedTuple):
+class TrainingStep(NamedTuple):
     """The pairs of one step, drawn from seed and step alone."""
 
     left: np.ndarray  # int64[batch], items
@@ -49,7 +59,7 @@ def dpo_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return -label * logsigmoid(margin) - (1 - label) * logsigmoid(-margin)
 
 
-class Settings(NamedTuple):
+class TrainingSettings(NamedTuple):
     """Of the training. rates: learning rate by the first part of a tensor's name, `lm` or `film`."""
 
     beta: float
@@ -57,37 +67,37 @@ class Settings(NamedTuple):
     rates: dict[str, float]
 
 
-def optimise(
+def train_policy(
     policy: Policy,
-    tokens: Tokens,
+    tokens: ItemTokens,
     reference: torch.Tensor,
-    step_at: Callable[[int], Step],
-    settings: Settings,
+    step_at: Callable[[int], TrainingStep],
+    settings: TrainingSettings,
     run: Run,
     held_out: Callable[[], dict[str, float]] | None = None,
 ) -> State:
     """Minimises the DPO loss of step_at(0), step_at(1), ... by Adam; returns the tensors it moved, by name.
 
-    reference: float64[items], log-probabilities under the reference model. The rates rise linearly over the first WARMUP
+    reference: float64[items], log-probabilities under the reference model. The rates rise linearly over the first WARMUP_SHARE
     of the steps and fall to zero as a cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
     that of one worker, but for rounding. A state is saved in run.checkpoint now and then, and training goes on from
     there: on a CPU to the same bits, for the same number of workers. ValueError where the loss is not finite.
     """
-    sharded, whole, steps = shards(policy), shared(policy), settings.steps
-    learned = policy.learned()
-    optimizer = adam(learned, settings.rates)
-    first, recent = restored(learned, optimizer, run)
-    every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", SAVE_SECONDS))
+    sharded, whole, steps = needs_sharding(policy), wrap_for_workers(policy), settings.steps
+    learned = policy.trained_tensors()
+    optimizer = make_optimizer(learned, settings.rates)
+    first, recent = restore_checkpoint(learned, optimizer, run)
+    every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
     saved, read, busy = time.monotonic(), 0.0, 0.0
     for step in range(first, steps):
         began = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * rate_share(step, steps, WARMUP)
+            group["lr"] = group["rate"] * learning_rate_share(step, steps, WARMUP_SHARE)
         optimizer.zero_grad(set_to_none=True)
         drawn = step_at(step)
-        found = gradients(whole, tokens, reference, drawn, settings.beta)
-        norm = clipped(list(learned.values()))
-        loss, margin, right, n_tokens = parallel.summed(found).tolist()
+        found = accumulate_gradients(whole, tokens, reference, drawn, settings.beta)
+        norm = clip_gradients(list(learned.values()))
+        loss, margin, right, n_tokens = parallel.sum_over_workers(found).tolist()
         check_finite(loss, norm, step, drawn)
         optimizer.step()
         read, busy = read + n_tokens, busy + time.monotonic() - began
@@ -99,16 +109,16 @@ def optimise(
         if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
             run.log(**held_out())
         due = step + 1 == steps or time.monotonic() - saved >= every
-        if run.checkpoint and parallel.agreed(due):
-            save(learned, optimizer, step + 1, recent, run)
+        if run.checkpoint and parallel.first_workers_value(due):
+            save_checkpoint(learned, optimizer, step + 1, recent, run)
             saved = time.monotonic()
     optimizer.zero_grad(set_to_none=True)  # gradients are as large as the model, which is opened again to be asked
     if steps > first:
         run.log(tokens_per_second=read / busy)
-    return {name: gathered(t.detach()).cpu().clone() for name, t in learned.items()}
+    return {name: gather_tensor(t.detach()).cpu().clone() for name, t in learned.items()}
 
 
-def adam(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.Optimizer:
+def make_optimizer(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.Optimizer:
     """Adam with a group of tensors for each learning rate, which the group keeps as `rate`."""
     groups = [
         {"params": [t for name, t in learned.items() if name.startswith(part)], "lr": rate, "rate": rate}
@@ -117,38 +127,40 @@ def adam(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.opt
     return torch.optim.Adam([group for group in groups if group["params"]])
 
 
-def check_finite(loss: float, norm: float, step: int, drawn: Step) -> None:
+def check_finite(loss: float, norm: float, step: int, drawn: TrainingStep) -> None:
     """Raises ValueError, naming the step's item pairs, where the loss or the norm of its gradient is not finite."""
     if not math.isfinite(loss) or not math.isfinite(norm):
         items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
         raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}")
 
 
-def gradients(
-    whole: torch.nn.Module, tokens: Tokens, reference: torch.Tensor, drawn: Step, beta: float
+def accumulate_gradients(
+    whole: torch.nn.Module, tokens: ItemTokens, reference: torch.Tensor, drawn: TrainingStep, beta: float
 ) -> torch.Tensor:
     """Adds this worker's part of the step's gradient; returns its part of [loss, margin, accuracy, tokens] float64.
 
     Of the pairs by length it takes every n-th, in batches under a budget of tokens that hold both sides of a pair. All
     workers have as many, since they gather each other's shards at every batch: some repeat a pair that does not count.
     """
-    n, size = len(drawn.left), parallel.size()
+    n, size = len(drawn.left), parallel.worker_count()
     length = np.maximum(tokens.length[drawn.left], tokens.length[drawn.right])
     order = np.argsort(-length, kind="stable")
     order = np.concatenate([order, order[-1:].repeat(-n % size)])
-    mine, counts = order[parallel.rank() :: size], np.arange(len(order))[parallel.rank() :: size] < n
+    mine, counts = order[parallel.worker_rank() :: size], np.arange(len(order))[parallel.worker_rank() :: size] < n
     found = torch.zeros(4, dtype=torch.float64)
-    some = list(batches_by_length(2 * length[order[::size]], TOKENS))  # by the longest pair that any worker has
+    some = list(
+        batches_by_length(2 * length[order[::size]], MAX_POLICY_TOKENS)
+    )  # by the longest pair that any worker has
     for turn, places in enumerate(some):
-        rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(device())
+        rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(torch_device())
         items = np.concatenate([drawn.left[rows], drawn.right[rows]])
         shown = None
         if drawn.shown is not None:
-            shown = torch.from_numpy(np.concatenate([drawn.shown[rows]] * 2)).to(device())
+            shown = torch.from_numpy(np.concatenate([drawn.shown[rows]] * 2)).to(torch_device())
         last = turn == len(some) - 1
         with whole.no_sync() if isinstance(whole, DistributedDataParallel) and not last else nullcontext():
-            with autocast():
-                said = whole(*tokens.batch(items, device()), shown)
+            with gpu_autocast():
+                said = whole(*tokens.padded_batch(items, torch_device()), shown)
             left, right = (said - reference[torch.from_numpy(items)].to(said)).chunk(2)
             margin = beta * (left - right)
             label = torch.from_numpy(drawn.label[rows]).to(margin)
@@ -161,81 +173,87 @@ def gradients(
     return found
 
 
-def shared(policy: Policy) -> torch.nn.Module:
+def wrap_for_workers(policy: Policy) -> torch.nn.Module:
     """The policy as several workers train it: each whole (DDP), or where that does not fit a GPU in shards (FSDP).
 
     Shards spare gradients and moments, the most of it; to be loaded, and asked, the weights must fit each GPU whole.
     """
-    if parallel.size() == 1:
+    if parallel.worker_count() == 1:
         return policy
-    if shards(policy):
+    if needs_sharding(policy):
         from torch.distributed.fsdp import fully_shard
 
-        for block in blocks(policy.lm):
+        for block in transformer_blocks(policy.lm):
             fully_shard(block)
         fully_shard(policy)
         return policy
     return DistributedDataParallel(policy)
 
 
-def shards(policy: Policy) -> bool:
+def needs_sharding(policy: Policy) -> bool:
     """Whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 says so without asking."""
     if said := os.environ.get("MANYMINDS_SHARD"):
         return said == "1"
-    if device().type != "cuda":
+    if torch_device().type != "cuda":
         return False
-    needed = sum(t.nbytes for t in policy.parameters()) + ADAM * sum(t.numel() for t in policy.learned().values())
-    return needed > ROOM * torch.cuda.get_device_properties(device()).total_memory
+    needed = sum(t.nbytes for t in policy.parameters()) + ADAM_BYTES_PER_WEIGHT * sum(
+        t.numel() for t in policy.trained_tensors().values()
+    )
+    return needed > MAX_MEMORY_SHARE * torch.cuda.get_device_properties(torch_device()).total_memory
 
 
-def clipped(tensors: list[torch.Tensor]) -> float:
-    """The norm of the gradient of all tensors together, which is made no longer than CLIP."""
-    norm = torch.nn.utils.clip_grad_norm_(tensors, CLIP)
-    return float(gathered(norm))
+def clip_gradients(tensors: list[torch.Tensor]) -> float:
+    """The norm of the gradient of all tensors together, which is made no longer than MAX_GRADIENT_NORM."""
+    norm = torch.nn.utils.clip_grad_norm_(tensors, MAX_GRADIENT_NORM)
+    return float(gather_tensor(norm))
 
 
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
+def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, where workers hold parts of it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def save(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int, recent: list, run: Run) -> None:
+def save_checkpoint(
+    learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int, recent: list, run: Run
+) -> None:
     """Weights, moments, step and curves so far, in one file, whole or not at all."""
-    tensors = {f"weight/{name}": gathered(t.detach()) for name, t in learned.items()}
+    tensors = {f"weight/{name}": gather_tensor(t.detach()) for name, t in learned.items()}
     for name, t in learned.items():
         kept = optimizer.state[t]
-        tensors |= {f"{moment}/{name}": gathered(kept[moment]) for moment in ("exp_avg", "exp_avg_sq")}
-    if parallel.rank() == 0 and run.checkpoint is not None:
+        tensors |= {f"{moment}/{name}": gather_tensor(kept[moment]) for moment in ("exp_avg", "exp_avg_sq")}
+    if parallel.worker_rank() == 0 and run.checkpoint is not None:
         content = safetensors.torch.save(
             {name: t.cpu().contiguous() for name, t in tensors.items()},
             metadata={"step": str(step), "curves": json.dumps(run.curves), "recent": json.dumps(recent)},
         )
-        with store_of(run).explained():
-            write_whole(run.checkpoint / "state.safetensors", content)
+        with require_run_store(run).os_errors_as_user_errors():
+            write_atomically(run.checkpoint / "state.safetensors", content)
 
 
-def restored(learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, list]:
+def restore_checkpoint(
+    learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run
+) -> tuple[int, list]:
     """Puts a saved state back, if there is one: the step to go on with, and what is not drawn yet of the curves."""
     if run.checkpoint is None:
         return 0, []
     file = run.checkpoint / "state.safetensors"
-    if not parallel.agreed(file.is_file()):
+    if not parallel.first_workers_value(file.is_file()):
         return 0, []
     with safe_open(file, "pt") as kept:
         step, recent = int(kept.metadata()["step"]), json.loads(kept.metadata()["recent"])
         run.curves.update(json.loads(kept.metadata()["curves"]))
         for name, t in learned.items():
             with torch.no_grad():
-                t.copy_(placed_like(t, kept.get_tensor(f"weight/{name}")))
+                t.copy_(place_like(t, kept.get_tensor(f"weight/{name}")))
             optimizer.state[t] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": placed_like(t, kept.get_tensor(f"exp_avg/{name}")),
-                "exp_avg_sq": placed_like(t, kept.get_tensor(f"exp_avg_sq/{name}")),
+                "exp_avg": place_like(t, kept.get_tensor(f"exp_avg/{name}")),
+                "exp_avg_sq": place_like(t, kept.get_tensor(f"exp_avg_sq/{name}")),
             }
     return step, recent
 
 
-def placed_like(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def place_like(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor on the other's device, and in the same shards where workers hold parts of the other."""
     tensor = tensor.to(other.device)
     return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor

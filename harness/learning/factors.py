@@ -7,20 +7,20 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from harness.data import Pairs
-from harness.learning.linear import map_weights
+from harness.learning.linear import fit_map_weights
 from harness.method import Run
 
 
-def mean_square(pairs: Pairs) -> float:
+def mean_square_gap(pairs: Pairs) -> float:
     """Of the gaps' entries: the square of the features' unit; 1 where all are zero."""
     return float(np.square(pairs.gap).mean()) or 1.0
 
 
-def whitener(pairs: Pairs) -> torch.Tensor:
+def whitening_matrix(pairs: Pairs) -> torch.Tensor:
     """float64[d, d]: the symmetric root of the inverse of E[x xT], x the rows' gaps."""
     X = torch.from_numpy(pairs.gap).double()
     second = X.T @ X / len(X)
-    second.diagonal().add_(1e-3 * mean_square(pairs))  # features that never differ tell nothing
+    second.diagonal().add_(1e-3 * mean_square_gap(pairs))  # features that never differ tell nothing
     values, vectors = torch.linalg.eigh(second)
     return vectors * values.rsqrt() @ vectors.T
 
@@ -32,7 +32,7 @@ def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     all pairs, are the leading right singular vectors. The matrix is never formed: its product with the features is the
     sum of each user's signed gaps. A row is divided by the root of its user's number of pairs: all are equally noisy.
     """
-    whiten = whitener(train) / len(train) ** 0.5
+    whiten = whitening_matrix(train) / len(train) ** 0.5
     signed = torch.from_numpy(train.gap).double() * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
     sums = torch.zeros(train.n_users, signed.shape[1], dtype=torch.float64)
     sums.index_add_(0, torch.from_numpy(train.user).long(), signed)
@@ -41,25 +41,25 @@ def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return singular, whiten @ Vt[:rank].T
 
 
-def own_weights(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def weights_in_basis(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each training user's ridge answer float64[n_users, r] in a basis float64[d, r], rescaled to gaps of variance 1."""
-    basis = of_unit_gaps(train, basis)
+    basis = scaled_to_unit_gaps(train, basis)
     zero = torch.zeros(len(basis), dtype=basis.dtype)
-    return map_weights(train, zero, basis) @ torch.linalg.pinv(basis).T, basis
+    return fit_map_weights(train, zero, basis) @ torch.linalg.pinv(basis).T, basis
 
 
 def random_factors(train: Pairs, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Where `factorise` can begin: weights float[n_users, rank], and a basis float[d, rank] of gaps of variance 1."""
-    basis = of_unit_gaps(train, torch.randn(train.gap.shape[1], rank, generator=generator))
+    basis = scaled_to_unit_gaps(train, torch.randn(train.gap.shape[1], rank, generator=generator))
     return torch.randn(train.n_users, rank, generator=generator), basis
 
 
-def of_unit_gaps(train: Pairs, basis: torch.Tensor) -> torch.Tensor:
+def scaled_to_unit_gaps(train: Pairs, basis: torch.Tensor) -> torch.Tensor:
     """The basis float[d, r] with each column rescaled so that the pairs' gaps in it have variance 1."""
     return basis / (torch.from_numpy(train.gap).to(basis) @ basis).square().mean(0).sqrt().clamp(min=1e-9)
 
 
-def factorise(
+def fit_factors(
     train: Pairs, weights: torch.Tensor, basis: torch.Tensor, decay: float, steps: int, run: Run, simplex: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Minimises the Bradley-Terry loss over weights float[n_users, r] and basis float[d, r] jointly, by L-BFGS.
@@ -69,12 +69,12 @@ def factorise(
     is given and penalised. Returns weights and basis as float64. Inside, features are in a unit in which their gaps'
     mean square is 1: in another L-BFGS does not arrive.
     """
-    unit = mean_square(train) ** 0.5
+    unit = mean_square_gap(train) ** 0.5
     X, y = torch.from_numpy(train.gap).T / unit, torch.from_numpy(train.label)
     X = X.contiguous()  # as columns: twice as fast
     user = torch.from_numpy(train.user).long()
     (d, n), n_users = X.shape, train.n_users
-    ridge = decay * noise_norm(n, n_users, d)
+    ridge = decay * noise_spectral_norm(n, n_users, d)
     start = (weights, basis * unit)
     W, theta = (t.T.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in start)
     optimizer = torch.optim.LBFGS([W, theta], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-8)
@@ -92,6 +92,6 @@ def factorise(
     return (W.softmax(0) if simplex else W).detach().T.double(), theta.detach().T.double() / unit
 
 
-def noise_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:
+def noise_spectral_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:
     """About the spectral norm of the loss's gradient [n_users, d] by noise alone, for gaps of that variance."""
     return 0.5 * (n / n_users * variance) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2

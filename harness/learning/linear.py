@@ -14,28 +14,32 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs
-from harness.method import Manifest, Method, Run, State, Users
+from harness.method import Method, Run, State, TaskFacts, Users
 
-CACHE = 2**20  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
-MEMORY = 2**24  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not
-TOLERANCE = 1e-4  # last Newton step in log-odds; convergence is quadratic, so what remains is about its square
-STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
+HESSIAN_CHUNK_BYTES = (
+    2**20
+)  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
+FEATURE_CHUNK_BYTES = (
+    2**24
+)  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not
+NEWTON_TOLERANCE = 1e-4  # last Newton step in log-odds; convergence is quadratic, so what remains is about its square
+MAX_NEWTON_STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 
 class LinearMethod(Method):
     """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}.
 
-    One that declares the field `elicit` can ask: it then also keeps every user's posterior covariance.
+    One that declares the field `elicitation` can ask: it then also keeps every user's posterior covariance.
     """
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        weights = map_weights(context, state["mean"], state["root"])
-        if self.elicit == "random":
+        weights = fit_map_weights(context, state["mean"], state["root"])
+        if self.elicitation == "random":
             return (weights,)
-        return weights, covariances(context, weights, state["root"])
+        return weights, posterior_covariances(context, weights, state["root"])
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         """float64[n]: p(1 - p) xT C x, with C the user's posterior covariance: what an answer tells of the weights.
@@ -44,17 +48,17 @@ class LinearMethod(Method):
         open and whose features the user's earlier answers say little of.
         """
         p = torch.sigmoid(self.score(state, users, pool))
-        return p * (1 - p) * variance(state["root"], users[1], pool)
+        return p * (1 - p) * log_odds_variance(state["root"], users[1], pool)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         features = torch.from_numpy(items.known_features[item]).to(users[0])
         return torch.einsum("nd,nd->n", features, users[0][torch.from_numpy(user).long()])
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        return dot(torch.from_numpy(query.gap), users[0], query)
+        return row_log_odds(torch.from_numpy(query.gap), users[0], query)
 
 
-def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
     """float64[n_users, d]: every user's maximum a posteriori weights under w ~ N(mean, root rootT).
 
     Minimises, for each user, sum_i [softplus(z_i) - y_i z_i] + |v|^2 / 2 with z = X w and w = mean + root v; labels y
@@ -66,8 +70,8 @@ def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch
     r = d if root.ndim == 0 else root.shape[1]
     if r == 0:
         return weights
-    for users, part in chunks(context, d, lambda n: min(n, r)):
-        X, y, mask = padded(part)
+    for users, part in chunks_of_users(context, d, lambda n: min(n, r)):
+        X, y, mask = padded_gaps(part)
         offset = X @ mean if mean.any() else torch.zeros_like(y)
         Z = X.mul_(root) if root.ndim == 0 else X @ root
         v = newton_dual(Z, y, mask, offset) if Z.shape[1] < r else newton_primal(Z, y, mask, offset)
@@ -75,7 +79,7 @@ def map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch
     return weights
 
 
-def chunks(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[torch.Tensor, Pairs]]:
+def chunks_of_users(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[torch.Tensor, Pairs]]:
     """Users (int64[users]) and their pairs, as many at a time as fit the cache; users without pairs are left out.
 
     Those of a chunk have about equally many pairs, or one with thousands would make everybody's matrices large.
@@ -87,13 +91,13 @@ def chunks(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[t
         users = np.flatnonzero(doubled == size)
         alike = pairs if len(users) == pairs.n_users else pairs.of(users)
         n = int(counts[users].max())
-        step = max(1, min(CACHE // (8 * side(n) ** 2), MEMORY // (8 * n * d)))
+        step = max(1, min(HESSIAN_CHUNK_BYTES // (8 * side(n) ** 2), FEATURE_CHUNK_BYTES // (8 * n * d)))
         for start in range(0, len(users), step):
             stop = min(start + step, len(users))
             yield torch.from_numpy(users[start:stop]), alike.chunk(start, stop)
 
 
-def padded(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded_gaps(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer than n pairs get empty rows."""
     X, y = torch.from_numpy(pairs.gap).double(), torch.from_numpy(pairs.label).double()
     X, y, mask = padded_rows(pairs, X, y, torch.ones_like(y))
@@ -120,15 +124,15 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
     v = X.new_zeros(X.shape[0], X.shape[2])
     z = offset
     loss = loss_at(v, z)
-    for _ in range(STEPS):
+    for _ in range(MAX_NEWTON_STEPS):
         p = torch.sigmoid(z)
         gradient = (((p - y) * mask).unsqueeze(1) @ X).squeeze(1) + v
         hessian = (X * (p * (1 - p) * mask).unsqueeze(2)).mT @ X
         hessian.diagonal(dim1=1, dim2=2).add_(1.0)
         dv = -torch.cholesky_solve(gradient.unsqueeze(2), torch.linalg.cholesky_ex(hessian)[0]).squeeze(2)
         dz = (X @ dv.unsqueeze(2)).squeeze(2)
-        (v, z), loss = backtrack(loss_at, (v, z), (dv, dz), loss)
-        if (dz * mask).abs().max() < TOLERANCE:
+        (v, z), loss = backtracking_step(loss_at, (v, z), (dv, dz), loss)
+        if (dz * mask).abs().max() < NEWTON_TOLERANCE:
             break
     return v
 
@@ -143,7 +147,7 @@ def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: to
     a = torch.zeros_like(y)
     z = offset
     loss = loss_at(a, z, a)
-    for _ in range(STEPS):
+    for _ in range(MAX_NEWTON_STEPS):
         p = torch.sigmoid(z)
         s = (p * (1 - p) * mask).sqrt()
         B = K * s.unsqueeze(2) * s.unsqueeze(1)
@@ -153,13 +157,13 @@ def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: to
         Kb = (K @ b.unsqueeze(2)).squeeze(2)
         da = b - s * torch.cholesky_solve((s * Kb).unsqueeze(2), torch.linalg.cholesky_ex(B)[0]).squeeze(2) - a
         dz = (K @ da.unsqueeze(2)).squeeze(2)
-        (a, z, _), loss = backtrack(loss_at, (a, z, Ka), (da, dz, dz), loss)
-        if (dz * mask).abs().max() < TOLERANCE:
+        (a, z, _), loss = backtracking_step(loss_at, (a, z, Ka), (da, dz, dz), loss)
+        if (dz * mask).abs().max() < NEWTON_TOLERANCE:
             break
     return (X.mT @ a.unsqueeze(2)).squeeze(2)
 
 
-def backtrack(
+def backtracking_step(
     loss_at: Callable[..., torch.Tensor],
     point: tuple[torch.Tensor, ...],
     direction: tuple[torch.Tensor, ...],
@@ -179,7 +183,7 @@ def backtrack(
         t = torch.where(worse.unsqueeze(1), t / 2, t)
 
 
-def dot(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """float64[n]: each row's features times its own user's weights."""
     counts = np.diff(pairs.offsets)
     if (counts == counts[0]).all():
@@ -187,29 +191,31 @@ def dot(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     return torch.einsum("nd,nd->n", gap.to(weights), weights[torch.from_numpy(pairs.user).long()])
 
 
-def laplace(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def laplace_posteriors(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Every user's posterior under the prior: its modes float64[n_users, d], and its covariances' sum float64[d, d]."""
-    weights = map_weights(pairs, mean, root)
+    weights = fit_map_weights(pairs, mean, root)
     eye = torch.eye(root.shape[1], dtype=torch.float64)
     total = pairs.n_users * eye
-    for _, covariance in posteriors(pairs, weights, root):
+    for _, covariance in covariances_by_chunk(pairs, weights, root):
         total += (covariance - eye).sum(0)
     return weights, root @ total @ root.T
 
 
-def covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+def posterior_covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
     """float64[n_users, r, r]: each user's Laplace covariance of v, where w = mean + root v, at the mode `weights`."""
     found = torch.eye(root.shape[1], dtype=torch.float64).repeat(pairs.n_users, 1, 1)
-    for users, covariance in posteriors(pairs, weights, root):
+    for users, covariance in covariances_by_chunk(pairs, weights, root):
         found[users] = covariance
     return found
 
 
-def posteriors(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def covariances_by_chunk(
+    pairs: Pairs, weights: torch.Tensor, root: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Chunks of users with pairs, and their `covariances`."""
     d, r = root.shape
-    for users, part in chunks(pairs, d, lambda n: r):
-        X, _, mask = padded(part)
+    for users, part in chunks_of_users(pairs, d, lambda n: r):
+        X, _, mask = padded_gaps(part)
         p = torch.sigmoid((X @ weights[users].unsqueeze(2)).squeeze(2))
         Z = (X @ root).mul_((p * (1 - p) * mask).sqrt().unsqueeze(2))
         dual = Z.shape[1] < r
@@ -223,7 +229,7 @@ def posteriors(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> Itera
             yield users, torch.cholesky_inverse(factor)
 
 
-def variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+def log_odds_variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torch.Tensor:
     """float64[n]: the posterior variance of each row's log-odds, from `covariances` of its user."""
     Z = torch.from_numpy(pairs.gap).to(root) @ root
     counts = np.diff(pairs.offsets)

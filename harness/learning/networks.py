@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, linear
 from harness.method import Run, State
 
 
-def mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
+def initial_mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
     """Layers `prefix.0.weight`, `prefix.0.bias`, ... from sizes[0] inputs to sizes[-1] outputs, uniform(+-1/sqrt(inputs))."""
     state = {}
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
@@ -21,20 +21,20 @@ def mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
     return state
 
 
-def forward(state: State, prefix: str, x: torch.Tensor, activation: Callable = gelu) -> torch.Tensor:
+def apply_mlp(state: State, prefix: str, x: torch.Tensor, activation: Callable = gelu) -> torch.Tensor:
     """float32[..., sizes[-1]]: the network's answer to float32[..., sizes[0]]."""
     for i in range(sum(name.startswith(f"{prefix}.") and name.endswith(".weight") for name in state)):
         x = linear(activation(x) if i else x, state[f"{prefix}.{i}.weight"], state[f"{prefix}.{i}.bias"])
     return x
 
 
-def rate_share(step: int, steps: int, warmup: float = 0.05) -> float:
+def learning_rate_share(step: int, steps: int, warmup: float = 0.05) -> float:
     """The share of the full learning rate at a step: up in a line over the first share `warmup`, down to 0 as a cosine."""
     first = max(1, round(warmup * steps))
     return (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
 
 
-def train(
+def train_network(
     state: State,
     loss: Callable[[int], torch.Tensor],
     steps: int,
@@ -46,7 +46,7 @@ def train(
 ) -> State:
     """Minimises loss(step) over the tensors of `state`, in place, by Adam; returns them detached.
 
-    The rate follows `rate_share`. With `held_out`, asked ten times on the way, the tensors of its lowest value are
+    The rate follows `learning_rate_share`. With `held_out`, asked ten times on the way, the tensors of its lowest value are
     returned.
     """
     for tensor in state.values():
@@ -55,7 +55,7 @@ def train(
     best, lowest = None, math.inf
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * rate_share(step, steps, warmup)
+            group["lr"] = rate * learning_rate_share(step, steps, warmup)
         optimizer.zero_grad(set_to_none=True)
         value = loss(step)
         value.backward()

@@ -21,44 +21,44 @@ from torch.nn.functional import cross_entropy
 
 from harness import parallel
 from harness.data import Items
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import Run
 from harness.models.names import LanguageModel, parse_model
-from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render
-from harness.store.store import Store, hashed
+from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render_prompt
+from harness.store.store import Store, identity_hash
 
-DEFAULTS: dict[str, object] = {
+POLICY_MODEL_DEFAULTS: dict[str, object] = {
     "max_length": 2048
 }  # tokens of a prompt and its response, where the model's own context is not shorter
-RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
+POLICY_RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
 # Of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, and so do their gradients.
-TOKENS = 8192
-TOKENS_ON_CPU = 2048  # larger batches fall out of the caches
+MAX_POLICY_TOKENS = 8192
+MAX_CPU_POLICY_TOKENS = 2048  # larger batches fall out of the caches
 
 
-def make_model(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises Mistake where it is none that can be trained."""
-    model = parse_model(name, DEFAULTS, RECIPE)
+def parse_policy_model(name: str) -> LanguageModel:
+    """The language model that `name` names. Raises UserError where it is none that can be trained."""
+    model = parse_model(name, POLICY_MODEL_DEFAULTS, POLICY_RECIPE)
     if model.engine != "transformers":
-        raise Mistake(f"{name!r}: policies are trained in transformers", f"transformers:{model.model}")
+        raise UserError(f"{name!r}: policies are trained in transformers", f"transformers:{model.model}")
     if model["max_length"] < 2:
-        raise Mistake(f"{name!r}: max_length is below 2", "leave it out for 2048")
+        raise UserError(f"{name!r}: max_length is below 2", "leave it out for 2048")
     return model
 
 
-def canonical(name: str) -> str:
+def canonical_policy_model(name: str) -> str:
     """One string for one model: what a method's field `model` has as its identity."""
-    return make_model(name).canonical
+    return parse_policy_model(name).canonical_name
 
 
 CausalLM = Any  # a transformers.PreTrainedModel, perhaps with PEFT's terms around it
 
 
-def device() -> torch.device:
+def torch_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def store_of(run: Run) -> Store:
+def require_run_store(run: Run) -> Store:
     """The run's store. ValueError where it has none: language models, and what they say, are kept in one."""
     if run.store is None:
         raise ValueError("a policy needs a store: Run(seed, store=Store(folder))")
@@ -66,23 +66,23 @@ def store_of(run: Run) -> Store:
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class ItemTokens:
     """Items as a model reads them: item i is ids[start[i]:start[i + 1]], its response from answer[i] on."""
 
     ids: np.ndarray  # int32[all tokens]
     start: np.ndarray  # int64[items + 1]
-    answer: np.ndarray  # int64[items]
+    response_start: np.ndarray  # int64[items]
 
     @property
     def length(self) -> np.ndarray:
         return np.diff(self.start)
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def padded_batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ids int64, mask bool and response bool, each [rows, longest]; padding stands on the right."""
         place = np.arange(self.length[rows].max())
         mask = place < self.length[rows][:, None]
         ids = self.ids[np.where(mask, self.start[rows][:, None] + place, 0)]
-        response = mask & (place >= (self.answer - self.start[:-1])[rows][:, None])
+        response = mask & (place >= (self.response_start - self.start[:-1])[rows][:, None])
         ids = np.where(mask, ids, 0).astype(np.int64)
         return (
             torch.from_numpy(ids).to(device),
@@ -92,27 +92,30 @@ class Tokens:
 
 
 @lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
-def tokens_of(items: Items, model: LanguageModel, store: Store, cut: int = 0) -> Tokens:
+def tokenise_items(items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0) -> ItemTokens:
     """All items' tokens: the prompt by the model's chat template (or plain), the response, and the token that ends it.
 
-    A response longer than `cut` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
+    A response longer than `max_response_tokens` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
     ValueError for empty responses, for such as do not fit, and where a tokenizer has no token that ends a text: a policy
     would never learn to stop.
     """
-    tokenizer = open_tokenizer(model.folder(store))
-    room = context_length(config_of(model.folder(store)), tokenizer, model["max_length"])
+    tokenizer = open_tokenizer(model.model_folder(store))
+    room = context_length(model_config(model.model_folder(store)), tokenizer, model["max_length"])
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
     prompts, responses = (items.known_text[name].to_pylist() for name in ("prompt", "response"))
     if empty := [i for i, text in enumerate(responses) if not text.strip()]:
         raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
-    before = {prompt: render(tokenizer, None, prompt) for prompt in set(prompts)}
+    before = {prompt: render_prompt(tokenizer, None, prompt) for prompt in set(prompts)}
     said = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
-    after = [ids[:cut] if 0 < cut < len(ids) else [*ids, tokenizer.eos_token_id] for ids in said]
+    after = [
+        ids[:max_response_tokens] if 0 < max_response_tokens < len(ids) else [*ids, tokenizer.eos_token_id]
+        for ids in said
+    ]
     if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
         raise ValueError(
             f"{len(long)} responses are longer than the context of {room} tokens, for example item {long[0]} "
-            f"with {len(after[long[0]])}: cut = {room // 2} cuts them; or take a model with a longer context"
+            f"with {len(after[long[0]])}: max_response_tokens = {room // 2} cuts them; or take a model with a longer context"
         )
     heads = [before[prompt][-(room - len(ids)) :] for prompt, ids in zip(prompts, after, strict=True)]
     length = np.array([len(head) + len(ids) for head, ids in zip(heads, after, strict=True)])
@@ -120,17 +123,17 @@ def tokens_of(items: Items, model: LanguageModel, store: Store, cut: int = 0) ->
     ids = np.fromiter(
         (t for pair in zip(heads, after, strict=True) for part in pair for t in part), np.int32, start[-1]
     )
-    return Tokens(ids, start, start[:-1] + [len(head) for head in heads])
+    return ItemTokens(ids, start, start[:-1] + [len(head) for head in heads])
 
 
 @lru_cache(8)
-def config_of(folder: Path):
+def model_config(folder: Path):
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def open_lm(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
+def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
     """The causal language model in a folder, on this process's device, without dropout."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -139,10 +142,10 @@ def open_lm(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
     opened: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
-    return opened.to(device()).eval()
+    return opened.to(torch_device()).eval()
 
 
-def with_lora(model: CausalLM, rank: int, seed: int) -> CausalLM:
+def add_lora(model: CausalLM, rank: int, seed: int) -> CausalLM:
     """The model with trainable low-rank terms beside every linear layer but the last (Hu et al. 2021), which begin at zero."""
     from peft import LoraConfig, get_peft_model
 
@@ -164,10 +167,10 @@ class Policy(nn.Module):
         self.film = film
         self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden], of the batch in work
         me = weakref.ref(self)  # else the model held itself, with its gradients, until Python looks for such rings
-        for place, block in enumerate(blocks(model) if film is not None else []):
-            block.register_forward_hook(partial(_modulated, me, place))
+        for place, block in enumerate(transformer_blocks(model) if film is not None else []):
+            block.register_forward_hook(partial(_modulation_hook, me, place))
 
-    def modulated(self, place: int, output):
+    def modulate_block(self, place: int, output):
         if self.modulation is None:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
@@ -198,7 +201,7 @@ class Policy(nn.Module):
         return each.new_zeros(len(ids), dtype=torch.float64).index_add(0, asked.nonzero()[:, 0], each.double())
 
     @contextlib.contextmanager
-    def acting(self, latent: torch.Tensor | None) -> Iterator[None]:
+    def acting_for(self, latent: torch.Tensor | None) -> Iterator[None]:
         """Within it the model alone (`lm`) acts for the users with those latents float32[batch, width]."""
         self.modulation = None if self.film is None or latent is None else self.film.modulation(latent)
         try:
@@ -206,14 +209,14 @@ class Policy(nn.Module):
         finally:
             self.modulation = None
 
-    def learned(self) -> dict[str, torch.Tensor]:
+    def trained_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that training moves, by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
 
 
-def _modulated(policy: weakref.ref[Policy], place: int, block: nn.Module, given: tuple, output: Any) -> Any:
+def _modulation_hook(policy: weakref.ref[Policy], place: int, block: nn.Module, given: tuple, output: Any) -> Any:
     """The forward hook of one block: modulates its output while its policy lives."""
-    return output if (held := policy()) is None else held.modulated(place, output)
+    return output if (held := policy()) is None else held.modulate_block(place, output)
 
 
 class Film(nn.Module):
@@ -242,40 +245,42 @@ class Film(nn.Module):
         return self.out(latent).unflatten(1, self.shape)
 
 
-def plain(model: CausalLM) -> CausalLM:
+def without_peft(model: CausalLM) -> CausalLM:
     """The model without PEFT's wrapping around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def blocks(model: CausalLM) -> nn.ModuleList:
+def transformer_blocks(model: CausalLM) -> nn.ModuleList:
     """The model's blocks, in order. ValueError where they are not found."""
-    decoder = plain(model).get_decoder()
+    decoder = without_peft(model).get_decoder()
     for name in ("layers", "h"):  # h: GPT-2 and its kin
         if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
             return found
     raise ValueError(f"the blocks of {type(decoder).__name__} were not found: dpo without recompute needs none")
 
 
-def autocast() -> contextlib.AbstractContextManager:
+def gpu_autocast() -> contextlib.AbstractContextManager:
     """bfloat16 on a GPU; on a CPU nothing, where it would be slower."""
-    return torch.autocast("cuda", torch.bfloat16) if device().type == "cuda" else contextlib.nullcontext()
+    return torch.autocast("cuda", torch.bfloat16) if torch_device().type == "cuda" else contextlib.nullcontext()
 
 
-def log_probs(policy: Policy, tokens: Tokens, rows: np.ndarray, latent: torch.Tensor | None = None) -> torch.Tensor:
+def response_log_probs(
+    policy: Policy, tokens: ItemTokens, rows: np.ndarray, latent: torch.Tensor | None = None
+) -> torch.Tensor:
     """float64[n]: log-probability of the response of item rows[i] for a user with latent[i]; workers share the batches."""
     found = torch.zeros(len(rows), dtype=torch.float64)
-    limit = TOKENS if device().type == "cuda" else TOKENS_ON_CPU
-    with torch.inference_mode(), autocast():
+    limit = MAX_POLICY_TOKENS if torch_device().type == "cuda" else MAX_CPU_POLICY_TOKENS
+    with torch.inference_mode(), gpu_autocast():
         for turn, some in enumerate(batches_by_length(tokens.length[rows], limit)):
-            if turn % parallel.size() == parallel.rank():
-                whose = None if latent is None else latent[torch.from_numpy(some)].to(device())
-                found[some] = policy(*tokens.batch(rows[some], device()), latent=whose).double().cpu()
-    return parallel.summed(found)
+            if turn % parallel.worker_count() == parallel.worker_rank():
+                whose = None if latent is None else latent[torch.from_numpy(some)].to(torch_device())
+                found[some] = policy(*tokens.padded_batch(rows[some], torch_device()), latent=whose).double().cpu()
+    return parallel.sum_over_workers(found)
 
 
 @lru_cache(2)  # a trial asks a dozen times; Items are hashed by identity
-def reference(
-    items: Items, model: LanguageModel, store: Store, cut: int = 0, dtype: torch.dtype = torch.float32
+def reference_log_probs(
+    items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
     text = hashlib.sha256()
@@ -284,22 +289,24 @@ def reference(
             text.update(chunk)
     identity = model.identity | {
         "text": text.hexdigest(),
-        "cut": cut,
+        "cut": max_response_tokens,
         "dtype": str(dtype),
-        "device": device().type,
+        "device": torch_device().type,
     }
-    key = hashed(identity)
-    kept = store.read("references", key)
-    if parallel.agreed(kept is not None):
-        kept = kept or store.read("references", key)
+    key = identity_hash(identity)
+    kept = store.read_manifest("references", key)
+    if parallel.first_workers_value(kept is not None):
+        kept = kept or store.read_manifest("references", key)
         if kept is None:
             raise ValueError(
                 f"the log-probabilities {key} of another worker are not in this worker's store {store.root}"
             )
-        return torch.from_numpy(safetensors.numpy.load(store.load(kept, "log_probs.safetensors"))["log_probs"])
-    tokens = tokens_of(items, model, store, cut)
-    found = log_probs(Policy(open_lm(model.folder(store), dtype)), tokens, np.arange(len(items)))
-    if parallel.rank() == 0:
+        return torch.from_numpy(safetensors.numpy.load(store.read_verified(kept, "log_probs.safetensors"))["log_probs"])
+    tokens = tokenise_items(items, model, store, max_response_tokens)
+    found = response_log_probs(
+        Policy(load_language_model(model.model_folder(store), dtype)), tokens, np.arange(len(items))
+    )
+    if parallel.worker_rank() == 0:
         content = safetensors.numpy.save({"log_probs": found.numpy()})
         store.commit("references", key, identity, {"log_probs.safetensors": content}, {})
     return found

@@ -15,24 +15,24 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness.method import WRITTEN
-from harness.models.base import TOKENS, as_sample
-from harness.models.on_transformers import TOKENS_ON_CPU
-from harness.models.sampling import Drawn, ends_of, padded, positions, sample_batch
-from harness.models.tokens import batches_by_length, context_length, lengths, render
+from harness.method import GENERATED_SCHEMA
+from harness.models.base import MAX_BATCH_TOKENS, make_sample
+from harness.models.on_transformers import MAX_CPU_BATCH_TOKENS
+from harness.models.sampling import DrawnSample, end_tokens, pad_tokens, sample_batch, token_positions
+from harness.models.tokens import batches_by_length, context_length, render_prompt, token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOGITS = 2**27  # of a batch that is measured: half a GB of each distribution of a vocabulary of 150,000
+MAX_MEASURED_LOGITS = 2**27  # of a batch that is measured: half a GB of each distribution of a vocabulary of 150,000
 
 Tensor = torch.Tensor
 Condition = Callable[[np.ndarray], AbstractContextManager]
-Steer = Callable[[np.ndarray, Tensor, Tensor], Tensor]
+AdjustLogits = Callable[[np.ndarray, Tensor, Tensor], Tensor]
 Reference = Callable[[Tensor, Tensor], Tensor]
 
 
-def write(
+def write_responses(
     lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -40,10 +40,10 @@ def write(
     *,
     max_tokens: int,
     policy: Condition | None = None,
-    steer: Steer | None = None,
+    adjust_logits: AdjustLogits | None = None,
     reference: Reference | None = None,
 ) -> pa.Table:
-    """A response to each prompt, as the chat template renders it: the table harness.method.WRITTEN.
+    """A response to each prompt, as the chat template renders it: the table harness.method.GENERATED_SCHEMA.
 
     seeds: row i draws its tokens by the uniform numbers of seeds[i]; one int s stands for a seed of each row's own,
     (s, i). So what else is in a batch changes no draw (it can change a probability by a rounding error), and two
@@ -59,81 +59,83 @@ def write(
     """
     device = next(lm.parameters()).device
     limit = context_length(lm.config, tokenizer, None)
-    known = {prompt: render(tokenizer, None, prompt)[-max(1, limit - max_tokens) :] for prompt in set(prompts)}
+    known = {prompt: render_prompt(tokenizer, None, prompt)[-max(1, limit - max_tokens) :] for prompt in set(prompts)}
     asked = [known[prompt] for prompt in prompts]
     if not all(asked):
         raise ValueError(f"{sum(not tokens for tokens in asked)} prompts have no tokens")
     keys = [(seeds, row) for row in range(len(prompts))] if isinstance(seeds, (int, np.integer)) else seeds
-    writer = Writer(lm, asked, limit, policy, steer, reference)
-    ends = ends_of(lm, tokenizer)
-    length = lengths(asked)
+    writer = PolicyWriter(lm, asked, limit, policy, adjust_logits, reference)
+    ends = end_tokens(lm, tokenizer)
+    length = token_counts(asked)
     room = np.minimum(max_tokens, limit - length)
     said: list[list[int]] = [[] for _ in prompts]
     stopped = np.zeros(len(prompts), dtype=bool)
     columns = np.zeros((2, len(prompts)), dtype=np.float32)
-    with torch.no_grad(), evaluating(lm):
-        for rows in batches_by_length(length + room, TOKENS):
+    with torch.no_grad(), evaluation_mode(lm):
+        for rows in batches_by_length(length + room, MAX_BATCH_TOKENS):
             draws = [np.random.default_rng(keys[row]).random(room[row]) for row in rows]
-            for row, drawn in zip(rows, writer.sample(rows, draws, ends), strict=True):
+            for row, drawn in zip(rows, writer.sample_responses(rows, draws, ends), strict=True):
                 said[row], stopped[row], _ = drawn
-        n_tokens = lengths(said)
-        budget = TOKENS if device.type == "cuda" else TOKENS_ON_CPU
-        for rows in batches_by_length(length + n_tokens, min(budget, LOGITS // lm.config.get_text_config().vocab_size)):
-            columns[:, rows] = writer.measure(rows, [said[row] for row in rows])
-    texts = [as_sample(tokenizer, *row, 0.0).text for row in zip(said, stopped.tolist(), strict=True)]
-    return pa.table([pa.array(texts, pa.large_string()), n_tokens, stopped, *columns], names=WRITTEN.names).cast(
-        WRITTEN
-    )
+        n_tokens = token_counts(said)
+        budget = MAX_BATCH_TOKENS if device.type == "cuda" else MAX_CPU_BATCH_TOKENS
+        for rows in batches_by_length(
+            length + n_tokens, min(budget, MAX_MEASURED_LOGITS // lm.config.get_text_config().vocab_size)
+        ):
+            columns[:, rows] = writer.measure_divergence(rows, [said[row] for row in rows])
+    texts = [make_sample(tokenizer, *row, 0.0).text for row in zip(said, stopped.tolist(), strict=True)]
+    return pa.table(
+        [pa.array(texts, pa.large_string()), n_tokens, stopped, *columns], names=GENERATED_SCHEMA.names
+    ).cast(GENERATED_SCHEMA)
 
 
 @dataclass(frozen=True, eq=False)
-class Writer:
+class PolicyWriter:
     """A model with the prompts it answers, as tokens, and the conditions of each: see `write`."""
 
     lm: PreTrainedModel
     prompts: list[list[int]]
     context_length: int
     policy: Condition | None
-    steer: Steer | None
+    adjust_logits: AdjustLogits | None
     reference: Reference | None
 
-    def logits(self, rows: np.ndarray, ids: Tensor, mask: Tensor, last: int, cache=None) -> tuple[Tensor, Any]:
+    def policy_logits(self, rows: np.ndarray, ids: Tensor, mask: Tensor, last: int, cache=None) -> tuple[Tensor, Any]:
         """The policy's, float[b, last, V] of the last places (0: all), and the cache."""
         with nullcontext() if self.policy is None else self.policy(rows):
             out = self.lm(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=positions(mask, ids.shape[1], self.context_length),
+                position_ids=token_positions(mask, ids.shape[1], self.context_length),
                 past_key_values=cache,
                 use_cache=last > 0,
-                output_hidden_states=self.steer is not None,
+                output_hidden_states=self.adjust_logits is not None,
                 logits_to_keep=last,
             )
-        if self.steer is None:
+        if self.adjust_logits is None:
             return out.logits, out.past_key_values
-        return self.steer(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
+        return self.adjust_logits(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
 
-    def sample(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[Drawn]:
+    def sample_responses(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[DrawnSample]:
         """A response to each row's prompt, its tokens by the uniform numbers of `draws`, as far as they go."""
 
         def forward(line: Tensor, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-            logits, cache = self.logits(rows[line.cpu().numpy()], ids, mask, 1, cache)
+            logits, cache = self.policy_logits(rows[line.cpu().numpy()], ids, mask, 1, cache)
             return logits[:, -1], cache
 
-        asked = padded([self.prompts[row] for row in rows], ends.device, left=True)
+        asked = pad_tokens([self.prompts[row] for row in rows], ends.device, left=True)
         return sample_batch(forward, asked, np.arange(len(rows)), draws, ends)
 
-    def measure(self, rows: np.ndarray, said: list[list[int]]) -> np.ndarray:
+    def measure_divergence(self, rows: np.ndarray, said: list[list[int]]) -> np.ndarray:
         """KL from the reference, and the reference's mean log-probability of a token, float[2, b], of what rows said."""
         asked = [self.prompts[row] for row in rows]
-        n_tokens = lengths(said)
+        n_tokens = token_counts(said)
         device = next(self.lm.parameters()).device
-        ids, mask = padded([before + after for before, after in zip(asked, said, strict=True)], device)
+        ids, mask = pad_tokens([before + after for before, after in zip(asked, said, strict=True)], device)
         line = np.repeat(np.arange(len(rows)), n_tokens)
-        start = np.repeat(lengths(asked), n_tokens)
+        start = np.repeat(token_counts(asked), n_tokens)
         place = start + np.concatenate([np.arange(n) for n in n_tokens])  # of the responses' tokens
-        p = self.logits(rows, ids, mask, 0)[0][line, place - 1].float().log_softmax(1)
-        if self.policy is None and self.steer is None and self.reference is None:
+        p = self.policy_logits(rows, ids, mask, 0)[0][line, place - 1].float().log_softmax(1)
+        if self.policy is None and self.adjust_logits is None and self.reference is None:
             q = p
         elif self.reference is None:
             plain = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -149,7 +151,7 @@ class Writer:
 
 
 @contextmanager
-def evaluating(lm: PreTrainedModel) -> Iterator[None]:
+def evaluation_mode(lm: PreTrainedModel) -> Iterator[None]:
     """Without dropout; afterwards each module is as it was."""
     before = [(module, module.training) for module in lm.modules()]
     lm.eval()

@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
-from harness.learning.linear import STEPS, dot, map_weights
+from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, row_log_odds
 from harness.method import State
-from harness.scores.metrics import log_loss, temperature_scale
+from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
-BARRIER = 0.1  # of weights on a simplex: a tenth of one answer's worth keeps them off the edge
+SIMPLEX_BARRIER = 0.1  # of weights on a simplex: a tenth of one answer's worth keeps them off the edge
 
 
 def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,12 +22,12 @@ def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
     spread = weights - weights.mean(0)
     least = 1e-6 * weights.square().mean() + 1e-12  # where nobody prefers anything all weights are zero
     covariance = spread.T @ spread / n_users + least * torch.eye(r, dtype=weights.dtype)
-    mean = shrunk_mean(weights.mean(0), covariance, n_users)
+    mean = james_stein_mean(weights.mean(0), covariance, n_users)
     rest = weights.mean(0) - mean
     return basis @ mean, basis @ torch.linalg.cholesky(covariance + torch.outer(rest, rest))
 
 
-def shrunk_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> torch.Tensor:
+def james_stein_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> torch.Tensor:
     """Positive-part James-Stein: the users' mean float64[r] drawn towards zero as far as their spread explains it.
 
     A prior centred on the mean helps where people agree and costs where they oppose each other; the statistic below is
@@ -37,10 +37,10 @@ def shrunk_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> t
     return mean * max(0.0, 1 - max(len(mean) - 2, 1) / agreement) if agreement > 0 else mean
 
 
-SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # one number per method, chosen among seven on validation users
+PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # one number per method, chosen among seven on validation users
 
 
-def best_on_validation(
+def best_prior_on_validation(
     priors: list[State], validation: Panel, answer: Callable[[State, Pairs], torch.Tensor] | None = None
 ) -> State:
     """The prior with the lowest calibrated log loss, averaged over eighths, quarters, halves and whole contexts.
@@ -52,19 +52,19 @@ def best_on_validation(
     gap, y = torch.from_numpy(validation.query.gap), validation.query.label
 
     def linear(prior: State, context: Pairs) -> torch.Tensor:
-        return dot(gap, map_weights(context, prior["mean"], prior["root"]), validation.query)
+        return row_log_odds(gap, fit_map_weights(context, prior["mean"], prior["root"]), validation.query)
 
     def loss(prior: State) -> float:
         scores = [(answer or linear)(prior, context).numpy() for context in contexts]
-        return sum(log_loss(temperature_scale(z, y) * z, y) for z in scores)
+        return sum(mean_log_loss(fit_temperature_scale(z, y) * z, y) for z in scores)
 
     return min(priors, key=loss)
 
 
-POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # as many as SCALES
+EIGENVALUE_POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # as many as PRIOR_SCALES
 
 
-def tempered(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
+def tempered_priors(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
     """Priors whose covariance is that of root float64[d, r] with its eigenvalues raised to powers, at constant trace.
 
     At 1 new users differ as the training users do; at 0 equally in all r directions, which is safer where few people
@@ -72,31 +72,33 @@ def tempered(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
     """
     vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
     variances = values**2
-    powered = [variances**power * variances.sum() / (variances**power).sum() for power in POWERS]
+    powered = [variances**power * variances.sum() / (variances**power).sum() for power in EIGENVALUE_POWERS]
     return [{"mean": mean, "root": vectors * p.sqrt()} for p in powered]
 
 
-def simplex_weights(
+def fit_simplex_weights(
     Z: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor, prior: State
 ) -> torch.Tensor:
     """float64[users, r]: argmin over w > 0, sum w = 1, of the logistic loss of offset + Z w plus a prior around `mean`.
 
-    The prior is (w - mean)T precision (w - mean) / 2 - BARRIER meanT log w: without data the answer is `mean`. Z is
+    The prior is (w - mean)T precision (w - mean) / 2 - SIMPLEX_BARRIER meanT log w: without data the answer is `mean`. Z is
     float64[users, n, r]. Newton's method under the equality constraint; the barrier keeps its steps inside.
     """
     mean, precision = prior["mean"], prior["precision"]
 
     def value(w: torch.Tensor) -> torch.Tensor:
         z = offset + (Z @ w.unsqueeze(2)).squeeze(2)
-        ridge = (((w - mean) @ precision) * (w - mean)).sum(1) / 2 - BARRIER * (mean * w.log()).sum(1)
+        ridge = (((w - mean) @ precision) * (w - mean)).sum(1) / 2 - SIMPLEX_BARRIER * (mean * w.log()).sum(1)
         return (mask * (softplus(z) - y * z)).sum(1) + ridge
 
     w = mean.repeat(len(Z), 1)
     loss = value(w)
-    for _ in range(STEPS):
+    for _ in range(MAX_NEWTON_STEPS):
         p = torch.sigmoid(offset + (Z @ w.unsqueeze(2)).squeeze(2))
-        gradient = (((p - y) * mask).unsqueeze(1) @ Z).squeeze(1) + (w - mean) @ precision - BARRIER * mean / w
-        hessian = (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z + precision + torch.diag_embed(BARRIER * mean / w**2)
+        gradient = (((p - y) * mask).unsqueeze(1) @ Z).squeeze(1) + (w - mean) @ precision - SIMPLEX_BARRIER * mean / w
+        hessian = (
+            (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z + precision + torch.diag_embed(SIMPLEX_BARRIER * mean / w**2)
+        )
         both = torch.stack([gradient, torch.ones_like(w)], 2)
         downhill, level = torch.cholesky_solve(both, torch.linalg.cholesky_ex(hessian)[0]).unbind(2)
         dw = downhill.sum(1, keepdim=True) / level.sum(1, keepdim=True) * level - downhill  # sums to zero
@@ -114,4 +116,4 @@ def mixture_priors(weights: torch.Tensor) -> list[State]:
     mean, r = weights.mean(0), weights.shape[1]
     spread = weights - mean
     covariance = spread.T @ spread / len(weights) + 1e-4 * torch.eye(r, dtype=weights.dtype)
-    return [{"mean": mean, "precision": torch.linalg.inv(scale**2 * covariance)} for scale in SCALES]
+    return [{"mean": mean, "precision": torch.linalg.inv(scale**2 * covariance)} for scale in PRIOR_SCALES]

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness.data import Items, Pairs, Panel, known_truth
+from harness.data import Items, Pairs, Panel, require_truth
 from harness.method import Method, Run, State, Users
 
-CHUNK = 2**18  # log-odds held at once: 1 MB of float32, which stays in a core's own cache
+LOG_ODDS_PER_CHUNK = 2**18  # log-odds held at once: 1 MB of float32, which stays in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class Bayes(Method):
     draws: int = 20_000  # of the population, at most
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        truth = known_truth(run.truth)
+        truth = require_truth(run.truth)
         utility = torch.from_numpy(truth.items) / max(truth.temperature, 0.01)  # 0 means certain
         return {"items": utility, "population": torch.from_numpy(truth.known_population[: self.draws])}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         y = torch.from_numpy(context.label).unsqueeze(1)
         likelihood = torch.zeros(context.n_users, len(state["population"]))
-        for rows, user, z in self.log_odds(state, context):
+        for rows, user, z in self.population_log_odds(state, context):
             likelihood.index_add_(0, user, (y[rows] * z).sub_(softplus(z)))
         return (likelihood.softmax(1),)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         p = torch.empty(len(query))
-        for rows, user, z in self.log_odds(state, query):
+        for rows, user, z in self.population_log_odds(state, query):
             p[rows] = (users[0][user] * z.sigmoid_()).sum(1)
         return torch.logit(p.double(), eps=1e-7)
 
@@ -46,10 +46,10 @@ class Bayes(Method):
         taste = (users[0] @ state["population"])[torch.from_numpy(user).long()]
         return (state["items"][torch.from_numpy(item).long()] * taste).sum(1)
 
-    def log_odds(self, state: State, pairs: Pairs):
+    def population_log_odds(self, state: State, pairs: Pairs):
         """Yields slices of rows, their users, and float32[rows, draws]: what each of the population would answer."""
         left, right, user = (torch.from_numpy(x).long() for x in (pairs.left, pairs.right, pairs.user))
-        step = max(1, CHUNK // len(state["population"]))
+        step = max(1, LOG_ODDS_PER_CHUNK // len(state["population"]))
         for start in range(0, len(pairs), step):
             rows = slice(start, start + step)
             yield rows, user[rows], (state["items"][left[rows]] - state["items"][right[rows]]) @ state["population"].T

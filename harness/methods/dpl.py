@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
-from harness.method import Manifest, Method, Run, State, Users
-from harness.methods.shared import fit_network, network
+from harness.errors import UserError
+from harness.method import Method, Run, State, TaskFacts, Users
+from harness.methods.shared import apply_reward_network, train_reward_network
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Dpl(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.atoms < 2 or self.hidden < 0 or self.steps < 1:
-            raise Mistake("dpl: atoms must be 2 or more, hidden 0 or more, steps 1 or more", "hidden = 0 is linear")
+            raise UserError("dpl: atoms must be 2 or more, hidden 0 or more, steps 1 or more", "hidden = 0 is linear")
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         outputs, hidden = (2, self.atoms)[self.model == "categorical"], [self.hidden] * 2 if self.hidden else []
-        return fit_network(train, validation, outputs, hidden, self.log_odds, self.steps, run)
+        return train_reward_network(train, validation, outputs, hidden, self.outputs_log_odds, self.steps, run)
 
-    def log_odds(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    def outputs_log_odds(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """float[n]: logit P(U_left > U_right), from both sides' outputs float[n, 2] or float[n, atoms]."""
         if self.model == "mean_variance":
             variance = torch.exp(2 * softplus(left[:, 1])) + torch.exp(2 * softplus(right[:, 1]))
@@ -56,11 +56,11 @@ class Dpl(Method):
         return (torch.zeros(context.n_users, 0),)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        outputs = network(state, items, item)
+        outputs = apply_reward_network(state, items, item)
         if self.model == "mean_variance":
             return outputs[:, 0]
         return outputs.softmax(1) @ torch.linspace(0, 1, self.atoms)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        left, right = (network(state, query.items, side) for side in (query.left, query.right))
-        return self.log_odds(left, right)
+        left, right = (apply_reward_network(state, query.items, side) for side in (query.left, query.right))
+        return self.outputs_log_odds(left, right)

@@ -15,18 +15,21 @@ import torch
 
 from harness import parallel
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
+from harness.fields import renamed_field
 from harness.learning import policy
-from harness.learning.dpo_training import Settings, Step, optimise
+from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_policy
 from harness.learning.policy import Policy
-from harness.learning.policy_sampling import write
-from harness.method import Manifest, Method, Predictor, Run, State, Users
+from harness.learning.policy_sampling import write_responses
+from harness.method import Method, Predictor, Run, State, TaskFacts, Users
 from harness.models.names import LanguageModel
 from harness.models.tokens import open_tokenizer
 from harness.store.store import Store
 
-WINDOW = 16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
-HELD_OUT = 64  # validation pairs asked on the way
+LENGTH_SORTED_STEPS = (
+    16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
+)
+VALIDATION_PAIRS = 64  # validation pairs asked on the way
 
 
 @dataclass(frozen=True)
@@ -42,113 +45,119 @@ class Dpo(Method):
     preferred less rejected) and accuracy of the steps' pairs, and of validation pairs.
     """
 
-    together: ClassVar[bool] = True
+    trains_model: ClassVar[bool] = True
     generates: ClassVar[bool] = True
     exports: ClassVar[bool] = True
 
-    model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
+    model: str = field(default="transformers:small", metadata={"identity": policy.canonical_policy_model})
     tune: Literal["lora", "full"] = "lora"
     rank: int = 16  # of `lora`; its alpha is twice that, as in C.2.2
     beta: float = 0.05  # C.2.2
     steps: int = 240
     batch: int = 16  # pairs a step
     rate: float = 1e-3
-    cut: int = 0  # tokens of a response at most; 0: one that does not fit into the model's context is an error
+    max_response_tokens: int = renamed_field(
+        0, formerly="cut"
+    )  # tokens of a response at most; 0: one that does not fit into the model's context is an error
     recompute: bool = field(default=False, metadata={"identity": False})  # activations: less memory, slower
     max_tokens: int = 128  # of a response that is written
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        policy.make_model(self.model)
-        least = min(self.rank, self.steps, self.batch, self.max_tokens, self.cut + 1)
+        policy.parse_policy_model(self.model)
+        least = min(self.rank, self.steps, self.batch, self.max_tokens, self.max_response_tokens + 1)
         if least < 1 or min(self.beta, self.rate) <= 0:
-            raise Mistake(
-                f"{self.name}: rank, steps, batch, max_tokens must be 1 or more, cut 0 or more, beta and rate above 0",
+            raise UserError(
+                f"{self.name}: rank, steps, batch, max_tokens must be 1 or more, max_response_tokens 0 or more, beta and rate above 0",
                 "beta = 0.05, steps = 240, batch = 16",
             )
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return super().refuses(task) if task.has_text else "needs items with text"
 
     @property
-    def lm(self) -> LanguageModel:
-        return policy.make_model(self.model)
+    def language_model(self) -> LanguageModel:
+        return policy.parse_policy_model(self.model)
 
     @property
-    def guess(self) -> float:
+    def estimated_seconds(self) -> float:
         return 30 + 0.025 * self.steps * self.batch  # of the project's small model: a pair's step, and what is judged
 
-    def ready(self, store: Store) -> None:
-        self.lm.check(store)
+    def prepare_models(self, store: Store) -> None:
+        self.language_model.check_available(store)
 
-    def encoded(self, items: Items, store: Store) -> tuple[policy.Tokens, torch.Tensor]:
+    def tokens_and_reference(self, items: Items, store: Store) -> tuple[policy.ItemTokens, torch.Tensor]:
         """The items' tokens, and their log-probabilities under the reference model."""
-        tokens = policy.tokens_of(items, self.lm, store, self.cut)
-        return tokens, policy.reference(items, self.lm, store, self.cut, self.dtype)
+        tokens = policy.tokenise_items(items, self.language_model, store, self.max_response_tokens)
+        return tokens, policy.reference_log_probs(
+            items, self.language_model, store, self.max_response_tokens, self.weights_dtype
+        )
 
     @property
-    def dtype(self) -> torch.dtype:
+    def weights_dtype(self) -> torch.dtype:
         """Of the weights as the model comes; the same for the reference."""
-        frozen = self.tune == "lora" and policy.device().type == "cuda"
+        frozen = self.tune == "lora" and policy.torch_device().type == "cuda"
         return torch.bfloat16 if frozen else torch.float32
 
-    def untrained(self, seed: int, store: Store, n_features: int = 0) -> Policy:
+    def untrained_policy(self, seed: int, store: Store, n_features: int = 0) -> Policy:
         """The policy before training, which is the reference model."""
-        opened = policy.open_lm(self.lm.folder(store), self.dtype)
+        opened = policy.load_language_model(self.language_model.model_folder(store), self.weights_dtype)
         if self.recompute:
             opened.gradient_checkpointing_enable({"use_reentrant": False})
-            for block in policy.blocks(opened):
+            for block in policy.transformer_blocks(opened):
                 block.training = True  # which the others are not, for dropout; recomputing asks for it
         if self.tune == "lora":
-            opened = policy.with_lora(opened, self.rank, seed)
-        return Policy(opened).to(policy.device())
+            opened = policy.add_lora(opened, self.rank, seed)
+        return Policy(opened).to(policy.torch_device())
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        store = policy.store_of(run)
-        tokens, reference = self.encoded(train.items, store)
-        opened = self.untrained(run.seed, store)
-        return optimise(
+        store = policy.require_run_store(run)
+        tokens, reference = self.tokens_and_reference(train.items, store)
+        opened = self.untrained_policy(run.seed, store)
+        return train_policy(
             opened,
             tokens,
             reference,
-            self.schedule(train, tokens, run),
-            Settings(self.beta, self.steps, {"lm": self.rate}),
+            self.training_schedule(train, tokens, run),
+            TrainingSettings(self.beta, self.steps, {"lm": self.rate}),
             run=run,
-            held_out=lambda: held_out(opened, tokens, reference, validation.query, self.beta),
+            held_out=lambda: validation_curves(opened, tokens, reference, validation.query, self.beta),
         )
 
-    def schedule(self, train: Pairs, tokens: policy.Tokens, run: Run):
+    def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run):
         """The pairs of each step: all in random order, again and again; those of a step have like lengths."""
         rng = np.random.default_rng([run.seed, 1])
         times = -(-self.steps * self.batch // len(train))
         order = np.concatenate([rng.permutation(len(train)) for _ in range(times)])[: self.steps * self.batch]
         length = np.maximum(tokens.length[train.left], tokens.length[train.right])[order]
-        window = np.arange(len(order)) // (WINDOW * self.batch)
+        window = np.arange(len(order)) // (LENGTH_SORTED_STEPS * self.batch)
         steps = order[np.lexsort((length, window))].reshape(self.steps, self.batch)
-        turn = np.lexsort((rng.random(self.steps), np.arange(self.steps) // WINDOW))
+        turn = np.lexsort((rng.random(self.steps), np.arange(self.steps) // LENGTH_SORTED_STEPS))
 
-        def step_at(step: int) -> Step:
+        def step_at(step: int) -> TrainingStep:
             rows = steps[turn[step]]
-            return Step(train.left[rows].astype(np.int64), train.right[rows].astype(np.int64), train.label[rows])
+            return TrainingStep(
+                train.left[rows].astype(np.int64), train.right[rows].astype(np.int64), train.label[rows]
+            )
 
         return step_at
 
     @contextmanager
-    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
+    def open_predictor(self, state: State, run: Run) -> Iterator[Predictor]:
         """Within it the policy with these weights is loaded; afterwards its memory is free."""
-        held = OpenDpo(self, state, policy.store_of(run))
+        held = LoadedDpo(self, state, policy.require_run_store(run))
         try:
             yield held
         finally:
             held.close()
 
 
-class OpenDpo(Predictor):
+class LoadedDpo(Predictor):
     """A trained policy at work: one language model in memory, until it is closed."""
 
     def __init__(self, method: Dpo, state: State, store: Store) -> None:
         self.method, self.store = method, store
-        self.model = loaded(method.untrained(0, store, n_features(state)), state)
+        self.model = set_trained_tensors(method.untrained_policy(0, store, count_context_features(state)), state)
 
     def close(self) -> None:
         """Frees the model."""
@@ -162,34 +171,36 @@ class OpenDpo(Predictor):
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         latent = users[0][torch.from_numpy(np.asarray(user)).long()]
-        tokens, reference = self.method.encoded(items, self.store)
-        return self.method.beta * log_ratio(self.model, tokens, reference, latent, np.asarray(item))
+        tokens, reference = self.method.tokens_and_reference(items, self.store)
+        return self.method.beta * policy_log_ratios(self.model, tokens, reference, latent, np.asarray(item))
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        mine = np.arange(len(prompts))[parallel.rank() :: parallel.size()]
+        mine = np.arange(len(prompts))[parallel.worker_rank() :: parallel.worker_count()]
         whose = None if users is None else tuple(t[torch.from_numpy(np.asarray(user)[mine]).long()] for t in users)
         seeds = [(run.seed, row) for row in mine.tolist()]
-        return parallel.everyones(self.written(whose, [prompts[row] for row in mine], seeds))
+        return parallel.gather_tables(self.responses_for(whose, [prompts[row] for row in mine], seeds))
 
-    def written(self, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
+    def responses_for(self, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
         """A response to prompts[i] for the user of row i; each row draws by its own seed."""
-        folder = self.method.lm.folder(self.store)
-        base = policy.open_lm(folder, self.method.dtype)
-        return write(
+        folder = self.method.language_model.model_folder(self.store)
+        base = policy.load_language_model(folder, self.method.weights_dtype)
+        return write_responses(
             base if latent is None else self.model.lm,
             open_tokenizer(folder),
             prompts,
             seeds,
             max_tokens=self.method.max_tokens,
-            policy=None if latent is None else lambda rows: self.model.acting(latent[0][rows].to(policy.device())),
+            policy=None
+            if latent is None
+            else lambda rows: self.model.acting_for(latent[0][rows].to(policy.torch_device())),
             reference=None if latent is None else lambda ids, mask: base(ids, attention_mask=mask).logits,
         )
 
     def export(self, state: State, folder: Path) -> str:
         """Writes what transformers and vLLM read; returns how."""
-        base = self.method.lm.folder(self.store)
+        base = self.method.language_model.model_folder(self.store)
         self.model.lm.save_pretrained(folder)
         open_tokenizer(base).save_pretrained(folder)
         if self.method.tune != "lora":
@@ -204,22 +215,22 @@ class OpenDpo(Predictor):
         )
 
 
-def loaded(opened: Policy, state: State) -> Policy:
+def set_trained_tensors(opened: Policy, state: State) -> Policy:
     """The policy with its learned tensors set to those of the state."""
-    learned = opened.learned()
+    learned = opened.trained_tensors()
     with torch.no_grad():
         for name, tensor in learned.items():
             tensor.copy_(state[name])
     return opened
 
 
-def n_features(state: State) -> int:
+def count_context_features(state: State) -> int:
     """Of the context that a state's policy reads; 0 where it reads none."""
     return state["film.weigh.weight"].shape[1] if "film.weigh.weight" in state else 0
 
 
-def log_ratio(
-    opened: Policy, tokens: policy.Tokens, reference: torch.Tensor, latent: torch.Tensor, item: np.ndarray
+def policy_log_ratios(
+    opened: Policy, tokens: policy.ItemTokens, reference: torch.Tensor, latent: torch.Tensor, item: np.ndarray
 ) -> torch.Tensor:
     """float64[n]: log pi(y | x) / reference(y | x) of the response of item[i], for a user with latent[i]; alike ones once."""
     who = np.zeros(len(item), dtype=np.int64)
@@ -227,16 +238,18 @@ def log_ratio(
         who = np.unique(latent.numpy(), axis=0, return_inverse=True)[1].ravel()
     asked, first, place = np.unique(np.stack([who, item]), axis=1, return_index=True, return_inverse=True)
     rows = asked[1].astype(np.int64)
-    said = policy.log_probs(opened, tokens, rows, latent[torch.from_numpy(first)])
+    said = policy.response_log_probs(opened, tokens, rows, latent[torch.from_numpy(first)])
     return (said - reference[torch.from_numpy(rows)])[torch.from_numpy(place.ravel())]
 
 
-def held_out(opened: Policy, tokens: policy.Tokens, reference: torch.Tensor, query: Pairs, beta: float) -> dict:
-    """Margin and accuracy of the first HELD_OUT validation pairs; nothing where there are none."""
+def validation_curves(
+    opened: Policy, tokens: policy.ItemTokens, reference: torch.Tensor, query: Pairs, beta: float
+) -> dict:
+    """Margin and accuracy of the first VALIDATION_PAIRS validation pairs; nothing where there are none."""
     if not len(query):
         return {}
-    rows = np.arange(min(HELD_OUT, len(query)))
+    rows = np.arange(min(VALIDATION_PAIRS, len(query)))
     items = np.concatenate([query.left[rows], query.right[rows]]).astype(np.int64)
-    left, right = (policy.log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]).chunk(2)
+    left, right = (policy.response_log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]).chunk(2)
     toward = beta * (left - right) * torch.from_numpy(2 * query.label[rows] - 1)
     return {"validation_margin": toward.mean(), "validation_accuracy": ((toward.sign() + 1) / 2).mean()}

@@ -13,11 +13,11 @@ import torch
 from sklearn.cluster import KMeans
 
 from harness import parallel
-from harness.data import Items, Pairs, Panel, known_truth
-from harness.errors import Mistake
+from harness.data import Items, Pairs, Panel, require_truth
+from harness.errors import UserError
 from harness.learning import policy
 from harness.method import Predictor, Run, State, Users
-from harness.methods.dpo import Dpo, OpenDpo
+from harness.methods.dpo import Dpo, LoadedDpo
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class DpoDedicated(Dpo):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kinds < 1:
-            raise Mistake(f"dpo_dedicated: kinds = {self.kinds} is below 1", "kinds = 2")
+            raise UserError(f"dpo_dedicated: kinds = {self.kinds} is below 1", "kinds = 2")
 
     @property
-    def guess(self) -> float:
-        return self.kinds * super().guess
+    def estimated_seconds(self) -> float:
+        return self.kinds * super().estimated_seconds
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        truth = known_truth(run.truth)
+        truth = require_truth(run.truth)
         utility = truth.users[train.people]
         kinds = np.unique(utility, axis=0)
         if len(kinds) > self.kinds:
             kinds = KMeans(self.kinds, n_init=10, random_state=0).fit(utility).cluster_centers_.astype(np.float32)
-        kind = of_kind(utility, kinds)
-        own_kind = of_kind(truth.users[validation.query.people], kinds)
+        kind = nearest_kind(utility, kinds)
+        own_kind = nearest_kind(truth.users[validation.query.people], kinds)
         state = {"kinds": torch.from_numpy(kinds)}
         for number in range(len(kinds)):
             users = np.flatnonzero(own_kind == number)
@@ -61,27 +61,32 @@ class DpoDedicated(Dpo):
         return state
 
     @contextmanager
-    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
-        held = OpenDedicated(self, state, run)
+    def open_predictor(self, state: State, run: Run) -> Iterator[Predictor]:
+        held = LoadedDedicated(self, state, run)
         try:
             yield held
         finally:
             held.close()
 
 
-class OpenDedicated(Predictor):
+class LoadedDedicated(Predictor):
     """The policies of all kinds at work, one of them in memory at a time."""
 
     def __init__(self, method: DpoDedicated, state: State, run: Run) -> None:
-        self.method, self.state, self.store, self.truth = method, state, policy.store_of(run), known_truth(run.truth)
+        self.method, self.state, self.store, self.truth = (
+            method,
+            state,
+            policy.require_run_store(run),
+            require_truth(run.truth),
+        )
         self.number = -1
-        self.held: OpenDpo | None = None
+        self.held: LoadedDpo | None = None
 
-    def of(self, number: int) -> OpenDpo:
+    def policy_of_kind(self, number: int) -> LoadedDpo:
         """The policy of one kind, loaded in the place of another."""
         if self.number != number or self.held is None:
             self.close()
-            self.number, self.held = number, OpenDpo(self.method, part(self.state, number), self.store)
+            self.number, self.held = number, LoadedDpo(self.method, state_of_kind(self.state, number), self.store)
         return self.held
 
     def close(self) -> None:
@@ -90,7 +95,7 @@ class OpenDedicated(Predictor):
         self.held = None
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return (torch.from_numpy(of_kind(self.truth.users[context.people], state["kinds"].numpy()))[:, None],)
+        return (torch.from_numpy(nearest_kind(self.truth.users[context.people], state["kinds"].numpy()))[:, None],)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         kind, user, item = users[0][:, 0].numpy(), np.asarray(user), np.asarray(item)
@@ -98,36 +103,42 @@ class OpenDedicated(Predictor):
         for number in np.unique(kind[user]):
             rows = np.flatnonzero(kind[user] == number)
             everybody = (torch.zeros(1, 0),)
-            of_one = self.of(number).reward({}, everybody, items, np.zeros(len(rows), np.int64), item[rows])
+            of_one = self.policy_of_kind(number).reward({}, everybody, items, np.zeros(len(rows), np.int64), item[rows])
             found[torch.from_numpy(rows)] = of_one
         return found
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        mine = np.arange(len(prompts))[parallel.rank() :: parallel.size()]
+        mine = np.arange(len(prompts))[parallel.worker_rank() :: parallel.worker_count()]
         asked, seeds = [prompts[row] for row in mine], [(run.seed, row) for row in mine.tolist()]
         if users is None:
-            return parallel.everyones(self.of(0).written(None, asked, seeds))
+            return parallel.gather_tables(self.policy_of_kind(0).responses_for(None, asked, seeds))
         kind = users[0][torch.from_numpy(np.asarray(user)[mine]).long(), 0].numpy()
         tables, rows = [], []
         for number in np.unique(kind):
             own = np.flatnonzero(kind == number)
             below = (torch.zeros(len(own), 0),)
-            tables.append(self.of(number).written(below, [asked[row] for row in own], [seeds[row] for row in own]))
+            tables.append(
+                self.policy_of_kind(number).responses_for(
+                    below, [asked[row] for row in own], [seeds[row] for row in own]
+                )
+            )
             rows.append(own)
-        return parallel.everyones(pa.concat_tables(tables).take(np.argsort(np.concatenate(rows))))
+        return parallel.gather_tables(pa.concat_tables(tables).take(np.argsort(np.concatenate(rows))))
 
     def export(self, state: State, folder: Path) -> str:
         kinds = range(len(state["kinds"]))
-        return "\n".join(self.of(number).export(part(state, number), folder / str(number)) for number in kinds)
+        return "\n".join(
+            self.policy_of_kind(number).export(state_of_kind(state, number), folder / str(number)) for number in kinds
+        )
 
 
-def of_kind(users: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def nearest_kind(users: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """int64[n]: which of the kinds float32[m, k] each of the users float32[n, k] is; the nearest."""
     return ((users[:, None] - kinds) ** 2).sum(2).argmin(1)
 
 
-def part(state: State, number: int) -> State:
+def state_of_kind(state: State, number: int) -> State:
     """The state of one kind's policy."""
     return {name.partition("/")[2]: t for name, t in state.items() if name.startswith(f"{number}/")}

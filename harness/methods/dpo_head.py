@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning.linear import LinearMethod
 from harness.method import Run, State
 
-STEP = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
-TOO_MANY = 100_000  # steps: a minute or more, and a sign that features are not of the order of one
+STEP_SIZE = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
+MAX_STEPS = 100_000  # steps: a minute or more, and a sign that features are not of the order of one
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DpoHead(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.beta, self.tau, self.horizon) <= 0 or self.records < 1:
-            raise Mistake(
+            raise UserError(
                 "dpo_head: beta, tau and horizon must be above 0, records 1 or more", "for example beta = 0.1"
             )
 
@@ -50,8 +50,8 @@ class DpoHead(LinearMethod):
         pace = self.beta**2 / (self.tau * n)
         fastest = pace * float(gram.abs().sum(1).max()) / 4  # no eigenvalue exceeds a row's sum, no sigmoid slopes more
         apart = self.horizon / self.records
-        steps = max(1, ceil(apart * fastest / STEP))
-        if steps * self.records > TOO_MANY:
+        steps = max(1, ceil(apart * fastest / STEP_SIZE))
+        if steps * self.records > MAX_STEPS:
             raise ValueError(f"{steps * self.records} steps: scale the features down, or lower beta^2 horizon / tau")
 
         def flow(a: torch.Tensor) -> torch.Tensor:
@@ -62,11 +62,11 @@ class DpoHead(LinearMethod):
         path = [a]
         for _ in range(self.records):
             for _ in range(steps):
-                a = runge_kutta(flow, a, apart / steps)
+                a = runge_kutta_step(flow, a, apart / steps)
             path.append(a)
         weights = torch.stack(path) @ X
-        margins = weights @ toward_preferred(train).T
-        unseen = weights @ toward_preferred(validation.query).T
+        margins = weights @ gaps_to_preferred(train).T
+        unseen = weights @ gaps_to_preferred(validation.query).T
         for seen, new in zip(margins, unseen, strict=True):
             run.log(
                 loss=softplus(-seen).mean().item(),
@@ -89,7 +89,7 @@ class DpoHead(LinearMethod):
         }
 
 
-def runge_kutta(flow, a: torch.Tensor, step: float) -> torch.Tensor:
+def runge_kutta_step(flow, a: torch.Tensor, step: float) -> torch.Tensor:
     """One classical fourth-order step of da/dt = flow(a)."""
     k1 = flow(a)
     k2 = flow(a + step / 2 * k1)
@@ -98,7 +98,7 @@ def runge_kutta(flow, a: torch.Tensor, step: float) -> torch.Tensor:
     return a + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
-def toward_preferred(pairs: Pairs) -> torch.Tensor:
+def gaps_to_preferred(pairs: Pairs) -> torch.Tensor:
     """float64[n, d]: features of the preferred item minus those of the other."""
     sign = torch.from_numpy(pairs.label >= 0.5).double() * 2 - 1
     return torch.from_numpy(pairs.gap).double() * sign.unsqueeze(1)

@@ -9,19 +9,21 @@ from scipy.optimize import minimize
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.factors import whitener
-from harness.learning.linear import LinearMethod, padded
-from harness.learning.networks import train as train_network
-from harness.learning.priors import best_on_validation
-from harness.method import Manifest, Run, State, Users
-from harness.methods.moment import Signal, moments, refuses_times, shortest, signals
+from harness.errors import UserError
+from harness.learning.factors import whitening_matrix
+from harness.learning.linear import LinearMethod, padded_gaps
+from harness.learning.networks import train_network as train_network
+from harness.learning.priors import best_prior_on_validation
+from harness.method import Run, State, TaskFacts, Users
+from harness.methods.moment import Signal, answer_signals, mean_signed_gaps, refusal_without_times, shortest_seconds
 
 # The ridge times the number of training users: one number per method, chosen among seven on validation users.
-DECAYS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
-LONGEST = 60  # pairs in a training context of the network, which takes a minute; the paper's inference length
-CHUNK = 64  # users the network reads at once
-HEADS = 4  # heads of its attention
+RIDGE_STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
+MAX_TRAINING_CONTEXT = (
+    60  # pairs in a training context of the network, which takes a minute; the paper's inference length
+)
+USERS_PER_CHUNK = 64  # users the network reads at once
+ATTENTION_HEADS = 4  # heads of its attention
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Icra(LinearMethod):
 
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"
-    length: int = 0  # pairs in a training context, at most; 0 is every other pair of the user, and LONGEST for gpt2
+    length: int = (
+        0  # pairs in a training context, at most; 0 is every other pair of the user, and MAX_TRAINING_CONTEXT for gpt2
+    )
     width: int = 64  # gpt2
     layers: int = 2  # gpt2
     steps: int = 600  # gpt2: of 64 users and 10 queries each
@@ -53,35 +57,40 @@ class Icra(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.width, self.layers, self.steps) < 1 or self.width % HEADS or self.length < 0 or self.rate <= 0:
-            raise Mistake(
+        if (
+            min(self.width, self.layers, self.steps) < 1
+            or self.width % ATTENTION_HEADS
+            or self.length < 0
+            or self.rate <= 0
+        ):
+            raise UserError(
                 "icra: layers or steps below 1, length below 0, rate not above 0, or a width its heads do not divide",
-                f"width is a multiple of {HEADS}, for example 64",
+                f"width is a multiple of {ATTENTION_HEADS}, for example 64",
             )
 
     @property
     def has_rewards(self) -> bool:
         return self.model != "gpt2"
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
             return "holds a d x d matrix of every pair of features: more than 512 features are too many"
-        return refuses_times(self.signal, task) or super().refuses(task)
+        return refusal_without_times(self.signal, task) or super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         if self.model == "gpt2":
-            return fit_network(self, train, run)
-        states = fit_linear(train, self.signal, self.length, run)
-        return best_on_validation(
+            return train_transformer(self, train, run)
+        states = fit_linear_attention(train, self.signal, self.length, run)
+        return best_prior_on_validation(
             states, validation, lambda state, c: self.score(state, self.adapt(state, c, run), validation.query)
         )
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         if self.model == "gpt2":
-            return tokens(state, context, self.signal)
-        return (self.log_odds(moments(context, self.signal, state["floor"]) @ state["gamma"].T),)
+            return context_tokens(state, context, self.signal)
+        return (self.answer_log_odds(mean_signed_gaps(context, self.signal, state["floor"]) @ state["gamma"].T),)
 
-    def log_odds(self, answer: torch.Tensor) -> torch.Tensor:
+    def answer_log_odds(self, answer: torch.Tensor) -> torch.Tensor:
         """From what was trained: log-odds already, or the drift, where P(left) = sigmoid(2 drift)."""
         return answer if self.signal == "choice" else 2 * answer
 
@@ -94,26 +103,26 @@ class Icra(LinearMethod):
         if self.model == "linear":
             return super().score(state, users, query)
         answers = []
-        for start in range(0, query.n_users, CHUNK):
-            part = query.chunk(start, min(start + CHUNK, query.n_users))
+        for start in range(0, query.n_users, USERS_PER_CHUNK):
+            part = query.chunk(start, min(start + USERS_PER_CHUNK, query.n_users))
             if len(part):
-                X, _, mask = padded(part)
+                X, _, mask = padded_gaps(part)
                 X = (X @ state["white"]).float()
-                z = read(state, users[0][start : start + len(X)], users[1][start : start + len(X)], X)
+                z = transformer_answers(state, users[0][start : start + len(X)], users[1][start : start + len(X)], X)
                 answers.append(z[mask.bool()])
-        return self.log_odds(torch.cat(answers))
+        return self.answer_log_odds(torch.cat(answers))
 
 
-def fit_linear(train: Pairs, signal: Signal, length: int, run: Run) -> list[State]:
-    """{"gamma": float64[d, d]} for each of DECAYS: the convex problems' minima, each begun at the one before.
+def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) -> list[State]:
+    """{"gamma": float64[d, d]} for each of RIDGE_STRENGTHS: the convex problems' minima, each begun at the one before.
 
     In coordinates where E[x xT] = I the matrix is a I + D, and D has the ridge.
     """
-    white = whitener(train)
+    white = whitening_matrix(train)
     d = len(white)
     X = torch.from_numpy(train.gap).double() @ white
-    floor = shortest(train)
-    own = signals(train, signal, floor)
+    floor = shortest_seconds(train)
+    own = answer_signals(train, signal, floor)
     S = moments_of_others(train, own[:, None] * X, length)
     size, n, y = float(S.square().mean().sqrt()) or 1.0, len(X), torch.from_numpy(train.label).double()
     S /= size
@@ -132,7 +141,7 @@ def fit_linear(train: Pairs, signal: Signal, length: int, run: Run) -> list[Stat
         return float(value), torch.cat([gradient.trace()[None], (gradient + decay * D).flatten()]).numpy()
 
     flat, states = np.zeros(1 + d * d), []
-    for decay in DECAYS:
+    for decay in RIDGE_STRENGTHS:
         found = minimize(
             objective, flat, (decay / train.n_users,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
         )
@@ -154,10 +163,10 @@ def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Te
     return found / size.clamp(min=1)[:, None]
 
 
-def fit_network(method: Icra, train: Pairs, run: Run) -> State:
+def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
     """GPT-2's tensors, trained on random contexts and queries of random training users."""
-    white, floor = whitener(train), shortest(train)
-    scale = signals(train, method.signal, floor).square().mean().sqrt().clamp(min=1e-6)
+    white, floor = whitening_matrix(train), shortest_seconds(train)
+    scale = answer_signals(train, method.signal, floor).square().mean().sqrt().clamp(min=1e-6)
     inputs = {"white": white, "scale": scale, "floor": floor}
     draw, d, width = run.generator("icra"), len(white), method.width
 
@@ -177,8 +186,8 @@ def fit_network(method: Icra, train: Pairs, run: Run) -> State:
             net |= {f"{i}.{name}.weight": normal(*shape), f"{i}.{name}.bias": torch.zeros(shape[0])}
     net |= {"norm": torch.ones(width), "head": normal(1, width)}
 
-    T, mask = tokens(inputs, train, method.signal)
-    length, asked = min(method.length or LONGEST, T.shape[1] - 1), max(1, min(10, T.shape[1] // 2))
+    T, mask = context_tokens(inputs, train, method.signal)
+    length, asked = min(method.length or MAX_TRAINING_CONTEXT, T.shape[1] - 1), max(1, min(10, T.shape[1] // 2))
     users = torch.from_numpy(np.flatnonzero(np.diff(train.offsets)))
 
     def loss(step: int) -> torch.Tensor:
@@ -187,7 +196,7 @@ def fit_network(method: Icra, train: Pairs, run: Run) -> State:
         t, real = T[chosen[:, None], order], mask[chosen[:, None], order]
         shown = torch.randint(length + 1, (64, 1), generator=draw)  # of the pairs after the ones asked
         context = real[:, asked:] & (torch.arange(order.shape[1] - asked) < shown)
-        z = read(net, t[:, asked:], context, t[:, :asked, :d])[real[:, :asked]]
+        z = transformer_answers(net, t[:, asked:], context, t[:, :asked, :d])[real[:, :asked]]
         target = t[:, :asked, d][real[:, :asked]]
         if method.signal == "choice":  # turned so that the winner is first: a share of .8 has the signal .6
             return (softplus(z) - (1 + target * scale) / 2 * z).mean()
@@ -196,10 +205,10 @@ def fit_network(method: Icra, train: Pairs, run: Run) -> State:
     return train_network(net, loss, method.steps, method.rate, run) | inputs
 
 
-def tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
+def context_tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     """float32[n_users, n, d + 1]: whitened gaps and scaled signals, turned so that no signal is negative; bool[n_users, n]."""
     counts = np.diff(pairs.offsets)
-    own = signals(pairs, signal, state["floor"]) / state["scale"]
+    own = answer_signals(pairs, signal, state["floor"]) / state["scale"]
     gap = torch.from_numpy(pairs.gap).double() @ state["white"]
     rows = torch.cat([torch.where(own[:, None] < 0, -gap, gap), own.abs()[:, None]], 1)
     found = torch.zeros(pairs.n_users, int(counts.max(initial=0)), rows.shape[1])
@@ -208,7 +217,7 @@ def tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, to
     return found, torch.arange(found.shape[1]) < torch.from_numpy(counts)[:, None]
 
 
-def read(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+def transformer_answers(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """float32[users, queries]: (f(x) - f(-x)) / 2 for whitened gaps x float32[users, queries, d] after the context tokens.
 
     Every token sees the context and itself, so that no query sees another.
@@ -222,7 +231,7 @@ def read(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.T
     for i in range(sum(name.endswith(".norm1") for name in state)):
         x = layer_norm(h, (width,), state[f"{i}.norm1"])
         qkv = linear(x, state[f"{i}.qkv.weight"], state[f"{i}.qkv.bias"])
-        q, k, v = qkv.view(len(h), n, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(len(h), n, 3, ATTENTION_HEADS, -1).permute(2, 0, 3, 1, 4)
         x = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(h.shape)
         h = h + linear(x, state[f"{i}.out.weight"], state[f"{i}.out.bias"])
         x = layer_norm(h, (width,), state[f"{i}.norm2"])

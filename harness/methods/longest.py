@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import torch
 
 from harness.data import Items, Pairs, Panel
-from harness.method import Manifest, Method, Run, State, Users
+from harness.method import Method, Run, State, TaskFacts, Users
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Longest(Method):
     words. What a reward model gains over this line is more than a taste for length.
     """
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return super().refuses(task) if task.has_text else "needs items with text"
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

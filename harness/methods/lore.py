@@ -6,10 +6,16 @@ from typing import Literal
 import torch
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.factors import factorise, moment_svd, own_weights, random_factors
-from harness.learning.linear import LinearMethod, padded
-from harness.learning.priors import best_on_validation, empirical_prior, mixture_priors, simplex_weights, tempered
+from harness.errors import UserError
+from harness.learning.factors import fit_factors, moment_svd, random_factors, weights_in_basis
+from harness.learning.linear import LinearMethod, padded_gaps
+from harness.learning.priors import (
+    best_prior_on_validation,
+    empirical_prior,
+    fit_simplex_weights,
+    mixture_priors,
+    tempered_priors,
+)
 from harness.method import Run, State, Users
 
 
@@ -32,29 +38,31 @@ class Lore(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.rank, self.steps) < 1:
-            raise Mistake("lore: rank and steps must be at least 1", "rank counts the rewards that a user mixes")
+            raise UserError("lore: rank and steps must be at least 1", "rank counts the rewards that a user mixes")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         simplex = self.weights == "simplex"
         if simplex or not self.svd:
             weights, basis = random_factors(train, self.rank, run.generator("lore"))
         else:
-            weights, basis = own_weights(train, moment_svd(train, self.rank)[1])
-        weights, basis = factorise(train, weights, basis, 0.0, self.steps, run, simplex)
+            weights, basis = weights_in_basis(train, moment_svd(train, self.rank)[1])
+        weights, basis = fit_factors(train, weights, basis, 0.0, self.steps, run, simplex)
         if not simplex:
-            return best_on_validation(tempered(*empirical_prior(weights, basis)), validation)
+            return best_prior_on_validation(tempered_priors(*empirical_prior(weights, basis)), validation)
         priors = [prior | {"basis": basis} for prior in mixture_priors(weights)]
-        return best_on_validation(priors, validation, lambda prior, shown: self.answer(prior, shown, validation.query))
+        return best_prior_on_validation(
+            priors, validation, lambda prior, shown: self.score_from_context(prior, shown, validation.query)
+        )
 
-    def answer(self, state: State, context: Pairs, query: Pairs) -> torch.Tensor:
-        return self.score(state, self.mixtures(state, context), query)
+    def score_from_context(self, state: State, context: Pairs, query: Pairs) -> torch.Tensor:
+        return self.score(state, self.fit_mixtures(state, context), query)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return self.mixtures(state, context) if "basis" in state else super().adapt(state, context, run)
+        return self.fit_mixtures(state, context) if "basis" in state else super().adapt(state, context, run)
 
-    def mixtures(self, state: State, context: Pairs) -> Users:
+    def fit_mixtures(self, state: State, context: Pairs) -> Users:
         w = state["mean"].repeat(context.n_users, 1)
         if len(context):
-            X, y, mask = padded(context)
-            w = simplex_weights(X @ state["basis"], y, mask, torch.zeros_like(y), state)
+            X, y, mask = padded_gaps(context)
+            w = fit_simplex_weights(X @ state["basis"], y, mask, torch.zeros_like(y), state)
         return (w @ state["basis"].T, w)

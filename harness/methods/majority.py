@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
-from harness.method import Manifest, Method, Run, State, Users
+from harness.errors import UserError
+from harness.method import Method, Run, State, TaskFacts, Users
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Majority(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.smoothing > 0:
-            raise Mistake(f"majority: smoothing = {self.smoothing} must be above 0", "smoothing = 1.0")
+            raise UserError(f"majority: smoothing = {self.smoothing} must be above 0", "smoothing = 1.0")
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return super().refuses(task) if task.shares_pairs else "needs pairs that training users judged as well"
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        pair, forward = unordered(train)
+        pair, forward = unordered_pair_ids(train)
         pair, row = pair.unique(return_inverse=True)  # ascending
         label = torch.from_numpy(train.label).double()
         yes = torch.zeros(len(pair), dtype=torch.float64).index_add_(0, row, torch.where(forward, label, 1 - label))
@@ -42,13 +42,13 @@ class Majority(Method):
         return (torch.zeros(context.n_users),)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        pair, forward = unordered(query)
+        pair, forward = unordered_pair_ids(query)
         row = torch.searchsorted(state["pair"], pair).clamp(max=len(state["pair"]) - 1)
         log_odds = torch.where(state["pair"][row] == pair, state["log_odds"][row], 0.0)
         return torch.where(forward, log_odds, -log_odds)
 
 
-def unordered(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+def unordered_pair_ids(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """int64[n], a number per unordered pair of items; bool[n], whether left is the item of lower number."""
     left, right = torch.from_numpy(pairs.left).long(), torch.from_numpy(pairs.right).long()
     return torch.minimum(left, right) * len(pairs.items) + torch.maximum(left, right), left < right

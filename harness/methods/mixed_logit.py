@@ -6,11 +6,12 @@ from typing import Literal
 import torch
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.factors import mean_square
-from harness.learning.linear import LinearMethod, laplace
-from harness.learning.priors import best_on_validation, shrunk_mean, tempered
-from harness.method import Manifest, Run, State
+from harness.errors import UserError
+from harness.fields import renamed_field
+from harness.learning.factors import mean_square_gap
+from harness.learning.linear import LinearMethod, laplace_posteriors
+from harness.learning.priors import best_prior_on_validation, james_stein_mean, tempered_priors
+from harness.method import Run, State, TaskFacts
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class MixedLogit(LinearMethod):
     """
 
     steps: int = 10
-    elicit: Literal["random", "uncertainty"] = "random"
+    elicitation: Literal["random", "uncertainty"] = renamed_field("random", formerly="elicit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1:
-            raise Mistake("mixed_logit: steps must be at least 1", "a prior that is not learned is that of per_user")
+            raise UserError("mixed_logit: steps must be at least 1", "a prior that is not learned is that of per_user")
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
             return "holds a d x d posterior for every user: more than 512 features are too many"
         return super().refuses(task)
@@ -39,12 +40,12 @@ class MixedLogit(LinearMethod):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         n_users, d = train.n_users, train.gap.shape[1]
         eye = torch.eye(d, dtype=torch.float64)
-        mean, covariance = torch.zeros(d, dtype=torch.float64), eye / mean_square(train)
+        mean, covariance = torch.zeros(d, dtype=torch.float64), eye / mean_square_gap(train)
         for _ in range(self.steps):
-            weights, spread = laplace(train, mean, torch.linalg.cholesky(covariance))
+            weights, spread = laplace_posteriors(train, mean, torch.linalg.cholesky(covariance))
             mean = weights.mean(0)
             total = (weights - mean).T @ (weights - mean) + spread
             covariance = (total + d * total.trace() / (n_users * d) * eye) / (n_users + d)
             run.log(sd=(covariance.trace() / d).sqrt())
-        mean = shrunk_mean(mean, covariance, n_users)
-        return best_on_validation(tempered(mean, torch.linalg.cholesky(covariance)), validation)
+        mean = james_stein_mean(mean, covariance, n_users)
+        return best_prior_on_validation(tempered_priors(mean, torch.linalg.cholesky(covariance)), validation)

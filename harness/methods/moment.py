@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from harness.data import Pairs, Panel
-from harness.learning.factors import whitener
+from harness.learning.factors import whitening_matrix
 from harness.learning.linear import LinearMethod
-from harness.method import Manifest, Run, State, Users
+from harness.method import Run, State, TaskFacts, Users
 
 Signal = Literal["choice", "response_time"]
 
@@ -26,36 +26,36 @@ class Moment(LinearMethod):
 
     signal: Signal = "choice"
 
-    def refuses(self, task: Manifest) -> str | None:
-        return refuses_times(self.signal, task) or super().refuses(task)
+    def refuses(self, task: TaskFacts) -> str | None:
+        return refusal_without_times(self.signal, task) or super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        white = whitener(train)
-        return {"gamma": white @ white, "floor": shortest(train)}
+        white = whitening_matrix(train)
+        return {"gamma": white @ white, "floor": shortest_seconds(train)}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return (2 * moments(context, self.signal, state["floor"]) @ state["gamma"].T,)
+        return (2 * mean_signed_gaps(context, self.signal, state["floor"]) @ state["gamma"].T,)
 
 
-def refuses_times(signal: Signal, task: Manifest) -> str | None:
+def refusal_without_times(signal: Signal, task: TaskFacts) -> str | None:
     """Why response times cannot be read, where the signal asks for them and the task has none."""
     return "reads response times" if signal == "response_time" and not task.has_seconds else None
 
 
-def shortest(train: Pairs) -> torch.Tensor:
+def shortest_seconds(train: Pairs) -> torch.Tensor:
     """float64[]: the response time in seconds that one row in a hundred is below; zero where there are no times."""
     return torch.tensor(0.0 if train.seconds is None else float(np.quantile(train.seconds, 0.01)), dtype=torch.float64)
 
 
-def signals(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
+def answer_signals(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
     """float64[n]: each row's mean answer in [-1, 1], or that over its mean response time in seconds, at least `floor`."""
     y = 2 * torch.from_numpy(pairs.label).double() - 1
     return y if signal == "choice" else y / torch.from_numpy(pairs.seconds).double().clamp(min=floor)
 
 
-def moments(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
+def mean_signed_gaps(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
     """float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero without rows."""
-    rows = signals(pairs, signal, floor)[:, None] * torch.from_numpy(pairs.gap)
+    rows = answer_signals(pairs, signal, floor)[:, None] * torch.from_numpy(pairs.gap)
     total = torch.zeros(pairs.n_users, rows.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(pairs.user).long(), rows)
     return total / torch.from_numpy(np.diff(pairs.offsets)).clamp(min=1)[:, None]

@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu, softplus
 
-from harness.errors import Mistake
-from harness.learning.amortised import AmortisedMethod, Batch, as_shown, divergence, target_loss
-from harness.learning.networks import forward, mlp
+from harness.errors import UserError
+from harness.learning.amortised import AmortisedMethod, TrainingBatch, gaussian_divergence, pair_inputs, target_loss
+from harness.learning.networks import apply_mlp, initial_mlp
 from harness.method import State, Users
 
-HEADS = 8  # C.2
+ATTENTION_HEADS = 8  # C.2
 
 
 @dataclass(frozen=True)
@@ -31,43 +31,47 @@ class NpBtl(AmortisedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.encoder == "attention" and self.width % HEADS:
-            raise Mistake(f"np_btl: width {self.width} cannot be shared among {HEADS} heads", "for example width = 64")
+        if self.encoder == "attention" and self.width % ATTENTION_HEADS:
+            raise UserError(
+                f"np_btl: width {self.width} cannot be shared among {ATTENTION_HEADS} heads", "for example width = 64"
+            )
 
-    def networks(self, d: int, generator: torch.Generator) -> State:
+    def initial_networks(self, d: int, generator: torch.Generator) -> State:
         w, k = self.width, self.latent_dim * (1 + self.latent)
-        state = mlp("pool", [w, w, k], generator)
+        state = initial_mlp("pool", [w, w, k], generator)
         if self.encoder == "deepset":
-            return state | mlp("pair", [2 * d, w, w], generator)
-        state |= mlp("pair", [2 * d, w], generator) | mlp("heads", [w, 3 * w], generator)
-        return state | mlp("mixed", [w, w], generator) | {"empty": torch.zeros(w)}
+            return state | initial_mlp("pair", [2 * d, w, w], generator)
+        state |= initial_mlp("pair", [2 * d, w], generator) | initial_mlp("heads", [w, 3 * w], generator)
+        return state | initial_mlp("mixed", [w, w], generator) | {"empty": torch.zeros(w)}
 
     def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
-        pooled = (self.encoded(state, shown, mask) * mask.unsqueeze(2)).sum(1)
+        pooled = (self.encode_pairs(state, shown, mask) * mask.unsqueeze(2)).sum(1)
         longer = (mask.sum(1, keepdim=True) / self.context).clamp(min=1)
-        z = forward(state, "pool", pooled / longer, silu)
+        z = apply_mlp(state, "pool", pooled / longer, silu)
         if not self.latent:
             return (z,)
         mean, spread = z.chunk(2, 1)
         return mean, softplus(spread).square() + 1e-4  # a variance that is never zero, so that the KL is finite
 
-    def encoded(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def encode_pairs(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """float32[users, n, width]: every pair, under attention in the light of the others."""
-        pairs = forward(state, "pair", shown, silu)
+        pairs = apply_mlp(state, "pair", shown, silu)
         if self.encoder == "deepset":
             return pairs
         pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)  # so that none attends to nothing
         seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, None, None]
-        query, key, value = forward(state, "heads", pairs).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            apply_mlp(state, "heads", pairs).unflatten(2, (3, ATTENTION_HEADS, -1)).permute(2, 0, 3, 1, 4)
+        )
         mixed = scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2)
-        return forward(state, "mixed", mixed)[:, :-1]
+        return apply_mlp(state, "mixed", mixed)[:, :-1]
 
-    def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+    def training_loss(self, state: State, batch: TrainingBatch, draw: torch.Generator) -> torch.Tensor:
         if not self.latent:
             return target_loss(state, batch, *self.encode_users(state, batch.shown, batch.mask))
         prior = self.encode_users(state, batch.shown, batch.mask)
-        everything = torch.cat([batch.shown, as_shown(batch.asked, batch.label)], 1)
+        everything = torch.cat([batch.shown, pair_inputs(batch.asked, batch.label)], 1)
         mean, variance = self.encode_users(state, everything, torch.cat([batch.mask, batch.weight > 0], 1))
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
         per_target = len(mean) / (batch.weight > 0).sum()
-        return target_loss(state, batch, z) + divergence(mean, variance, *prior) * per_target
+        return target_loss(state, batch, z) + gaussian_divergence(mean, variance, *prior) * per_target

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning import policy
-from harness.learning.dpo_training import Settings, Step, optimise
+from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_policy
 from harness.learning.policy import Film, Policy
-from harness.method import Manifest, Predictor, Run, State, Users
-from harness.methods.dpo import Dpo, OpenDpo
+from harness.method import Predictor, Run, State, TaskFacts, Users
+from harness.methods.dpo import Dpo, LoadedDpo
 from harness.store.store import Store
 
 
@@ -47,43 +47,48 @@ class NpDpo(Dpo):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.targets, self.context, self.width) < 1 or self.film_rate <= 0 or self.batch % self.targets:
-            raise Mistake(
+            raise UserError(
                 "np_dpo: targets, context, width must be 1 or more, film_rate above 0, and batch a multiple of targets",
                 "batch = 18, targets = 9",
             )
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
-    def untrained(self, seed: int, store: Store, n_features: int = 0) -> Policy:
-        model = super().untrained(seed, store).lm
+    def untrained_policy(self, seed: int, store: Store, n_features: int = 0) -> Policy:
+        model = super().untrained_policy(seed, store).lm
         if self.tune == "film":
             model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            film = Film(n_features, self.width, len(policy.blocks(model)), model.config.get_text_config().hidden_size)
-        return Policy(model, film).to(policy.device())
+            film = Film(
+                n_features,
+                self.width,
+                len(policy.transformer_blocks(model)),
+                model.config.get_text_config().hidden_size,
+            )
+        return Policy(model, film).to(policy.torch_device())
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        store = policy.store_of(run)
-        tokens, reference = self.encoded(train.items, store)
-        return {"scale": torch.tensor(size_of(train))} | optimise(
-            self.untrained(run.seed, store, train.gap.shape[1]),
+        store = policy.require_run_store(run)
+        tokens, reference = self.tokens_and_reference(train.items, store)
+        return {"scale": torch.tensor(root_mean_square_gap(train))} | train_policy(
+            self.untrained_policy(run.seed, store, train.gap.shape[1]),
             tokens,
             reference,
-            self.schedule(train, tokens, run),
-            Settings(self.beta, self.steps, {"lm": self.rate, "film": self.film_rate}),
+            self.training_schedule(train, tokens, run),
+            TrainingSettings(self.beta, self.steps, {"lm": self.rate, "film": self.film_rate}),
             run=run,
         )
 
-    def schedule(self, train: Pairs, tokens: policy.Tokens, run: Run) -> Callable[[int], Step]:
+    def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run) -> Callable[[int], TrainingStep]:
         """The users of each step, and of each his context and targets."""
-        count, size, scale = np.diff(train.offsets), self.batch // self.targets, size_of(train)
+        count, size, scale = np.diff(train.offsets), self.batch // self.targets, root_mean_square_gap(train)
         able = np.flatnonzero(count > self.targets)
         if not len(able):
             raise ValueError(f"no training user has more than {self.targets} pairs: lower targets")
 
-        def step_at(step: int) -> Step:
+        def step_at(step: int) -> TrainingStep:
             rng = np.random.default_rng([run.seed, 1, step])
             parts, shown = [], []
             for user in rng.choice(able, size):
@@ -92,8 +97,8 @@ class NpDpo(Dpo):
                 parts.append(own[: self.targets])
                 shown.append(own[self.targets : self.targets + n])
             rows = np.concatenate(parts)
-            means = np.stack([toward(train, some).sum(0) / max(1, len(some)) / scale for some in shown])
-            return Step(
+            means = np.stack([gaps_to_winner(train, some).sum(0) / max(1, len(some)) / scale for some in shown])
+            return TrainingStep(
                 train.left[rows].astype(np.int64),
                 train.right[rows].astype(np.int64),
                 train.label[rows],
@@ -103,26 +108,26 @@ class NpDpo(Dpo):
         return step_at
 
     @contextmanager
-    def opened(self, state: State, run: Run) -> Iterator[Predictor]:
-        held = OpenNpDpo(self, state, policy.store_of(run))
+    def open_predictor(self, state: State, run: Run) -> Iterator[Predictor]:
+        held = LoadedNpDpo(self, state, policy.require_run_store(run))
         try:
             yield held
         finally:
             held.close()
 
 
-class OpenNpDpo(OpenDpo):
+class LoadedNpDpo(LoadedDpo):
     """A policy at work that reads users from their context pairs."""
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         total = np.zeros((context.n_users, context.items.known_features.shape[1]), dtype=np.float32)
-        np.add.at(total, context.user, toward(context, np.arange(len(context))))
+        np.add.at(total, context.user, gaps_to_winner(context, np.arange(len(context))))
         mean = total / np.maximum(np.diff(context.offsets), 1)[:, None].astype(np.float32)
         film = self.model.film
         if film is None:
             raise ValueError("the policy has nothing that reads a user")
         with torch.inference_mode():
-            shown = torch.from_numpy(mean).to(policy.device()) / state["scale"].to(policy.device())
+            shown = torch.from_numpy(mean).to(policy.torch_device()) / state["scale"].to(policy.torch_device())
             return (film.latent(shown).cpu().clone(),)
 
     def export(self, state: State, folder: Path) -> str:
@@ -132,17 +137,17 @@ class OpenNpDpo(OpenDpo):
         return (
             f"{told}\nThat is the model unmodulated, nobody's policy. What modulates it for a user is in film.safetensors, "
             "which only manyminds\nreads: harness.trials.export.load_trained gives method and state; within "
-            "method.opened(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) reads users from "
+            "method.open_predictor(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) reads users from "
             "their choices, policy.generate(state, users, user, prompts, Run(0)) writes for them."
         )
 
 
-def size_of(pairs: Pairs) -> float:
+def root_mean_square_gap(pairs: Pairs) -> float:
     """The root mean square of all features of all gaps, by which what a user is read from is divided."""
     return max(float(np.sqrt(np.square(pairs.gap).mean())), 1e-6)
 
 
-def toward(pairs: Pairs, rows: np.ndarray) -> np.ndarray:
+def gaps_to_winner(pairs: Pairs, rows: np.ndarray) -> np.ndarray:
     """float32[n, d]: features of winner less loser of those rows; a soft label shortens the gap."""
     features = pairs.items.known_features
     return (features[pairs.left[rows]] - features[pairs.right[rows]]) * (2 * pairs.label[rows] - 1)[:, None]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.data import Pairs, Panel, known_truth
+from harness.data import Pairs, Panel, require_truth
 from harness.method import Method, Run, State, Users
 
 
@@ -15,12 +15,12 @@ class Oracle(Method):
     privileged = True
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        truth = known_truth(run.truth)
+        truth = require_truth(run.truth)
         utility = torch.from_numpy(truth.items).double() / max(truth.temperature, 0.01)  # 0 means certain
         return {"items": utility}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return (torch.from_numpy(known_truth(run.truth).users[context.people]).double(),)
+        return (torch.from_numpy(require_truth(run.truth).users[context.people]).double(),)
 
     def reward(self, state, users, items, user, item) -> torch.Tensor:
         mine = users[0][torch.from_numpy(user).long()]

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning.linear import padded_rows
-from harness.learning.networks import forward, mlp, train
-from harness.learning.priors import best_on_validation, mixture_priors, simplex_weights
-from harness.method import Manifest, Method, Run, State, Users
+from harness.learning.networks import apply_mlp, initial_mlp, train_network
+from harness.learning.priors import best_prior_on_validation, fit_simplex_weights, mixture_priors
+from harness.method import Method, Run, State, TaskFacts, Users
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Pal(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.prototypes, self.dim, self.steps, self.batch) < 1 or self.hidden < 0 or self.rate <= 0:
-            raise Mistake(
+            raise UserError(
                 "pal: prototypes, dim, steps and batch must be 1 or more, hidden 0 or more, rate above 0",
                 "hidden = 0 is linear",
             )
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def fit(self, shown: Pairs, validation: Panel, run: Run) -> State:
         draw = run.generator("pal")
         d = shown.items.known_features.shape[1]
-        state = mlp("map", [d, self.hidden, self.dim] if self.hidden else [d, self.dim], draw)
+        state = initial_mlp("map", [d, self.hidden, self.dim] if self.hidden else [d, self.dim], draw)
         state["prototypes"] = torch.randn(self.prototypes, self.dim, generator=draw)
         state["logits"] = torch.zeros(shown.n_users, self.prototypes)
         x = torch.from_numpy(shown.items.known_features[np.stack([shown.left, shown.right])])
@@ -58,22 +58,24 @@ class Pal(Method):
 
         def loss(step: int) -> torch.Tensor:
             rows = torch.randint(len(y), (self.batch,), generator=draw)
-            slope, offset = self.parts(state, *x[:, rows])
+            slope, offset = self.log_odds_parts(state, *x[:, rows])
             z = (slope * state["logits"][user[rows]].softmax(1)).sum(1) + offset
             return (softplus(z) - y[rows] * z).mean()
 
-        state = train(state, loss, self.steps, self.rate, run)
+        state = train_network(state, loss, self.steps, self.rate, run)
         state["map.0.weight"] = state["map.0.weight"] / scale  # from here on f takes items as they come
         state["map.0.bias"] = state["map.0.bias"] - state["map.0.weight"] @ center
         weights = state.pop("logits").softmax(1).double()
         priors = [state | prior for prior in mixture_priors(weights)]
-        return best_on_validation(
+        return best_prior_on_validation(
             priors, validation, lambda prior, c: self.score(prior, self.adapt(prior, c, run), validation.query)
         )
 
-    def parts(self, state: State, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_odds_parts(
+        self, state: State, left: torch.Tensor, right: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The log-odds of pairs of items float32[n, d] are slope float32[n, K] times w, plus offset float32[n]."""
-        left, right = forward(state, "map", left), forward(state, "map", right)
+        left, right = apply_mlp(state, "map", left), apply_mlp(state, "map", right)
         slope = (left - right) @ state["prototypes"].T
         if self.variant == "angle":
             return slope, torch.zeros(len(slope))
@@ -83,12 +85,12 @@ class Pal(Method):
         if not len(context):
             return (state["mean"].repeat(context.n_users, 1),)
         sides = (torch.from_numpy(context.items.known_features[side]) for side in (context.left, context.right))
-        slope, offset = (part.double() for part in self.parts(state, *sides))
+        slope, offset = (part.double() for part in self.log_odds_parts(state, *sides))
         y = torch.from_numpy(context.label).double()
         Z, y, mask, offset = padded_rows(context, slope, y, torch.ones_like(y), offset)
-        return (simplex_weights(Z, y, mask, offset, state),)
+        return (fit_simplex_weights(Z, y, mask, offset, state),)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        place = forward(state, "map", torch.from_numpy(items.known_features[item])).double()
+        place = apply_mlp(state, "map", torch.from_numpy(items.known_features[item])).double()
         ideal = (users[0] @ state["prototypes"].double())[torch.from_numpy(user).long()]
         return -(place - ideal).square().sum(1) if self.variant == "distance" else (place * ideal).sum(1)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning.linear import LinearMethod
-from harness.learning.priors import SCALES, best_on_validation
+from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation
 from harness.method import Run, State
 
 
@@ -20,10 +20,10 @@ class PerUser(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale is not None and self.scale <= 0:
-            raise Mistake("per_user: scale must be positive", "leave it out and validation users choose it")
+            raise UserError("per_user: scale must be positive", "leave it out and validation users choose it")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         zero = torch.zeros(train.gap.shape[1], dtype=torch.float64)
-        scales = SCALES if self.scale is None else (self.scale,)
+        scales = PRIOR_SCALES if self.scale is None else (self.scale,)
         priors = [{"mean": zero, "root": torch.tensor(scale, dtype=torch.float64)} for scale in scales]
-        return best_on_validation(priors, validation)
+        return best_prior_on_validation(priors, validation)

@@ -8,13 +8,16 @@ import torch
 from sklearn.linear_model import RidgeCV
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.factors import factorise, mean_square, moment_svd, own_weights, random_factors
-from harness.learning.linear import LinearMethod, variance
-from harness.learning.priors import SCALES, best_on_validation, empirical_prior, tempered
+from harness.errors import UserError
+from harness.fields import renamed_field
+from harness.learning.factors import fit_factors, mean_square_gap, moment_svd, random_factors, weights_in_basis
+from harness.learning.linear import LinearMethod, log_odds_variance
+from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior, tempered_priors
 from harness.method import Run, State, Users
 
-LARGE = 4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
+MAX_MATRIX_ENTRIES = (
+    4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
+)
 
 
 @dataclass(frozen=True)
@@ -42,32 +45,32 @@ class Pref(LinearMethod):
     svd: bool = True  # False starts from random factors: the ablation without SVD
     whiten: bool = True
     steps: int = 40  # 60 gain nothing
-    elicit: Literal["random", "uncertainty"] = "random"
+    elicitation: Literal["random", "uncertainty"] = renamed_field("random", formerly="elicit")
     rule: Literal["slope", "printed"] = "slope"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.rank, self.steps) < 1 or self.decay < 0:
-            raise Mistake(
+            raise UserError(
                 "pref: rank and steps must be at least 1, decay 0 or more", "decay = 0 is the ablation without L2"
             )
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         spectrum, basis = self.matrix_svd(train)
-        start = own_weights(train, basis) if self.svd else random_factors(train, self.rank, run.generator("pref"))
-        weights, basis = factorise(train, *start, self.decay, self.steps, run)
+        start = weights_in_basis(train, basis) if self.svd else random_factors(train, self.rank, run.generator("pref"))
+        weights, basis = fit_factors(train, *start, self.decay, self.steps, run)
         if self.whiten:
-            priors = tempered(*empirical_prior(weights, basis))
+            priors = tempered_priors(*empirical_prior(weights, basis))
         else:
             zero = torch.zeros(len(basis), dtype=basis.dtype)
-            priors = [{"mean": zero, "root": scale * basis} for scale in SCALES]
-        return best_on_validation(priors, validation) | {"spectrum": spectrum}
+            priors = [{"mean": zero, "root": scale * basis} for scale in PRIOR_SCALES]
+        return best_prior_on_validation(priors, validation) | {"spectrum": spectrum}
 
     def matrix_svd(self, train: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """Singular values, and features float64[d, <= J] fitted to the pairs' factor (Algorithm 1, lines 2 to 5)."""
         low, high = np.minimum(train.left, train.right).astype(np.int64), np.maximum(train.left, train.right)
         _, first, pair = np.unique(low * len(train.items) + high, return_index=True, return_inverse=True)
-        if len(train) < 2 * len(first) or train.n_users * len(first) > LARGE:
+        if len(train) < 2 * len(first) or train.n_users * len(first) > MAX_MATRIX_ENTRIES:
             return moment_svd(train, self.rank)
         sign = np.where(train.left == low, 1.0, -1.0)  # both orders of a pair are one column
         cells = torch.from_numpy(train.user).long(), torch.from_numpy(pair)
@@ -77,11 +80,11 @@ class Pref(LinearMethod):
         _, spectrum, Vt = torch.linalg.svd(matrix / times.clamp(min=1), full_matrices=False)
         gap = torch.from_numpy(train.gap[first] * sign[first, None]).double()
         columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
-        alphas = mean_square(train) * np.logspace(-2, 5, 8)
+        alphas = mean_square_gap(train) * np.logspace(-2, 5, 8)
         ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leaving pairs out one by one
         return spectrum, torch.from_numpy(np.atleast_2d(ridge.coef_).T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         if self.rule == "printed":
-            return variance(state["root"], users[1], pool)
+            return log_odds_variance(state["root"], users[1], pool)
         return super().uncertainty(state, users, pool)

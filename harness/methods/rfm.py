@@ -8,14 +8,14 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning import networks
-from harness.learning.factors import factorise, noise_norm, random_factors
+from harness.learning.factors import fit_factors, noise_spectral_norm, random_factors
 from harness.learning.linear import LinearMethod
-from harness.learning.priors import SCALES, best_on_validation, empirical_prior
+from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior
 from harness.method import Run, State, Users
 
-BATCH = 1024  # pairs in each step of `mlp`
+PAIRS_PER_STEP = 1024  # pairs in each step of `mlp`
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Rfm(LinearMethod):
     features: Literal["linear", "mlp"] = "linear"
     hidden: int = 128  # the hidden layer's width; read by `mlp` alone
     decay: float = 0.12  # of the noise's spectral norm; chosen on validation users of `low_rank` and `snacks`
-    steps: int = 50  # of L-BFGS; `mlp` takes forty times as many, with BATCH pairs in each
+    steps: int = 50  # of L-BFGS; `mlp` takes forty times as many, with PAIRS_PER_STEP pairs in each
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.dim, self.hidden, self.steps) < 1 or self.decay < 0:
-            raise Mistake(
+            raise UserError(
                 "rfm: dim, hidden and steps must be at least 1, decay 0 or more", "the paper's dims: 8, 32, 128"
             )
 
@@ -49,8 +49,8 @@ class Rfm(LinearMethod):
     def fit_linear(self, train: Pairs, validation: Panel, run: Run) -> State:
         weights, basis = random_factors(train, self.dim, run.generator("rfm"))
         weights = 0.1 * weights  # so that people with thousands of pairs (`arguments`) need no more steps than others
-        mean, root = empirical_prior(*factorise(train, weights, basis, self.decay, self.steps, run))
-        return best_on_validation([{"mean": mean, "root": scale * root} for scale in SCALES], validation)
+        mean, root = empirical_prior(*fit_factors(train, weights, basis, self.decay, self.steps, run))
+        return best_prior_on_validation([{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES], validation)
 
     def fit_mlp(self, train: Pairs, validation: Panel, run: Run) -> State:
         x = torch.from_numpy(train.items.known_features[np.stack([train.left, train.right])])
@@ -58,45 +58,47 @@ class Rfm(LinearMethod):
         scale = (x - center).square().mean().sqrt().clamp(min=1e-6)
         x, y, user = (x - center) / scale, torch.from_numpy(train.label), torch.from_numpy(train.user).long()
         (_, n, d), n_users = x.shape, train.n_users
-        ridge = self.decay * noise_norm(n, n_users, d, float((x[0] - x[1]).square().mean()))
+        ridge = self.decay * noise_spectral_norm(n, n_users, d, float((x[0] - x[1]).square().mean()))
         draw = run.generator("rfm")
-        net = networks.mlp("phi", [d, self.hidden, self.dim], draw)
+        net = networks.initial_mlp("phi", [d, self.hidden, self.dim], draw)
         net["weights"] = 0.1 * torch.randn(n_users, self.dim, generator=draw)
 
         def loss(step: int) -> torch.Tensor:
-            rows = torch.randint(n, (BATCH,), generator=draw)
-            left, right = networks.forward(net, "phi", x[:, rows], torch.tanh)
+            rows = torch.randint(n, (PAIRS_PER_STEP,), generator=draw)
+            left, right = networks.apply_mlp(net, "phi", x[:, rows], torch.tanh)
             z = ((left - right) * net["weights"][user[rows]]).sum(1)
             return (softplus(z) - y[rows] * z).mean() + ridge / 2 / n * sum(t.square().sum() for t in net.values())
 
-        net = networks.train(net, loss, 40 * self.steps, 3e-3, run)
+        net = networks.train_network(net, loss, 40 * self.steps, 3e-3, run)
         mean, root = empirical_prior(net.pop("weights").double(), torch.eye(self.dim, dtype=torch.float64))
         state = net | {"center": center, "scale": scale}
-        seen = Panel(in_features(state, validation.context), in_features(state, validation.query))
-        return state | best_on_validation([{"mean": mean, "root": s * root} for s in SCALES], seen)
+        seen = Panel(with_network_features(state, validation.context), with_network_features(state, validation.query))
+        return state | best_prior_on_validation([{"mean": mean, "root": s * root} for s in PRIOR_SCALES], seen)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        return super().adapt(state, in_features(state, context), run)
+        return super().adapt(state, with_network_features(state, context), run)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         if self.features == "linear":
             return super().reward(state, users, items, user, item)
-        return super().reward(state, users, Items(phi(state, items.known_features[item])), user, np.arange(len(item)))
+        return super().reward(
+            state, users, Items(network_features(state, items.known_features[item])), user, np.arange(len(item))
+        )
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
-        return super().score(state, users, in_features(state, query))
+        return super().score(state, users, with_network_features(state, query))
 
 
-def phi(state: State, features: np.ndarray) -> np.ndarray:
+def network_features(state: State, features: np.ndarray) -> np.ndarray:
     """float32[n, dim]: the learned features of items float32[n, d]."""
     x = (torch.from_numpy(features) - state["center"]) / state["scale"]
-    return networks.forward(state, "phi", x, torch.tanh).detach().numpy()
+    return networks.apply_mlp(state, "phi", x, torch.tanh).detach().numpy()
 
 
-def in_features(state: State, pairs: Pairs) -> Pairs:
+def with_network_features(state: State, pairs: Pairs) -> Pairs:
     """The same pairs, of items in the learned features; where these are linear they are left to the prior."""
     if "phi.0.weight" not in state:
         return pairs
-    items = Items(phi(state, pairs.items.known_features[np.r_[pairs.left, pairs.right]]))
+    items = Items(network_features(state, pairs.items.known_features[np.r_[pairs.left, pairs.right]]))
     row = np.arange(len(pairs), dtype=np.int32)
     return replace(pairs, items=items, left=row, right=row + np.int32(len(pairs)))

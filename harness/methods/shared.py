@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning import networks
-from harness.learning.linear import LinearMethod, map_weights
-from harness.learning.priors import SCALES, best_on_validation
+from harness.learning.linear import LinearMethod, fit_map_weights
+from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation
 from harness.method import Run, State, Users
-from harness.scores.metrics import log_loss, temperature_scale
+from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,19 @@ class Shared(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.hidden, self.steps) < 1:
-            raise Mistake("shared: hidden and steps must be at least 1", 'head = "linear" needs neither')
+            raise UserError("shared: hidden and steps must be at least 1", 'head = "linear" needs neither')
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         if self.head == "mlp":
-            return fit_network(train, validation, 1, [self.hidden] * 2, bradley_terry, self.steps, run)
+            return train_reward_network(
+                train, validation, 1, [self.hidden] * 2, bradley_terry_log_odds, self.steps, run
+            )
         d = train.gap.shape[1]
         zero, nothing = torch.zeros(d, dtype=torch.float64), torch.zeros(d, 0, dtype=torch.float64)
-        fits = [map_weights(train.pooled(), zero, torch.tensor(scale, dtype=torch.float64))[0] for scale in SCALES]
-        return best_on_validation([{"mean": weights, "root": nothing} for weights in fits], validation)
+        fits = [
+            fit_map_weights(train.pooled(), zero, torch.tensor(scale, dtype=torch.float64))[0] for scale in PRIOR_SCALES
+        ]
+        return best_prior_on_validation([{"mean": weights, "root": nothing} for weights in fits], validation)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return super().adapt(state, context, run) if self.head == "linear" else (torch.zeros(context.n_users, 0),)
@@ -48,26 +52,28 @@ class Shared(LinearMethod):
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         if self.head == "linear":
             return super().reward(state, users, items, user, item)
-        return network(state, items, item).squeeze(1)
+        return apply_reward_network(state, items, item).squeeze(1)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
         if self.head == "linear":
             return super().score(state, users, query)
-        return bradley_terry(network(state, query.items, query.left), network(state, query.items, query.right))
+        return bradley_terry_log_odds(
+            apply_reward_network(state, query.items, query.left), apply_reward_network(state, query.items, query.right)
+        )
 
 
-def bradley_terry(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def bradley_terry_log_odds(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """float32[n]: log-odds that left is preferred, from rewards float32[n, 1]."""
     return (left - right).squeeze(1)
 
 
-def network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
-    """float32[n, outputs]: what `fit_network`'s network says of the items' given rows."""
+def apply_reward_network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
+    """float32[n, outputs]: what `train_reward_network`'s network says of the items' given rows."""
     x = torch.from_numpy(items.known_features[item])
-    return networks.forward(state, "net", (x - state["center"]) / state["scale"])
+    return networks.apply_mlp(state, "net", (x - state["center"]) / state["scale"])
 
 
-def fit_network(
+def train_reward_network(
     train: Pairs,
     validation: Panel,
     outputs: int,
@@ -88,17 +94,17 @@ def fit_network(
     scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one for all: rare features stay small
     x, y = (x - center) / scale, torch.from_numpy(train.label)
     frame = {"center": center, "scale": scale}
-    net = networks.mlp("net", [x.shape[2], *hidden, outputs], draw)
+    net = networks.initial_mlp("net", [x.shape[2], *hidden, outputs], draw)
 
     def loss(step: int) -> torch.Tensor:
         rows = torch.randint(len(y), (512,), generator=draw)  # pairs a step: more were slower and no better
-        z = log_odds(*networks.forward(net, "net", x[:, rows]))
+        z = log_odds(*networks.apply_mlp(net, "net", x[:, rows]))
         return (softplus(z) - y[rows] * z).mean()
 
     def held_out(now: State) -> float:
         asked = validation.query
-        sides = (network(frame | now, asked.items, side) for side in (asked.left, asked.right))
+        sides = (apply_reward_network(frame | now, asked.items, side) for side in (asked.left, asked.right))
         z = log_odds(*sides).double().numpy()
-        return log_loss(temperature_scale(z, asked.label) * z, asked.label)
+        return mean_log_loss(fit_temperature_scale(z, asked.label) * z, asked.label)
 
-    return frame | networks.train(net, loss, steps, 3e-3, run, held_out=held_out)
+    return frame | networks.train_network(net, loss, steps, 3e-3, run, held_out=held_out)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
-from harness.learning.factors import moment_svd, own_weights
+from harness.errors import UserError
+from harness.learning.factors import moment_svd, weights_in_basis
 from harness.learning.linear import LinearMethod
-from harness.learning.priors import SCALES, best_on_validation, empirical_prior
+from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior
 from harness.method import Run, State
 
 
@@ -24,8 +24,8 @@ class Spectral(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
-            raise Mistake("spectral: rank must be at least 1", "rank counts the directions that are kept")
+            raise UserError("spectral: rank must be at least 1", "rank counts the directions that are kept")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        mean, root = empirical_prior(*own_weights(train, moment_svd(train, self.rank)[1]))
-        return best_on_validation([{"mean": mean, "root": scale * root} for scale in SCALES], validation)
+        mean, root = empirical_prior(*weights_in_basis(train, moment_svd(train, self.rank)[1]))
+        return best_prior_on_validation([{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES], validation)

@@ -11,21 +11,21 @@ import torch
 from torch.nn.functional import layer_norm
 
 from harness.data import Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning import policy
 from harness.learning.linear import LinearMethod
-from harness.learning.networks import forward, mlp, train
-from harness.learning.policy_sampling import write
-from harness.method import Manifest, Run, State, Users
+from harness.learning.networks import apply_mlp, initial_mlp, train_network
+from harness.learning.policy_sampling import write_responses
+from harness.method import Run, State, TaskFacts, Users
 from harness.methods.mixed_logit import MixedLogit
 from harness.models.names import LanguageModel
 from harness.models.tokens import batches_by_length, open_tokenizer
 from harness.store.store import Store
 
-WIDTH = 256  # of the value head's hidden layer
-BATCH = 2048  # tokens a step
-RATE = 3e-3
-HELD_OUT = 8  # every eighth text decides when the head has learned enough
+HIDDEN_WIDTH = 256  # of the value head's hidden layer
+TOKENS_PER_STEP = 2048  # tokens a step
+LEARNING_RATE = 3e-3
+VALIDATION_SHARE = 8  # every eighth text decides when the head has learned enough
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Vas(LinearMethod):
     """
 
     generates: ClassVar[bool] = True
-    together: ClassVar[bool] = True  # for the GPU that its model is on; several workers find the same
+    trains_model: ClassVar[bool] = True  # for the GPU that its model is on; several workers find the same
 
-    model: str = field(default="transformers:small", metadata={"identity": policy.canonical})
+    model: str = field(default="transformers:small", metadata={"identity": policy.canonical_policy_model})
     strength: float = 1.0
     axes: int = 8
     rank: int = 16
@@ -59,91 +59,105 @@ class Vas(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        policy.make_model(self.model)
+        policy.parse_policy_model(self.model)
         if min(self.axes, self.rank, self.steps, self.max_tokens) < 1 or self.strength < 0:
-            raise Mistake("vas: axes, rank, steps or max_tokens below 1, or strength below 0", "strength = 1.0")
+            raise UserError("vas: axes, rank, steps or max_tokens below 1, or strength below 0", "strength = 1.0")
 
-    def refuses(self, task: Manifest) -> str | None:
+    def refuses(self, task: TaskFacts) -> str | None:
         return MixedLogit().refuses(task) if task.has_text else "needs items with text"
 
     @property
-    def lm(self) -> LanguageModel:
-        return policy.make_model(self.model)
+    def language_model(self) -> LanguageModel:
+        return policy.parse_policy_model(self.model)
 
     @property
-    def guess(self) -> float:
+    def estimated_seconds(self) -> float:
         return 30.0  # with the project's small model
 
-    def ready(self, store: Store) -> None:
-        self.lm.check(store)
+    def prepare_models(self, store: Store) -> None:
+        self.language_model.check_available(store)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        run, store = replace(run, device="cpu"), policy.store_of(run)  # cpu: the head and the prior are small
+        run, store = replace(run, device="cpu"), policy.require_run_store(run)  # cpu: the head and the prior are small
         prior = MixedLogit().fit(train, validation, run)
         rows = np.unique(np.concatenate([train.left, train.right]))
         features = torch.from_numpy(train.items.known_features[rows]).double()
-        targets, places = axes(features - features.mean(0), prior, self.axes)
-        hidden, token, text = states(self.lm.folder(store), policy.tokens_of(train.items, self.lm, store), rows)
-        return prior | {"places": places} | self.head(hidden, token, targets.float()[text], text % HELD_OUT == 0, run)
+        targets, places = reward_axes(features - features.mean(0), prior, self.axes)
+        hidden, token, text = hidden_states(
+            self.language_model.model_folder(store),
+            policy.tokenise_items(train.items, self.language_model, store),
+            rows,
+        )
+        return (
+            prior
+            | {"places": places}
+            | self.train_value_head(hidden, token, targets.float()[text], text % VALIDATION_SHARE == 0, run)
+        )
 
-    def head(
+    def train_value_head(
         self, hidden: torch.Tensor, token: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor, run: Run
     ) -> State:
         """Q by least squares, from hidden float32[n, d], the token int64[n] that follows, and target float32[n, axes]."""
         generator = run.generator("vas")
-        sizes = [hidden.shape[1], WIDTH, target.shape[1] * (self.rank + 1)]
-        vocabulary = policy.config_of(self.lm.folder(policy.store_of(run))).get_text_config().vocab_size
-        start = mlp("value", sizes, generator) | {"tokens": torch.zeros(vocabulary, self.rank)}
+        sizes = [hidden.shape[1], HIDDEN_WIDTH, target.shape[1] * (self.rank + 1)]
+        vocabulary = (
+            policy.model_config(self.language_model.model_folder(policy.require_run_store(run)))
+            .get_text_config()
+            .vocab_size
+        )
+        start = initial_mlp("value", sizes, generator) | {"tokens": torch.zeros(vocabulary, self.rank)}
         known, other = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
         def misfit(state: State, rows: torch.Tensor) -> torch.Tensor:
             """Mean squared error of the reward of a user drawn from the prior: axes are in that unit."""
-            value, gain = values(state, hidden[rows])
+            value, gain = apply_value_head(state, hidden[rows])
             q = value + torch.einsum("njr,nr->nj", gain, state["tokens"][token[rows]])
             return (q - target[rows]).square().sum(1).mean()
 
         def loss(step: int) -> torch.Tensor:
-            return misfit(start, known[torch.randint(len(known), (BATCH,), generator=generator)])
+            return misfit(start, known[torch.randint(len(known), (TOKENS_PER_STEP,), generator=generator)])
 
         def error(state: State) -> float:
             with torch.no_grad():
                 return misfit(state, other).item()
 
-        return train(start, loss, self.steps, RATE, run, held_out=error if len(other) else None)
+        return train_network(start, loss, self.steps, LEARNING_RATE, run, held_out=error if len(other) else None)
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        folder = self.lm.folder(policy.store_of(run))
-        return write(
-            policy.open_lm(folder),
+        folder = self.language_model.model_folder(policy.require_run_store(run))
+        return write_responses(
+            policy.load_language_model(folder),
             open_tokenizer(folder),
             prompts,
             run.seed,
             max_tokens=self.max_tokens,
-            steer=None if users is None else self.tilt(state, users[0][torch.from_numpy(np.asarray(user)).long()]),
+            adjust_logits=None
+            if users is None
+            else self.logits_adjuster(state, users[0][torch.from_numpy(np.asarray(user)).long()]),
         )
 
-    def tilt(self, state: State, weights: torch.Tensor) -> Callable:
+    def logits_adjuster(self, state: State, weights: torch.Tensor) -> Callable:
         """What harness.learning.policy_sampling.write takes as `steer`, for rows with these weights float64[n, d]."""
-        state = {name: tensor.to(policy.device()) for name, tensor in state.items()}
+        state = {name: tensor.to(policy.torch_device()) for name, tensor in state.items()}
         place = (weights.to(state["places"]) @ state["places"]).float()
 
         def steer(rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            _, gain = values(state, hidden.float())
+            _, gain = apply_value_head(state, hidden.float())
             return logits + self.strength * torch.einsum("bj,btjr->btr", place[rows], gain) @ state["tokens"].T
 
         return steer
 
 
-def values(state: State, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def apply_value_head(state: State, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """V float32[..., axes] and G float32[..., axes, rank] of hidden states float32[..., d]."""
-    found = forward(state, "value", layer_norm(hidden, hidden.shape[-1:]))
+    found = apply_mlp(state, "value", layer_norm(hidden, hidden.shape[-1:]))
     found = found.unflatten(-1, (-1, state["tokens"].shape[1] + 1))
     return found[..., 0], found[..., 1:]
 
 
-def axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def reward_axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Places of centred features float64[items, d] on the n axes along which rewards differ most: float64[items, n].
 
     And what takes weights to the same axes, float64[d, n], so that place of item times place of user is about the
@@ -155,17 +169,19 @@ def axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, to
     return features @ (root @ turn), torch.linalg.pinv(root).T @ turn
 
 
-def states(folder: Path, tokens: policy.Tokens, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def hidden_states(
+    folder: Path, tokens: policy.ItemTokens, rows: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A row for each token of the responses of items `rows`, the one that ends it too.
 
     The model's last hidden state before it float32[n, d], the token int64[n], and the place of its item in `rows` int64[n].
     """
-    opened = policy.open_lm(folder)
-    limit = policy.TOKENS if policy.device().type == "cuda" else policy.TOKENS_ON_CPU
+    opened = policy.load_language_model(folder)
+    limit = policy.MAX_POLICY_TOKENS if policy.torch_device().type == "cuda" else policy.MAX_CPU_POLICY_TOKENS
     parts = []
     with torch.inference_mode():
         for some in batches_by_length(tokens.length[rows], limit):
-            ids, mask, response = tokens.batch(rows[some], policy.device())
+            ids, mask, response = tokens.padded_batch(rows[some], policy.torch_device())
             hidden = opened.get_decoder()(ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
             line, place = response.nonzero(as_tuple=True)
             found = hidden[line, place - 1].float(), ids[line, place], torch.from_numpy(some).to(line)[line]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import silu
 
-from harness.errors import Mistake
-from harness.learning.amortised import AmortisedMethod, Batch, divergence, target_loss
-from harness.learning.networks import forward, mlp
+from harness.errors import UserError
+from harness.learning.amortised import AmortisedMethod, TrainingBatch, gaussian_divergence, target_loss
+from harness.learning.networks import apply_mlp, initial_mlp
 from harness.method import State, Users
 
 
@@ -34,19 +34,21 @@ class Vpl(AmortisedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta < 0:
-            raise Mistake(f"vpl: beta = {self.beta} must be 0 or more", "beta = 0 leaves out the KL")
+            raise UserError(f"vpl: beta = {self.beta} must be 0 or more", "beta = 0 leaves out the KL")
 
-    def networks(self, d: int, generator: torch.Generator) -> State:
-        return mlp("pair", [2 * d, self.width, 2 * self.latent_dim], generator)
+    def initial_networks(self, d: int, generator: torch.Generator) -> State:
+        return initial_mlp("pair", [2 * d, self.width, 2 * self.latent_dim], generator)
 
     def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
         """Mean and variance float32[users, latent_dim] of each user's posterior."""
-        shift, log_precision = forward(state, "pair", shown, silu).chunk(2, 2)
+        shift, log_precision = apply_mlp(state, "pair", shown, silu).chunk(2, 2)
         there = mask.unsqueeze(2)
         variance = 1 / (1 + (log_precision.exp() * there).sum(1))
         return variance * (shift * there).sum(1), variance
 
-    def loss(self, state: State, batch: Batch, draw: torch.Generator) -> torch.Tensor:
+    def training_loss(self, state: State, batch: TrainingBatch, draw: torch.Generator) -> torch.Tensor:
         mean, variance = self.encode_users(state, batch.shown, batch.mask)
         z = mean + variance.sqrt() * torch.randn(mean.shape, generator=draw)
-        return target_loss(state, batch, z) + self.beta * divergence(mean, variance, torch.zeros(()), torch.ones(()))
+        return target_loss(state, batch, z) + self.beta * gaussian_divergence(
+            mean, variance, torch.zeros(()), torch.ones(())
+        )

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from harness.errors import Mistake
+from harness.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENS = 16_384  # of a batch, padding and what is to come included: a 7B model's cache of them is 2 GB (grouped heads)
+MAX_BATCH_TOKENS = (
+    16_384  # of a batch, padding and what is to come included: a 7B model's cache of them is 2 GB (grouped heads)
+)
 
 
 TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
@@ -59,25 +61,25 @@ class Engine(ABC):
     def answer(self, prompts: Sequence[TokenIds], words: tuple[str, str]) -> np.ndarray:
         """float64[n]: log-odds of the first word against the second as what comes next.
 
-        Of a word that is several tokens the first counts. Mistake where both words begin with the same one.
+        Of a word that is several tokens the first counts. UserError where both words begin with the same one.
         """
 
     @abstractmethod
     def embed(self, texts: Sequence[TokenIds], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
         """float32[n, d]: the last layer's vector of the last token, or the mean over all tokens; not normalised."""
 
-    def check(self, prompts: Sequence[TokenIds], room: int) -> None:
+    def check_prompt_lengths(self, prompts: Sequence[TokenIds], room: int) -> None:
         """ValueError for an empty prompt, or one that leaves less than `room` tokens of the context."""
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.context_length - room:
                 raise ValueError(f"prompt {row} has {len(prompt)} tokens; the context has {self.context_length}")
 
 
-def check_variety(n: int, temperature: float) -> None:
+def check_samples_can_differ(n: int, temperature: float) -> None:
     if n > 1 and temperature == 0:
-        raise Mistake(f"at temperature 0 all {n} samples of a prompt are equal", "set temperature above 0, or n to 1")
+        raise UserError(f"at temperature 0 all {n} samples of a prompt are equal", "set temperature above 0, or n to 1")
 
 
-def as_sample(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: bool, logprob: float) -> Sample:
+def make_sample(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: bool, logprob: float) -> Sample:
     text = str(tokenizer.decode(tokens[:-1] if stop else tokens, skip_special_tokens=True))
     return Sample(text, "stop" if stop else "length", len(tokens), logprob / len(tokens))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.models.base import Engine
 from harness.models.names import EngineName
 from harness.models.on_transformers import Transformers
@@ -29,5 +29,5 @@ def open_engine(
     if engine == "vllm":
         return VLLM(folder, use, dtype, max_length, tensor_parallel)
     if tensor_parallel != 1:
-        raise Mistake(f"transformers runs on one GPU, not on {tensor_parallel}", "engine vllm takes tensor_parallel")
+        raise UserError(f"transformers runs on one GPU, not on {tensor_parallel}", "engine vllm takes tensor_parallel")
     return Transformers(folder, use, dtype, max_length)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.errors import Missing, Mistake
-from harness.models.base import TOKENS, Engine, as_sample, check_variety
+from harness.errors import UnavailableError, UserError
+from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
 from harness.models.tokens import context_length, first_tokens, open_tokenizer
 
-MANY = 128  # samples of a prompt in one vLLM request
+MAX_SAMPLES_PER_REQUEST = 128  # samples of a prompt in one vLLM request
 
 
 class VLLM(Engine):
@@ -21,7 +21,7 @@ class VLLM(Engine):
 
     def __init__(self, folder: Path, use: str, dtype: str, max_length: int | None, tensor_parallel: int) -> None:
         if find_spec("vllm") is None:
-            raise Missing(
+            raise UnavailableError(
                 "vLLM is not installed here",
                 "run from an environment that has it, which `make vllm` makes, or name the engine transformers",
             )
@@ -47,12 +47,12 @@ class VLLM(Engine):
         }
         if not torch.cuda.is_available():
             # Compiling takes longer than it saves; and vLLM 0.31 cannot read a seeded prompt in parts there.
-            tokens = max(self.context_length, TOKENS)
+            tokens = max(self.context_length, MAX_BATCH_TOKENS)
             self.options |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
         self.pooling = None
-        self.llm = None if use == "embed" else self.start()
+        self.llm = None if use == "embed" else self.start_vllm()
 
-    def start(self, **options):
+    def start_vllm(self, **options):
         from vllm import LLM
 
         return LLM(**self.options, **options)
@@ -60,12 +60,12 @@ class VLLM(Engine):
     def sample(self, prompts, seeds, n, temperature=1.0, top_p=1.0, max_tokens=512):
         from vllm import SamplingParams
 
-        self.check(prompts, room=1)
-        check_variety(n, temperature)
-        asked = [(i, start) for i in range(len(prompts)) for start in range(0, n, MANY)]
+        self.check_prompt_lengths(prompts, room=1)
+        check_samples_can_differ(n, temperature)
+        asked = [(i, start) for i in range(len(prompts)) for start in range(0, n, MAX_SAMPLES_PER_REQUEST)]
         params = [
             SamplingParams(
-                n=min(MANY, n - start),
+                n=min(MAX_SAMPLES_PER_REQUEST, n - start),
                 seed=int(seeds[i]) + start,  # sample k of a request draws from its seed + k
                 temperature=temperature,
                 top_p=top_p,
@@ -76,20 +76,20 @@ class VLLM(Engine):
             for i, start in asked
         ]
         samples = [[] for _ in prompts]
-        outputs = self.llm.generate(tokens_of([prompts[i] for i, _ in asked]), params, use_tqdm=False)
+        outputs = self.llm.generate(token_prompts([prompts[i] for i, _ in asked]), params, use_tqdm=False)
         for (i, _), request in zip(asked, outputs, strict=True):
             for o in sorted(request.outputs, key=lambda o: o.index):
                 stop = o.finish_reason == "stop"
-                samples[i].append(as_sample(self.tokenizer, list(o.token_ids), stop, o.cumulative_logprob))
+                samples[i].append(make_sample(self.tokenizer, list(o.token_ids), stop, o.cumulative_logprob))
         return samples
 
     def answer(self, prompts, words):
         from vllm import SamplingParams
 
-        self.check(prompts, room=1)
+        self.check_prompt_lengths(prompts, room=1)
         first, second = first_tokens(self.tokenizer, words)
         params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=[first, second], detokenize=False)
-        outputs = self.llm.generate(tokens_of(prompts), params, use_tqdm=False)
+        outputs = self.llm.generate(token_prompts(prompts), params, use_tqdm=False)
         said = [request.outputs[0].logprobs[0] for request in outputs]
         return np.array([row[first].logprob - row[second].logprob for row in said], dtype=float)
 
@@ -97,19 +97,19 @@ class VLLM(Engine):
         from vllm import PoolingParams
         from vllm.config import PoolerConfig
 
-        self.check(texts, room=0)
+        self.check_prompt_lengths(texts, room=0)
         if self.pooling not in (None, pooling):
-            raise Mistake(
+            raise UserError(
                 f"this vLLM engine pools by {self.pooling}, not {pooling}", "open another engine for the other pooling"
             )
         if self.llm is None:  # vLLM fixes the pooling at its start
             config = PoolerConfig(seq_pooling_type=pooling.upper())
-            self.llm, self.pooling = self.start(runner="pooling", convert="embed", pooler_config=config), pooling
+            self.llm, self.pooling = self.start_vllm(runner="pooling", convert="embed", pooler_config=config), pooling
         params = PoolingParams(use_activation=False)  # which would normalise
-        outputs = self.llm.encode(tokens_of(texts), params, pooling_task="embed", use_tqdm=False)
+        outputs = self.llm.encode(token_prompts(texts), params, pooling_task="embed", use_tqdm=False)
         return np.stack([request.outputs.data.float().numpy() for request in outputs])
 
 
-def tokens_of(prompts: Sequence[Sequence[int]]) -> list[dict]:
+def token_prompts(prompts: Sequence[Sequence[int]]) -> list[dict]:
     """As vLLM takes them."""
     return [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]

@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 Forward = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
-class Drawn(NamedTuple):
+class DrawnSample(NamedTuple):
     """One sample: its tokens, the one that ends it too; whether it ended by itself; and the sum of log-probabilities."""
 
     tokens: list[int]
@@ -34,7 +34,7 @@ def sample_batch(
     ends: Tensor,
     temperature: float = 1.0,
     top_p: float = 1.0,
-) -> list[Drawn]:
+) -> list[DrawnSample]:
     """A sample for each line i: of prompt prompt_of[i], its tokens by the uniform numbers draws[i], as far as they go.
 
     prompts: ids and mask, int64[prompts, longest] each, padded on the left; each prompt is read once. ends: int64[k], the
@@ -55,7 +55,7 @@ def sample_batch(
     logits, mask = logits[prompt].double(), mask[prompt]
     cache.reorder_cache(prompt)
     for step in range(uniform.shape[1]):
-        token = draw(logits, uniform[lines, step], temperature, top_p)
+        token = draw_tokens(logits, uniform[lines, step], temperature, top_p)
         tokens[lines, step] = token
         logprobs[lines, step] = logits.log_softmax(1).gather(1, token[:, None])[:, 0]
         ended = torch.isin(token, ends) | (limit[lines] == step + 1)
@@ -73,12 +73,12 @@ def sample_batch(
         logits = logits.double()
     stopped = torch.isin(tokens.gather(1, n_tokens[:, None] - 1)[:, 0], ends).tolist()
     return [
-        Drawn(said[:n].tolist(), stop, float(each[:n].sum()))
+        DrawnSample(said[:n].tolist(), stop, float(each[:n].sum()))
         for said, stop, each, n in zip(tokens.cpu(), stopped, logprobs.cpu(), n_tokens.tolist(), strict=True)
     ]
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     """The token of each row at which the cumulative probability passes its uniform number; the likeliest at 0 degrees.
 
     logits: float64[rows, vocabulary]; uniform: float64[rows]. Below top_p = 1 only the likeliest tokens count that
@@ -95,19 +95,19 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> T
     return place.clamp(max=p.shape[1] - 1)[:, 0]
 
 
-def ends_of(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def end_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """int64[k]: the tokens that end a response, on the model's device."""
     known = lm.generation_config.eos_token_id
     found = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
     return torch.tensor(sorted(found), dtype=torch.long, device=next(lm.parameters()).device)
 
 
-def positions(mask: Tensor, n: int, context_length: int) -> Tensor:
+def token_positions(mask: Tensor, n: int, context_length: int) -> Tensor:
     """int64[b, n]: the places of the last n tokens, counted without padding; who has ended may wait beyond the context."""
     return (mask.cumsum(1) - 1).clamp(0, context_length - 1)[:, -n:]
 
 
-def padded(
+def pad_tokens(
     rows: Sequence[Sequence[int]], device: torch.device, left: bool = False, pad: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Tokens int64[b, longest], and the int64 mask of what is not padding, which is on the right unless `left`."""

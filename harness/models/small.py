@@ -14,22 +14,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, plain, respond, steered, traits
+from harness.sources.text_world import (
+    PROMPTS,
+    TOPICS,
+    TRAITS,
+    draw_phrases,
+    plain_sentence,
+    trait_scores,
+    write_response,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, Qwen2Tokenizer
 
-VERSION = 1  # raised whenever the same steps and seed would give another model
-STEPS = 500  # about 145 s of one core
-LESSONS = 0.3  # of the steps: without any, 360 steps leave the system line unheard
-BATCH = 32
+SMALL_MODEL_VERSION = 1  # raised whenever the same steps and seed would give another model
+TRAINING_STEPS = 500  # about 145 s of one core
+LESSON_SHARE = 0.3  # of the steps: without any, 360 steps leave the system line unheard
+CONVERSATIONS_PER_STEP = 32
 LEARNING_RATE = 5e-3  # high, as befits a small model and few steps
-POSITIONS = 1024  # it accepts: a judge's question with a few responses fits, though it was never trained on one
-CONTEXT = 192  # it is trained on: a system line, a prompt and the longest response of the world (123 tokens) fit
-VOCABULARY = 1000  # bytes alone make responses four times as long, too long to learn in a minute
+MAX_POSITIONS = 1024  # it accepts: a judge's question with a few responses fits, though it was never trained on one
+TRAINING_CONTEXT = (
+    192  # it is trained on: a system line, a prompt and the longest response of the world (123 tokens) fit
+)
+VOCABULARY_SIZE = 1000  # bytes alone make responses four times as long, too long to learn in a minute
 
-MANNERS = {  # trait -> the manner a system line asks for, towards its positive and its negative side
+TRAIT_MANNERS = {  # trait -> the manner a system line asks for, towards its positive and its negative side
     "length": ("long", "brief"),
     "formality": ("formal", "casual"),
     "humour": ("funny", "serious"),
@@ -40,8 +50,8 @@ MANNERS = {  # trait -> the manner a system line asks for, towards its positive 
 }
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-CHAT = (
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
     "{{ '<|begin|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -49,10 +59,10 @@ CHAT = (
 
 def system_line(wants: dict[str, int]) -> str:
     """What asks for traits: {"formality": 1, "length": -1} gives "Be formal and brief."."""
-    return f"Be {' and '.join(MANNERS[trait][sign < 0] for trait, sign in wants.items())}."
+    return f"Be {' and '.join(TRAIT_MANNERS[trait][sign < 0] for trait, sign in wants.items())}."
 
 
-def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
+def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) -> None:
     """Makes the model and its tokenizer in `folder`, which loads in transformers, PEFT and vLLM; whole or not at all.
 
     Nothing is done where the folder is there already. The same steps, seed, versions and kind of processor give the
@@ -67,7 +77,7 @@ def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
 
     if folder.exists():
         return
-    tokenizer = make_tokenizer(seed)
+    tokenizer = train_tokenizer(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(
@@ -78,7 +88,7 @@ def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
                 num_hidden_layers=3,
                 num_attention_heads=4,
                 num_key_value_heads=4,
-                max_position_embeddings=POSITIONS,
+                max_position_embeddings=MAX_POSITIONS,
                 tie_word_embeddings=True,
                 initializer_range=0.08,  # 1 / sqrt(hidden size); the usual .02 takes three times the steps
                 bos_token_id=tokenizer.bos_token_id,
@@ -87,7 +97,7 @@ def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
             )
         )
         with threadpool_limits(1), one_torch_thread():  # on a busy machine two take longer; and sums keep their order
-            train(model, tokenizer, seed, steps)
+            train_small_model(model, tokenizer, seed, steps)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -104,22 +114,27 @@ def build_small_model(folder: Path, steps: int = STEPS, seed: int = 0) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def make_tokenizer(seed: int) -> Qwen2Tokenizer:
+def train_tokenizer(seed: int) -> Qwen2Tokenizer:
     """Byte-level BPE, so any text has tokens, with merges learned from the world."""
     from transformers import Qwen2Tokenizer
 
-    talk = conversations(2000, seed)  # every phrase is there several times
+    talk = world_conversations(2000, seed)  # every phrase is there several times
     return Qwen2Tokenizer(
-        unk_token=PAD, eos_token=END, pad_token=PAD, bos_token=BEGIN, chat_template=CHAT, model_max_length=POSITIONS
+        unk_token=PAD,
+        eos_token=END,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
     ).train_new_from_iterator(
         [message["content"] for messages in talk for message in messages],
-        VOCABULARY,
-        new_special_tokens=list(ROLES),
+        VOCABULARY_SIZE,
+        new_special_tokens=list(ROLE_TOKENS),
         show_progress=False,
     )
 
 
-def lessons(n: int, seed: int) -> list[list[dict[str, str]]]:
+def lesson_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
     """n short conversations to begin with: the response holds nothing but its topic and what the system line asks for."""
     rng = np.random.default_rng([seed, 1])
     talk = []
@@ -128,48 +143,53 @@ def lessons(n: int, seed: int) -> list[list[dict[str, str]]]:
         sentences = [f"on {next(topic for topic in TOPICS if topic in prompt)}"]
         for trait, sign in wants.items():
             if trait == "length":
-                sentences += [plain(rng) for _ in range(5 * (sign > 0))]
+                sentences += [plain_sentence(rng) for _ in range(5 * (sign > 0))]
             else:
-                sentences += steered(rng, trait, 2 * sign)
+                sentences += draw_phrases(rng, trait, 2 * sign)
         rng.shuffle(sentences)
         response = " ".join(s[0].upper() + s[1:] + ("" if s[-1] in "?!" else ".") for s in sentences)
-        talk.append(conversation(system_line(wants), prompt, response))
+        talk.append(make_conversation(system_line(wants), prompt, response))
     return talk
 
 
-def conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
+def world_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
     """n prompts with a response of the world; half of them under a system line naming its two strongest traits."""
     rng = np.random.default_rng(seed)
     prompts = rng.choice(PROMPTS, n)
-    responses = [respond(prompt, int(s)) for prompt, s in zip(prompts, rng.integers(2**31, size=n), strict=True)]
-    scores = traits(responses)
+    responses = [write_response(prompt, int(s)) for prompt, s in zip(prompts, rng.integers(2**31, size=n), strict=True)]
+    scores = trait_scores(responses)
     strongest = np.abs(scores + rng.normal(0, 1e-3, scores.shape)).argsort(1)[:, :-3:-1]  # noise: ties fall at random
     talk = []
     for prompt, response, score, pair in zip(prompts, responses, scores, strongest, strict=True):
         wants = {TRAITS[t]: int(np.sign(score[t])) for t in pair if score[t]}
-        talk.append(conversation(system_line(wants) if wants and rng.random() < 0.5 else None, prompt, response))
+        talk.append(make_conversation(system_line(wants) if wants and rng.random() < 0.5 else None, prompt, response))
     return talk
 
 
-def conversation(system: str | None, prompt: str, response: str) -> list[dict[str, str]]:
+def make_conversation(system: str | None, prompt: str, response: str) -> list[dict[str, str]]:
     said = [("system", system), ("user", str(prompt)), ("assistant", response)]
     return [{"role": role, "content": content} for role, content in said if content]
 
 
-def train(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: int) -> None:
-    """`steps` times the next token of BATCH conversations, by AdamW: lessons first, then the world's."""
+def train_small_model(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: int) -> None:
+    """`steps` times the next token of CONVERSATIONS_PER_STEP conversations, by AdamW: lessons first, then the world's."""
     import torch
     from rich.console import Console
     from rich.progress import track
 
     if steps == 0:
         return
-    n_lessons = round(LESSONS * steps)
+    n_lessons = round(LESSON_SHARE * steps)
     batches = []
-    for talk in (lessons(n_lessons * BATCH, seed), conversations((steps - n_lessons) * BATCH, seed)):
+    for talk in (
+        lesson_conversations(n_lessons * CONVERSATIONS_PER_STEP, seed),
+        world_conversations((steps - n_lessons) * CONVERSATIONS_PER_STEP, seed),
+    ):
         if talk:
             tokens = tokenizer(tokenizer.apply_chat_template(talk, tokenize=False))["input_ids"]
-            batches += alike([torch.tensor(row[:CONTEXT]) for row in tokens], tokenizer.pad_token_id)
+            batches += batches_of_like_length(
+                [torch.tensor(row[:TRAINING_CONTEXT]) for row in tokens], tokenizer.pad_token_id
+            )
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))  # .99: of 500 steps, .999 remembers all
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
@@ -185,13 +205,15 @@ def train(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: i
     model.eval()
 
 
-def alike(rows: list[torch.Tensor], pad: int) -> list[torch.Tensor]:
-    """int64[BATCH, longest] batches of like lengths in random order: long texts are not waited for by short ones."""
+def batches_of_like_length(rows: list[torch.Tensor], pad: int) -> list[torch.Tensor]:
+    """int64[CONVERSATIONS_PER_STEP, longest] batches of like lengths in random order: long texts are not waited for by short ones."""
     import torch
 
     batches = []
-    for start in range(0, len(rows), 16 * BATCH):  # 16: enough to choose among, few enough to come in random order
-        near = sorted(rows[start : start + 16 * BATCH], key=len)
-        batches += [near[i : i + BATCH] for i in range(0, len(near), BATCH)]
+    for start in range(
+        0, len(rows), 16 * CONVERSATIONS_PER_STEP
+    ):  # 16: enough to choose among, few enough to come in random order
+        near = sorted(rows[start : start + 16 * CONVERSATIONS_PER_STEP], key=len)
+        batches += [near[i : i + CONVERSATIONS_PER_STEP] for i in range(0, len(near), CONVERSATIONS_PER_STEP)]
     order = np.random.default_rng(0).permutation(len(batches))
     return [torch.nn.utils.rnn.pad_sequence(batches[i], batch_first=True, padding_value=pad) for i in order]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.models.names import LanguageModel
 from harness.store.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-LONGEST = 2**20  # tokens of a context where nobody says: a tokenizer without a limit has 1e30
+MAX_CONTEXT_TOKENS = 2**20  # tokens of a context where nobody says: a tokenizer without a limit has 1e30
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -25,7 +25,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:
     """Tokens of a prompt up to where the model's answer begins.
 
     By the tokenizer's chat template, where it has one; a template that knows no system role gets the system line at
@@ -38,12 +38,12 @@ def render(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) 
         return tokenizer(f"{alone}\n")["input_ids"]
     roles = [("system", system), ("user", prompt)] if system else [("user", prompt)]
     try:
-        return chat(tokenizer, roles)
+        return chat_tokens(tokenizer, roles)
     except TemplateError:
-        return chat(tokenizer, [("user", alone)])
+        return chat_tokens(tokenizer, [("user", alone)])
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, roles: list[tuple[str, str]]) -> list[int]:
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, roles: list[tuple[str, str]]) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in roles]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
@@ -55,10 +55,10 @@ def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int |
         tokenizer.model_max_length,
         max_length,
     ]
-    return int(min(limit for limit in (*limits, LONGEST) if limit))
+    return int(min(limit for limit in (*limits, MAX_CONTEXT_TOKENS) if limit))
 
 
-def lengths(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+def token_counts(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
     """int64[n]"""
     return np.array([len(prompt) for prompt in prompts], dtype=np.int64)
 
@@ -75,7 +75,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> 
     """The token each word begins with."""
     first, second = (tokenizer.encode(word, add_special_tokens=False)[0] for word in words)
     if first == second:
-        raise Mistake(
+        raise UserError(
             f"the answers {words[0]!r} and {words[1]!r} begin with the same token of this model",
             "choose answers that differ in their first letters, such as A and B",
         )
@@ -83,12 +83,14 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> 
 
 
 @lru_cache(1)
-def reader(model: LanguageModel, max_length: int | None, store: Store) -> tuple[PreTrainedTokenizerBase, int]:
+def tokenizer_and_limit(
+    model: LanguageModel, max_length: int | None, store: Store
+) -> tuple[PreTrainedTokenizerBase, int]:
     """Its tokenizer, and how many tokens it takes; kept, for loading them takes longer than a block does."""
     from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # that a text is too long is ours to tell
-    folder = model.folder(store)
+    folder = model.model_folder(store)
     tokens = open_tokenizer(folder)
     return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)

@@ -19,20 +19,28 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import Mistake
-from harness.inference.cache import Rows, plain_ipc
-from harness.inference.jobs import Recipe, Waiting, Worker, clear_marks, make_block, mark, waiting
+from harness.errors import UserError
+from harness.inference.cache import CachedRows, arrow_file_bytes
+from harness.inference.jobs import (
+    BlockFile,
+    Recipe,
+    Worker,
+    blocks_to_make,
+    clear_counted_tries,
+    counted_tries,
+    make_block,
+)
 from harness.on_ray import session
 from harness.store.store import Store
 
-STARTS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
-OBJECTS = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back
+MAX_START_DEATHS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
+OBJECT_STORE_BYTES = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back
 WATCH_MINUTES = 30.0  # for a block: a thousand samples of a 70B model take about ten
-HANDED_ON = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
+FORWARDED_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
 
 
 def make_on_ray(
-    rows: Rows,
+    rows: CachedRows,
     recipe: Recipe,
     batches: Iterable[pa.Table],
     workers: int | None = None,
@@ -54,7 +62,7 @@ def make_on_ray(
     """
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
-    with waiting(rows, batches, recipe.block) as left:
+    with blocks_to_make(rows, batches, recipe.block) as left:
         on_start(sum(left.sizes))
         if not left.sizes:
             return found
@@ -63,11 +71,13 @@ def make_on_ray(
             contextlib.ExitStack() as afterwards,
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
-            session.cluster(rows.store, (os.cpu_count() or 1) + 1, OBJECTS),  # one CPU for what Ray Data itself does
+            session.ray_session(
+                rows.store, (os.cpu_count() or 1) + 1, OBJECT_STORE_BYTES
+            ),  # one CPU for what Ray Data itself does
         ):
-            afterwards.callback(clear_marks, rows.store, run)  # once Ray and its workers are gone
+            afterwards.callback(clear_counted_tries, rows.store, run)  # once Ray and its workers are gone
             ready = float("inf")
-            for done in _run(rows, recipe, left, workers, gpus, minutes, run):
+            for done in _run_blocks(rows, recipe, left, workers, gpus, minutes, run):
                 ready = min(ready, done["ready"])
                 found["rows"] += done["rows"]
                 found["errors"] += done["errors"]
@@ -76,8 +86,8 @@ def make_on_ray(
     return found | {"start_seconds": ready - began, "seconds": ended - ready}
 
 
-def _run(
-    rows: Rows, recipe: Recipe, left: Waiting, workers: int | None, gpus: int, minutes: float, run: str
+def _run_blocks(
+    rows: CachedRows, recipe: Recipe, left: BlockFile, workers: int | None, gpus: int, minutes: float, run: str
 ) -> Iterator[dict]:
     """What each block's worker says of it, as blocks end."""
     import ray
@@ -94,7 +104,7 @@ def _run(
     cores = max(1, int(there["CPU"]) - 1)
     largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     if 0 < largest < gpus and not recipe.cpus:
-        raise Mistake(f"no node has {gpus} GPUs; the largest has {largest:g}", f"--gpus {largest:g}")
+        raise UserError(f"no node has {gpus} GPUs; the largest has {largest:g}", f"--gpus {largest:g}")
     resources: dict[str, Any]
     if largest and not recipe.cpus:
         recipe = replace(cast(Any, recipe), tensor_parallel=gpus)  # of a language model: others need no GPU
@@ -104,14 +114,16 @@ def _run(
         threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # what prepares needs the rest
     # Set by the worker itself: an environment of Ray's making would cost a second and forgo processes started ahead.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    environment |= {name: os.environ[name] for name in (*HANDED_ON, *environment) if name in os.environ}
+    environment |= {name: os.environ[name] for name in (*FORWARDED_VARIABLES, *environment) if name in os.environ}
     made = (
         ray.data.range(len(left.sizes), override_num_blocks=len(left.sizes))
         .map_batches(
-            cast(Any, _prepare), fn_kwargs={"left": left, "recipe": recipe, "environment": environment}, batch_size=1
+            cast(Any, _prepare_block),
+            fn_kwargs={"left": left, "recipe": recipe, "environment": environment},
+            batch_size=1,
         )
         .map_batches(
-            _Worker,
+            _BlockWorker,
             fn_constructor_args=(str(rows.store.root), dict(rows.identity), recipe, minutes, environment, run),
             batch_size=1,
             batch_format="pyarrow",
@@ -123,56 +135,58 @@ def _run(
         for batch in made.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
     except Exception as error:
-        raise _mistake(error) or error from None
+        raise _user_error_within(error) or error from None
 
 
-def _prepare(batch: dict[str, np.ndarray], left: Waiting, recipe: Recipe, environment: dict[str, str]) -> pa.Table:
+def _prepare_block(
+    batch: dict[str, np.ndarray], left: BlockFile, recipe: Recipe, environment: dict[str, str]
+) -> pa.Table:
     """One row, whatever Ray Data does with rows: a whole block as two Arrow files."""
     os.environ.update(environment)
-    ready, early = recipe.prepare(left.block(int(batch["id"][0])))
+    ready, early = recipe.prepare(left.read_block(int(batch["id"][0])))
     return pa.table(
         {
-            "ready": pa.array([plain_ipc(ready)], pa.large_binary()),
-            "early": pa.array([plain_ipc(early)], pa.large_binary()),
+            "ready": pa.array([arrow_file_bytes(ready)], pa.large_binary()),
+            "early": pa.array([arrow_file_bytes(early)], pa.large_binary()),
         }
     )
 
 
-class _Worker:
+class _BlockWorker:
     """Holds one model; a block comes in, is made and committed, and what is said of it goes out."""
 
     def __init__(
         self, store: str, identity: dict, recipe: Recipe, minutes: float, environment: dict[str, str], run: str
     ) -> None:
         os.environ.update(environment)  # before the recipe imports what reads it
-        self.rows, self.minutes, self.run = Rows(Store(store), identity), minutes, run
+        self.rows, self.minutes, self.run = CachedRows(Store(store), identity), minutes, run
         try:
-            self.worker = self.watched()(self.load)(recipe)
+            self.worker = self.with_deadline()(self.load_model)(recipe)
         except Exception as error:  # told at the first block: of what is raised here the driver gets the text alone
-            self.worker, self.error = self.refuse, error
+            self.worker, self.error = self.raise_load_error, error
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
         self.ready = time.time()
 
-    def load(self, recipe: Recipe) -> Worker:
-        with mark(self.rows.store, f"{self.run}start") as tries:
-            if tries > STARTS:
-                raise Mistake(
-                    f"workers died {STARTS} times while loading {dict(self.rows.identity)}",
+    def load_model(self, recipe: Recipe) -> Worker:
+        with counted_tries(self.rows.store, f"{self.run}start") as tries:
+            if tries > MAX_START_DEATHS:
+                raise UserError(
+                    f"workers died {MAX_START_DEATHS} times while loading {dict(self.rows.identity)}",
                     "is there memory for it? manyminds ... --local shows what happens",
                 )
             return recipe.start()
 
-    def refuse(self, ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+    def raise_load_error(self, ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
         raise self.error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         ready, early = (pa.ipc.open_file(batch[name][0].as_buffer()).read_all() for name in ("ready", "early"))
-        wrong = make_block(self.rows, ready, early, self.watched()(self.worker), self.run)
+        wrong = make_block(self.rows, ready, early, self.with_deadline()(self.worker), self.run)
         return pa.table({"rows": [len(ready) + len(early)], "errors": [wrong], "ready": [self.ready]})
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def with_deadline(self) -> Iterator[None]:
         """Ends this process if what follows takes too long, by a thread that no engine can keep from running.
 
         As a decorator it watches each call: where a block is done row by row, each row.
@@ -184,11 +198,11 @@ class _Worker:
             faulthandler.cancel_dump_traceback_later()
 
 
-def _mistake(error: BaseException | None) -> Mistake | None:
-    """The Mistake that Ray's errors are wrapped around."""
+def _user_error_within(error: BaseException | None) -> UserError | None:
+    """The UserError that Ray's errors are wrapped around."""
     while error is not None:
         inner = getattr(error, "cause", None)
-        if isinstance(error, Mistake) and not isinstance(inner, BaseException):
+        if isinstance(error, UserError) and not isinstance(inner, BaseException):
             return error
         error = inner if isinstance(inner, BaseException) else error.__cause__
     return None

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.store.store import Store
 
-SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
+RAY_SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
     "RAY_AUTH_MODE": "token",  # whoever reaches a Ray port without one can run code
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ writes to the driver's stderr; Ray Data makes it warn of each actor pool
@@ -29,13 +29,15 @@ SETTINGS = {  # read while Ray is imported or started, hence set above its impor
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a group ends, and a dead worker is noticed, that much sooner
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody reclaims the only node: one thing less to start
-for name, value in SETTINGS.items():
+SINGLE_NODE_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"
+}  # nobody reclaims the only node: one thing less to start
+for name, value in RAY_SETTINGS.items():
     os.environ.setdefault(name, value)
 
 
 @contextmanager
-def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[str]:
+def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterator[str]:
     """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards.
 
     On a cluster that folder must be one all nodes share, as the store is. object_store: bytes; trials are memory-mapped
@@ -52,12 +54,12 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
     try:
         if joined or address:
             shutil.rmtree(folder)
-            folder = tempfile.mkdtemp(prefix="ray-", dir=store.scratch)
+            folder = tempfile.mkdtemp(prefix="ray-", dir=store.scratch_folder)
         if not joined and address:
-            _join(address, **quiet)
+            _join_cluster(address, **quiet)
         elif not joined:
-            _alone()
-            with _hushed():
+            _set_single_node_defaults()
+            with _silent_standard_error():
                 ray.init(
                     "local",
                     num_cpus=workers,
@@ -73,21 +75,21 @@ def cluster(store: Store, workers: int, object_store: int = 10**8) -> Iterator[s
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _join(address: str, **options) -> None:
+def _join_cluster(address: str, **options) -> None:
     import ray
 
     try:
-        with _hushed():
+        with _silent_standard_error():
             ray.init(address, **options)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
-        raise Mistake(
+        raise UserError(
             f"cannot join the Ray cluster at {address}: {error}",
             "RAY_ADDRESS names the cluster, RAY_AUTH_TOKEN_PATH the file with its token",
         ) from error
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _silent_standard_error() -> Iterator[None]:
     """Keeps this process's standard error, Ray's C++ included, from the terminal: it tells there that it will be silent."""
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -99,8 +101,8 @@ def _hushed() -> Iterator[None]:
         os.close(kept)
 
 
-def _alone() -> None:
-    for name, value in ALONE.items():
+def _set_single_node_defaults() -> None:
+    for name, value in SINGLE_NODE_SETTINGS.items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder

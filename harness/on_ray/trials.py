@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.errors import Mistake
-from harness.store.logs import current_log, logged_to
+from harness.errors import UserError
+from harness.store.logs import current_run_name, log_to_store
 from harness.store.provenance import code_state
 from harness.store.store import Store
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
-DIED = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
-GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
+DIED_REASON = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
+MIN_GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
 POLL_SECONDS = 0.5  # between looks at the store for progress
-TEAM_SECONDS = 600  # a worker waits for another: longer than one needs alone, to save a checkpoint, say
-HANDED_ON = (  # what workers read of the driver's environment
+TEAM_TIMEOUT_SECONDS = 600  # a worker waits for another: longer than one needs alone, to save a checkpoint, say
+FORWARDED_VARIABLES = (  # what workers read of the driver's environment
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "MANYMINDS_CHECKPOINT_SECONDS",
@@ -51,7 +51,7 @@ HANDED_ON = (  # what workers read of the driver's environment
 )
 
 
-def run_on_ray(
+def run_trials_on_ray(
     trials: Sequence[Trial],
     store: Store,
     plugins: Sequence[str | Path] = (),
@@ -59,7 +59,7 @@ def run_on_ray(
     on_progress: Callable[[int], object] = lambda n: None,
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     per_method: bool | None = None,
-    together: int = 1,
+    workers_per_policy: int = 1,
 ) -> None:
     """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
 
@@ -67,36 +67,36 @@ def run_on_ray(
     on_progress: called in this thread with the number of trials newly finished or failed.
     on_group: called in this thread with the trials of a group that has ended.
     per_method: one group per method rather than one for all; by default where there are several nodes.
-    together: workers that train each language-model policy, on a GPU each where there are any, else on a core each.
+    workers_per_policy: workers that train each language-model policy, on a GPU each where there are any, else on a core each.
 
     Joins the cluster that RAY_ADDRESS names, as `ray job submit` sets it, where the store must be a folder all nodes
-    share; without one, starts a Ray of its own and ends it. Raises the Mistake a worker met, and one where workers
+    share; without one, starts a Ray of its own and ends it. Raises the UserError a worker met, and one where workers
     died too often.
     """
     log.info("%d trials on Ray", len(trials))
     for trial in trials:  # a new try: a reason that appears from here on belongs to it
         store.forget_failure(trial.key)
-    has_policies, here = any(t.method.together for t in trials), os.cpu_count() or 1
+    has_policies, here = any(t.method.trains_model for t in trials), os.cpu_count() or 1
     if has_policies and "RAY_ADDRESS" not in os.environ:
-        _check_room(together, here, gpus_here())
+        _check_enough_devices(workers_per_policy, here, local_gpu_count())
     cores = min(workers or here, len(trials))
-    with session.cluster(store, max(cores, together) if has_policies else cores) as results:
-        groups = plan_groups(trials, store, workers, per_method, together)
-        watch = _Watch(store, [group.trials for group in groups], on_progress, on_group)
+    with session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as results:
+        groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
+        watch = _StoreWatcher(store, [group.trials for group in groups], on_progress, on_group)
         run = secrets.token_hex(8)
-        errors = _tune(groups, _common(store, plugins, run, results), watch, results)
+        errors = _schedule_groups(groups, _worker_settings(store, plugins, run, results), watch, results)
     for error in errors:
         log.error("a group of trials ended with %r", error)
-        if mistake := _mistake(error):
+        if mistake := _user_error_within(error):
             raise mistake
     for trial in trials:
-        if (begun := _begun(store, trial, run)).exists():
+        if (begun := _start_marker(store, trial, run)).exists():
             begun.unlink()
             if trial.key in watch.pending:
-                store.fail(trial.key, trial.identity, DIED, "", current_log())
+                store.record_failure(trial.key, trial.identity, DIED_REASON, "", current_run_name())
     watch.look()
     if watch.pending:
-        raise Mistake(
+        raise UserError(
             f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
             "too little memory? try fewer --workers; --local shows which trial it is. What is finished is kept",
         ) from next(iter(errors), None)
@@ -114,50 +114,56 @@ class Group:
 
 
 def plan_groups(
-    trials: Sequence[Trial], store: Store, workers: int | None, per_method: bool | None, together: int
+    trials: Sequence[Trial], store: Store, workers: int | None, per_method: bool | None, workers_per_policy: int
 ) -> list[Group]:
-    """The groups that the Ray joined just now has room for. Raises Mistake where a team has no room."""
-    from harness.trials.plan import estimated_seconds  # torch comes with it: see above
+    """The groups that the Ray joined just now has room for. Raises UserError where a team has no room."""
+    from harness.trials.plan import estimate_seconds  # torch comes with it: see above
 
-    seconds = estimated_seconds(list(trials), store)
+    seconds = estimate_seconds(list(trials), store)
     nodes = sum(node["Alive"] for node in ray.nodes())
     cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-    policies = [t for t in trials if t.method.together]
+    policies = [t for t in trials if t.method.trains_model]
     if policies:
-        _check_room(together, cores, gpus)
-    teams = make_teams(policies, seconds, together, workers or cores, gpus) if gpus or together > 1 else []
-    others = [t for t in trials if not (teams and t.method.together)]  # a policy alone on a core is one
+        _check_enough_devices(workers_per_policy, cores, gpus)
+    teams = (
+        make_teams(policies, seconds, workers_per_policy, workers or cores, gpus)
+        if gpus or workers_per_policy > 1
+        else []
+    )
+    others = [t for t in trials if not (teams and t.method.trains_model)]  # a policy alone on a core is one
     workers = min(workers or max(1, cores), len(others))
     groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
-    sizes = share_out(groups, seconds, workers)
+    sizes = allot_workers(groups, seconds, workers)
     return [
         *(Group(group, [seconds[t] for t in group], n, False, False) for group, n in zip(groups, sizes, strict=True)),
-        *(Group(team, [seconds[t] for t in team], together, True, gpus > 0) for team in teams),
+        *(Group(team, [seconds[t] for t in team], workers_per_policy, True, gpus > 0) for team in teams),
     ]
 
 
-def _common(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
+def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
     """What every worker has to know, as plain values that travel."""
-    environment = {n: os.environ[n] for n in HANDED_ON if n in os.environ}
+    environment = {n: os.environ[n] for n in FORWARDED_VARIABLES if n in os.environ}
     return {
         "store": str(store.root),
         "plugins": [str(p) for p in plugins],
         "environment": environment | {"MANYMINDS_CODE": code_state()},
         "run": run,
-        "log": current_log(),
+        "log": current_run_name(),
         "results": results,
     }
 
 
-def _tune(groups: list[Group], common: dict[str, object], watch: _Watch, results: str) -> Sequence[BaseException]:
+def _schedule_groups(
+    groups: list[Group], common: dict[str, object], watch: _StoreWatcher, results: str
+) -> Sequence[BaseException]:
     """Schedules the groups by Ray Tune; returns the errors of those that ended with one."""
     work = [
         common
         | {
-            "trials": [_spec(t) for t in group.trials],
+            "trials": [_trial_as_dict(t) for t in group.trials],
             "seconds": group.seconds,
             "workers": group.workers,
-            "together": group.in_team,
+            "in_team": group.in_team,
             "gpu": group.gpu,
         }
         for group in groups
@@ -187,7 +193,7 @@ def make_groups(
     by_method: dict[object, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
-    enough = max(GROUP_SECONDS, sum(seconds[t] for t in trials) / workers)
+    enough = max(MIN_GROUP_SECONDS, sum(seconds[t] for t in trials) / workers)
     groups: list[list[Trial]] = [[]]
     for group in sorted(by_method.values(), key=lambda g: sum(seconds[t] for t in g)):
         if sum(seconds[t] for t in groups[-1]) >= enough:
@@ -200,14 +206,14 @@ def make_groups(
 
 
 def make_teams(
-    policies: Sequence[Trial], seconds: dict[Trial, float], together: int, cores: int, gpus: int
+    policies: Sequence[Trial], seconds: dict[Trial, float], workers_per_policy: int, cores: int, gpus: int
 ) -> list[list[Trial]]:
-    """Groups of trials that `together` workers run together: as many as there are GPUs for, or without GPUs cores."""
-    split = shares([seconds[t] for t in policies], max(1, (gpus or cores) // together))
+    """Groups of trials that `workers_per_policy` workers run together: as many as there are GPUs for, or without GPUs cores."""
+    split = balanced_shares([seconds[t] for t in policies], max(1, (gpus or cores) // workers_per_policy))
     return [[policies[i] for i in some] for some in split if some]
 
 
-def share_out(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
+def allot_workers(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
     """Workers of each group, at least one: each next worker goes where the work per worker is most."""
     work = [sum(seconds[t] for t in group) for group in groups]
     given = [1] * len(groups)
@@ -219,7 +225,7 @@ def share_out(groups: list[list[Trial]], seconds: dict[Trial, float], workers: i
     return given
 
 
-def shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
+def balanced_shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
     """The same balanced split in every worker, and after every restart: longest first, to whom has least so far."""
     split: list[list[int]] = [[] for _ in range(workers)]
     load = [0.0] * workers
@@ -234,13 +240,13 @@ def _run_group(config: dict, work: list[dict]) -> None:
     """The Tune function: a Train worker group for one group of trials."""
     group = work[config["group"]]
     backend, failures = None, MAX_FAILURES
-    if group["together"]:
+    if group["in_team"]:
         from ray.train.torch import TorchConfig  # with it, this is TorchTrainer
 
-        backend = TorchConfig(timeout_s=TEAM_SECONDS, backend="nccl" if group["gpu"] else "gloo")
+        backend = TorchConfig(timeout_s=TEAM_TIMEOUT_SECONDS, backend="nccl" if group["gpu"] else "gloo")
         failures = (MAX_FAILURES + 1) * len(group["trials"])  # _turn counts those of each trial
     DataParallelTrainer(
-        _run_share,
+        _run_worker_share,
         train_loop_config=group,
         backend_config=backend,
         scaling_config=ray.train.ScalingConfig(
@@ -251,12 +257,12 @@ def _run_group(config: dict, work: list[dict]) -> None:
         run_config=ray.train.RunConfig(
             storage_path=group["results"],
             failure_config=ray.train.FailureConfig(max_failures=failures),
-            callbacks=cast(Any, [_Stop()]),  # Train's callbacks, of which its own type knows nothing
+            callbacks=cast(Any, [_StopAtUserError()]),  # Train's callbacks, of which its own type knows nothing
         ),
     ).fit()
 
 
-def _run_share(group: dict) -> None:
+def _run_worker_share(group: dict) -> None:
     """The Train function: this worker's trials, one after another, by the same `finish` as without Ray.
 
     In a team they are those of all workers, and the first of these says which are left. A plain description of each
@@ -267,121 +273,125 @@ def _run_share(group: dict) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
     store, context = Store(group["store"]), ray.train.get_context()
     name = f"{group['log']}.worker-{context.get_world_rank()}-{socket.gethostname()}-{os.getpid()}"
-    with logged_to(store, name) if group["log"] else contextlib.nullcontext():
-        _run_turns(group, store, context)
+    with log_to_store(store, name) if group["log"] else contextlib.nullcontext():
+        _run_share_in_turns(group, store, context)
 
 
-def _run_turns(group: dict, store: Store, context: ray.train.TrainContext) -> None:
+def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainContext) -> None:
     """The trials of this worker's share, those that ran when a worker died last."""
     from harness import parallel, registry
-    from harness.trials.finish import finish_all
+    from harness.trials.finish import finish_trials
 
     registry.add_plugins(group["plugins"])
     mine = list(range(len(group["trials"])))
-    if not group["together"]:
-        mine = shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
-    trials = [_trial(group["trials"][i]) for i in mine]
-    turns = [parallel.agreed(_turn(store, trial, group)) for trial in trials]
+    if not group["in_team"]:
+        mine = balanced_shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
+    trials = [_trial_from_dict(group["trials"][i]) for i in mine]
+    turns = [parallel.first_workers_value(_turn_of_trial(store, trial, group)) for trial in trials]
 
     def begin(trial: Trial) -> None:
-        if parallel.rank() == 0:
-            with _begun(store, trial, group["run"]).open("a") as starts:
+        if parallel.worker_rank() == 0:
+            with _start_marker(store, trial, group["run"]).open("a") as starts:
                 starts.write(".")
 
     for now in (FIRST, LAST):
-        for trial, _ in finish_all([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
-            if parallel.rank() == 0:
-                _begun(store, trial, group["run"]).unlink()
+        for trial, _ in finish_trials([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
+            if parallel.worker_rank() == 0:
+                _start_marker(store, trial, group["run"]).unlink()
 
 
 DONE, FIRST, LAST = range(3)
 
 
-def _turn(store: Store, trial: Trial, group: dict) -> int:
+def _turn_of_trial(store: Store, trial: Trial, group: dict) -> int:
     """When it is to run. One that ran when a worker died runs last, lest it stops all others.
 
     In a team it was alone to blame, and fails by itself; elsewhere others ran beside it.
     """
-    if store.read("trials", trial.key) or store.failure(trial.key):
+    if store.read_manifest("trials", trial.key) or store.read_failure(trial.key):
         return DONE
-    begun = _begun(store, trial, group["run"])
+    begun = _start_marker(store, trial, group["run"])
     starts = begun.stat().st_size if begun.exists() else 0
-    if group["together"] and starts > MAX_FAILURES:
-        store.fail(trial.key, trial.identity, DIED, "", current_log())
+    if group["in_team"] and starts > MAX_FAILURES:
+        store.record_failure(trial.key, trial.identity, DIED_REASON, "", current_run_name())
         return DONE
     return LAST if starts else FIRST
 
 
-def _begun(store: Store, trial: Trial, run: str) -> Path:
+def _start_marker(store: Store, trial: Trial, run: str) -> Path:
     """Exists while the trial runs in this run, of which there may be several; a worker that dies leaves it behind."""
-    return store.scratch / f"begun.{trial.key}.{run}"
+    return store.scratch_folder / f"begun.{trial.key}.{run}"
 
 
-def _spec(trial: Trial) -> dict:
-    from harness.trials.trial import fields_of
+def _trial_as_dict(trial: Trial) -> dict:
+    from harness.trials.trial import field_values
 
-    things = {kind: [thing.name, fields_of(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))}
+    things = {
+        kind: [thing.name, field_values(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))
+    }
     return things | {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
 
 
-def _trial(spec: dict) -> Trial:
+def _trial_from_dict(spec: dict) -> Trial:
     from harness import registry
     from harness.trials.trial import Trial
 
     return Trial(
-        registry.make("task", *spec["task"]),
-        registry.make("method", *spec["method"]),
+        registry.make_instance("task", *spec["task"]),
+        registry.make_instance("method", *spec["method"]),
         spec["seed"],
         spec["data"],
         spec["task_key"],
     )
 
 
-class _Stop(UserCallback):
-    """Ends a group at a Mistake, which another try would only meet again; a worker that died is replaced."""
+class _StopAtUserError(UserCallback):
+    """Ends a group at a UserError, which another try would only meet again; a worker that died is replaced."""
 
     def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
-            if isinstance(error, Mistake):
+            if isinstance(error, UserError):
                 raise error
 
 
-def check_gpus(together: int, store: Store) -> None:
-    """Raises Mistake where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
+def check_gpus(workers_per_policy: int, store: Store) -> None:
+    """Raises UserError where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
     if "RAY_ADDRESS" in os.environ:
-        with session.cluster(store, 1):
+        with session.ray_session(store, 1):
             gpus = int(ray.cluster_resources().get("GPU", 0))
     else:
-        gpus = gpus_here()
+        gpus = local_gpu_count()
     if not gpus:
-        raise Mistake("there is no GPU here", "leave out --gpu to train on cores, or name a cluster by RAY_ADDRESS")
-    _check_room(together, 0, gpus)
+        raise UserError(
+            "there is no GPU here", "leave out --require-gpu to train on cores, or name a cluster by RAY_ADDRESS"
+        )
+    _check_enough_devices(workers_per_policy, 0, gpus)
 
 
-def gpus_here() -> int:
+def local_gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def _check_room(together: int, cores: int, gpus: int) -> None:
+def _check_enough_devices(workers_per_policy: int, cores: int, gpus: int) -> None:
     room, what = (gpus, "GPU") if gpus else (cores, "core")
-    if together > room:
+    if workers_per_policy > room:
         there = f"{room} {what}" + ("s" if room > 1 else "")
-        raise Mistake(
-            f"--together {together} asks for {together} {what}s, and there is no more than {there}",
-            f"--together {room}",
+        raise UserError(
+            f"--workers-per-policy {workers_per_policy} asks for {workers_per_policy} {what}s, and there is no more than {there}",
+            f"--workers-per-policy {room}",
         )
 
 
-def _mistake(error: BaseException | None) -> Mistake | None:
-    """The Mistake that Tune's and Train's errors are wrapped around."""
-    while error is not None and type(error) is not Mistake:
+def _user_error_within(error: BaseException | None) -> UserError | None:
+    """The UserError that Tune's and Train's errors are wrapped around."""
+    while error is not None and type(error) is not UserError:
         error = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
     return error
 
 
-class _Watch(TrialProgressCallback):
+class _StoreWatcher(TrialProgressCallback):
     """Counts what appears in the store, in Tune's own loop, which turns about ten times a second.
 
     It stands in for Tune's reporter, which prints.

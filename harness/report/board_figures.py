@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.board.board import REFERENCE, Board, Point, Row, TaskBoard, labels
-from harness.report.plots import WIDE, Look, grey_line, legend, look, name_lines, svg_of
-from harness.report.words import most, number
-from harness.trials.trial import fields_of
+from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
+from harness.report.plots import PAGE_WIDTH, Look, add_legend, draw_grey_line, draw_svg, look_at_index, write_line_names
+from harness.report.words import format_number, largest_candidate_count
+from harness.trials.trial import field_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,17 +21,15 @@ Looks = dict[str, Look]  # of every method that is ranked, by its label
 Fields = tuple[str, ...]  # of a task: one, or a pair
 
 
-def figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]]:
+def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]]:
     """Caption and SVG of each figure that the rows allow; `looks` are those of the whole board."""
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.line for row in task.rows):
         curves += " Thin grey: lines that know the truth."
     ranks = "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored."
-    gains = (
-        f"Gain over {REFERENCE} of every person at {task.shots} shots, people sorted; below zero they are worse off."
-    )
+    gains = f"Gain over {REFERENCE_METHOD} of every person at {task.shots} shots, people sorted; below zero they are worse off."
     steered = [row for row in task.rows if row.best_of]
-    n = most(steered) if steered else 0
+    n = largest_candidate_count(steered) if steered else 0
     best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
     wins = f"Best of {n}: probability of being preferred to a candidate at random, against shots, with 95 % bands."
     kl = (
@@ -40,51 +38,51 @@ def figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]
         "candidates, at most log n - (n - 1) / n."
     )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
-    own = looks or {row.label: look(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    own = looks or {row.label: look_at_index(i) for i, row in enumerate(r for r in task.rows if not r.line)}
 
     def drawn(draw: Callable[[Axes, TaskBoard, Looks], None]) -> str:
         def on(figure: Figure) -> None:
             draw(figure.subplots(), task, own)
-            legend(figure)
+            add_legend(figure)
 
-        return svg_of(on)
+        return draw_svg(on)
 
     return [
         (caption, drawn(draw))
         for caption, draw, needed in (
-            (curves, _curves, any(r.curves for r in task.rows)),
-            (ranks, _ranks, any(r.rank for r in task.rows)),
-            (gains, _gains, any(r.worse is not None for r in task.rows)),
-            (best, _best_of, steered),
-            (wins, _wins, steered),
-            (kl, _written, any("normalised" in w.scores for r in task.rows for w in r.written.values())),
-            (cost, _cost, any(r.costs and r.curves for r in task.rows)),
+            (curves, _draw_curves, any(r.curves for r in task.rows)),
+            (ranks, _draw_ranks, any(r.rank for r in task.rows)),
+            (gains, _draw_gains, any(r.worse is not None for r in task.rows)),
+            (best, _draw_best_of_n, steered),
+            (wins, _draw_win_rates, steered),
+            (kl, _draw_written, any("normalised" in w.scores for r in task.rows for w in r.written.values())),
+            (cost, _draw_cost, any(r.costs and r.curves for r in task.rows)),
         )
         if needed
     ]
 
 
-def _curves(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_curves(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     lines = [(row, list(row.curves["accuracy"].values())) for row in task.rows if row.curves]
-    _banded(axes, lines, task.task.shots, looks)
+    _draw_with_bands(axes, lines, task.task.shots, looks)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="accuracy")
 
 
-def _best_of(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_best_of_n(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     last = [(row, row.best_of[task.shots].gain) for row in task.rows if row.best_of]
-    _banded(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
+    _draw_with_bands(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
     axes.set(xlabel="n: candidates chosen among", ylabel="normalised gain")
 
 
-def _wins(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_win_rates(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     rows = [row for row in task.rows if row.best_of]
-    n = most(rows)
+    n = largest_candidate_count(rows)
     lines = [(row, [row.best_of[shots].win_random[n] for shots in task.task.shots]) for row in rows]
-    _banded(axes, lines, task.task.shots, looks)
+    _draw_with_bands(axes, lines, task.task.shots, looks)
     axes.set(xlabel="shots: answers seen of each new user", ylabel="win rate over a random candidate")
 
 
-def _written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     """Policies by KL and normalised gain, and their own best of n beside them."""
     for row in task.rows:
         found = [w for w in row.written.values() if "normalised" in w.scores]
@@ -96,8 +94,8 @@ def _written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
         axes.errorbar(
             kl,
             gain,
-            _bars(y),
-            _bars(x),
+            _error_bars(y),
+            _error_bars(x),
             color=color,
             marker=marker,
             ls=dash,
@@ -118,38 +116,38 @@ def _written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     axes.axhline(0, color="#000000", lw=0.6)
 
 
-def _limits(points: Sequence[Point]) -> np.ndarray | None:
+def _limits_of_points(points: Sequence[Point]) -> np.ndarray | None:
     """float64[2, n]: the lower and the upper limits; None where a point has none."""
     ends = [(p.low, p.high) for p in points if p.low is not None and p.high is not None]
     return np.array(ends).T if len(ends) == len(points) else None
 
 
-def _bars(points: Sequence[Point]) -> np.ndarray | None:
+def _error_bars(points: Sequence[Point]) -> np.ndarray | None:
     """float64[2, n]: how far the limits lie below and above the values; None where a point has none."""
-    limits = _limits(points)
+    limits = _limits_of_points(points)
     return None if limits is None else np.abs(limits - [p.value for p in points])
 
 
-def _banded(axes: Axes, lines: list[tuple[Row, list[Point]]], ticks: Sequence, looks: Looks) -> None:
+def _draw_with_bands(axes: Axes, lines: list[tuple[Row, list[Point]]], ticks: Sequence, looks: Looks) -> None:
     """A line with its band per row over evenly spaced ticks."""
     place = np.arange(len(ticks))
     ends: list[tuple[float, float, str]] = []
     for row, points in lines:
         values = [p.value for p in points]
         if row.line:
-            grey_line(axes, place, np.array(values))
+            draw_grey_line(axes, place, np.array(values))
             ends.append((place[-1], values[-1], row.label))
             continue
         color, marker, dash = looks[row.label]
         axes.plot(place, values, color=color, marker=marker, ls=dash, label=row.label, ms=6)
-        if (limits := _limits(points)) is not None:
+        if (limits := _limits_of_points(points)) is not None:
             axes.fill_between(place, *limits, color=color, alpha=0.15, lw=0)
     axes.set_xticks(place, ticks)
     axes.margins(x=0.12)
-    name_lines(axes, ends)
+    write_line_names(axes, ends)
 
 
-def _ranks(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_ranks(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     rows = [(row.label, row.rank) for row in task.rows if row.rank]
     for y, (label, rank) in enumerate(rows):
         color, marker, _ = looks[label]
@@ -162,7 +160,7 @@ def _ranks(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def _gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     axes.axhline(0, color="#000000", lw=0.8)
     for row in task.rows:
         if row.worse is not None and row.users is not None:
@@ -178,22 +176,22 @@ def _gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
                 ms=5,
                 label=row.label,
             )
-    axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE}")
+    axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE_METHOD}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
 
 
-def _cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
+def _draw_cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     for row in task.rows:
         if row.line or not (row.costs and row.curves):
             continue
         color, marker, _ = looks[row.label]
         x, y = max(row.costs["fit_seconds"], 1e-4), row.curves["accuracy"][task.shots]
-        axes.errorbar(x, y.value, _bars([y]), color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
+        axes.errorbar(x, y.value, _error_bars([y]), color=color, marker=marker, ls="", ms=8, capsize=3, label=row.label)
     axes.set_xscale("log")
     axes.set(xlabel="seconds to fit, median over seeds (log)", ylabel=f"accuracy at {task.shots} shots")
 
 
-def sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
+def find_sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
     """Every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
 
     A pair needs more settings than a cross of two single sweeps. Where still other fields vary, a pair has all settings
@@ -202,13 +200,13 @@ def sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
     found: list[tuple[str, Fields, list[TaskBoard]]] = []
     for name in dict.fromkeys(t.task.name for t in board.tasks):
         left = tasks = [t for t in board.tasks if t.task.name == name]
-        varied = [f for f in fields_of(tasks[0].task) if len({_value(t, f) for t in tasks}) > 1]
+        varied = [f for f in field_values(tasks[0].task) if len({_field_value(t, f) for t in tasks}) > 1]
         pairs: list[Fields] = [*combinations(varied, 2)]
         for fields in [*pairs, *((f,) for f in varied)]:
             groups: dict[tuple, dict[tuple, TaskBoard]] = {}  # the other fields -> these fields -> setting
             for t in tasks:
-                rest = tuple(_value(t, f) for f in varied if f not in fields)
-                groups.setdefault(rest, {})[tuple(_value(t, f) for f in fields)] = t
+                rest = tuple(_field_value(t, f) for f in varied if f not in fields)
+                groups.setdefault(rest, {})[tuple(_field_value(t, f) for f in fields)] = t
             largest = max(groups.values(), key=len)
             counts = [len(set(values)) for values in zip(*largest, strict=True)]
             if len(fields) == 2 and min(counts) > 1 and len(largest) > sum(counts) - 1:
@@ -220,78 +218,80 @@ def sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
     return found
 
 
-def _value(task: TaskBoard, field: str) -> Any:
+def _field_value(task: TaskBoard, field: str) -> Any:
     return getattr(task.task, field)
 
 
-def sweep_figures(board: Board, looks: Looks) -> list[tuple[str, list[tuple[str, str]]]]:
+def figures_of_sweeps(board: Board, looks: Looks) -> list[tuple[str, list[tuple[str, str]]]]:
     """Heading, and caption and SVG of each figure, of every sweep of a board."""
     found = []
-    for name, fields, tasks in sweeps(board):
+    for name, fields, tasks in find_sweeps(board):
         heading = f"{name}: {' and '.join(f.replace('_', ' ') for f in fields)}"
         if len(fields) == 1:
-            caption = f"Accuracy at {_shots(tasks)} shots, with 95 % bands over people and seeds."
-            found.append((heading, [(caption, _along_svg(tasks, fields[0], looks))]))
+            caption = f"Accuracy at {_shots_text(tasks)} shots, with 95 % bands over people and seeds."
+            found.append((heading, [(caption, _sweep_curves_svg(tasks, fields[0], looks))]))
         else:
-            found.append((heading, _heat_maps(tasks, fields, list(labels(list(board.suite.methods)).values()))))
+            found.append(
+                (heading, _heat_map_figures(tasks, fields, list(setting_labels(list(board.suite.methods)).values())))
+            )
     return found
 
 
-def _along_svg(tasks: list[TaskBoard], field: str, looks: Looks) -> str:
+def _sweep_curves_svg(tasks: list[TaskBoard], field: str, looks: Looks) -> str:
     def on(figure: Figure) -> None:
-        _along(figure.subplots(), tasks, field, looks)
-        legend(figure)
+        _draw_sweep_curves(figure.subplots(), tasks, field, looks)
+        add_legend(figure)
 
-    return svg_of(on)
+    return draw_svg(on)
 
 
-def _heat_maps(tasks: list[TaskBoard], fields: Fields, methods: list[str]) -> list[tuple[str, str]]:
+def _heat_map_figures(tasks: list[TaskBoard], fields: Fields, methods: list[str]) -> list[tuple[str, str]]:
     """Caption and SVG of accuracy, and of the gain over the reference, against a pair of fields, a panel per method."""
-    cells = len({tuple(_value(t, f) for f in fields) for t in tasks})
+    cells = len({tuple(_field_value(t, f) for f in fields) for t in tasks})
     means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
-    ticks = [sorted({_value(t, f) for t in tasks}, key=_order) for f in fields]
+    ticks = [sorted({_field_value(t, f) for t in tasks}, key=_sort_key) for f in fields]
 
     def drawn(maps: dict[str, np.ndarray], signed: bool) -> str:
         rows, tall = -(-len(maps) // 4), max(m.shape[0] for m in maps.values())
-        size = (WIDE, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
-        return svg_of(lambda figure: _heat(figure, maps, fields, ticks, signed), size)
+        size = (PAGE_WIDTH, 0.6 + rows * (0.75 + 0.36 * max(tall, 2)))
+        return draw_svg(lambda figure: _draw_heat_maps(figure, maps, fields, ticks, signed), size)
 
     found = []
     for what, score, signed in (
-        (f"Accuracy at {_shots(tasks)} shots", _accuracy, False),
-        (f"Gain in accuracy over {REFERENCE} at {_shots(tasks)} shots", _gain, True),
+        (f"Accuracy at {_shots_text(tasks)} shots", _row_accuracy, False),
+        (f"Gain in accuracy over {REFERENCE_METHOD} at {_shots_text(tasks)} shots", _row_gain, True),
     ):
-        every = _maps(tasks, fields, score)
+        every = _values_by_method(tasks, fields, score)
         if maps := {label: every[label] for label in methods if label in every}:
             found.append((f"{what}, the same colours for all methods.{means}", drawn(maps, signed)))
     return found
 
 
-def _shots(tasks: list[TaskBoard]) -> str:
+def _shots_text(tasks: list[TaskBoard]) -> str:
     return " or ".join(str(n) for n in sorted({t.shots for t in tasks}))
 
 
-def _order(value: object) -> tuple:
+def _sort_key(value: object) -> tuple:
     """Numbers by size, then anything else by name."""
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
-def _accuracy(row: Row, task: TaskBoard) -> float | None:
+def _row_accuracy(row: Row, task: TaskBoard) -> float | None:
     return row.curves["accuracy"][task.shots].value if row.curves else None
 
 
-def _gain(row: Row, task: TaskBoard) -> float | None:
+def _row_gain(row: Row, task: TaskBoard) -> float | None:
     return None if row.worse is None or row.gain is None else row.gain.value
 
 
-def _maps(
+def _values_by_method(
     tasks: list[TaskBoard], fields: Fields, score: Callable[[Row, TaskBoard], float | None]
 ) -> dict[str, np.ndarray]:
     """Label of a method -> float[values of the second field, values of the first], NaN where there is none."""
-    first, second = (sorted({_value(t, f) for t in tasks}, key=_order) for f in fields)
+    first, second = (sorted({_field_value(t, f) for t in tasks}, key=_sort_key) for f in fields)
     sums: dict[str, np.ndarray] = {}
     for task in tasks:
-        x, y = first.index(_value(task, fields[0])), second.index(_value(task, fields[1]))
+        x, y = first.index(_field_value(task, fields[0])), second.index(_field_value(task, fields[1]))
         for row in task.rows:
             if (value := score(row, task)) is not None:
                 cell = sums.setdefault(row.label, np.zeros((2, len(second), len(first))))[:, y, x]
@@ -300,7 +300,9 @@ def _maps(
         return {label: total / count for label, (total, count) in sums.items()}
 
 
-def _heat(figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: list[list], signed: bool) -> None:
+def _draw_heat_maps(
+    figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: list[list], signed: bool
+) -> None:
     """A heat map per method on one scale of colours that grows lighter throughout, the value in every cell."""
     columns = min(4, len(maps))
     panels = figure.subplots(-(-len(maps) // columns), columns, squeeze=False, sharex=True, sharey=True)
@@ -314,7 +316,7 @@ def _heat(figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: li
             if np.isfinite(value):
                 dark = value < (low + high) / 2
                 axes.text(
-                    x, y, number(value, signed), ha="center", va="center", fontsize=size,
+                    x, y, format_number(value, signed), ha="center", va="center", fontsize=size,
                     color="#ffffff" if dark else "#000000",
                 )  # fmt: skip
         axes.set_title(label, fontsize=10)
@@ -331,8 +333,8 @@ def _heat(figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: li
     figure.colorbar(image, ax=panels, pad=0.01, aspect=30)
 
 
-def _along(axes: Axes, tasks: list[TaskBoard], field: str, looks: Looks) -> None:
-    tasks = sorted(tasks, key=lambda t: _order(_value(t, field)))
+def _draw_sweep_curves(axes: Axes, tasks: list[TaskBoard], field: str, looks: Looks) -> None:
+    tasks = sorted(tasks, key=lambda t: _sort_key(_field_value(t, field)))
     found: dict[str, list[tuple[Row, Point]]] = {}
     for task in tasks:
         for row in task.rows:
@@ -340,5 +342,5 @@ def _along(axes: Axes, tasks: list[TaskBoard], field: str, looks: Looks) -> None
                 found.setdefault(row.label, []).append((row, row.curves["accuracy"][task.shots]))
     whole = [[row for row, _ in found[label]] for label in found if len(found[label]) == len(tasks)]
     lines = [(rows[0], [point for _, point in found[rows[0].label]]) for rows in whole]
-    _banded(axes, lines, [_value(t, field) for t in tasks], looks)
+    _draw_with_bands(axes, lines, [_field_value(t, field) for t in tasks], looks)
     axes.set(xlabel=field.replace("_", " "), ylabel="accuracy")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.board.board import Board, labels
+from harness.board.board import Board, setting_labels
 
 if TYPE_CHECKING:  # matplotlib takes half a second to import, which no command but those that draw should pay
     from matplotlib.artist import Artist
@@ -29,7 +29,7 @@ LOOKS: list[Look] = [
     ("#e69f00", "X", (0, (3, 1, 1, 1))),
     ("#7f7f7f", "*", (0, (8, 2))),
 ]
-STYLE: dict[Any, object] = {
+PLOT_STYLE: dict[Any, object] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "manyminds",
     "font.family": "sans-serif",
@@ -38,40 +38,42 @@ STYLE: dict[Any, object] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-SIZE = (6.4, 4.2)  # inches
-WIDE = 12.8  # inches: the whole width of a page
+FIGURE_SIZE = (6.4, 4.2)  # inches
+PAGE_WIDTH = 12.8  # inches: the whole width of a page
 
 
-def svg_of(draw: Callable[[Figure], object], size: tuple[float, float] = SIZE) -> str:
+def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGURE_SIZE) -> str:
     """The SVG element of what `draw` puts on an empty matplotlib figure of `size` inches."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with rc_context(PLOT_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         sink = io.StringIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
-    if size[0] > SIZE[0]:  # letters as large on the screen as in figures of the usual size
+    if size[0] > FIGURE_SIZE[0]:  # letters as large on the screen as in figures of the usual size
         svg = svg.replace("<svg", f'<svg class="wide" style="max-width: {92 * size[0]:.0f}px"', 1)
     return svg
 
 
-def look(i: int) -> Look:
+def look_at_index(i: int) -> Look:
     """Colour, marker and dash; past the eighth they come in other combinations."""
     again = i // len(LOOKS)
     return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
 
 
-def looks_of(board: Board) -> dict[str, Look]:
+def looks_of_methods(board: Board) -> dict[str, Look]:
     """Label -> look of every method that is ranked, the same on all figures of a board."""
-    methods = labels(list(board.suite.methods))
-    return {label: look(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)}
+    methods = setting_labels(list(board.suite.methods))
+    return {
+        label: look_at_index(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)
+    }
 
 
-def legend(figure: Figure, handles: list[Artist] | None = None) -> None:
+def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
     """Above the axes, in as many columns as the labels leave room for."""
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
@@ -80,12 +82,12 @@ def legend(figure: Figure, handles: list[Artist] | None = None) -> None:
         figure.legend(handles=handles, fontsize=9, ncols=min(max(columns, 1), 8), loc="outside upper center")
 
 
-def grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:
-    """A line that is no rival: it knows the truth. `name_lines` writes its name beside its end."""
+def draw_grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:
+    """A line that is no rival: it knows the truth. `write_line_names` writes its name beside its end."""
     axes.plot(x, y, color="#999999", lw=1, ls=dash)
 
 
-def name_lines(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
+def write_line_names(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
     """Writes each name beside the end (x, y) of its line, apart from each other.
 
     Neighbouring names that agree before a comma are written once, without what follows it.

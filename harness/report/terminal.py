@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board.board import REFERENCE, Board, Row, TaskBoard
+from harness.board.board import REFERENCE_METHOD, Board, Row, TaskBoard
 from harness.report.words import (
-    MANY,
-    most,
-    number,
-    p_text,
-    rank_text,
-    remarks,
-    span,
-    told_apart,
-    worse_text,
+    MAX_TASKS_IN_FULL,
+    distinct_task_labels,
+    format_interval,
+    format_number,
+    format_p_value,
+    format_rank,
+    format_share,
+    largest_candidate_count,
+    task_remarks,
     written_tables,
 )
 
@@ -27,8 +27,8 @@ from harness.report.words import (
 def print_board(board: Board) -> None:
     """One table per task setting on stdout; of many settings a line each."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
-    if len(board.tasks) > MANY:
-        print_many(board, console)
+    if len(board.tasks) > MAX_TASKS_IN_FULL:
+        print_short_board(board, console)
         return
     for task in board.tasks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -36,23 +36,23 @@ def print_board(board: Board) -> None:
         table.add_column("method", overflow="fold")  # takes several lines before numbers lose digits
         for shots in task.task.shots:
             table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
-        for name in (f"gain over {REFERENCE}", "p", "swapped", "worse"):
+        for name in (f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in task.rows:
             accuracy = row.curves.get("accuracy", {})
             table.add_row(
-                escape(rank_text(row)),
+                escape(format_rank(row)),
                 escape(row.label),
-                *(number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
-                "" if row.gain is None or row.worse is None else span(row.gain, signed=True),
-                p_text(row.holm) if row.worse is not None else "",
-                number(row.swapped),
+                *(format_number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
+                "" if row.gain is None or row.worse is None else format_interval(row.gain, signed=True),
+                format_p_value(row.holm) if row.worse is not None else "",
+                format_number(row.swapped),
                 "" if row.worse is None else f"{row.worse:.0%}",
                 style="dim" if row.line else None,
             )
         console.print(f"\n{escape(task.label)}  accuracy on {task.people} test people, {task.seeds} seeds")
         console.print(table)
-        for line in remarks(task):
+        for line in task_remarks(task):
             console.print(line, markup=False)
         if steered := [row for row in task.rows if row.best_of]:
             print_best_of(task, steered, console)
@@ -66,18 +66,18 @@ def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
     table.add_column("method", overflow="fold")
     for shots in task.task.shots:
         table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
-    for name in ("beats random", "worse", f"beats {REFERENCE}", "worse", "peak"):
+    for name in ("beats random", "worse", f"beats {REFERENCE_METHOD}", "worse", "peak"):
         table.add_column(name, justify="right", no_wrap=True)
-    n = most(rows)
+    n = largest_candidate_count(rows)
     for row in rows:
         last = row.best_of[task.shots]
         table.add_row(
             escape(row.label),
-            *(number(row.best_of[shots].gain[n].value) for shots in task.task.shots),
-            span(last.win_random[n]),
-            worse_text(last.worse_random),
-            span(last.win_shared[n]) if last.win_shared else "",
-            worse_text(last.worse_shared),
+            *(format_number(row.best_of[shots].gain[n].value) for shots in task.task.shots),
+            format_interval(last.win_random[n]),
+            format_share(last.worse_random),
+            format_interval(last.win_shared[n]) if last.win_shared else "",
+            format_share(last.worse_shared),
             "" if last.overoptimised is None else str(last.overoptimised),
             style="dim" if row.line else None,
         )
@@ -98,19 +98,21 @@ def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
         console.print(table)
 
 
-def print_many(board: Board, console: Console) -> None:
+def print_short_board(board: Board, console: Console) -> None:
     """A line per task setting: the best method, its accuracy and gain, what follows; then every remark once."""
-    lines, names = [], told_apart([task.task for task in board.tasks])
+    lines, names = [], distinct_task_labels([task.task for task in board.tasks])
     for task in board.tasks:
         best = next((row for row in task.rows if row.rank), None)
-        scores = ["", "", ""] if best is None else [best.label, number(best.curves["accuracy"][task.shots].value), ""]
+        scores = (
+            ["", "", ""] if best is None else [best.label, format_number(best.curves["accuracy"][task.shots].value), ""]
+        )
         if best is not None and best.gain is not None:
-            scores[2] = span(best.gain, signed=True)
+            scores[2] = format_interval(best.gain, signed=True)
         lines.append([names[task.task], *scores, task.verdict.partition(":")[0]])
-    lines.insert(0, ["task", "best", "accuracy", f"gain over {REFERENCE}", "verdict"])
+    lines.insert(0, ["task", "best", "accuracy", f"gain over {REFERENCE_METHOD}", "verdict"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         shown = "  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True))
         console.print(shown.rstrip(), markup=False, soft_wrap=True)
-    for remark, times in Counter(line for task in board.tasks for line in remarks(task)[1:]).items():
+    for remark, times in Counter(line for task in board.tasks for line in task_remarks(task)[1:]).items():
         console.print(f"{remark} ({times} of {len(board.tasks)} tasks)", markup=False, soft_wrap=True)

@@ -32,21 +32,26 @@ from pathlib import Path
 
 import polars as pl
 
-from harness.atomic import private_name
+from harness.atomic import private_path
 from harness.board.board import Board, Row, TaskBoard
 from harness.board.make import make_board
-from harness.board.results import committed
-from harness.errors import Mistake
+from harness.board.results import committed_manifest
+from harness.errors import UserError
 from harness.store.store import Store
 from harness.trials.plan import Plan
-from harness.trials.trial import Trial, fields_of, hashed, name_at_version
+from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
 
 PUBLISH_VERSION = 2  # raised whenever the same results would be published otherwise
-POSSIBLE = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
-FOREIGN = ("alembic", "mlflow", "sqlalchemy", "sqlite3")  # packages whose errors are not ours; they share no base class
-LONGEST = 5000  # characters of a tag or parameter: what every server since MLflow 2.8 keeps whole
-LONGEST_NAME = 250  # characters of a run's name
-SETTINGS = {  # for MLflow in this process, where the environment does not say otherwise
+SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
+MLFLOW_PACKAGES = (
+    "alembic",
+    "mlflow",
+    "sqlalchemy",
+    "sqlite3",
+)  # packages whose errors are not ours; they share no base class
+MAX_VALUE_CHARACTERS = 5000  # characters of a tag or parameter: what every server since MLflow 2.8 keeps whole
+MAX_NAME_CHARACTERS = 250  # characters of a run's name
+CLIENT_SETTINGS = {  # for MLflow in this process, where the environment does not say otherwise
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
@@ -55,7 +60,7 @@ SETTINGS = {  # for MLflow in this process, where the environment does not say o
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the next line, a server that is gone is reported
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     within 20 s instead of minutes
 }
-SERVER = {  # for the server that shows a store to the person at this machine
+SERVER_SETTINGS = {  # for the server that shows a store to the person at this machine
     "MLFLOW_HOST": "127.0.0.1",
     "MLFLOW_PORT": "5000",
     "MLFLOW_WORKERS": "1",  # of 4 by default, at 300 MB each
@@ -68,7 +73,7 @@ SERVER = {  # for the server that shows a store to the person at this machine
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """What one MLflow run holds.
 
     metrics: (name, value, step). tables: columns, shown as tables by the UI. files: made only when they are needed.
@@ -84,9 +89,9 @@ class Record:
     files_digest: str = ""  # of what `files` would make, before users' ids are salted
 
     @property
-    def digest(self) -> str:
+    def content_digest(self) -> str:
         """16 hex digits: the same for the same content, whatever the store's salt."""
-        return hashed(
+        return identity_hash(
             {"version": PUBLISH_VERSION}
             | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
         )
@@ -98,16 +103,18 @@ class Publisher:
     def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
         self.plan, self.store = plan, store
         self.own = uri is None
-        self.uri = uri or f"sqlite:///{store.mlflow['database']}"
+        self.uri = uri or f"sqlite:///{store.mlflow_paths['database']}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
-        self.artifacts = store.mlflow["artifacts"]  # where a database is written directly; a server has its own place
-        for name, value in SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
+        self.artifacts = store.mlflow_paths[
+            "artifacts"
+        ]  # where a database is written directly; a server has its own place
+        for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
         self.page = ""  # of the suite's experiment, once it is known
 
-    def trials(self, finished: list[Trial]) -> None:
+    def publish_trials(self, finished: list[Trial]) -> None:
         """Publishes the rows that these trials complete, not compared with others yet. Never raises.
 
         After a failure it does nothing more: `everything` says what is wrong and publishes it all.
@@ -115,55 +122,60 @@ class Publisher:
         if self.down:
             return
         try:
-            records = [r for r in map(self._alone, dict.fromkeys((t.task, t.method) for t in finished)) if r]
+            records = [
+                r for r in map(self._uncompared_record, dict.fromkeys((t.task, t.method) for t in finished)) if r
+            ]
             if records:
-                self._publish(records)
+                self._publish_records(records)
         except Exception:  # the results are in the store, and no trouble with a view of them may stop the run
             self.down = True
 
-    def everything(self, board: Board | None = None) -> None:
+    def publish_everything(self, board: Board | None = None) -> None:
         """Publishes every row with a finished trial, and the board; `board` spares making it again.
 
-        Raises Mistake where MLflow cannot be reached or written.
+        Raises UserError where MLflow cannot be reached or written.
         """
         board = board or make_board(self.plan, self.store)
-        rows = [self._row(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
-        self._publish(
-            [*rows[::-1], self._board(board)]
+        rows = [self._row_record(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
+        self._publish_records(
+            [*rows[::-1], self._board_record(board)]
         )  # the UI lists the latest first: the board, then rank 1, 2, ...
 
-    def how_to_open(self) -> str:
+    def command_to_open(self) -> str:
         """What to type to see the results: a server on loopback for a SQLite file, else the URI, without its password.
 
         The server's settings are written to `mlflow.env` in the store, so that the line stays short and none is forgotten.
         """
         if not self.uri.startswith("sqlite:"):
-            return _shown(self.uri) + (self.page if self.uri.startswith("http") else "")
-        settings = SERVER | {
+            return _without_password(self.uri) + (self.page if self.uri.startswith("http") else "")
+        settings = SERVER_SETTINGS | {
             "MLFLOW_BACKEND_STORE_URI": self.uri,
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
         }
-        file = self.store.mlflow["settings"]
-        file.write_text("".join(f"{name}={_quoted(value)}\n" for name, value in settings.items()))
+        file = self.store.mlflow_paths["settings"]
+        file.write_text("".join(f"{name}={_dotenv_quoted(value)}\n" for name, value in settings.items()))
         beside = Path(sys.executable).with_name("mlflow")
         command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
-        address = f"http://{SERVER['MLFLOW_HOST']}:{SERVER['MLFLOW_PORT']}{self.page}"
+        address = f"http://{SERVER_SETTINGS['MLFLOW_HOST']}:{SERVER_SETTINGS['MLFLOW_PORT']}{self.page}"
         return f"{command} --env-file {shlex.quote(str(file))} server  # {address}"
 
-    def _alone(self, pair: tuple) -> Record | None:
+    def _uncompared_record(self, pair: tuple) -> RunRecord | None:
         """The row of one task and method by itself, which costs no more however large the suite is; None while it has holes."""
         trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
         suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
         (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
         (row,) = task.rows
         own = dataclasses.replace(row, rank=None, gain=None, holm=None, worse=None, users=None)
-        return None if row.hole else self._row(task, own, "not compared yet")
+        return None if row.hole else self._row_record(task, own, "not compared yet")
 
-    def _row(self, task: TaskBoard, row: Row, state: str) -> Record:
+    def _row_record(self, task: TaskBoard, row: Row, state: str) -> RunRecord:
         seeds = {trial.key: trial.seed for trial in self.plan.trials}
-        facts = {key: committed(self.store, "trials", key)["facts"] for key in row.keys}
-        fields = {"task": fields_of(task.task), "method": fields_of(row.method)}
-        identity = hashed({"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": fields})
+        facts = {key: committed_manifest(self.store, "trials", key)["facts"] for key in row.keys}
+        fields = {"task": field_values(task.task), "method": field_values(row.method)}
+        recorded = {"task": recorded_values(task.task), "method": recorded_values(row.method)}
+        identity = identity_hash(
+            {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
+        )
         if row.hole:
             state = row.hole.partition(":")[0]  # what follows is an error's text, which may quote the data
         tags = {
@@ -181,25 +193,31 @@ class Publisher:
                 {"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys
             ]
             made = {"trials.json": json.dumps(told, indent=1).encode()}
-            return made if users is None else made | {"users.csv": self._hidden(task, users).write_csv().encode()}
+            return (
+                made
+                if users is None
+                else made | {"users.csv": self._with_salted_people(task, users).write_csv().encode()}
+            )
 
-        return Record(
+        return RunRecord(
             identity=identity,
             name=f"{row.label} on {task.label}",
             tags={"kind": "row"} | tags,
             params={
-                f"{kind}.{name}": _text(value) for kind, values in fields.items() for name, value in values.items()
+                f"{kind}.{name}": _value_text(value)
+                for kind, values in fields.items()
+                for name, value in values.items()
             },
-            metrics=tuple(metrics_of(row, task)),
+            metrics=tuple(row_metrics(row, task)),
             files=files,
             files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
         )
 
-    def _board(self, board: Board) -> Record:
+    def _board_record(self, board: Board) -> RunRecord:
         lines = []
         for task in board.tasks:
             for row in task.rows:
-                last = {name: value for name, value, step in metrics_of(row, task) if step == task.shots}
+                last = {name: value for name, value, step in row_metrics(row, task) if step == task.shots}
                 state = row.hole.partition(":")[0] if row.hole else "privileged: not ranked" if row.line else "ranked"
                 lines.append(
                     {"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last
@@ -222,13 +240,13 @@ class Publisher:
         failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
-            from harness.report.html import page
+            from harness.report.html import render_page
 
             if failed:  # the page then shows errors' texts, which may quote the data
                 return {}
-            return {"board.html": page(board).encode()}  # without the responses that a local page quotes
+            return {"board.html": render_page(board).encode()}  # without the responses that a local page quotes
 
-        return Record(
+        return RunRecord(
             identity="board",
             name="board",
             tags={
@@ -240,57 +258,59 @@ class Publisher:
             params={
                 "title": board.suite.title,
                 "suite": board.suite.digest,
-                "board": board.digest,
+                "board": board.results_digest,
                 "margin": f"{board.suite.margin:g}",
-                "seeds": _text(board.suite.seeds),
+                "seeds": _value_text(board.suite.seeds),
             },
-            tables={"leaderboard.json": _columns(lines), "tasks.json": _columns(tasks)},
+            tables={"leaderboard.json": _rows_as_columns(lines), "tasks.json": _rows_as_columns(tasks)},
             files=files,
         )
 
-    def _hidden(self, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
+    def _with_salted_people(self, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
         """Users under salted hashes: the same person reads the same in all rows of a task, and in no other task or store."""
-        salt = _salt(self.store)
-        place = hashed({"task": name_at_version(task.task), "fields": fields_of(task.task)})
+        salt = _read_salt(self.store)
+        place = identity_hash({"task": name_at_version(task.task), "fields": recorded_values(task.task)})
         names = [hmac.new(salt, f"{place}/{person}".encode(), "sha256").hexdigest()[:16] for person in users["person"]]
         hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
         return hidden.sort("user")  # or the order would tell who is who
 
-    def _publish(self, records: list[Record]) -> None:
+    def _publish_records(self, records: list[RunRecord]) -> None:
         """Makes MLflow hold each record once, as it is now."""
-        with self._explained(), _one_at_a_time(self.store):
-            client = self._client()
-            experiment = self._experiment(client)
+        with self._mlflow_errors_as_user_errors(), _publishing_lock(self.store):
+            client = self._open_client()
+            experiment = self._experiment_id(client)
             self.page = (
                 f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
             )
             wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
             found: dict[str, list] = {}
-            for run in _runs(client, experiment, wanted):
+            for run in _find_runs(client, experiment, wanted):
                 found.setdefault(run.data.tags.get("row"), []).append(run)
             for record in records:
-                digest, suite = record.digest, self.plan.suite.digest
+                digest, suite = record.content_digest, self.plan.suite.digest
                 runs = found.get(record.identity, [])
                 whole = [r for r in runs if r.info.status == "FINISHED"]
                 kept = next((r for r in whole if r.data.tags.get("digest") == digest), None)
                 if kept is None:
-                    self._write(client, experiment, record, digest, suite)
+                    self._write_run(client, experiment, record, digest, suite)
                 elif kept.data.tags.get("suite") != suite:
                     client.set_tag(kept.info.run_id, "suite", suite)
                 for run in runs:
                     if run is not kept:  # out of date, cut short by a crash, or written twice by two machines
                         client.delete_run(run.info.run_id)
 
-    def _write(self, client, experiment: str, record: Record, digest: str, suite: str) -> None:
+    def _write_run(self, client, experiment: str, record: RunRecord, digest: str, suite: str) -> None:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
         tags = record.tags | {"row": record.identity, "digest": digest, "suite": suite}
-        tags = {name: _cut(value) for name, value in tags.items()}
-        run = client.create_run(experiment, start_time=now, tags=tags, run_name=record.name[:LONGEST_NAME]).info.run_id
+        tags = {name: _cut_value(value) for name, value in tags.items()}
+        run = client.create_run(
+            experiment, start_time=now, tags=tags, run_name=record.name[:MAX_NAME_CHARACTERS]
+        ).info.run_id
         metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
         client.log_batch(
-            run, metrics, [Param(name, _cut(value)) for name, value in record.params.items()]
+            run, metrics, [Param(name, _cut_value(value)) for name, value in record.params.items()]
         )  # at once: 7 times faster
         with tempfile.TemporaryDirectory() as folder:
             for name, content in record.files().items():
@@ -300,10 +320,10 @@ class Publisher:
             client.log_table(run, columns, name)
         client.set_terminated(run)
 
-    def _client(self):
-        if not re.fullmatch(POSSIBLE, self.uri):
+    def _open_client(self):
+        if not re.fullmatch(SUPPORTED_URIS, self.uri):
             possible = "sqlite:////folder/mlflow.db (without % and ?), postgresql://..., http://host:port; by default a file in the store"
-            raise Mistake(f"MLflow cannot keep results at {_shown(self.uri)}", possible)
+            raise UserError(f"MLflow cannot keep results at {_without_password(self.uri)}", possible)
         if self.uri.startswith("sqlite:"):
             path = self.uri.removeprefix("sqlite:///")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -317,7 +337,7 @@ class Publisher:
             database.MAX_RETRY_COUNT = 3  # of 10, which take 100 s to say that a database is gone
         return MlflowClient(tracking_uri=self.uri)
 
-    def _experiment(self, client) -> str:
+    def _experiment_id(self, client) -> str:
         """The id of the suite's experiment, made or taken back from MLflow's bin where need be."""
         name = f"manyminds/{self.plan.suite.name}"
         place = None if self.uri.startswith("http") else self.artifacts.as_uri()
@@ -328,21 +348,26 @@ class Publisher:
             client.restore_experiment(found.experiment_id)
         if self.own and found.artifact_location != place:
             database = self.uri.removeprefix("sqlite:///")
-            raise Mistake(
+            raise UserError(
                 f"the store was moved to {self.store.root}, but its MLflow database still points to {found.artifact_location}",
                 f"rm {shlex.quote(database)}, then `manyminds publish`: MLflow is a view of the store and is made anew",
             )
         return found.experiment_id
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns errors of MLflow, its database, its server and their missing drivers into Mistakes."""
+    def _mlflow_errors_as_user_errors(self) -> Iterator[None]:
+        """Turns errors of MLflow, its database, its server and their missing drivers into user errors."""
         try:
             yield
         except Exception as error:
-            if not isinstance(error, OSError | ImportError) and type(error).__module__.partition(".")[0] not in FOREIGN:
+            if (
+                not isinstance(error, OSError | ImportError)
+                and type(error).__module__.partition(".")[0] not in MLFLOW_PACKAGES
+            ):
                 raise
-            said = _shown((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[:300]
+            said = _without_password(
+                (str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2]
+            )[:300]
             if self.uri.startswith("http"):
                 hint = (
                     "is the server up, and does it let you write? Without --mlflow, results go to a file in the store"
@@ -351,10 +376,10 @@ class Publisher:
                 hint = "is another program holding it, or the disk full? It may be removed: it is a view of the store and is made anew"
             else:
                 hint = "is the database up, its driver installed, and may you write to it?"
-            raise Mistake(f"MLflow at {_shown(self.uri)} cannot be written: {said}", hint) from error
+            raise UserError(f"MLflow at {_without_password(self.uri)} cannot be written: {said}", hint) from error
 
 
-def metrics_of(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
+def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     """At most 30 names, and five more of a policy. What a row says only once is said at the largest number of shots, where it was found."""
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
@@ -381,12 +406,12 @@ def metrics_of(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     return ((name, value, step) for name, value, step in told if value is not None and math.isfinite(value))
 
 
-def _columns(rows: list[dict]) -> dict[str, list]:
+def _rows_as_columns(rows: list[dict]) -> dict[str, list]:
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _runs(client, experiment: str, wanted: str) -> Iterator:
+def _find_runs(client, experiment: str, wanted: str) -> Iterator:
     token = None
     while True:
         page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
@@ -395,11 +420,11 @@ def _runs(client, experiment: str, wanted: str) -> Iterator:
             return
 
 
-def _salt(store: Store) -> bytes:
+def _read_salt(store: Store) -> bytes:
     """32 random bytes, made once per store and never published: without them nobody can look a person up by trying ids."""
-    path = store.salt
+    path = store.salt_file
     if not path.exists():
-        private = private_name(path)
+        private = private_path(path)
         with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
         with contextlib.suppress(FileExistsError):
@@ -409,27 +434,27 @@ def _salt(store: Store) -> bytes:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(store: Store) -> Iterator[None]:
+def _publishing_lock(store: Store) -> Iterator[None]:
     """Two publishers that both find nothing would both write. Where a file system knows no locks, the next publish mends it."""
-    with store.mlflow["lock"].open("w") as file:
+    with store.mlflow_paths["lock"].open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+def _cut_value(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 4]} ..."
 
 
-def _quoted(value: str) -> str:
+def _dotenv_quoted(value: str) -> str:
     """As a dotenv file wants it."""
     return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
 
 
-def _shown(text: str) -> str:
+def _without_password(text: str) -> str:
     """Without the user and password of a URI."""
     return re.sub(r"//[^/\s]+@", "//", text)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from harness.board.board import Point, Row, TaskBoard
 from harness.task import Task
-from harness.trials.trial import fields_of
+from harness.trials.trial import field_values
 
-TEXT = 200  # characters of a response on the page
-MANY = (
+MAX_QUOTED_CHARACTERS = 200  # characters of a response on the page
+MAX_TASKS_IN_FULL = (
     12  # settings of tasks: beyond, a line each on the terminal, and a folded table each, without figures, on the page
 )
 
@@ -23,17 +23,17 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     counts = sorted({n for *_, found in normal for n in found.best_of})
     taxed = any("mean_user" in found.scores for *_, found in valued)
     gains = [
-        (row, [*head, span(w.scores["gain"], True), span(w.scores["win"]), span(w.scores["swapped"], True) if "swapped" in w.scores else "",
-               *([told(w.scores, "mean_user")] if taxed else [])])
+        (row, [*head, format_interval(w.scores["gain"], True), format_interval(w.scores["win"]), format_interval(w.scores["swapped"], True) if "swapped" in w.scores else "",
+               *([signed_score(w.scores, "mean_user")] if taxed else [])])
         for row, head, w in valued
     ]  # fmt: skip
     beside = [
-        (row, [*head, span(w.scores["normalised"]), *(number(w.best_of[n].value) if n in w.best_of else "" for n in counts)])
+        (row, [*head, format_interval(w.scores["normalised"]), *(format_number(w.best_of[n].value) if n in w.best_of else "" for n in counts)])
         for row, head, w in normal
     ]  # fmt: skip
     costs = [
-        (row, [*head, span(w.scores["kl"]), changed(w.scores, "tokens", 1), changed(w.scores, "fluency", 2),
-               changed(w.scores, "stopped", 2), number(row.costs.get("written_tokens_per_second"), digits=0)])
+        (row, [*head, format_interval(w.scores["kl"]), score_with_change(w.scores, "tokens", 1), score_with_change(w.scores, "fluency", 2),
+               score_with_change(w.scores, "stopped", 2), format_number(row.costs.get("written_tokens_per_second"), digits=0)])
         for row, head, w in texts
     ]  # fmt: skip
     found = [
@@ -44,26 +44,26 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     return [(title, ["method", "shots", *heads], lines) for title, heads, lines in found if lines]
 
 
-def told(scores: dict[str, Point], name: str) -> str:
-    return number(scores[name].value, signed=True) if name in scores else ""
+def signed_score(scores: dict[str, Point], name: str) -> str:
+    return format_number(scores[name].value, signed=True) if name in scores else ""
 
 
-def changed(scores: dict[str, Point], name: str, digits: int) -> str:
+def score_with_change(scores: dict[str, Point], name: str, digits: int) -> str:
     """`45.2 (+3.1)`: a value, and what is more than the reference's."""
     own, more = scores[name], scores[f"{name}_more"]
-    return f"{number(own.value, digits=digits)} ({number(more.value, True, digits)})"
+    return f"{format_number(own.value, digits=digits)} ({format_number(more.value, True, digits)})"
 
 
-def most(rows: list[Row]) -> int:
+def largest_candidate_count(rows: list[Row]) -> int:
     """The largest number of candidates that the rows' methods choose among."""
     return max(n for row in rows for best in row.best_of.values() for n in best.gain)
 
 
-def worse_text(share: float | None) -> str:
+def format_share(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def remarks(task: TaskBoard) -> list[str]:
+def task_remarks(task: TaskBoard) -> list[str]:
     """The verdict and everything a reader must know before believing the table."""
     lines = [task.verdict]
     if task.note:
@@ -73,15 +73,15 @@ def remarks(task: TaskBoard) -> list[str]:
     return lines + [f"flag: {flag}" for flag in task.flags]
 
 
-def shortened(text: str) -> str:
-    """At most TEXT characters, cut between words, on one line; what is cut says how long it was."""
+def shorten_text(text: str) -> str:
+    """At most MAX_QUOTED_CHARACTERS characters, cut between words, on one line; what is cut says how long it was."""
     line = " ".join(text.split())
-    if len(line) <= TEXT:
+    if len(line) <= MAX_QUOTED_CHARACTERS:
         return line
-    return f"{line[:TEXT].rpartition(' ')[0] or line[:TEXT]} ... ({len(line.split())} words)"
+    return f"{line[:MAX_QUOTED_CHARACTERS].rpartition(' ')[0] or line[:MAX_QUOTED_CHARACTERS]} ... ({len(line.split())} words)"
 
 
-def number(value: float | None, signed: bool = False, digits: int = 3) -> str:
+def format_number(value: float | None, signed: bool = False, digits: int = 3) -> str:
     """`.873`: no leading zero below one."""
     if value is None:
         return ""
@@ -89,27 +89,29 @@ def number(value: float | None, signed: bool = False, digits: int = 3) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def span(point: Point, signed: bool = False) -> str:
+def format_interval(point: Point, signed: bool = False) -> str:
     """`.873 (.861 .884)`."""
     if point.low is None:
-        return number(point.value, signed)
-    return f"{number(point.value, signed)} ({number(point.low, signed)} {number(point.high, signed)})"
+        return format_number(point.value, signed)
+    return (
+        f"{format_number(point.value, signed)} ({format_number(point.low, signed)} {format_number(point.high, signed)})"
+    )
 
 
-def p_text(p: float | None) -> str:
-    return "" if p is None else "<.001" if p < 0.001 else number(p)
+def format_p_value(p: float | None) -> str:
+    return "" if p is None else "<.001" if p < 0.001 else format_number(p)
 
 
-def rank_text(row: Row) -> str:
+def format_rank(row: Row) -> str:
     if row.rank is None:
         return "hole" if row.hole else "line"
     rank, best, worst = row.rank
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
 
 
-def told_apart(tasks: list[Task]) -> dict[Task, str]:
+def distinct_task_labels(tasks: list[Task]) -> dict[Task, str]:
     """Name of each task and those of its fields that differ between tasks of that name."""
-    fields = {task: fields_of(task) for task in tasks}
+    fields = {task: field_values(task) for task in tasks}
     found = {}
     for task in tasks:
         alike = [fields[t] for t in tasks if t.name == task.name]

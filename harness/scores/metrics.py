@@ -10,8 +10,8 @@ from scipy.special import expit
 from harness.data import Pairs, Splits, Truth
 
 METRICS_VERSION = 2  # raised whenever a score of the same predictions changes; older score tables are then recomputed
-BINS = 10  # of equal mass, for the calibration error
-SHARPEST = 20.0  # largest temperature scale: separable validation answers would ask for infinity
+CALIBRATION_BINS = 10  # of equal mass, for the calibration error
+MAX_MEAN_LOG_ODDS = 20.0  # largest temperature scale: separable validation answers would ask for infinity
 
 
 def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
@@ -31,21 +31,23 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
         panel, shots, *swapped = name.split("/")
         query = splits.panels[panel].query
         if panel == "validation" and not swapped:
-            scales[shots] = temperature_scale(predictions[name], query.label)
-        columns = per_person(query, predictions[name], scales[shots], better[panel])
+            scales[shots] = fit_temperature_scale(predictions[name], query.label)
+        columns = scores_per_person(query, predictions[name], scales[shots], better[panel])
         n = query.n_users
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
     return pa.concat_tables(tables)
 
 
-def per_person(query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None) -> dict[str, object]:
+def scores_per_person(
+    query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None
+) -> dict[str, object]:
     """Columns with a row per user: means over his queries, and his share in every calibration bin.
 
     accuracy: of the side preferred against the observed label, ties one half.  auc: over both orders of his pairs.
     sign_accuracy: the same against `better`, 1 where the truth prefers left; null where nobody knows it.
     log_loss (nats), brier: of the calibrated probabilities.
-    bin_n, bin_p, bin_y: [n_users, BINS] count, sum of probabilities and of labels, in bins of equal mass over the panel.
+    bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS] count, sum of probabilities and of labels, in bins of equal mass over the panel.
     """
     z, y, user, n_users = log_odds.astype(np.float64), query.label.astype(np.float64), query.user, query.n_users
     asked = np.bincount(user, minlength=n_users)
@@ -60,12 +62,12 @@ def per_person(query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndar
 
     order = np.argsort(p, kind="stable")
     bin_of = np.empty(len(p), dtype=np.int64)
-    bin_of[order] = np.arange(len(p)) * BINS // len(p)
-    cell = user * np.int64(BINS) + bin_of
+    bin_of[order] = np.arange(len(p)) * CALIBRATION_BINS // len(p)
+    cell = user * np.int64(CALIBRATION_BINS) + bin_of
 
     def binned(values: np.ndarray | None) -> pa.Array:
-        sums = np.bincount(cell, values, minlength=n_users * BINS).astype(np.float32)
-        return pa.FixedSizeListArray.from_arrays(pa.array(sums), BINS)
+        sums = np.bincount(cell, values, minlength=n_users * CALIBRATION_BINS).astype(np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(sums), CALIBRATION_BINS)
 
     return {
         "asked": asked.astype(np.int32),
@@ -97,19 +99,22 @@ def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np
     return np.bincount(group_user, ups * (before + downs / 2), minlength=n_users) / (total_up * total_down)
 
 
-def temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
-    """The factor s in [0, SHARPEST / mean |z|] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
+def fit_temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
+    """The factor s in [0, MAX_MEAN_LOG_ODDS / mean |z|] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
     z, y = z.astype(np.float64), y.astype(np.float64)
     if not z.any():
         return 1.0
     unit = np.abs(z).mean()  # so that the search is over comparable numbers, whatever a method's log-odds' size
     found = minimize_scalar(
-        lambda s: log_loss(s * z / unit, y), bounds=(0, SHARPEST), method="bounded", options={"xatol": 1e-6}
+        lambda s: mean_log_loss(s * z / unit, y),
+        bounds=(0, MAX_MEAN_LOG_ODDS),
+        method="bounded",
+        options={"xatol": 1e-6},
     )
     return float(found.x / unit)
 
 
-def log_loss(z: np.ndarray, y: np.ndarray) -> float:
+def mean_log_loss(z: np.ndarray, y: np.ndarray) -> float:
     """Mean log loss, in nats, of log-odds z against shares y."""
     return float((np.logaddexp(0, z) - y * z).mean())
 
@@ -117,7 +122,7 @@ def log_loss(z: np.ndarray, y: np.ndarray) -> float:
 def calibration_error(n: np.ndarray, p: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Debiased root mean square gap of confidence and frequency over equal-mass bins (Kumar, Liang and Ma 2019).
 
-    n, p, y: [..., BINS] counts, summed probabilities and summed labels. Returns [...].
+    n, p, y: [..., CALIBRATION_BINS] counts, summed probabilities and summed labels. Returns [...].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         gap, rate = (p - y) / n, y / n

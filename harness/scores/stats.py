@@ -19,7 +19,7 @@ is the textbook t interval of the S seed means.
 **Why not a percentile bootstrap.** Weighting a cell by w_person·w_seed (the pigeonhole bootstrap, Owen 2007) counts
 the noise of a cell three times and knows no t: over equal methods its nominal 95 % covers 82 % where seeds differ most
 and 99-100 % where noise is most. V covers 94-96 % in both (tests/scores/test_stats.py). Resampling people and seeds with
-draws shared by all methods is kept for what it does well, the *joint* behaviour of many comparisons (`joint_level`).
+draws shared by all methods is kept for what it does well, the *joint* behaviour of many comparisons (`simultaneous_level`).
 
 **What no interval can see.** Folds of one data set share training data, so their seeds are not quite independent
 (Bengio and Grandvalet 2004: no unbiased estimate exists).
@@ -33,7 +33,7 @@ from scipy import sparse, special, stats
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
-DRAWS = 2000  # the familywise 5 % is then within ±0.5 % (one standard error)
+BOOTSTRAP_DRAWS = 2000  # the familywise 5 % is then within ±0.5 % (one standard error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,28 +52,30 @@ class Estimate:
         half = stats.t.ppf((1 + level) / 2, self.df) * self.se
         return self.value - half, self.value + half
 
-    def p(self, df: np.ndarray | None = None) -> np.ndarray:
+    def p_values(self, df: np.ndarray | None = None) -> np.ndarray:
         """Two-sided p-values; 1 where a difference is exactly zero."""
-        return 2 * special.stdtr(self.df if df is None else df, -_ratio(np.abs(self.value), self.se))
+        return 2 * special.stdtr(self.df if df is None else df, -_ratio_or_zero(np.abs(self.value), self.se))
 
 
-def estimate(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
+def estimate_means(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Mean of each row over cells, as an Estimate of shape [M]."""
     values = np.asarray(values, float)
-    sums = _sums(values, person, seed)
-    return _estimate(values.mean(1), [np.square(x).sum(1) for x in sums], person, seed)
+    sums = _deviation_sums(values, person, seed)
+    return _clustered_estimate(values.mean(1), [np.square(x).sum(1) for x in sums], person, seed)
 
 
-def differences(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
+def paired_differences(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Paired differences on identical cells, as an Estimate of shape [M, M]: value[a, b] = score a - score b."""
     values = np.asarray(values, float)
-    sums = _sums(values, person, seed)
-    return _estimate(
+    sums = _deviation_sums(values, person, seed)
+    return _clustered_estimate(
         np.subtract.outer(values.mean(1), values.mean(1)), [cdist(x, x, "sqeuclidean") for x in sums], person, seed
     )
 
 
-def _sums(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _deviation_sums(
+    values: np.ndarray, person: np.ndarray, seed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Deviations from the row's mean over C, summed by person [M, U], by seed [M, S], and not at all [M, C]."""
     cells = values.shape[1]
     if len(person) != cells or len(seed) != cells or not np.isfinite(values).all():
@@ -83,7 +85,7 @@ def _sums(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> tuple[np.
     return *(deviations @ sparse.csr_array((np.ones(cells), (np.arange(cells), code))) for code in codes), deviations
 
 
-def _estimate(value: np.ndarray, squares: list[np.ndarray], person: np.ndarray, seed: np.ndarray) -> Estimate:
+def _clustered_estimate(value: np.ndarray, squares: list[np.ndarray], person: np.ndarray, seed: np.ndarray) -> Estimate:
     """Estimate from the squared totals (by person, by seed, by cell), each of the value's shape."""
     times = np.unique(person, return_counts=True)[1].astype(float)
     people, seeds = len(times), len(np.unique(seed))
@@ -96,24 +98,24 @@ def _estimate(value: np.ndarray, squares: list[np.ndarray], person: np.ndarray, 
     person_part = np.maximum(by_person - by_cell, 0) * seeds / (seeds - 1) * people / (people - 1)
     variance = seed_part + person_part
     repeats = times * (times - 1)  # pairs of cells that share a person; their spread tells how many people count
-    person_df = max(_ratio(repeats.sum() ** 2, (repeats**2).sum()) - 1, 1)
+    person_df = max(_ratio_or_zero(repeats.sum() ** 2, (repeats**2).sum()) - 1, 1)
 
     def satterthwaite(share):
         return 1 / ((1 - share) ** 2 / (seeds - 1) + share**2 / person_df)
 
-    df = satterthwaite(_ratio(person_part, variance))
-    pooled = satterthwaite(_ratio(person_part.sum(), variance.sum()))
+    df = satterthwaite(_ratio_or_zero(person_part, variance))
+    pooled = satterthwaite(_ratio_or_zero(person_part.sum(), variance.sum()))
     return Estimate(value, np.sqrt(variance), df, np.minimum(df, pooled), people)
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def _ratio_or_zero(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below; 0 for 0/0, NaN kept."""
     above, below = np.broadcast_arrays(np.asarray(above, float), np.asarray(below, float))
     with np.errstate(divide="ignore"):
         return np.divide(above, below, out=np.zeros(above.shape), where=(above != 0) | (below != 0))
 
 
-def joint_level(
+def simultaneous_level(
     values: np.ndarray, person: np.ndarray, seed: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], level: float = 0.95
 ) -> float:
     """The p-value below which any of the `pairs` (a, b), two int[K], falls with probability 1 - level if all are equal.
@@ -129,11 +131,13 @@ def joint_level(
     if len(first) == 0:
         return 1 - level
     rng = np.random.default_rng(0)  # the same board, the same limits
-    totals = np.hstack(_sums(values, person, seed)[:2]).astype(np.float32)  # [M, U + S]; single: the weights are large
-    drawn = rng.standard_normal((DRAWS, totals.shape[1]), dtype=np.float32) @ totals.T
+    totals = np.hstack(_deviation_sums(values, person, seed)[:2]).astype(
+        np.float32
+    )  # [M, U + S]; single: the weights are large
+    drawn = rng.standard_normal((BOOTSTRAP_DRAWS, totals.shape[1]), dtype=np.float32) @ totals.T
     drawn = (drawn[:, first] - drawn[:, second]).astype(float)
-    df = differences(values, person, seed).family_df[first, second]
-    t = _ratio(np.abs(drawn), drawn.std(0)) / np.sqrt(rng.chisquare(df, drawn.shape) / df)
+    df = paired_differences(values, person, seed).family_df[first, second]
+    t = _ratio_or_zero(np.abs(drawn), drawn.std(0)) / np.sqrt(rng.chisquare(df, drawn.shape) / df)
     return np.quantile(2 * special.stdtr(df, -t).min(1), 1 - level)
 
 
@@ -153,19 +157,21 @@ class Gains(NamedTuple):
     note: str | None
 
 
-def gains(values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: int = 0, level: float = 0.95) -> Gains:
+def gains_over_reference(
+    values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: int = 0, level: float = 0.95
+) -> Gains:
     """Paired gain of every method over the row `reference`."""
-    every = differences(values, person, seed)
+    every = paired_differences(values, person, seed)
     value, se, df, family_df = (x[:, reference] for x in (every.value, every.se, every.df, every.family_df))
     gain = Estimate(value, se, df, family_df, every.people)
     others = np.flatnonzero(np.arange(len(gain.value)) != reference)
-    p = gain.p()
+    p = gain.p_values()
     if every.note:
         holm, half = np.full_like(p, np.nan), np.full_like(p, np.nan)
     else:
         holm = np.ones_like(p)
-        holm[others] = _holm(gain.p(gain.family_df)[others])
-        each = joint_level(values, person, seed, (others, np.full_like(others, reference)), level)
+        holm[others] = _holm_adjusted(gain.p_values(gain.family_df)[others])
+        each = simultaneous_level(values, person, seed, (others, np.full_like(others, reference)), level)
         half = stats.t.ppf(1 - each / 2, gain.family_df) * gain.se
     return Gains(
         gain.value, gain.se, *gain.interval(level), gain.value - half, gain.value + half, p, holm, reference,
@@ -173,7 +179,7 @@ def gains(values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: i
     )  # fmt: skip
 
 
-def _holm(p: np.ndarray) -> np.ndarray:
+def _holm_adjusted(p: np.ndarray) -> np.ndarray:
     """Holm's adjusted p-values (statsmodels' `multipletests` gives the same, but collects garbage at every call)."""
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -190,19 +196,19 @@ class Ranks(NamedTuple):
     note: str | None
 
 
-def ranks(values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float = 0.95) -> Ranks:
+def rank_intervals(values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float = 0.95) -> Ranks:
     """Simultaneous rank intervals from all pairs by max-t (Mogstad et al. 2024, "Inference for ranks").
 
     One seed tells nothing apart: every interval is then [1, M].
     """
-    every = differences(values, person, seed)
+    every = paired_differences(values, person, seed)
     count = len(every.value)
     rank = stats.rankdata(-np.round(np.mean(values, 1), 12), method="min")  # 12 digits: a tie up to rounding is a tie
     if every.note:
         surely_better = np.zeros((count, count), bool)
     else:
-        each = joint_level(values, person, seed, np.triu_indices(count, 1), level)
-        surely_better = (every.p(every.family_df) < each) & (every.value > 0)  # [a, b]: a surely better than b
+        each = simultaneous_level(values, person, seed, np.triu_indices(count, 1), level)
+        surely_better = (every.p_values(every.family_df) < each) & (every.value > 0)  # [a, b]: a surely better than b
     return Ranks(rank, 1 + surely_better.sum(0), count - surely_better.sum(1), every.note)
 
 
@@ -212,7 +218,7 @@ class Verdict(NamedTuple):
     people: int | None  # only where it cannot tell: how many people could, None if no number would
 
 
-def verdict(gains: Gains, margin: float) -> Verdict:
+def gain_verdict(gains: Gains, margin: float) -> Verdict:
     """What a board says of a task: is some gain over the reference above `margin` (>= 0), is none, or can it not tell?
 
     The number of people takes the gains as they are and limits that shrink as 1/√people; the part of the error that
@@ -233,7 +239,7 @@ def verdict(gains: Gains, margin: float) -> Verdict:
     return Verdict("cannot tell", best, int(np.ceil(needed)) if np.isfinite(needed) else None)
 
 
-def detectable(
+def detectable_difference(
     people: int, per_person: int, disagree: float, icc: float, alpha: float = 0.05, power: float = 0.8
 ) -> float:
     """Least difference in accuracy of two methods that a paired test of level `alpha` finds with probability `power`.
@@ -253,7 +259,7 @@ class WorstUsers(NamedTuple):
     fitted: float  # of the Beta distribution fitted to people's true accuracies
 
 
-def worst_users(
+def worst_users_accuracy(
     correct: np.ndarray, asked: np.ndarray, share: float = 0.1, draws: int = 1000, random_state: int = 0
 ) -> WorstUsers:
     """WorstUsers from `correct`[U] of `asked`[U] queries, one entry a person; a tie may count one half as correct."""
@@ -262,19 +268,21 @@ def worst_users(
         raise ValueError("every person needs at least one query")
     accuracy = correct / asked
     chance = np.random.default_rng(random_state).binomial(asked, accuracy.mean(), (draws, len(asked))) / asked
-    a, b = beta_binomial(correct, asked)
+    a, b = fit_beta_binomial(correct, asked)
     fitted = special.betaincinv(a, b, share * (np.arange(1000) + 0.5) / 1000).mean()  # 1000 midpoints: error < 1e-4
-    return WorstUsers(float(_lowest(accuracy, share)), float(_lowest(chance, share).mean()), float(fitted))
+    return WorstUsers(
+        float(_mean_of_lowest(accuracy, share)), float(_mean_of_lowest(chance, share).mean()), float(fitted)
+    )
 
 
-def _lowest(accuracy: np.ndarray, share: float) -> np.ndarray:
+def _mean_of_lowest(accuracy: np.ndarray, share: float) -> np.ndarray:
     """Mean of the lowest share of the last axis, the person at its edge counting in part."""
     people = accuracy.shape[-1]
     weight = np.clip(share * people - np.arange(people), 0, 1)
     return np.sort(accuracy, -1) @ weight / weight.sum()
 
 
-def beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, float]:
+def fit_beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, float]:
     """(a, b) of the Beta distribution of people's accuracies by maximum likelihood; fractions of `correct` allowed."""
     correct, asked = np.asarray(correct, float), np.asarray(asked, float)
 
@@ -292,7 +300,7 @@ def beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, float]
     return shape(minimize(loss, start, method="L-BFGS-B", bounds=limits).x)
 
 
-def derangement(n: int) -> np.ndarray:
+def fixed_derangement(n: int) -> np.ndarray:
     """int64[n]: a fixed permutation without fixed points, the same for every method."""
     ring = np.random.default_rng(n).permutation(n)
     other = np.empty(n, dtype=np.int64)

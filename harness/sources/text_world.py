@@ -9,82 +9,84 @@ from collections.abc import Sequence
 import numpy as np
 
 TRAITS = ("length", "formality", "humour", "elicitation", "politeness", "enthusiasm", "confidence")
-LEVELS = np.array([-2, -1, 0, 0, 1, 2])  # phrases of a trait that a response is steered to hold, -2: two negative ones
+TRAIT_LEVELS = np.array(
+    [-2, -1, 0, 0, 1, 2]
+)  # phrases of a trait that a response is steered to hold, -2: two negative ones
 TYPICAL_WORDS, WORDS_PER_LEVEL = 50, 12  # so responses have about 20 to 80 words: at most 100 with punctuation
 
 
-def phrases(text: str) -> tuple[str, ...]:
+def split_phrases(text: str) -> tuple[str, ...]:
     """The phrases of a list with commas between them."""
     return tuple(phrase.strip() for phrase in text.split(","))
 
 
 LEXICON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # trait -> its positive and its negative side
     "formality": (
-        phrases(
+        split_phrases(
             "it is hereby noted, one ought to reflect, it is thus established, allow me to elaborate, "
             "it must be stated, such is the consensus, one shall proceed accordingly, it is henceforth advised, "
             "as aforementioned, one may consult scholars, in accordance with custom, hence it follows"
         ),
-        phrases(
+        split_phrases(
             "yeah, no biggie, kinda neat stuff, gonna be fine, hey buddy, ya know, gotta dig in, that's cool, yep, "
             "dunno dude, lemme explain, wanna try"
         ),
     ),
     "humour": (
-        phrases(
+        split_phrases(
             "haha, just kidding, that's a joke, cue the clown, my cat laughed, pun intended, lol, knock knock, "
             "tickle a penguin, my sock puppet agrees, mind the banana peel, insert a giggle"
         ),
-        phrases(
+        split_phrases(
             "this is serious, it is a grave matter, no jest here, treat it soberly, the stakes are heavy, "
             "it carries weight, lives depend on it, it is a solemn duty, take it in earnest, it is no game, "
             "heed the danger, consequences are severe"
         ),
     ),
     "elicitation": (
-        phrases(
+        split_phrases(
             "what do you think?, tell me more, how about you?, would you share yours?, which would you pick?, "
             "what brings you here?, let me know, do you agree?, what is your goal?, where are you stuck?, "
             "shall we explore together?, what matters to you?"
         ),
-        phrases(
+        split_phrases(
             "that is all, end of answer, nothing further, case closed, full stop, there is no more, that settles it, "
             "leave it there, discussion over, no follow up, enough said, we are done"
         ),
     ),
     "politeness": (
-        phrases(
+        split_phrases(
             "thank you, please, you are welcome, kindly bear with me, with respect, pardon me, my pleasure, "
             "excuse my haste, i appreciate your patience, it is an honour, at your service, i am grateful"
         ),
-        phrases(
+        split_phrases(
             "stop whining, what a dumb question, shut up, use your brain, don't waste my time, you fool, "
             "quit bugging me, get lost, ugh, how lazy, nobody cares, grow up"
         ),
     ),
     "enthusiasm": (
-        phrases(
+        split_phrases(
             "wow!, i love this!, so exciting!, amazing!, fantastic!, hooray!, this is awesome!, what a thrill!, yay!, "
             "i can't wait!, brilliant!, incredible!"
         ),
-        phrases(
+        split_phrases(
             "it is fairly plain, meh, so it goes, it is ordinary, nothing special, a modest affair, a quiet subject, "
             "fine i suppose, it is passable, rather dull, unremarkable, a mild topic"
         ),
     ),
     "confidence": (
-        phrases(
+        split_phrases(
             "i am certain, definitely, without a doubt, absolutely, this always works, i guarantee it, undoubtedly, "
             "trust my word, there is proof, it never fails, clearly so, i know this well"
         ),
-        phrases(
+        split_phrases(
             "maybe, i am not sure, perhaps, it might vary, possibly, i could be wrong, i guess, hard to say, "
             "it seems so, others may differ, i am only guessing, it is unclear"
         ),
     ),
 }
 
-TOPICS = phrases(
+TOPICS = split_phrases(
     "baking bread, learning chess, growing tomatoes, saving money, playing guitar, running faster, writing poems, "
     "drawing faces, keeping bees, brewing coffee, speaking Spanish, fixing bicycles, training dogs, taking photos, "
     "making cheese, climbing rocks, reading maps, sleeping better, cooking rice, sewing shirts, building shelves, "
@@ -95,7 +97,7 @@ TOPICS = phrases(
     "dancing tango, hiking mountains"
 )
 
-REQUESTS = phrases(
+REQUESTS = split_phrases(
     "how do I start with *?, what should I know about *?, give me a tip on *, why do people enjoy *?, is * hard?, "
     "explain * to a child, what is the secret of *?, how long does * take?, help me with *, what goes wrong with *?, "
     "who should try *?, describe * briefly, what do I need for *?, how can I get better at *?, is * worth it?, "
@@ -111,48 +113,59 @@ REQUESTS = phrases(
 PROMPTS: tuple[str, ...] = tuple((r[0].upper() + r[1:]).replace("*", topic) for topic in TOPICS for r in REQUESTS)
 
 # Plain sentences carry length and nothing else.
-WHO = phrases("people, most beginners, many friends, some groups, few families")
-DO = phrases("follow, learn, repeat, change, notice")
-WHAT = phrases("the small steps, the usual order, a simple method, the main parts, a short list")
-WHEN = phrases("in the morning, after some practice, over the weeks, at the start, to save effort")
-PLAIN_WORDS = 8.2  # of a plain sentence, on average
+PLAIN_SUBJECTS = split_phrases("people, most beginners, many friends, some groups, few families")
+PLAIN_VERBS = split_phrases("follow, learn, repeat, change, notice")
+PLAIN_OBJECTS = split_phrases("the small steps, the usual order, a simple method, the main parts, a short list")
+PLAIN_ENDINGS = split_phrases("in the morning, after some practice, over the weeks, at the start, to save effort")
+WORDS_PER_PLAIN_SENTENCE = 8.2  # of a plain sentence, on average
 
-CHANCE = 1 / np.arange(3, 15)  # of a side's 12 phrases, in their order: the first is five times as common as the last
+PHRASE_PROBABILITIES = 1 / np.arange(
+    3, 15
+)  # of a side's 12 phrases, in their order: the first is five times as common as the last
 
 
-def respond(prompt: str, seed: int) -> str:
-    """A response to the prompt, steered to random LEVELS; another seed gives another response.
+def write_response(prompt: str, seed: int) -> str:
+    """A response to the prompt, steered to random TRAIT_LEVELS; another seed gives another response.
 
     It opens on the prompt's topic; then come, shuffled, one sentence for each phrase that its levels ask for, and as
     many plain sentences as bring it nearest to the length that its level asks for.
     """
     rng = np.random.default_rng([seed, zlib.crc32(prompt.encode())])
-    length, *levels = rng.choice(LEVELS, len(TRAITS))
-    sentences = [phrase for trait, level in zip(LEXICON, levels, strict=True) for phrase in steered(rng, trait, level)]
+    length, *levels = rng.choice(TRAIT_LEVELS, len(TRAITS))
+    sentences = [
+        phrase for trait, level in zip(LEXICON, levels, strict=True) for phrase in draw_phrases(rng, trait, level)
+    ]
     opening = f"on {next(topic for topic in TOPICS if topic in prompt)}"
-    missing = TYPICAL_WORDS + WORDS_PER_LEVEL * length - len(words(" ".join([opening, *sentences])))
-    sentences += [plain(rng) for _ in range(max(0, round(missing / PLAIN_WORDS)))]
+    missing = TYPICAL_WORDS + WORDS_PER_LEVEL * length - len(split_words(" ".join([opening, *sentences])))
+    sentences += [plain_sentence(rng) for _ in range(max(0, round(missing / WORDS_PER_PLAIN_SENTENCE)))]
     rng.shuffle(sentences)
     return " ".join(s[0].upper() + s[1:] + ("" if s[-1] in "?!" else ".") for s in [opening, *sentences])
 
 
-def steered(rng: np.random.Generator, trait: str, level: int) -> list[str]:
+def draw_phrases(rng: np.random.Generator, trait: str, level: int) -> list[str]:
     """|level| different phrases of the trait's positive or negative side."""
     side = LEXICON[trait][int(level < 0)]
-    return [side[i] for i in rng.choice(12, abs(level), replace=False, p=CHANCE / CHANCE.sum())]
+    return [
+        side[i] for i in rng.choice(12, abs(level), replace=False, p=PHRASE_PROBABILITIES / PHRASE_PROBABILITIES.sum())
+    ]
 
 
-def plain(rng: np.random.Generator) -> str:
+def plain_sentence(rng: np.random.Generator) -> str:
     """One of 625 plain sentences."""
-    return " ".join(part[i] for part, i in zip((WHO, DO, WHAT, WHEN), rng.integers(5, size=4), strict=True))
+    return " ".join(
+        part[i]
+        for part, i in zip(
+            (PLAIN_SUBJECTS, PLAIN_VERBS, PLAIN_OBJECTS, PLAIN_ENDINGS), rng.integers(5, size=4), strict=True
+        )
+    )
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text in lower case, contractions as one, without punctuation."""
     return re.findall(r"\w+(?:'\w+)?", text.lower())
 
 
-def traits(texts: Sequence[str]) -> np.ndarray:
+def trait_scores(texts: Sequence[str]) -> np.ndarray:
     """float32[n, 7]: the trait scores of any texts; over responses of this world each has mean 0 and sd about 1.
 
     Length is the number of words. Any other trait is the number of different phrases of its positive side in the text
@@ -160,12 +173,12 @@ def traits(texts: Sequence[str]) -> np.ndarray:
     """
     found = np.empty((len(texts), len(TRAITS)), dtype=np.float32)
     for row, text in enumerate(texts):
-        said = words(text)
+        said = split_words(text)
         found[row, 0] = len(said) - TYPICAL_WORDS
         padded = f" {' '.join(said)} "
-        found[row, 1:] = [sum(p in padded for p in up) - sum(p in padded for p in down) for up, down in SOUGHT]
-    return found / SPREAD
+        found[row, 1:] = [sum(p in padded for p in up) - sum(p in padded for p in down) for up, down in PADDED_PHRASES]
+    return found / TRAIT_SCALES
 
 
-SOUGHT = [[[f" {' '.join(words(p))} " for p in side] for side in sides] for sides in LEXICON.values()]
-SPREAD = np.array([WORDS_PER_LEVEL, 1, 1, 1, 1, 1, 1], dtype=np.float32) * np.float32(LEVELS.std())
+PADDED_PHRASES = [[[f" {' '.join(split_words(p))} " for p in side] for side in sides] for sides in LEXICON.values()]
+TRAIT_SCALES = np.array([WORDS_PER_LEVEL, 1, 1, 1, 1, 1, 1], dtype=np.float32) * np.float32(TRAIT_LEVELS.std())

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.store.store import Store
 
 LOGGER = logging.getLogger("harness")  # of which every module's own is a child
-FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"
 
 
 @cache
@@ -25,12 +25,12 @@ def run_name() -> str:
 
 
 @contextlib.contextmanager
-def logged_to(store: Store, name: str) -> Iterator[None]:
+def log_to_store(store: Store, name: str) -> Iterator[None]:
     """Within it, what harness modules log goes to the store's log file of that name too; within another, to both once.
 
     The file appears with its first line. A log that cannot be written stops no run: the run goes on without.
     """
-    path = store.log(name)
+    path = store.log_file(name)
     if str(path) in [h.baseFilename for h in LOGGER.handlers if isinstance(h, logging.FileHandler)]:
         yield
         return
@@ -38,7 +38,7 @@ def logged_to(store: Store, name: str) -> Iterator[None]:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     handler.setLevel(logging.INFO)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(min(LOGGER.level or logging.INFO, logging.INFO))
@@ -49,21 +49,21 @@ def logged_to(store: Store, name: str) -> Iterator[None]:
         handler.close()
 
 
-def show_log(verbose: int) -> None:
+def log_to_terminal(verbose: int) -> None:
     """Shows the log on standard error: from INFO on where `verbose` is 1, from DEBUG on where it is more."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
 
 
 def log_files(store: Store, name: str) -> list[Path]:
     """The log files of a run: the driver's, and those of its workers on Ray."""
-    folder = store.log(name).parent
+    folder = store.log_file(name).parent
     return sorted([*folder.glob(f"{name}.log"), *folder.glob(f"{name}.worker-*.log")])
 
 
-def current_log() -> str:
+def current_run_name() -> str:
     """The name of the run that this process logs to, and "" where it logs to no file."""
     files = [Path(h.baseFilename) for h in LOGGER.handlers if isinstance(h, logging.FileHandler)]
     return files[-1].stem.partition(".")[0] if files else ""

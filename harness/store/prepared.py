@@ -9,30 +9,30 @@ import numpy as np
 import pyarrow as pa
 
 from harness.data import Items, Pairs, Panel, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.store.store import Store
 
-COLUMNS = ("user", "people", "left", "right", "label", "seconds")
+PAIR_COLUMNS = ("user", "people", "left", "right", "label", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedTask:
     """A prepared task as a worker sees it, memory-mapped."""
 
     splits: Splits
     truth: Truth | None
 
 
-def open_prepared(store: Store, key: str) -> Prepared:
-    """Raises Mistake where the task is not prepared."""
-    manifest = store.read("tasks", key)
+def open_prepared_task(store: Store, key: str) -> PreparedTask:
+    """Raises UserError where the task is not prepared."""
+    manifest = store.read_manifest("tasks", key)
     if manifest is None:
-        raise Mistake(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
+        raise UserError(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
 
     def load(name: str) -> Any:
         """The array, or None where there is none: seconds, features and the truth are optional."""
         return (
-            np.load(store.verified(manifest, f"{name}.npy"), mmap_mode="c")
+            np.load(store.verified_path(manifest, f"{name}.npy"), mmap_mode="c")
             if f"{name}.npy" in manifest["files"]
             else None
         )
@@ -40,12 +40,14 @@ def open_prepared(store: Store, key: str) -> Prepared:
     def table(name: str) -> pa.Table | None:
         if f"{name}.arrow" not in manifest["files"]:
             return None
-        return pa.ipc.open_file(pa.memory_map(str(store.verified(manifest, f"{name}.arrow")))).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(store.verified_path(manifest, f"{name}.arrow")))).read_all()
 
     items, profiles = Items(load("features"), table("text")), table("profiles")
     profiles = None if profiles is None else profiles["profile"].combine_chunks()
     parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
-    pairs = {part: Pairs(**{c: load(f"{part}.{c}") for c in COLUMNS}, items=items, profiles=profiles) for part in parts}
+    pairs = {
+        part: Pairs(**{c: load(f"{part}.{c}") for c in PAIR_COLUMNS}, items=items, profiles=profiles) for part in parts
+    }
     panels = {
         name: Panel(pairs[f"{name}/context"], pairs[f"{name}/query"], load(f"{name}.choices"))
         for name in sorted({part.partition("/")[0] for part in parts} - {"train"})
@@ -55,4 +57,4 @@ def open_prepared(store: Store, key: str) -> Prepared:
         truth = Truth(
             load("truth.users"), load("truth.items"), float(load("truth.temperature")), load("truth.population")
         )
-    return Prepared(Splits(pairs["train"], panels), truth)
+    return PreparedTask(Splits(pairs["train"], panels), truth)

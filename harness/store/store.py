@@ -33,11 +33,18 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from harness.atomic import private_name, write_whole
-from harness.errors import Mistake
+from harness.atomic import private_path, write_atomically
+from harness.errors import UserError
 
-STEPS = ("begun", "written", "placed", "described", "linked", "cleaned")  # where MANYMINDS_CRASH can kill a commit
-STALE = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
+CRASH_POINTS = (
+    "begun",
+    "written",
+    "placed",
+    "described",
+    "linked",
+    "cleaned",
+)  # where MANYMINDS_CRASH can kill a commit
+STALE_AFTER_SECONDS = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
 
 
 class Store:
@@ -52,24 +59,24 @@ class Store:
     def __hash__(self) -> int:
         return hash(self.root)
 
-    def board(self, name: str) -> Path:
+    def board_page(self, name: str) -> Path:
         """The page of a board, or of claims."""
         return self.root / "boards" / f"{name}.html"
 
-    def checkpoint(self, key: str) -> Path:
+    def checkpoint_folder(self, key: str) -> Path:
         """The folder where a trial's training keeps what it needs to go on after a kill."""
         return self.root / "checkpoints" / key
 
-    def model(self, name: str) -> Path:
+    def model_folder(self, name: str) -> Path:
         """The folder of a language model that the project builds itself."""
         return self.root / "models" / name
 
-    def log(self, name: str) -> Path:
+    def log_file(self, name: str) -> Path:
         """The log file of one run."""
         return self.root / "logs" / f"{name}.log"
 
     @property
-    def mlflow(self) -> dict[str, Path]:
+    def mlflow_paths(self) -> dict[str, Path]:
         """MLflow's `database`, `artifacts`, `settings` and `lock`."""
         names = {
             "database": "mlflow.db",
@@ -80,30 +87,30 @@ class Store:
         return {what: self.root / name for what, name in names.items()}
 
     @property
-    def salt(self) -> Path:
+    def salt_file(self) -> Path:
         """The file of random bytes that hides people's ids in anything published."""
         return self.root / "salt"
 
     @property
-    def scratch(self) -> Path:
-        """The folder of files that are private to one writer or one run; swept once they are STALE."""
+    def scratch_folder(self) -> Path:
+        """The folder of files that are private to one writer or one run; swept once they are STALE_AFTER_SECONDS."""
         return self.root / "tmp"
 
     def open(self) -> Store:
-        """Makes the folders and proves that they can be written. Raises Mistake where they cannot."""
-        with self.explained():
+        """Makes the folders and proves that they can be written. Raises UserError where they cannot."""
+        with self.os_errors_as_user_errors():
             for name in ("objects", "tasks", "trials", "references", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            probe = self._private("probe")
+            probe = self._private_path("probe")
             probe.write_bytes(b"x")
             probe.unlink()
-            for left in filter(Path.is_file, self.scratch.iterdir()):
+            for left in filter(Path.is_file, self.scratch_folder.iterdir()):
                 with contextlib.suppress(FileNotFoundError):  # another driver was quicker
-                    if time.time() - left.stat().st_mtime > STALE:
+                    if time.time() - left.stat().st_mtime > STALE_AFTER_SECONDS:
                         left.unlink()
         return self
 
-    def read(self, kind: str, key: str) -> dict | None:
+    def read_manifest(self, kind: str, key: str) -> dict | None:
         """The manifest, or None where nothing is committed or one of its files is missing or cut short."""
         try:
             manifest = json.loads((self.root / kind / f"{key}.json").read_bytes())
@@ -117,32 +124,32 @@ class Store:
                 return None
         return manifest
 
-    def keys(self, kind: str) -> set[str]:
+    def committed_keys(self, kind: str) -> set[str]:
         """Keys of everything committed."""
         with contextlib.suppress(FileNotFoundError):
             names = (file.name for file in (self.root / kind).iterdir())
             return {name[:-5] for name in names if name.endswith(".json") and "." not in name[:-5]}
         return set()
 
-    def file(self, manifest: Mapping, name: str) -> Path:
+    def object_path(self, manifest: Mapping, name: str) -> Path:
         """Where a committed file lies; its name there is its sha256."""
         return self.root / "objects" / manifest["files"][name]["sha256"]
 
-    def load(self, manifest: Mapping, name: str) -> bytes:
-        """A committed file's content, verified. Raises Mistake where it is not what was committed."""
-        content = self.file(manifest, name).read_bytes()
-        self._verify(self.file(manifest, name), hashlib.sha256(content).hexdigest())
+    def read_verified(self, manifest: Mapping, name: str) -> bytes:
+        """A committed file's content, verified. Raises UserError where it is not what was committed."""
+        content = self.object_path(manifest, name).read_bytes()
+        self._check_digest(self.object_path(manifest, name), hashlib.sha256(content).hexdigest())
         return content
 
-    def verified(self, manifest: Mapping, name: str) -> Path:
-        """Where a committed file lies, for memory-mapping; read through once per process. Raises Mistake as `load`."""
-        path = self.file(manifest, name)
-        self._verify(path, _digest(path, path.stat().st_mtime_ns))
+    def verified_path(self, manifest: Mapping, name: str) -> Path:
+        """Where a committed file lies, for memory-mapping; read through once per process. Raises UserError as `load`."""
+        path = self.object_path(manifest, name)
+        self._check_digest(path, _file_digest(path, path.stat().st_mtime_ns))
         return path
 
-    def _verify(self, path: Path, digest: str) -> None:
+    def _check_digest(self, path: Path, digest: str) -> None:
         if digest != path.name:
-            raise Mistake(
+            raise UserError(
                 f"{path} is damaged: its content is not what was committed",
                 f"remove it (rm {path}) and run the suite again: what it held is made anew",
             )
@@ -154,29 +161,29 @@ class Store:
 
         Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
         """
-        with self.explained():
+        with self.os_errors_as_user_errors():
             (self.root / kind).mkdir(parents=True, exist_ok=True)
-            _reach("begun")
-            listed = {name: self._place(content) for name, content in sorted(files.items())}
-            _reach("placed")
-            _sync(self.root / "objects")
+            _crash_point("begun")
+            listed = {name: self._write_object(content) for name, content in sorted(files.items())}
+            _crash_point("placed")
+            _sync_folder(self.root / "objects")
             manifest = {"key": key, "identity": identity, "files": listed, "facts": facts}
-            first = self._link(kind, f"{key}.json", manifest)
+            first = self._link_manifest(kind, f"{key}.json", manifest)
             if not first:
-                winner = self.read(kind, key)
+                winner = self.read_manifest(kind, key)
                 if winner is None:  # it or its files are gone: what was lost may be made anew
-                    private = self._private(key)
-                    _write(private, _json(manifest))
+                    private = self._private_path(key)
+                    _write_and_sync(private, _manifest_json(manifest))
                     private.replace(self.root / kind / f"{key}.json")
                 elif winner["files"] != listed:
-                    self._link(kind, f"{key}.diverged.json", manifest)
+                    self._link_manifest(kind, f"{key}.diverged.json", manifest)
             return first
 
-    def fail(self, key: str, identity: Mapping, reason: str, trace: str, log: str = "") -> None:
+    def record_failure(self, key: str, identity: Mapping, reason: str, trace: str, log: str = "") -> None:
         """Notes why a trial failed, and the name of the run whose log tells more; a later success makes the note moot."""
-        with self.explained():
+        with self.os_errors_as_user_errors():
             note = {"key": key, "identity": identity, "reason": reason, "trace": trace, "log": log}
-            write_whole(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
+            write_atomically(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
 
     def forget_failure(self, key: str) -> None:
         """Removes the note of an earlier failure: a reason that appears from here on belongs to a new try."""
@@ -190,72 +197,72 @@ class Store:
         """When the manifest was committed, in nanoseconds. Raises FileNotFoundError where there is none."""
         return (self.root / kind / f"{key}.json").stat().st_mtime_ns
 
-    def failure(self, key: str) -> dict | None:
+    def read_failure(self, key: str) -> dict | None:
         """Why the trial last failed, or None."""
         try:
             return json.loads((self.root / "failures" / f"{key}.json").read_bytes())
         except FileNotFoundError:
             return None
 
-    def diverged(self, key: str) -> bool:
+    def has_diverged(self, key: str) -> bool:
         """Whether a second run of the same trial found something else."""
         return (self.root / "trials" / f"{key}.diverged.json").exists()
 
-    def _private(self, name: str) -> Path:
-        return private_name(Path(name), self.scratch)
+    def _private_path(self, name: str) -> Path:
+        return private_path(Path(name), self.scratch_folder)
 
-    def _place(self, content: bytes | memoryview) -> dict[str, object]:
+    def _write_object(self, content: bytes | memoryview) -> dict[str, object]:
         """Writes content to where its digest puts it; a file that is there already has the same content."""
         sha256, size = hashlib.sha256(content).hexdigest(), memoryview(content).nbytes
         final = self.root / "objects" / sha256
         if not final.exists() or final.stat().st_size != size:
-            private = self._private(sha256[:16])
-            _write(private, content)
-            _reach("written")
+            private = self._private_path(sha256[:16])
+            _write_and_sync(private, content)
+            _crash_point("written")
             private.replace(final)
         return {"sha256": sha256, "bytes": size}
 
-    def _link(self, kind: str, name: str, manifest: Mapping) -> bool:
-        private = self._private(name)
-        _write(private, _json(manifest))
-        _reach("described")
+    def _link_manifest(self, kind: str, name: str, manifest: Mapping) -> bool:
+        private = self._private_path(name)
+        _write_and_sync(private, _manifest_json(manifest))
+        _crash_point("described")
         try:
             os.link(private, self.root / kind / name)
             first = True
         except FileExistsError:
             first = False
-        _reach("linked")
-        _sync(self.root / kind)
+        _crash_point("linked")
+        _sync_folder(self.root / kind)
         private.unlink()
-        _reach("cleaned")
+        _crash_point("cleaned")
         return first
 
     @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turns a full disk, and a folder that may not be written, into a Mistake."""
+    def os_errors_as_user_errors(self) -> Iterator[None]:
+        """Turns a full disk, and a folder that may not be written, into a UserError."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 hint = f"free some space or name another folder: --store DIR; what is finished is safe in {self.root}"
-                raise Mistake(f"the store {self.root} is full", hint) from error
+                raise UserError(f"the store {self.root} is full", hint) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
                 hint = "name a folder you may write: --store DIR"
-                raise Mistake(f"the store {self.root} cannot be written ({error.strerror})", hint) from error
+                raise UserError(f"the store {self.root} cannot be written ({error.strerror})", hint) from error
             raise
 
 
-def hashed(identity: dict[str, object]) -> str:
+def identity_hash(identity: dict[str, object]) -> str:
     """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _json(manifest: Mapping) -> bytes:
+def _manifest_json(manifest: Mapping) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def _write_and_sync(path: Path, content: bytes | memoryview) -> None:
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -263,12 +270,12 @@ def _write(path: Path, content: bytes | memoryview) -> None:
 
 
 @lru_cache(10_000)
-def _digest(path: Path, modified: int) -> str:
+def _file_digest(path: Path, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Makes new names in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -277,7 +284,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reach(step: str) -> None:
+def _crash_point(step: str) -> None:
     """Kills the process here if MANYMINDS_CRASH names this step: how the tests visit every crash point."""
     if os.environ.get("MANYMINDS_CRASH") == step:
         os.kill(os.getpid(), signal.SIGKILL)

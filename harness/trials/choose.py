@@ -8,17 +8,17 @@ import numpy as np
 
 from harness.data import Pairs
 from harness.method import Method, Predictor, State, Users
-from harness.trials.outputs import per_pair
+from harness.trials.outputs import checked_per_pair
 
-ROWS = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
+MAX_SCORES_AT_ONCE = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
 
 
-def counts(n: int) -> list[int]:
+def candidate_counts(n: int) -> list[int]:
     """1, 2, 4, ... up to n, and n: of how many candidates the best is chosen."""
     return sorted({2**k for k in range(n.bit_length())} | {n})
 
 
-def choose(
+def choose_candidates(
     method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
 ) -> np.ndarray:
     """uint8[n_users, prompts, len(counts(n))]: which of a prompt's first 1, 2, 4, ... candidates each user gets.
@@ -33,8 +33,8 @@ def choose(
     n = choices.shape[1]
 
     def parts(each: int) -> list[np.ndarray]:
-        """The prompts, as many at a time as ROWS allow."""
-        step = max(1, ROWS // (query.n_users * each))
+        """The prompts, as many at a time as MAX_SCORES_AT_ONCE allow."""
+        step = max(1, MAX_SCORES_AT_ONCE // (query.n_users * each))
         return [choices[start : start + step] for start in range(0, len(choices), step)]
 
     if method.has_rewards:
@@ -50,9 +50,9 @@ def _by_reward(
 ) -> np.ndarray:
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), choices.size)
     item = np.tile(choices.ravel(), query.n_users)
-    reward = per_pair(predictor.reward(state, users, query.items, user, item), len(item), f"{name}.reward")
+    reward = checked_per_pair(predictor.reward(state, users, query.items, user, item), len(item), f"{name}.reward")
     reward = reward.reshape(query.n_users, *choices.shape)
-    return np.stack([reward[..., :n].argmax(2) for n in counts(choices.shape[1])], axis=2)
+    return np.stack([reward[..., :n].argmax(2) for n in candidate_counts(choices.shape[1])], axis=2)
 
 
 def _by_round_robin(
@@ -64,8 +64,8 @@ def _by_round_robin(
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), len(choices) * len(one))
     label = np.full(len(user), np.nan, dtype=np.float32)
     pairs = replace(query, user=user, left=left, right=right, label=label, seconds=None)
-    log_odds = per_pair(predictor.score(state, users, pairs), len(pairs), f"{name}.score")
+    log_odds = checked_per_pair(predictor.score(state, users, pairs), len(pairs), f"{name}.score")
     log_odds = log_odds.reshape(query.n_users, len(choices), len(one))
     table = np.zeros((query.n_users, len(choices), n, n))
     table[..., one, other], table[..., other, one] = log_odds, -log_odds
-    return np.stack([table[..., :m, :m].sum(3).argmax(2) for m in counts(n)], axis=2)
+    return np.stack([table[..., :m, :m].sum(3).argmax(2) for m in candidate_counts(n)], axis=2)

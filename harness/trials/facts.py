@@ -12,7 +12,7 @@ import torch
 
 from harness.trials.trial import Trial
 
-FACTS = (  # how and where a trial ran: never part of its identity
+FACT_NAMES = (  # how and where a trial ran: never part of its identity
     "adapt_seconds_per_user",
     "bytes_per_user",
     "code",
@@ -33,7 +33,7 @@ FACTS = (  # how and where a trial ran: never part of its identity
 )
 
 
-def source_state(trial: Trial) -> dict[str, str]:
+def source_digests(trial: Trial) -> dict[str, str]:
     """16 hex digits of the task's and the method's file: where they change and `version` does not, the board says so."""
     files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
     return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}

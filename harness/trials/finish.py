@@ -13,63 +13,63 @@ import safetensors.torch
 from threadpoolctl import threadpool_limits
 
 from harness import parallel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.parallel import one_torch_thread
-from harness.store.logs import current_log
-from harness.store.prepared import open_prepared
+from harness.store.logs import current_run_name
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.export import described
-from harness.trials.questions import answered_from
+from harness.trials.export import export_metadata
+from harness.trials.questions import answers_from_store
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 
 log = logging.getLogger(__name__)
 
 
-def finish(trial: Trial, store: Store) -> bool:
+def finish_trial(trial: Trial, store: Store) -> bool:
     """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
 
-    A Mistake (a store that is full, say) is no failure of the trial and is raised. Workers that run the trial together
+    A UserError (a store that is full, say) is no failure of the trial and is raised. Workers that run the trial together
     all call this, and the first of them commits. Where they are out of step, as one alone failed or is gone, the error
     is raised, for their group to start anew: what failed is noted, and a trial whose worker is gone goes on from its
     checkpoint.
     """
-    if parallel.agreed(store.read("trials", trial.key) is not None):
+    if parallel.first_workers_value(store.read_manifest("trials", trial.key) is not None):
         return True
     what = f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}"
     log.info("trial %s: begins", what)
-    alone = parallel.size() == 1  # asked now: a group may be taken down while its workers fail
-    checkpoint = store.checkpoint(trial.key) if trial.method.together else None
+    alone = parallel.worker_count() == 1  # asked now: a group may be taken down while its workers fail
+    checkpoint = store.checkpoint_folder(trial.key) if trial.method.trains_model else None
     if checkpoint:
-        with store.explained():
+        with store.os_errors_as_user_errors():
             checkpoint.mkdir(parents=True, exist_ok=True)
     try:
-        prepared = open_prepared(store, trial.task_key)  # anew: a method that writes into it harms itself alone
+        prepared = open_prepared_task(store, trial.task_key)  # anew: a method that writes into it harms itself alone
         with threadpool_limits(1), one_torch_thread():
-            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answered_from(store))
-    except Mistake:
+            result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answers_from_store(store))
+    except UserError:
         raise
     except Exception as error:
-        if not alone and parallel.is_another_gone(error):
+        if not alone and parallel.is_lost_connection(error):
             raise
         reason = f"{type(error).__name__}: {error}"
         log.exception("trial %s: failed", what)
-        if alone or not store.failure(trial.key):  # of several reasons the first
-            store.fail(trial.key, trial.identity, reason, traceback.format_exc(), current_log())
-        if not alone and not parallel.have_all_failed(trial.key, reason):
+        if alone or not store.read_failure(trial.key):  # of several reasons the first
+            store.record_failure(trial.key, trial.identity, reason, traceback.format_exc(), current_run_name())
+        if not alone and not parallel.have_all_workers_failed(trial.key, reason):
             raise
         return False
-    if parallel.rank() > 0:
+    if parallel.worker_rank() > 0:
         return True
     files: dict[str, bytes | memoryview] = {
         "predictions.safetensors": safetensors.numpy.save(result.predictions),
-        "scores.arrow": ipc(result.scores),
+        "scores.arrow": compressed_arrow_file(result.scores),
     }
     if result.learned:
-        settings = described(trial) if trial.method.together else None
+        settings = export_metadata(trial) if trial.method.trains_model else None
         files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)
     if result.written is not None:
-        files["written.arrow"] = ipc(result.written)
+        files["written.arrow"] = compressed_arrow_file(result.written)
     if not store.commit("trials", trial.key, trial.identity, files, result.facts):
         log.warning("trial %s: another process had committed it", what)
     log.info("trial %s: finished in %.1f s", what, result.facts["seconds"])
@@ -78,16 +78,16 @@ def finish(trial: Trial, store: Store) -> bool:
     return True
 
 
-def finish_all(
+def finish_trials(
     trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
 ) -> Iterator[tuple[Trial, bool]]:
     """Finishes trials one after another, task by task, yielding each with whether it succeeded."""
     for trial in sorted(trials, key=lambda t: t.task_key):
         before(trial)
-        yield trial, finish(trial, store)
+        yield trial, finish_trial(trial, store)
 
 
-def ipc(table: pa.Table) -> memoryview:
+def compressed_arrow_file(table: pa.Table) -> memoryview:
     """The table as an Arrow file, the same bytes for the same rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:

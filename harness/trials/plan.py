@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
-from harness.inference.jobs import Job, Lacking, merged
+from harness.inference.jobs import Job, NotCachedError, merge_jobs
 from harness.method import Method
-from harness.scores.stats import detectable
+from harness.scores.stats import detectable_difference
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.prepare import manifest_of, prepare
+from harness.trials.prepare import prepare_task, task_facts
 from harness.trials.suite import Suite
 from harness.trials.trial import Trial, name_at_version
 
-DISAGREE = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
-ICC = 0.05  # how far such differences go together within one person
+ASSUMED_DISAGREEMENT = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
+ASSUMED_CORRELATION = 0.05  # how far such differences go together within one person
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,28 @@ class Plan:
     people: dict[Task, int]  # test people over all seeds
 
 
-def prepare_all(
+def prepare_tasks(
     suite: Suite, store: Store, prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
 ) -> dict[tuple[Task, int], dict]:
     """Every task's and seed's manifest. Rows that tasks lack (samples, vectors) are made for all of them at once.
 
-    Raises Lacking where some are not made yet and `make`, which makes them, is None.
+    Raises NotCachedError where some are not made yet and `make`, which makes them, is None.
     """
     manifests: dict[tuple[Task, int], dict] = {}
     while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
         jobs = []
         for task, seed in waiting:
             try:
-                manifests[task, seed] = prepare(store, task, seed)
+                manifests[task, seed] = prepare_task(store, task, seed)
                 prepared()
-            except Lacking as lacking:
+            except NotCachedError as lacking:
                 if make is None:
                     raise
                 jobs.append(lacking.job)
         if jobs and make is not None:
             for method in suite.methods:  # before the longest work, what would stop it afterwards
-                method.ready(store)
-            make(merged(jobs))
+                method.prepare_models(store)
+            make(merge_jobs(jobs))
     return manifests
 
 
@@ -75,14 +75,14 @@ def make_plan(
     `prepared` is called after each task and seed; `make` with the rows that tasks lack (see prepare_all).
     """
     trials, refusals, people = [], {}, {}
-    manifests = prepare_all(suite, store, prepared, make)
+    manifests = prepare_tasks(suite, store, prepared, make)
     for task in suite.tasks:
         populations, counted = {}, 0
         for seed in suite.seeds:
             manifest = manifests[task, seed]
             facts = manifest["facts"]
             for method in suite.methods:
-                if reason := method.refuses(manifest_of(manifest)):
+                if reason := method.refuses(task_facts(manifest)):
                     refusals[task, method] = Refusal(task, method, reason)
                 else:
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
@@ -92,38 +92,42 @@ def make_plan(
     return Plan(suite, tuple(trials), tuple(refusals.values()), people)
 
 
-def unfinished(plan: Plan, store: Store) -> list[Trial]:
+def unfinished_trials(plan: Plan, store: Store) -> list[Trial]:
     """Trials without a committed result."""
-    return [trial for trial in plan.trials if store.read("trials", trial.key) is None]
+    return [trial for trial in plan.trials if store.read_manifest("trials", trial.key) is None]
 
 
-def estimated_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
+def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
     """Seconds each trial would take: as long as finished ones of the same method and task took, else the method's guess."""
     taken: dict[tuple[str, str], list[float]] = {}
-    for key in store.keys("trials"):
-        if manifest := store.read("trials", key):
+    for key in store.committed_keys("trials"):
+        if manifest := store.read_manifest("trials", key):
             identity = manifest["identity"]
             taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
     known = {pair: median(seconds) for pair, seconds in taken.items()}
-    return {t: known.get((name_at_version(t.task), name_at_version(t.method)), t.method.guess) for t in trials}
+    return {
+        t: known.get((name_at_version(t.task), name_at_version(t.method)), t.method.estimated_seconds) for t in trials
+    }
 
 
-def forecast(plan: Plan, store: Store) -> dict:
+def describe_plan(plan: Plan, store: Store) -> dict:
     """Everything `manyminds plan` prints, as plain values."""
-    left = unfinished(plan, store)
+    left = unfinished_trials(plan, store)
     return {
         "suite": plan.suite.name,
         "digest": plan.suite.digest,
         "trials": len(plan.trials),
         "finished": len(plan.trials) - len(left),
-        "seconds_left": sum(estimated_seconds(left, store).values()),
+        "seconds_left": sum(estimate_seconds(left, store).values()),
         "tasks": [
             {
                 "task": task.name,
                 "people": people,
                 "queries": task.queries,
                 "seeds": len(plan.suite.seeds),
-                "detectable": float(detectable(people, task.queries, DISAGREE, ICC)),
+                "detectable": float(
+                    detectable_difference(people, task.queries, ASSUMED_DISAGREEMENT, ASSUMED_CORRELATION)
+                ),
             }
             for task, people in plan.people.items()
         ],

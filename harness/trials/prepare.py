@@ -14,35 +14,35 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from harness.data import Pairs, Splits, arrays, digest
-from harness.errors import Mistake
-from harness.method import Manifest
-from harness.store.prepared import COLUMNS
+from harness.data import Pairs, Splits, arrays_digest, named_arrays
+from harness.errors import UserError
+from harness.method import TaskFacts
+from harness.store.prepared import PAIR_COLUMNS
 from harness.store.store import Store
 from harness.task import Task, build_task
-from harness.trials.trial import hashed, task_identity
+from harness.trials.trial import identity_hash, task_identity
 
 log = logging.getLogger(__name__)
 
 
-def prepare(store: Store, task: Task, seed: int) -> dict:
+def prepare_task(store: Store, task: Task, seed: int) -> dict:
     """The prepared task's manifest; builds, splits, checks and commits it where the store has none."""
     identity = task_identity(task, seed)
-    key = hashed(identity)
-    if found := store.read("tasks", key):
+    key = identity_hash(identity)
+    if found := store.read_manifest("tasks", key):
         return found
     log.info("task %s, seed %d: building %s", task.name, seed, key)
     with threadpool_limits(1):  # sums in one order: features, and so keys, are the same however many cores there are
-        data = _attempt(task, "build", build_task, task, seed, store)
-        splits = _attempt(task, "split", task.split, data, seed)
-    splits.check()
-    enough_context(task, splits)
+        data = _call_task(task, "build", build_task, task, seed, store)
+        splits = _call_task(task, "split", task.split, data, seed)
+    splits.check_for_leaks()
+    check_enough_context(task, splits)
     named: dict[str, np.ndarray | pa.Table] = {}
-    for where, pairs in _parts(splits).items():
-        named |= {f"{where}.{c}": getattr(pairs, c) for c in COLUMNS if getattr(pairs, c) is not None}
+    for where, pairs in _named_pairs(splits).items():
+        named |= {f"{where}.{c}": getattr(pairs, c) for c in PAIR_COLUMNS if getattr(pairs, c) is not None}
     named |= {f"{n}.choices": p.choices for n, p in splits.panels.items() if p.choices is not None}
     kept = ("features", "text", "profiles")
-    named |= {n: v for n, v in arrays(data).items() if n in kept or n.startswith("truth.")}
+    named |= {n: v for n, v in named_arrays(data).items() if n in kept or n.startswith("truth.")}
     items = data.pairs.items
     facts = {
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
@@ -54,21 +54,21 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
         "can_choose": can_choose(task, splits),
         "items": len(items),
         "people": data.pairs.n_users,
-        "population": data.digest(),  # seeds of one data set share people, seeds of a simulator do not
-        "users": {where: pairs.n_users for where, pairs in _parts(splits).items() if not where.endswith("query")},
-        "pairs": {where: len(pairs) for where, pairs in _parts(splits).items()},
-        "data": digest(named),
+        "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not
+        "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
+        "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
+        "data": arrays_digest(named),
     }
     store.commit(
         "tasks",
         key,
         identity,
-        {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _bytes(v) for n, v in named.items()},
+        {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _file_content(v) for n, v in named.items()},
         facts,
     )
-    prepared = store.read("tasks", key)
+    prepared = store.read_manifest("tasks", key)
     if prepared is None:
-        raise Mistake(
+        raise UserError(
             f"the prepared task {key} is gone from {store.root}", "run it again: is something removing files?"
         )
     return prepared
@@ -77,26 +77,26 @@ def prepare(store: Store, task: Task, seed: int) -> dict:
 T = TypeVar("T")
 
 
-def _attempt(task: Task, step: str, function: Callable[..., T], *arguments: object) -> T:
+def _call_task(task: Task, step: str, function: Callable[..., T], *arguments: object) -> T:
     try:
         return function(*arguments)
-    except Mistake:
+    except UserError:
         raise
     except Exception as error:
-        raise Mistake(
-            f"task {task.name}: {step} raised {told(error)}",
+        raise UserError(
+            f"task {task.name}: {step} raised {describe_error(error)}",
             "are its fields possible together? `manyminds check` builds it with its defaults",
         ) from error
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What went wrong, and in which file and line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
-def enough_context(task: Task, splits: Splits) -> None:
-    """Raises Mistake where someone has fewer pairs to show than the largest number of shots, or none to ask.
+def check_enough_context(task: Task, splits: Splits) -> None:
+    """Raises UserError where someone has fewer pairs to show than the largest number of shots, or none to ask.
 
     Training users (panel `seen`) need only enough for the least: they are scored up to what all of them have.
     """
@@ -106,7 +106,7 @@ def enough_context(task: Task, splits: Splits) -> None:
         asked = np.diff(panel.query.offsets)
         if shown.min(initial=needed) < needed or not asked.all():
             user = int(np.argmin(np.where(asked == 0, -1, shown)))
-            raise Mistake(
+            raise UserError(
                 f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} pairs to show and "
                 f"{asked[user]} to ask, but shots go up to {needed}",
                 f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
@@ -129,13 +129,13 @@ def can_choose(task: Task, splits: Splits) -> bool:
     return bool((np.diff(splits.panels["test"].context.offsets) > max(task.shots)).all())
 
 
-def manifest_of(prepared: dict) -> Manifest:
+def task_facts(prepared: dict) -> TaskFacts:
     """What methods may know before they run; what an older store does not know of keeps its default."""
     facts = prepared["facts"]
-    return Manifest(**{field.name: facts[field.name] for field in fields(Manifest) if field.name in facts})
+    return TaskFacts(**{field.name: facts[field.name] for field in fields(TaskFacts) if field.name in facts})
 
 
-def _parts(splits: Splits) -> dict[str, Pairs]:
+def _named_pairs(splits: Splits) -> dict[str, Pairs]:
     """Every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
     panels = {
         f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")
@@ -143,7 +143,7 @@ def _parts(splits: Splits) -> dict[str, Pairs]:
     return {"train": splits.train} | panels
 
 
-def _bytes(value: np.ndarray | pa.Table) -> memoryview:
+def _file_content(value: np.ndarray | pa.Table) -> memoryview:
     if isinstance(value, pa.Table):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, value.schema) as writer:

@@ -13,22 +13,22 @@ import torch
 
 from harness import parallel
 from harness.data import Pairs, Panel, Splits, Truth
-from harness.method import Answerer, Method, Predictor, Run, State, Users, same
+from harness.method import Answerer, Method, Predictor, Run, State, Users, equal_users
 from harness.scores.metrics import METRICS_VERSION, score_table
-from harness.scores.stats import derangement
+from harness.scores.stats import fixed_derangement
 from harness.store import provenance
 from harness.store.store import Store
-from harness.trials.choose import choose
-from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_state
-from harness.trials.outputs import log_odds, per_pair
+from harness.trials.choose import choose_candidates
+from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_digests
+from harness.trials.outputs import checked_per_pair, score_queries
 from harness.trials.trial import Trial
-from harness.trials.write_texts import write
+from harness.trials.write_texts import write_texts
 
-LEARNED = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
+MAX_LEARNED_BYTES = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """What a trial found.
 
     predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`, and where a panel has
@@ -49,7 +49,7 @@ def run_trial(
     checkpoint: Path | None = None,
     store: Store | None = None,
     answer: Answerer | None = None,
-) -> Result:
+) -> TrialResult:
     """Fits once, then scores every panel at every number of shots it has, and at the largest under the swap control.
 
     Where a panel has candidates, every user's best of the first n are chosen at every number of shots too; a policy
@@ -63,18 +63,18 @@ def run_trial(
     answer: what answers a method's questions to a language model. Workers that run the trial together all call this, and
     find the same.
     """
-    method, test = trial.method, OnPanel()
+    method, test = trial.method, PanelResult()
     predictions: dict[str, np.ndarray] = {}
-    device = "cuda" if method.together and torch.cuda.is_available() else "cpu"
+    device = "cuda" if method.trains_model and torch.cuda.is_available() else "cpu"
     run = Run(trial.seed, device, truth if method.privileged else None, checkpoint, store)
     torch.manual_seed(trial.seed)
     reset_peak_memory(device)
     began = time.perf_counter()
-    state = _fitted(trial, splits, run)
+    state = _fit_method(trial, splits, run)
     fit_seconds = time.perf_counter() - began
-    with method.opened(state, run) as predictor:
+    with method.open_predictor(state, run) as predictor:
         for name, panel in splits.panels.items():
-            found = Asked(trial, predictor, state, run, answer).on(name, panel)
+            found = PanelRunner(trial, predictor, state, run, answer).run_panel(name, panel)
             predictions |= found.predictions
             test = found if name == "test" else test
     facts = {
@@ -87,31 +87,31 @@ def run_trial(
         "model": getattr(method, "model", None),  # as it was named, which tells where it lay
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
         "peak_memory_mb": peak_memory_mb(),
-        "readings": {k: float(v) for k, v in trial.task.readings(splits, truth, state, test.users).items()},
+        "readings": {k: float(v) for k, v in trial.task.diagnostics(splits, truth, state, test.users).items()},
         "seconds": time.perf_counter() - began,
-        "source": source_state(trial),
-        "world_size": parallel.size(),
+        "source": source_digests(trial),
+        "world_size": parallel.worker_count(),
         "written_tokens_per_second": test.tokens_per_second,
-    } | provenance.facts()
+    } | provenance.provenance_facts()
     scores = score_table(predictions, splits, truth)
-    return Result(predictions, scores, facts, _learned(method, state, test.users), test.written)
+    return TrialResult(predictions, scores, facts, _learned_tensors(method, state, test.users), test.written)
 
 
-def _fitted(trial: Trial, splits: Splits, run: Run) -> State:
+def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
     """What the method learns. A failure removes the checkpoint, from where it would only fail again."""
     validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
     try:
         return trial.method.fit(splits.train, shown, run)
     except Exception as error:
-        if run.checkpoint and not parallel.is_another_gone(error):
+        if run.checkpoint and not parallel.is_lost_connection(error):
             shutil.rmtree(run.checkpoint, ignore_errors=True)
         raise
 
 
 @dataclass
-class OnPanel:
-    """What a trial found on one panel: predictions as in Result, the users at the largest number of shots, and costs."""
+class PanelResult:
+    """What a trial found on one panel: predictions as in TrialResult, the users at the largest number of shots, and costs."""
 
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     users: Users = ()
@@ -122,7 +122,7 @@ class OnPanel:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PanelRunner:
     """A fitted method that is asked about panels."""
 
     trial: Trial
@@ -131,15 +131,15 @@ class Asked:
     run: Run
     answer: Answerer | None
 
-    def on(self, name: str, panel: Panel) -> OnPanel:
+    def run_panel(self, name: str, panel: Panel) -> PanelResult:
         """Answers to the panel's queries at every number of shots, choices among its candidates, and texts."""
-        found, query, context = OnPanel(), panel.query.without_labels(), panel.context
+        found, query, context = PanelResult(), panel.query.without_labels(), panel.context
         shown = np.diff(context.offsets).min(
             initial=max(self.trial.task.shots)
         )  # training users may have fewer answers
         counts = [shots for shots in self.trial.task.shots if shots <= shown]
-        if self.trial.method.elicit == "uncertainty":
-            context = elicited(self.trial.method, self.state, context, max(counts), self.run)
+        if self.trial.method.elicitation == "uncertainty":
+            context = elicit_context(self.trial.method, self.state, context, max(counts), self.run)
         adapted: dict[int, Users] = {}  # at the first and the latest number of shots
         before = None
         for shots in counts:
@@ -148,40 +148,40 @@ class Asked:
             found.adapt_seconds_per_user = (time.perf_counter() - started) / max(1, query.n_users)
             found.bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
             found.users = users
-            if before is not None and same(users, adapted[before]):
+            if before is not None and equal_users(users, adapted[before]):
                 for kind in ("", "choices/"):
                     if (old := f"{kind}{name}/{before}") in found.predictions:
                         found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
             else:
-                found.predictions[f"{name}/{shots}"] = self.log_odds(users, query)
+                found.predictions[f"{name}/{shots}"] = self.score_queries(users, query)
                 if (
-                    panel.choices is not None and not self.trial.method.asks
+                    panel.choices is not None and not self.trial.method.asks_model
                 ):  # a round robin would be a million questions
-                    found.predictions[f"choices/{name}/{shots}"] = self.chosen(users, query, panel.choices)
+                    found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
         if query.n_users > 1:
-            other = torch.from_numpy(derangement(query.n_users))
+            other = torch.from_numpy(fixed_derangement(query.n_users))
             others = tuple(t[other] for t in found.users)
-            alike = same(others, found.users)
+            alike = equal_users(others, found.users)
             last = found.predictions[f"{name}/{before}"]
-            found.predictions[f"{name}/{before}/swapped"] = last if alike else self.log_odds(others, query)
+            found.predictions[f"{name}/{before}/swapped"] = last if alike else self.score_queries(others, query)
         if name == "test" and panel.choices is not None and self.trial.method.generates:
-            found.written, found.tokens_per_second = write(
+            found.written, found.tokens_per_second = write_texts(
                 self.trial.method.name, self.predictor, self.state, adapted, panel, self.run
             )
         return found
 
-    def log_odds(self, users: Users, query: Pairs) -> np.ndarray:
+    def score_queries(self, users: Users, query: Pairs) -> np.ndarray:
         """float32[n queries]"""
-        return log_odds(self.trial.method, self.predictor, self.state, users, query, self.answer)
+        return score_queries(self.trial.method, self.predictor, self.state, users, query, self.answer)
 
-    def chosen(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
+    def choose_candidates(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
         """As `choose` has it."""
-        return choose(self.trial.method, self.predictor, self.state, users, query, choices)
+        return choose_candidates(self.trial.method, self.predictor, self.state, users, query, choices)
 
 
-def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:
+def elicit_context(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:
     """Each user's first `shots` pairs in the order in which the method asks for them; answers are seen once asked.
 
     All users are asked at the same time, and adapted anew after every answer.
@@ -189,7 +189,7 @@ def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) ->
     order, blank = np.full(len(pool), np.inf), pool.without_labels()
     for turn in range(shots):
         users = method.adapt(state, pool.take(np.lexsort((order, pool.user))).first(turn), run)
-        worth = per_pair(method.uncertainty(state, users, blank), len(pool), f"{method.name}.uncertainty")
+        worth = checked_per_pair(method.uncertainty(state, users, blank), len(pool), f"{method.name}.uncertainty")
         worth = worth.astype(np.float64)
         worth[np.isfinite(order)] = -np.inf
         by_worth = np.lexsort((-worth, pool.user))
@@ -197,9 +197,9 @@ def elicited(method: Method, state: State, pool: Pairs, shots: int, run: Run) ->
     return pool.take(np.lexsort((order, pool.user))).first(shots)
 
 
-def _learned(method: Method, state: State, users: Users) -> dict[str, torch.Tensor]:
+def _learned_tensors(method: Method, state: State, users: Users) -> dict[str, torch.Tensor]:
     """Of a language model that was trained always: it is what the trial is for."""
     named = {f"state/{k}": v for k, v in state.items()} | {f"users/{i}": t for i, t in enumerate(users)}
-    if sum(t.nbytes for t in named.values()) > LEARNED and not method.together:
+    if sum(t.nbytes for t in named.values()) > MAX_LEARNED_BYTES and not method.trains_model:
         return {}
     return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}  # a file has no shared tensors

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from harness.store.store import hashed
+from harness.fields import recorded_name
+from harness.store.store import identity_hash
 
 if TYPE_CHECKING:
     from harness.method import Method
@@ -22,21 +23,29 @@ def name_at_version(thing: Task | Method) -> str:
     return f"{thing.name}@{type(thing).version}"
 
 
-def fields_of(thing: Task | Method) -> dict[str, object]:
+def field_values(thing: Task | Method) -> dict[str, object]:
+    """Every field with its value."""
     return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
 
 
-def identity_of(thing: Task | Method) -> dict[str, object]:
-    """The fields. Those declared with metadata={"identity": False} are left out: paths, whose content `files_digest`
-    names. A function there says what counts of a value: a model's content instead of its folder, say.
+def recorded_values(thing: Task | Method) -> dict[str, object]:
+    """Every field with its value, renamed fields under their first names: for hashes that must not change."""
+    return {recorded_name(field): getattr(thing, field.name) for field in dataclasses.fields(thing)}
+
+
+def identity_fields(thing: Task | Method) -> dict[str, object]:
+    """The fields that are part of a key, under the names that keys know.
+
+    A field declared with metadata={"identity": False} is left out: a path, whose content `files_digest` names. A
+    function there says what counts of a value: a model's content instead of its folder, for example.
     """
-    found = fields_of(thing)
+    found = recorded_values(thing)
     for declared in dataclasses.fields(thing):
-        counts = declared.metadata.get("identity", True)
+        counts, name = declared.metadata.get("identity", True), recorded_name(declared)
         if counts is False:
-            del found[declared.name]
+            del found[name]
         elif counts is not True:
-            found[declared.name] = counts(found[declared.name])
+            found[name] = counts(found[name])
     return found
 
 
@@ -45,7 +54,7 @@ def task_identity(task: Task, seed: int) -> dict[str, object]:
     identity = {
         "key_version": KEY_VERSION,
         "task": name_at_version(task),
-        "task_fields": identity_of(task),
+        "task_fields": identity_fields(task),
         "seed": seed,
     }
     return identity | ({"files": files} if (files := task.files_digest()) else {})
@@ -70,13 +79,13 @@ class Trial:
         return {
             "key_version": KEY_VERSION,
             "task": name_at_version(self.task),
-            "task_fields": identity_of(self.task),
+            "task_fields": identity_fields(self.task),
             "data": self.data,
             "method": name_at_version(self.method),
-            "method_fields": identity_of(self.method),
+            "method_fields": identity_fields(self.method),
             "seed": self.seed,
         }
 
     @cached_property
     def key(self) -> str:
-        return hashed(self.identity)
+        return identity_hash(self.identity)

@@ -8,22 +8,25 @@ import numpy as np
 import pyarrow as pa
 
 from harness.data import Panel
-from harness.method import WRITTEN, Predictor, Run, State, Users, same
-from harness.trials.outputs import whole
+from harness.method import GENERATED_SCHEMA, Predictor, Run, State, Users, equal_users
+from harness.trials.outputs import checked_generated
 
-WRITERS, MAX_PROMPTS = 40, 12  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
-REFERENCE = -1  # in the place of a number of shots: texts of the model that a policy started from
+MAX_PEOPLE, MAX_PROMPTS = (
+    40,
+    12,
+)  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
+REFERENCE_SHOTS = -1  # in the place of a number of shots: texts of the model that a policy started from
 
 
-def write(
+def write_texts(
     name: str, predictor: Predictor, state: State, adapted: dict[int, Users], panel: Panel, run: Run
 ) -> tuple[pa.Table | None, float | None]:
     """A text of the policy for each of the first people and prompts, at each number of shots, and of its reference model.
 
-    Columns shots (int32, REFERENCE for the reference model), person, prompt (row of the panel's choices), and those of
-    WRITTEN; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
+    Columns shots (int32, REFERENCE_SHOTS for the reference model), person, prompt (row of the panel's choices), and those of
+    GENERATED_SCHEMA; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
     """
-    texts, people = panel.query.items.text, panel.query.people[:WRITERS]
+    texts, people = panel.query.items.text, panel.query.people[:MAX_PEOPLE]
     if texts is None or panel.choices is None:
         return None, None
     prompts = texts["prompt"].take(pa.array(panel.choices[:MAX_PROMPTS, 0])).to_pylist()
@@ -31,17 +34,23 @@ def write(
     place = np.tile(np.arange(len(prompts), dtype=np.int32), len(people))
     asked, tokens, began = [prompts[p] for p in place], 0, time.perf_counter()
     found: dict[int, pa.Table] = {}
-    for shots, users in ({REFERENCE: None} | adapted).items():
-        if users is not None and (alike := [n for n in found if n != REFERENCE and same(users, adapted[n])]):
+    for shots, users in ({REFERENCE_SHOTS: None} | adapted).items():
+        if users is not None and (
+            alike := [n for n in found if n != REFERENCE_SHOTS and equal_users(users, adapted[n])]
+        ):
             found[shots] = found[alike[0]]
             continue
-        found[shots] = whole(predictor.generate(state, users, user, asked, run), len(user), f"{name}.generate")
+        found[shots] = checked_generated(
+            predictor.generate(state, users, user, asked, run), len(user), f"{name}.generate"
+        )
         tokens += int(found[shots]["n_tokens"].to_numpy().sum())
     speed = tokens / (time.perf_counter() - began)
     head = {"person": people[user], "prompt": place}
     parts = [
         pa.table(
-            {"shots": np.full(len(user), shots, np.int32)} | head | dict(zip(WRITTEN.names, made.columns, strict=True))
+            {"shots": np.full(len(user), shots, np.int32)}
+            | head
+            | dict(zip(GENERATED_SCHEMA.names, made.columns, strict=True))
         )
         for shots, made in found.items()
     ]

@@ -50,7 +50,7 @@ def cpu_seconds(work) -> float:
 
 def adapt(pairs: Pairs) -> torch.Tensor:
     d = pairs.items.features.shape[1]
-    return linear.map_weights(pairs, torch.zeros(d, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    return linear.fit_map_weights(pairs, torch.zeros(d, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
 
 
 def flops(n_users: int, n: int, d: int, steps: int) -> float:

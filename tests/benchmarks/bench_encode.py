@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 
 from harness.inference import encode
-from harness.inference.jobs import distinct, make_here
-from harness.inference.tokens import as_lists
+from harness.inference.jobs import make_in_process, missing_blocks
+from harness.inference.tokens import token_lists
 from harness.models import small
-from harness.models.tokens import lengths, reader
+from harness.models.tokens import token_counts, tokenizer_and_limit
 from harness.on_ray.inference import make_on_ray
 from harness.store.store import Store
 
@@ -70,20 +70,20 @@ def mixed_texts(count: int) -> pa.Table:
 
 def ratio(name: str, texts: pa.Table, folder: Path) -> None:
     """The same blocks, tokens and engine, threads and all: in a loop that keeps nothing, in one that commits, on Ray."""
-    job, seconds = encode.job(name, lambda: [texts], Store(folder / "store").open()), {}
+    job, seconds = encode.encode_job(name, lambda: [texts], Store(folder / "store").open()), {}
     recipe = job.recipe
     for number in range(ROUNDS):
-        rows = job.rows(Store(folder / f"bare{number}").open())
+        rows = job.cached_rows(Store(folder / f"bare{number}").open())
         worker = recipe.start()
-        worker(recipe.prepare(encode.inputs(texts.slice(0, 1), name))[0])  # loads the tokenizer and warms up
+        worker(recipe.prepare(encode.encoder_inputs(texts.slice(0, 1), name))[0])  # loads the tokenizer and warms up
         began = time.perf_counter()
-        for block in distinct(job.batches(), rows.index(), recipe.block):
+        for block in missing_blocks(job.batches(), rows.build_index(), recipe.block):
             worker(recipe.prepare(block)[0])
         seconds.setdefault("bare loop", []).append(time.perf_counter() - began)
         del worker
-        here = make_here(job.rows(Store(folder / f"here{number}").open()), recipe, job.batches())
+        here = make_in_process(job.cached_rows(Store(folder / f"here{number}").open()), recipe, job.batches())
         seconds.setdefault("--local, committed", []).append(here["seconds"])
-        rows = job.rows(Store(folder / f"ray{number}").open())
+        rows = job.cached_rows(Store(folder / f"ray{number}").open())
         found = make_on_ray(rows, recipe, job.batches(), workers=1)
         seconds.setdefault("Ray, 1 worker, once started", []).append(found["seconds"])
         seconds.setdefault("  its start", []).append(found["start_seconds"])
@@ -104,10 +104,10 @@ def buckets(name: str, texts: pa.Table, store: Store) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from harness.models.engine import open_engine
 
-    model, recipe = encode.make_encoder(name), encode.job(name, lambda: [], store).recipe
-    engine = open_engine("transformers", model.folder(store), "embed", max_length=model["max_length"])
-    tokens, limit = reader(model, model["max_length"], store)
-    plain, inputs = texts["response"].to_pylist(), encode.inputs(texts, name)
+    model, recipe = encode.parse_encoder(name), encode.encode_job(name, lambda: [], store).recipe
+    engine = open_engine("transformers", model.model_folder(store), "embed", max_length=model["max_length"])
+    tokens, limit = tokenizer_and_limit(model, model["max_length"], store)
+    plain, inputs = texts["response"].to_pylist(), encode.encoder_inputs(texts, name)
 
     def padded(padding: str) -> np.ndarray:
         found = []
@@ -121,11 +121,11 @@ def buckets(name: str, texts: pa.Table, store: Store) -> None:
         return np.concatenate(found)
 
     def ours() -> np.ndarray:
-        return engine.embed(as_lists(recipe.prepare(inputs)[0]["tokens"]), "mean")
+        return engine.embed(token_lists(recipe.prepare(inputs)[0]["tokens"]), "mean")
 
     ways = {"like lengths together": ours, "to the longest of 32 in file order": lambda: padded("longest")}
     ways["to the longest allowed"] = lambda: padded("max_length")
-    length = lengths(as_lists(recipe.prepare(inputs)[0]["tokens"]))
+    length = token_counts(token_lists(recipe.prepare(inputs)[0]["tokens"]))
     print(
         f"{len(plain)} texts by {name}: {length.mean():.0f} tokens on average, median {np.median(length):.0f}, {limit} at most"
     )

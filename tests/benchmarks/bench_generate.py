@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pyarrow as pa
 
 from harness.inference import generate
-from harness.inference.jobs import distinct
+from harness.inference.jobs import missing_blocks
 from harness.models import small
 from harness.on_ray.inference import make_on_ray
 from harness.sources.text_world import PROMPTS
@@ -40,28 +40,28 @@ def main() -> None:
             small.build_small_model(Path(folder, "small"), steps=0)
         name = f"{asked.engine}:{asked.model or f'{folder}/small'}?max_tokens=64"
         prompts = [f"{PROMPTS[i % len(PROMPTS)]} ({i})" for i in range(asked.prompts)]
-        table = generate.inputs(pa.table({"system": pa.nulls(len(prompts), pa.string()), "prompt": prompts}))
-        job = generate.job(name, asked.n, lambda: [table], Store(f"{folder}/store").open())
+        table = generate.generator_inputs(pa.table({"system": pa.nulls(len(prompts), pa.string()), "prompt": prompts}))
+        job = generate.generate_job(name, asked.n, lambda: [table], Store(f"{folder}/store").open())
         job.recipe.check()
         began = time.perf_counter()
         worker = job.recipe.start()  # in this process, hence once
         worker(job.recipe.prepare(table.slice(0, 1))[0])  # loads the tokenizer and warms up, as the start on Ray does
         seconds = {"  its start": [time.perf_counter() - began]}
         for number in range(asked.rounds):
-            rows = job.rows(Store(f"{folder}/bare{number}").open())
+            rows = job.cached_rows(Store(f"{folder}/bare{number}").open())
             began, tokens = time.perf_counter(), 0
-            for block in distinct(job.batches(), rows.index(), job.recipe.block):
+            for block in missing_blocks(job.batches(), rows.build_index(), job.recipe.block):
                 tokens += worker(job.recipe.prepare(block)[0])[2]["tokens"]
             seconds.setdefault("bare loop", []).append(time.perf_counter() - began)
-            rows = job.rows(Store(f"{folder}/ray{number}").open())
+            rows = job.cached_rows(Store(f"{folder}/ray{number}").open())
             found = make_on_ray(rows, job.recipe, job.batches(), workers=1)
-            assert found["rows"] == asked.prompts and tokens == sum(facts["tokens"] for facts in rows.facts())
+            assert found["rows"] == asked.prompts and tokens == sum(facts["tokens"] for facts in rows.block_facts())
             seconds.setdefault("Ray, 1 worker, once started", []).append(found["seconds"])
             seconds.setdefault("  its start on Ray", []).append(found["start_seconds"])
             began = time.perf_counter()
             assert make_on_ray(rows, job.recipe, job.batches(), workers=1)["rows"] == 0
             seconds.setdefault("  a second run", []).append(time.perf_counter() - began)
-        again = sum(facts["same"] for facts in rows.facts()), sum(facts["again"] for facts in rows.facts())
+        again = sum(facts["same"] for facts in rows.block_facts()), sum(facts["again"] for facts in rows.block_facts())
     bare = statistics.median(seconds["bare loop"])
     print(f"{asked.prompts} prompts x {asked.n} by {name}, {tokens} tokens, {tokens / bare:.0f} a second in the loop")
     for what, all_ in seconds.items():

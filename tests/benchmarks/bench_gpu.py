@@ -26,15 +26,15 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
 from harness.inference import encode
-from harness.inference.jobs import distinct, make_here
-from harness.inference.tokens import as_lists
+from harness.inference.jobs import make_in_process, missing_blocks
+from harness.inference.tokens import token_lists
 from harness.learning import policy
-from harness.learning.dpo_training import Settings, Step, optimise
-from harness.learning.policy import Film, Policy, Tokens, blocks, log_probs, with_lora
+from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_policy
+from harness.learning.policy import Film, ItemTokens, Policy, add_lora, response_log_probs, transformer_blocks
 from harness.method import Run
 from harness.models import small
 from harness.models.engine import open_engine
-from harness.models.tokens import batches_by_length, lengths
+from harness.models.tokens import batches_by_length, token_counts
 from harness.on_ray.inference import make_on_ray
 from harness.store.store import Store
 
@@ -81,7 +81,7 @@ def build(folder: Path, size: dict, device: str) -> int:
         model = AutoModel.from_config(config, dtype=torch.bfloat16)
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder)
-    tokenizer = small.make_tokenizer(0)
+    tokenizer = small.train_tokenizer(0)
     tokenizer.model_max_length = CONTEXT
     tokenizer.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
@@ -125,10 +125,10 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
     parameters = build(folder / what, size, device)
     name = f"transformers:{folder / what}?dtype=bfloat16&max_length={CONTEXT}"
     texts = mixed_texts(count)
-    job = encode.job(name, lambda: [texts], Store(f"{folder}/store").open())
+    job = encode.encode_job(name, lambda: [texts], Store(f"{folder}/store").open())
     recipe = job.recipe
-    tokens = as_lists(recipe.prepare(next(iter(job.batches())))[0]["tokens"])
-    length = lengths(tokens)
+    tokens = token_lists(recipe.prepare(next(iter(job.batches())))[0]["tokens"])
+    length = token_counts(tokens)
     engine = open_engine("transformers", folder / what, "embed", dtype="bfloat16", max_length=CONTEXT)
 
     def now() -> float:
@@ -152,17 +152,17 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
         torch.cuda.empty_cache()
 
     worker, began = recipe.start(), now()
-    rows = job.rows(Store(folder / f"{what}-bare").open())
-    for block in distinct(job.batches(), rows.index(), recipe.block):
+    rows = job.cached_rows(Store(folder / f"{what}-bare").open())
+    for block in missing_blocks(job.batches(), rows.build_index(), recipe.block):
         worker(recipe.prepare(block)[0])
     seconds["bare loop, tokenising included"] = now() - began
     del worker
     if device == "cuda":
         torch.cuda.empty_cache()
-    seconds["--local, committed"] = make_here(rows, recipe, job.batches())["seconds"]
+    seconds["--local, committed"] = make_in_process(rows, recipe, job.batches())["seconds"]
     if device == "cuda":
         torch.cuda.empty_cache()
-    found = make_on_ray(job.rows(Store(folder / f"{what}-ray").open()), recipe, job.batches())
+    found = make_on_ray(job.cached_rows(Store(folder / f"{what}-ray").open()), recipe, job.batches())
     seconds["Ray, once started"] = found["seconds"]
 
     bare = seconds["bare loop, tokenising included"]
@@ -177,17 +177,17 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
     print(f"  bf16, in a batch and alone: cosine distance at most {(1 - cosine).max():.1e} over {len(cosine)} texts")
 
 
-def random_pairs(pairs: int, vocabulary: int) -> Tokens:
+def random_pairs(pairs: int, vocabulary: int) -> ItemTokens:
     """Pair i: items 2 i and 2 i + 1; prompts of 20 to 200 tokens, responses of lognormal lengths about 200."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(20, 200, pairs).repeat(2)
     response = np.clip(np.exp(rng.normal(np.log(200), 0.6, 2 * pairs)), 10, 600).astype(int)
     start = np.concatenate([[0], np.cumsum(prompt + response)])
-    return Tokens(rng.integers(vocabulary, size=start[-1], dtype=np.int32), start, start[:-1] + prompt)
+    return ItemTokens(rng.integers(vocabulary, size=start[-1], dtype=np.int32), start, start[:-1] + prompt)
 
 
 def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> None:
-    device = policy.device()
+    device = policy.torch_device()
     torch.manual_seed(0)
     config = Qwen2Config(vocab_size=vocabulary, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **size)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -199,7 +199,7 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
     pairs = np.argsort(tokens.length.reshape(-1, 2).max(1)).reshape(steps, BATCH)
     pairs = np.random.default_rng(0).permutation(pairs)
     shown = np.random.default_rng(1).normal(size=(BATCH, FEATURES)).astype(np.float32)
-    answers = (tokens.start[1:] - tokens.answer).sum()
+    answers = (tokens.start[1:] - tokens.response_start).sum()
     reference, taken = torch.zeros(len(tokens.length), dtype=torch.float64), {}
     print(f"{what}: {(body + head) / 1e9:.2f}e9 parameters, {steps} steps of {BATCH} pairs, {len(tokens.ids)} tokens")
 
@@ -216,24 +216,24 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
         print(f"  {name:34}{taken[name]:8.2f} s {len(tokens.ids) / taken[name]:12.0f} tokens/s{share}{memory}")
 
     def tune(opened: Policy) -> None:
-        def step_at(step: int) -> Step:
+        def step_at(step: int) -> TrainingStep:
             label = np.ones(BATCH, dtype=np.float32)
-            return Step(2 * pairs[step], 2 * pairs[step] + 1, label, None if opened.film is None else shown)
+            return TrainingStep(2 * pairs[step], 2 * pairs[step] + 1, label, None if opened.film is None else shown)
 
         rates = {"lm": 1e-4, "film": 1e-4}
-        optimise(
+        train_policy(
             opened,
             tokens,
             reference,
             step_at,
-            Settings(0.05, steps, rates),
+            TrainingSettings(0.05, steps, rates),
             run=Run(0),
         )
 
-    timed("reference log-probabilities", 2, lambda: log_probs(Policy(base), tokens, np.arange(len(reference))))
-    lora = with_lora(base, 16, 0)
+    timed("reference log-probabilities", 2, lambda: response_log_probs(Policy(base), tokens, np.arange(len(reference))))
+    lora = add_lora(base, 16, 0)
     timed("LoRA", 4, lambda: tune(Policy(lora)))
-    film = Film(FEATURES, 64, len(blocks(lora)), config.hidden_size)
+    film = Film(FEATURES, 64, len(transformer_blocks(lora)), config.hidden_size)
     modulated = Policy(lora, film).to(device)
     timed("LoRA with FiLM", 4, lambda: tune(modulated))
     print(f"  FiLM adds {taken['LoRA with FiLM'] / taken['LoRA'] - 1:.1%} (aim: at most 10 %)")

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from harness.data import Panel
 from harness.method import Run
-from harness.registry import make
+from harness.registry import make_instance
 from tasks.low_rank import LowRank
 
 CASES = [  # what is timed, method, fields, and the baseline
@@ -40,7 +40,7 @@ def main() -> None:
     for run in range(-1, RUNS):  # the first run warms up
         for i, (_, name, fields, _) in enumerate(CASES):
             for j, panel in enumerate((validation, one)):
-                method = make("method", name, fields)
+                method = make_instance("method", name, fields)
                 seconds[run, i, j] = cpu_seconds(lambda: method.fit(splits.train, panel, Run(0)))  # noqa: B023
     for (what, *_, baseline), (whole, training) in zip(CASES, np.median(seconds, 0), strict=True):
         print(f"{what}: {whole:.2f} CPU s, {training:.2f} without choosing the prior (baseline: {baseline})")

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import linear, silu
 
 from harness.method import Run
-from harness.registry import make
+from harness.registry import make_instance
 
 BASELINES = {  # CPU seconds: the authors' model with an in-memory sampler, or its slower port; and a good recipe
     "np_btl": (54, 10),
@@ -27,7 +27,7 @@ def cpu_seconds(work) -> float:
 
 
 def fits(name: str, task: str, steps: int) -> None:
-    method, task = make("method", name, {"steps": steps}), make("task", task, {})
+    method, task = make_instance("method", name, {"steps": steps}), make_instance("task", task, {})
     splits = task.split(task.build(0), 0)
     seconds = min(
         cpu_seconds(lambda: method.fit(splits.train, splits.panels["validation"], Run(0))) for _ in range(RUNS)

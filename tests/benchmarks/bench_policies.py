@@ -27,13 +27,13 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from harness import policy_module
-from harness.data import TEXT, Items
-from harness.learning.dpo_training import Settings, Step, optimise
+from harness.data import TEXT_SCHEMA, Items
+from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_policy
 from harness.method import Run
 from harness.models import small
 from harness.policy_module import Film, Policy, blocks, log_probs
-from harness.registry import make
-from harness.sources.text_world import PROMPTS, respond
+from harness.registry import make_instance
+from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 STEPS = 12  # of a round
@@ -48,17 +48,17 @@ def texts(n: int) -> Items:
     """Pair i: items 2 i and 2 i + 1, two responses of the text world to one prompt."""
     rng = np.random.default_rng(0)
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n).repeat(2)]
-    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
-    return Items(text=pa.table([prompts, responses], schema=TEXT))
+    responses = [write_response(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
+    return Items(text=pa.table([prompts, responses], schema=TEXT_SCHEMA))
 
 
-def steps(pairs: np.ndarray, shown: bool = False) -> Callable[[int], Step]:
+def steps(pairs: np.ndarray, shown: bool = False) -> Callable[[int], TrainingStep]:
     """Those pairs, the left side preferred, BATCH a step; with a context of random numbers."""
     mean = np.random.default_rng(1).normal(size=(BATCH, FEATURES)).astype(np.float32) if shown else None
 
-    def step_at(step: int) -> Step:
+    def step_at(step: int) -> TrainingStep:
         rows = pairs[step * BATCH : (step + 1) * BATCH]
-        return Step(2 * rows, 2 * rows + 1, np.ones(BATCH, dtype=np.float32), mean)
+        return TrainingStep(2 * rows, 2 * rows + 1, np.ones(BATCH, dtype=np.float32), mean)
 
     return step_at
 
@@ -120,29 +120,32 @@ def main(folder: Path) -> None:
     store = Store(folder / "store").open()
     small.build_small_model(folder / "lm", steps=0)
     made = {
-        tune: make("method", "dpo", {"model": f"transformers:{folder / 'lm'}", "tune": tune})
+        tune: make_instance("method", "dpo", {"model": f"transformers:{folder / 'lm'}", "tune": tune})
         for tune in ("full", "lora")
     }
     items = texts(STEPS * BATCH)
     lm = made["full"].lm
-    tokens, reference = policy_module.tokens_of(items, lm, store), policy_module.reference(items, lm, store)
+    tokens, reference = (
+        policy_module.tokenise_items(items, lm, store),
+        policy_module.reference_log_probs(items, lm, store),
+    )
     length = tokens.length.reshape(-1, 2)
     random = np.arange(len(length))  # they are in no order
     alike = random[np.lexsort((length.max(1), random // WINDOW))]
     base, opened = (
-        Policy(policy_module.open_lm(lm.folder(store))),
-        {tune: each.untrained(0, store) for tune, each in made.items()},
+        Policy(policy_module.load_language_model(lm.model_folder(store))),
+        {tune: each.untrained_policy(0, store) for tune, each in made.items()},
     )
-    model = made["full"].untrained(0, store).lm
+    model = made["full"].untrained_policy(0, store).lm
     film = Policy(model, Film(FEATURES, 64, len(blocks(model)), model.config.hidden_size))
 
-    def ours(policy_module: Policy, step_at: Callable[[int], Step]) -> Callable[[], object]:
+    def ours(policy_module: Policy, step_at: Callable[[int], TrainingStep]) -> Callable[[], object]:
         rates = {"lm": 1e-6, "film": 1e-6}
-        return lambda: optimise(
-            policy_module, tokens, reference, step_at, Settings(BETA, STEPS, rates), run=Run(0, store=store)
+        return lambda: train_policy(
+            policy_module, tokens, reference, step_at, TrainingSettings(BETA, STEPS, rates), run=Run(0, store=store)
         )
 
-    def uncached(step: int) -> Step:
+    def uncached(step: int) -> TrainingStep:
         drawn = steps(alike)(step)
         log_probs(base, tokens, np.concatenate([drawn.left, drawn.right]))
         return drawn
@@ -150,9 +153,9 @@ def main(folder: Path) -> None:
     ways = {
         "FiLM": ours(film, steps(alike, shown=True)),
         "ours, full": ours(opened["full"], steps(alike)),
-        "TRL, full": theirs(made["full"].untrained(0, store).lm, folder, items, alike).train,
+        "TRL, full": theirs(made["full"].untrained_policy(0, store).lm, folder, items, alike).train,
         "ours, LoRA": ours(opened["lora"], steps(alike)),
-        "TRL, LoRA": theirs(made["lora"].untrained(0, store).lm, folder, items, alike).train,
+        "TRL, LoRA": theirs(made["lora"].untrained_policy(0, store).lm, folder, items, alike).train,
         "reference every step": ours(opened["full"], uncached),
         "random batches": ours(opened["full"], steps(random)),
     }

@@ -11,9 +11,9 @@ from pathlib import Path
 os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
 
 from harness import registry
-from harness.store.prepared import open_prepared
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
@@ -43,9 +43,9 @@ def main() -> None:
         registry.add_plugins([plugin])
         store = Store(Path(folder, "store")).open()
         first, *trials = make_plan(read_suite(suite), store).trials
-        prepared = open_prepared(store, first.task_key)
+        prepared = open_prepared_task(store, first.task_key)
 
-        from harness.on_ray.trials import run_on_ray
+        from harness.on_ray.trials import run_trials_on_ray
 
         def seconds(run) -> float:
             began = time.perf_counter()
@@ -53,11 +53,11 @@ def main() -> None:
             return time.perf_counter() - began
 
         bare = seconds(lambda: [run_trial(t, prepared.splits, prepared.truth) for t in trials])
-        start = seconds(lambda: run_on_ray([first], store, [plugin], workers=1))
-        ray = seconds(lambda: run_on_ray(trials, store, [plugin], workers=1))
+        start = seconds(lambda: run_trials_on_ray([first], store, [plugin], workers=1))
+        ray = seconds(lambda: run_trials_on_ray(trials, store, [plugin], workers=1))
         there = Store(Path(folder, "local")).open()
         make_plan(read_suite(suite), there)
-        local = seconds(lambda: list(finish_all(trials, there)))
+        local = seconds(lambda: list(finish_trials(trials, there)))
     per_trial = {
         "bare run_trial": bare,
         "--local (with the store)": local,

@@ -10,27 +10,27 @@ import pytest
 import torch
 
 from harness.board import best_of
-from harness.board.best_of import normalised, overoptimised, preferred, worth_of_choices
+from harness.board.best_of import normalised_gain, overoptimisation_peak, preference_share, worth_of_choices
 from harness.board.make import make_board
 from harness.claims import schema
 from harness.claims.judge import check_selections
-from harness.claims.measures import measured
+from harness.claims.measures import measure_check
 from harness.claims.results import Results
 from harness.claims.schema import Check, Selection
 from harness.data import Items, Pairs, Panel, Splits, Truth
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.inference import generate
 from harness.method import Method, Run
-from harness.registry import make
-from harness.report.board_figures import figures
+from harness.registry import make_instance
+from harness.report.board_figures import task_figures
 from harness.report.html import write_html
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import metrics_of
-from harness.store.prepared import Prepared
+from harness.report.to_mlflow import row_metrics
+from harness.store.prepared import PreparedTask
 from harness.store.store import Store
 from harness.trials import choose as choose_module
-from harness.trials.choose import choose, counts
-from harness.trials.finish import finish_all
+from harness.trials.choose import candidate_counts, choose_candidates
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
@@ -84,7 +84,7 @@ class Duels(Table):
 
 
 def chosen(method, *asked):
-    return choose(method, method, *asked)
+    return choose_candidates(method, method, *asked)
 
 
 def asked(n_users: int, items: int) -> Pairs:
@@ -94,10 +94,12 @@ def asked(n_users: int, items: int) -> Pairs:
     return Pairs(user, user + 10, side, side + 1, label, Items(np.zeros((items, 1), dtype=np.float32)))
 
 
-def known(users: np.ndarray, items: np.ndarray, choices: np.ndarray) -> best_of.Candidates:
+def known(users: np.ndarray, items: np.ndarray, choices: np.ndarray) -> best_of.CandidateWorth:
     query = replace(asked(len(users), len(items)), people=np.arange(len(users), dtype=np.int32))
     panel = Panel(query, query, choices)
-    return best_of.candidates_of(Prepared(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items))))
+    return best_of.candidate_worth(
+        PreparedTask(Splits(query, {"test": panel}), Truth(np.float32(users), np.float32(items)))
+    )
 
 
 def table(rewards: list) -> tuple[dict, tuple[torch.Tensor]]:
@@ -111,7 +113,7 @@ def steered(tmp_path_factory):
     (folder / "steered.toml").write_text(SUITE)
     store = Store(folder / "store").open()
     plan = make_plan(read_suite(folder / "steered.toml"), store)
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(done for _, done in finish_trials(plan.trials, store))
     return plan, store, make_board(plan, store)
 
 
@@ -125,7 +127,7 @@ def test_two_people_two_prompts_four_candidates_by_hand():
     rewards = [[0, 0, 5, 1, 9, 9, 0, 4, 4, 1], [0, 0, 1, 2, 3, 4, 9, 8, 7, 6]]  # ties: the lower place
     state, users = table(rewards)
     places = chosen(Table(), state, users, asked(2, 10), choices)
-    assert counts(4) == [1, 2, 4] and places.dtype == np.uint8
+    assert candidate_counts(4) == [1, 2, 4] and places.dtype == np.uint8
     assert places.tolist() == [[[0, 0, 2], [0, 1, 1]], [[0, 1, 3], [0, 0, 0]]]
     # Utilities 1 3 3 0 and 2 2 5 1: mean 1.75 and 2.5, best 3 and 5. The second person wants the opposite: 0 and -1.
     found = worth_of_choices(
@@ -151,10 +153,10 @@ def test_a_choice_by_duels_is_that_by_reward_in_any_chunks_and_orders(monkeypatc
     state, users = {}, (torch.from_numpy(rng.normal(size=(7, 240)).astype(np.float32)),)
     query = asked(7, 240)
     found = chosen(Table(), state, users, query, choices)
-    assert found.shape == (7, 40, 4) and counts(6) == [1, 2, 4, 6]
+    assert found.shape == (7, 40, 4) and candidate_counts(6) == [1, 2, 4, 6]
     assert np.array_equal(chosen(Duels(), state, users, query, choices), found)
     for rows in (1, 7 * 6 * 3):
-        monkeypatch.setattr(choose_module, "ROWS", rows)
+        monkeypatch.setattr(choose_module, "MAX_SCORES_AT_ONCE", rows)
         assert np.array_equal(chosen(Table(), state, users, query, choices), found)
         assert np.array_equal(chosen(Duels(), state, users, query, choices), found)
     order = rng.permutation(7)
@@ -190,9 +192,9 @@ def test_intervals_of_a_ratio_cover(nested):
         size, taste, world = rng.normal(size=people * seeds), rng.normal(size=people * seeds), rng.normal(size=seeds)
         room = np.exp(0.4 * size[person] + 0.2 * world[seed] + 0.2 * rng.normal(size=len(seed)))
         gain = true * room + 0.2 * taste[person] + 0.1 * rng.normal(size=seeds)[seed] + 0.2 * rng.normal(size=len(seed))
-        values = normalised(gain[None], room)
+        values = normalised_gain(gain[None], room)
         assert values.mean() == pytest.approx(gain.mean() / room.mean())
-        low, high = best_of.stats.estimate(values, person, seed).interval()
+        low, high = best_of.stats.estimate_means(values, person, seed).interval()
         covered += low[0] <= true <= high[0]
     assert 0.90 <= covered / 300 <= 0.99
 
@@ -204,7 +206,7 @@ def test_a_ratio_is_as_uncertain_as_the_jackknife_says():
     gain = 0.8 * room + 0.1 * rng.normal(size=people)
     leave_one = (gain.sum() - gain) / (room.sum() - room)
     jackknife = np.sqrt((people - 1) / people * ((leave_one - leave_one.mean()) ** 2).sum())
-    values = normalised(gain[None], room)[0]
+    values = normalised_gain(gain[None], room)[0]
     assert values.std(ddof=1) / np.sqrt(people) == pytest.approx(jackknife, rel=0.05)
     assert gain.std() / room.mean() / np.sqrt(people) > 4 * jackknife  # what the gains alone would say
 
@@ -213,14 +215,14 @@ def test_over_optimisation_is_told_where_it_is_sure():
     rng = np.random.default_rng(3)
     seed, person = np.repeat(np.arange(5), 40), np.arange(200)
     shape, noise = np.array([0.0, 0.5, 0.8, 0.4])[:, None], rng.normal(size=(4, 200))
-    assert overoptimised(shape + 0.1 * noise, person, seed) == 2
-    assert overoptimised(shape + 30 * noise, person, seed) is None  # who knows
-    assert overoptimised(np.sort(shape, 0) + 0.1 * noise, person, seed) is None  # it rises to the end
-    assert overoptimised(shape + 0.1 * noise, person, np.zeros(200)) is None  # one seed tells nothing
+    assert overoptimisation_peak(shape + 0.1 * noise, person, seed) == 2
+    assert overoptimisation_peak(shape + 30 * noise, person, seed) is None  # who knows
+    assert overoptimisation_peak(np.sort(shape, 0) + 0.1 * noise, person, seed) is None  # it rises to the end
+    assert overoptimisation_peak(shape + 0.1 * noise, person, np.zeros(200)) is None  # one seed tells nothing
 
 
 def test_a_tie_is_one_half():
-    assert preferred(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0 + 1e-9, 2.0]), 1e-6).tolist() == [0, 0.5, 1]
+    assert preference_share(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0 + 1e-9, 2.0]), 1e-6).tolist() == [0, 0.5, 1]
 
 
 def test_lines_and_controls_stand_where_they_must(steered):
@@ -242,15 +244,15 @@ def test_lines_and_controls_stand_where_they_must(steered):
 def test_a_board_is_what_its_trials_chose(steered):
     """The gain of one method recomputed from the stored choices with numpy alone."""
     plan, store, board = steered
-    from harness.store.prepared import open_prepared
+    from harness.store.prepared import open_prepared_task
 
     gains, rooms = [], []
     for trial in (t for t in plan.trials if t.method.name == "spectral"):
-        prepared = open_prepared(store, trial.task_key)
+        prepared = open_prepared_task(store, trial.task_key)
         panel = prepared.splits.panels["test"]
         for u, person in enumerate(panel.query.people):
             utility = prepared.truth.items[panel.choices] @ prepared.truth.users[person]  # [prompts, n]
-            place = best_of.chosen(store, trial)[10][u, :, -1]
+            place = best_of.choices_by_shots(store, trial)[10][u, :, -1]
             gains.append(np.mean([row[i] for row, i in zip(utility, place, strict=True)]) - utility.mean())
             rooms.append(utility.max(1).mean() - utility.mean())
     assert row(board, "spectral").best_of[10].gain[8].value == pytest.approx(sum(gains) / sum(rooms), abs=1e-6)
@@ -262,12 +264,12 @@ def test_a_claim_measures_what_the_board_shows(steered):
     best = row(board, "per_user").best_of[10]
     for metric, points in (("gain_of_n", best.gain), ("win_random", best.win_random), ("win_shared", best.win_shared)):
         for n in (None, 2):
-            value, low, high, _ = measured(Check("", Selection(None, "per_user", metric=metric, n=n)), results)
+            value, low, high, _ = measure_check(Check("", Selection(None, "per_user", metric=metric, n=n)), results)
             point = points[n or 8]
             assert value == pytest.approx(point.value)
             assert np.clip((low, high), -9, 1) == pytest.approx((point.low, point.high))
     minus = Selection(None, "shared", metric="gain_of_n")
-    found = measured(Check("", Selection(None, "per_user", metric="gain_of_n"), minus=minus), results)
+    found = measure_check(Check("", Selection(None, "per_user", metric="gain_of_n"), minus=minus), results)
     assert found[0] == pytest.approx(best.gain[8].value - row(board, "shared").best_of[10].gain[8].value)
 
 
@@ -279,15 +281,15 @@ def test_a_claim_measures_what_the_board_shows(steered):
     ],
 )
 def test_a_claim_that_means_nothing_is_refused(table, says):
-    with pytest.raises(Mistake, match=says):
-        schema.read_table(Selection, table, "claim")
+    with pytest.raises(UserError, match=says):
+        schema.dataclass_from_table(Selection, table, "claim")
 
 
 def test_winning_against_shared_needs_it_in_the_suite(tmp_path):
     (tmp_path / "no.toml").write_text(SUITE.replace("seeds = 4", "seeds = 4\ncontrols = false"))
     of = Selection(None, "oracle", metric="win_shared")
     claim = schema.Claim("X1", "", "", "", checks=(Check("wins", of, expected=(0.5, 1.0)),))
-    with pytest.raises(Mistake, match="selects the method 'shared'"):
+    with pytest.raises(UserError, match="selects the method 'shared'"):
         check_selections(read_suite(tmp_path / "no.toml"), (claim,))
 
 
@@ -298,12 +300,12 @@ def test_every_view_tells_it(steered, capsys):
     assert "normalised gain of the best of 8" in said and "beats shared" in said
     page = write_html(board, store).read_text()
     assert "<h3>Best of 8</h3>" in page and "Win rate against the candidate that shared chooses" in page
-    assert any("Best of n at 10 shots" in caption for caption, _ in figures(board.tasks[0]))
+    assert any("Best of n at 10 shots" in caption for caption, _ in task_figures(board.tasks[0]))
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     mine = next(r for r in told if r["label"] == "per_user")["best_of"]["10"]
     assert mine["gain"]["8"]["value"] == row(board, "per_user").best_of[10].gain[8].value
     for each in board.tasks[0].rows:
-        names = {name for name, _, _ in metrics_of(each, board.tasks[0])}
+        names = {name for name, _, _ in row_metrics(each, board.tasks[0])}
         assert len(names) <= 30 and {"best_of_gain", "best_of_win"} <= names
 
 
@@ -316,7 +318,7 @@ def test_every_view_tells_it(steered, capsys):
 )
 def test_candidates_leave_the_pairs_as_they_were(task, fields, digest):
     """Digests are of 2026's pairs, before there were candidates; labels are 0, 1/2 and 1, so every machine has them."""
-    plain = make("task", task, fields)
+    plain = make_instance("task", task, fields)
     steered = replace(plain, n_candidates=5, choice_prompts=7)
     (a, b), columns = (t.build(0) for t in (plain, steered)), ("user", "left", "right", "label")
     for data in (a, b):
@@ -332,7 +334,7 @@ def test_candidates_leave_the_pairs_as_they_were(task, fields, digest):
 
 
 def test_attributes_choose_among_distinct_responses_to_prompts_nobody_saw():
-    task = make("task", "attributes", {"n_candidates": 16, "choice_prompts": 50, "encoder": "numbers"})
+    task = make_instance("task", "attributes", {"n_candidates": 16, "choice_prompts": 50, "encoder": "numbers"})
     data = task.build(1)
     text = pl.from_arrow(data.pairs.items.text)
     sets = [text[row.tolist()] for row in data.choices]
@@ -349,42 +351,44 @@ def test_a_language_model_writes_candidates_and_a_prompt_it_failed_is_left_out(m
         seen.update(systems=systems, generator=generator)
         return [[] if i == 1 else [f"Yeah {i} {k}, wow!" for k in range(n)] for i in range(len(prompts))]
 
-    monkeypatch.setattr(generate, "candidates", sampled)
+    monkeypatch.setattr(generate, "stored_candidates", sampled)
     fields = {"n_candidates": 3, "choice_prompts": 4, "encoder": "numbers", "generator": "transformers:small"}
-    data = make("task", "attributes", fields).build(0)
+    data = make_instance("task", "attributes", fields).build(0)
     assert data.choices.shape == (3, 3) and seen == {"systems": [None] * 4, "generator": "transformers:small"}
     assert data.pairs.items.text["response"][-1].as_py() == "Yeah 3 2, wow!"
-    monkeypatch.setattr(generate, "candidates", lambda systems, prompts, generator, n, store: [[] for _ in prompts])
-    with pytest.raises(Mistake, match="answered none of 4 prompts"):
-        make("task", "attributes", fields).build(0)
+    monkeypatch.setattr(
+        generate, "stored_candidates", lambda systems, prompts, generator, n, store: [[] for _ in prompts]
+    )
+    with pytest.raises(UserError, match="answered none of 4 prompts"):
+        make_instance("task", "attributes", fields).build(0)
 
 
 def test_model_raters_choose_by_the_left_out_column():
-    task = make("task", "model_raters", {"n_candidates": 16})
+    task = make_instance("task", "model_raters", {"n_candidates": 16})
     data = task.build(0)
     panel = task.split(data, 3).panels["test"]
     assert panel.choices.shape[1] == 6 and panel.query.people.tolist() == [3]  # six responses to each prompt
     asked_items = np.union1d(panel.query.left, panel.query.right)
     assert set(asked_items) <= set(panel.choices.ravel()) and not np.isin(panel.context.left, panel.choices).any()
     assert (data.truth.gap(panel.query) > 0).tolist() == (panel.query.label == 1).tolist()
-    assert make("task", "model_raters", {"n_candidates": 4}).build(0).choices.shape[1] == 4
-    assert make("task", "model_raters", {}).build(0).truth is None
+    assert make_instance("task", "model_raters", {"n_candidates": 4}).build(0).choices.shape[1] == 4
+    assert make_instance("task", "model_raters", {}).build(0).truth is None
 
 
 @pytest.mark.parametrize("name", ["attributes", "raters", "model_raters"])
 def test_one_candidate_is_no_choice(name):
-    with pytest.raises(Mistake, match="nothing to choose"):
-        make("task", name, {"n_candidates": 1})
+    with pytest.raises(UserError, match="nothing to choose"):
+        make_instance("task", name, {"n_candidates": 1})
 
 
 @pytest.mark.parametrize("name", ["bayes", "longest", "majority", "moment", "pal", "per_user", "true_subspace"])
 def test_methods_choose_the_reward_or_the_duels_they_answer(name):
     """In the small: what a method chooses is the argmax of its own answers, asked one by one."""
-    task = make("task", "attributes", {"encoder": "numbers", "n_users": 20, "new_users": 4, "pairs": 40,
+    task = make_instance("task", "attributes", {"encoder": "numbers", "n_users": 20, "new_users": 4, "pairs": 40,
         "pairs_per_user": 40, "pool": 40, "queries": 10, "n_candidates": 3, "choice_prompts": 4, "shots": (0, 5)})  # fmt: skip
     data = task.build(0)
     splits = task.split(data, 0)
-    method, panel = make("method", name, {}), splits.panels["test"]
+    method, panel = make_instance("method", name, {}), splits.panels["test"]
     run = Run(0, truth=data.truth if method.privileged else None)
     state = method.fit(splits.train, splits.panels["validation"], run)
     users, query = method.adapt(state, panel.context.first(5), run), panel.query.without_labels()

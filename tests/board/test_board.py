@@ -9,17 +9,17 @@ import polars as pl
 import pytest
 
 from harness import registry
-from harness.board.board import labels
+from harness.board.board import setting_labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
-from harness.registry import make
-from harness.report.board_figures import figures
+from harness.registry import make_instance
+from harness.report.board_figures import task_figures
 from harness.report.html import write_html
 from harness.report.terminal import print_board
-from harness.report.words import number, span
+from harness.report.words import format_interval, format_number
 from harness.scores import stats
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
@@ -33,7 +33,7 @@ def test_scores_are_means_over_people_and_seeds(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
     mine = [t for t in plan.trials if t.method.name == "per_user"]
-    tables = [load_scores(store, t, store.read("trials", t.key)) for t in mine]
+    tables = [load_scores(store, t, store.read_manifest("trials", t.key)) for t in mine]
     test = pl.concat(tables).filter(panel="test", shots=4, swapped=False)
     assert row(board, "per_user").curves["accuracy"][4].value == pytest.approx(test["accuracy"].mean())
     assert row(board, "per_user").curves["auc"][4].value == pytest.approx(test["auc"].mean())
@@ -73,7 +73,7 @@ def test_a_hole_is_shown_and_not_ranked(tiny, capsys):
     _, plan, store = tiny
     gone = next(t for t in plan.trials if t.method.name == "spectral" and t.seed == 1)
     (store.root / "trials" / f"{gone.key}.json").unlink()
-    store.fail(gone.key, gone.identity, "ValueError: lost", "")
+    store.record_failure(gone.key, gone.identity, "ValueError: lost", "")
     board = make_board(plan, store)
     spectral = row(board, "spectral")
     assert spectral.rank is None and spectral.gain is None and "1 of 3 seeds failed: ValueError: lost" in spectral.hole
@@ -115,7 +115,7 @@ def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     registry.add_plugins([plugin])
     file.write_text(file.read_text() + '\n[[methods]]\nname = "mine"')
     plan = make_plan(read_suite(file), store)
-    list(finish_all(plan.trials, store))
+    list(finish_trials(plan.trials, store))
     assert make_board(plan, store).tasks[0].flags == ()
     plugin.write_text(text + "# another thought\n")
     (flag,) = make_board(plan, store).tasks[0].flags
@@ -132,17 +132,17 @@ def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
     """Three methods on 200 people under 5 seeds: one reward for all, a better one for all, and one that reads people."""
-    from harness.board.make import verdict_of
+    from harness.board.make import verdict_text
 
     rng = np.random.default_rng(0)
     person, seed = np.arange(1000), np.repeat(np.arange(5), 200)
     top = np.array([0.6, 0.66, 0.64])[:, None] + 0.02 * rng.normal(size=(3, 1000))
     own, names = [0.6, 0.66, 0.64], ["shared", "better", "personal"]
-    found = stats.gains(top, person, seed, 0)
-    told = verdict_of(found, 0.01, names, own, [0.6, 0.66, 0.6])
+    found = stats.gains_over_reference(top, person, seed, 0)
+    told = verdict_text(found, 0.01, names, own, [0.6, 0.66, 0.6])
     assert told.startswith("personalising pays: personal gains +0.04")
-    alone = stats.gains(top[:2], person, seed, 0)
-    told = verdict_of(alone, 0.01, names[:2], own[:2], [0.6, 0.655])
+    alone = stats.gains_over_reference(top[:2], person, seed, 0)
+    told = verdict_text(alone, 0.01, names[:2], own[:2], [0.6, 0.655])
     assert told.startswith("better, but not personal: better gains +0.06") and "(0.655 of 0.660)" in told
 
 
@@ -157,7 +157,7 @@ def test_verdicts_name_the_margin(tmp_path):
     for margin in (0.01, 0.4, 0.8):
         file.write_text(text.format(margin))
         plan = make_plan(read_suite(file), store)
-        list(finish_all(plan.trials, store))
+        list(finish_trials(plan.trials, store))
         verdicts.append(make_board(plan, store).tasks[0].verdict)
     assert verdicts[0].startswith("personalising pays") and "margin 0.01" in verdicts[0]
     assert verdicts[1].startswith("nothing to personalise here") and verdicts[2].startswith(
@@ -175,7 +175,7 @@ def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
     for label in ("per_user", "mixed_logit", "bayes"):
         assert label in text
     before = page.stat().st_mtime_ns
-    monkeypatch.setattr("harness.report.board_figures.figures", lambda task: pytest.fail("drawn again"))
+    monkeypatch.setattr("harness.report.board_figures.task_figures", lambda task: pytest.fail("drawn again"))
     assert write_html(board, store).stat().st_mtime_ns == before
     renamed = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="another title"), tasks=())
     assert "another title" in write_html(renamed, store).read_text()
@@ -191,19 +191,24 @@ def test_hostile_names_are_escaped(tiny):
 def test_figures_are_the_same_twice(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
-    assert figures(board.tasks[0]) == figures(board.tasks[0])
+    assert task_figures(board.tasks[0]) == task_figures(board.tasks[0])
 
 
 def test_labels_tell_settings_apart():
-    methods = [make("method", "rfm", {}), make("method", "rfm", {"dim": 8})]
-    assert list(labels(methods).values()) == ["rfm", "rfm(dim=8)"]
+    methods = [make_instance("method", "rfm", {}), make_instance("method", "rfm", {"dim": 8})]
+    assert list(setting_labels(methods).values()) == ["rfm", "rfm(dim=8)"]
 
 
 def test_numbers_read_as_in_papers(tiny):
-    assert [number(0.8734), number(-0.0512, signed=True), number(1.25), number(None)] == [".873", "-.051", "1.250", ""]
+    assert [format_number(0.8734), format_number(-0.0512, signed=True), format_number(1.25), format_number(None)] == [
+        ".873",
+        "-.051",
+        "1.250",
+        "",
+    ]
     _, plan, store = tiny
     assert re.fullmatch(
-        r"\.\d{3} \(\.\d{3} \.\d{3}\)", span(row(make_board(plan, store), "per_user").curves["accuracy"][4])
+        r"\.\d{3} \(\.\d{3} \.\d{3}\)", format_interval(row(make_board(plan, store), "per_user").curves["accuracy"][4])
     )
 
 

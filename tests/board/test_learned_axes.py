@@ -9,20 +9,27 @@ from sklearn.decomposition import PCA
 
 from harness import registry
 from harness.board import learned_axes
-from harness.board.learned_axes import ENDS, axes_of, named, read, root_of, with_options
+from harness.board.learned_axes import (
+    RESPONSES_PER_END,
+    find_learned_axes,
+    name_axes,
+    principal_axes,
+    prior_root,
+    with_namer_options,
+)
 from harness.board.make import make_board
-from harness.data import TEXT, Items, Panel
-from harness.inference.cache import ID, errors, ids_of
-from harness.inference.jobs import Lacking, make_here
+from harness.data import TEXT_SCHEMA, Items, Panel
+from harness.inference.cache import ID_TYPE, error_table, id_array
+from harness.inference.jobs import NotCachedError, make_in_process
 from harness.method import Run
 from harness.models import small
 from harness.report import html
-from harness.report.html import page, write_html
+from harness.report.html import render_page, write_html
 from harness.report.to_mlflow import Publisher
-from harness.report.words import shortened
-from harness.store.prepared import open_prepared
+from harness.report.words import shorten_text
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
@@ -32,7 +39,7 @@ TASK = '''
 from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
-from harness.data import TEXT, Items, PreferenceDataset
+from harness.data import TEXT_SCHEMA, Items, PreferenceDataset
 from harness.task import Task
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Shouting(Task):
         right = np.where(left == right, 5, right)
         gap = ((x[left] - x[right]) * taste[user]).sum(1)
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
-        text = pa.table([["Will it rain?"] * 120, texts], schema=TEXT)
+        text = pa.table([["Will it rain?"] * 120, texts], schema=TEXT_SCHEMA)
         return PreferenceDataset.from_pairs(user, left, right, label.astype(float), Items(x, text))
 '''
 SUITE = """
@@ -92,7 +99,7 @@ class World:
         self.file.write_text(SUITE + more)
         registry.add_plugins([folder / "shouting.py"])
         self.plan = make_plan(read_suite(self.file), self.store)
-        assert all(done for _, done in finish_all(self.plan.trials, self.store))
+        assert all(done for _, done in finish_trials(self.plan.trials, self.store))
         self.board = make_board(self.plan, self.store)
 
 
@@ -102,7 +109,7 @@ def world(tmp_path):
 
 
 def items(features, texts):
-    table = pa.table([["?"] * len(texts), texts], schema=TEXT)
+    table = pa.table([["?"] * len(texts), texts], schema=TEXT_SCHEMA)
     return Items(np.asarray(features, dtype=np.float32), table)
 
 
@@ -113,7 +120,7 @@ def test_axes_are_those_of_plain_pca_and_end_in_what_was_planted():
     texts = [f"text {i}" + "!" * m for i, m in enumerate(marks)]
     root = rng.normal(size=(4, 9))  # more columns than features: components that do not exist are not shown
     rows = np.flatnonzero(marks != marks.max())
-    axes = axes_of(items(features, texts), rows, root)
+    axes = principal_axes(items(features, texts), rows, root)
     rewards = features.astype(np.float32)[rows].astype(float) @ root
     singular = np.linalg.svd(rewards - rewards.mean(0), compute_uv=False)
     assert len(axes) == 4
@@ -121,11 +128,11 @@ def test_axes_are_those_of_plain_pca_and_end_in_what_was_planted():
     assert [axis.share for axis in axes] == pytest.approx(PCA().fit(rewards).explained_variance_ratio_[:4])
     assert [text.count("!") for text in axes[0].top] == [28**2, 27**2, 26**2]  # 29 is not among the rows
     assert [text.count("!") for text in axes[0].bottom] == [0, 1, 4]
-    assert axes_of(items(features, texts), rows, -root) == axes
+    assert principal_axes(items(features, texts), rows, -root) == axes
 
 
 def test_ends_show_each_text_once_and_never_at_both():
-    (axis,) = axes_of(
+    (axis,) = principal_axes(
         items([[30], [29], [8], [0], [0.5], [1]], ["a", "a", "b", "a", "c", "d"]), np.arange(6), np.eye(1)
     )
     assert axis.top == ("a", "b") and axis.bottom == ("c", "d")  # two of each, where four texts differ
@@ -135,9 +142,9 @@ def test_which_methods_have_a_space(tmp_path):
     """The roots are what the methods' own files hold; of lore's the covariance of users' weights is known otherwise."""
     world = World(tmp_path, OTHERS)
     rows = {row.method.name: row for row in world.board.tasks[0].rows}
-    found = {name: root_of(row, 3, world.store) for name, row in rows.items()}
+    found = {name: prior_root(row, 3, world.store) for name, row in rows.items()}
     assert {name for name, root in found.items() if root is not None} == {"spectral", "lore"}
-    splits = open_prepared(world.store, world.plan.trials[0].task_key).splits
+    splits = open_prepared_task(world.store, world.plan.trials[0].task_key).splits
     asked = splits.panels["validation"]
     shown = Panel(asked.context.first(10), asked.query)
     state = rows["spectral"].method.fit(splits.train, shown, Run(3))
@@ -147,12 +154,12 @@ def test_which_methods_have_a_space(tmp_path):
     np.testing.assert_allclose(
         found["lore"] @ found["lore"].T, np.cov(draws @ state["basis"].numpy().T, rowvar=False), rtol=0.05, atol=1e-3
     )
-    assert root_of(rows["spectral"], 4, world.store) is None  # made for other features
+    assert prior_root(rows["spectral"], 4, world.store) is None  # made for other features
 
 
 def test_the_page_quotes_training_responses_escaped(world):
-    (told,) = read(world.board, world.store).values()
-    train = open_prepared(world.store, world.plan.trials[0].task_key).splits.train
+    (told,) = find_learned_axes(world.board, world.store).values()
+    train = open_prepared_task(world.store, world.plan.trials[0].task_key).splits.train
     assert (told.label, told.seed) == ("spectral(rank=2)", 3)
     assert told.items == len(set(train.left.tolist()) | set(train.right.tolist()))
     ends = [[text.count("!") for text in texts] for texts in (told.axes[0].top, told.axes[0].bottom)]
@@ -160,32 +167,34 @@ def test_the_page_quotes_training_responses_escaped(world):
     text = write_html(world.board, world.store).read_text()
     assert "What spectral(rank=2) learned to tell apart" in text and "seed 3 alone" in text
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;!!!!!!!!!!!!") >= 1
-    assert "never judged" not in text and "--reader ENGINE:MODEL</code>.</p>" in text and "<th>name</th>" not in text
+    assert (
+        "never judged" not in text and "--axis-namer ENGINE:MODEL</code>.</p>" in text and "<th>name</th>" not in text
+    )
 
 
 def test_what_goes_to_mlflow_quotes_nothing(world):
     write_html(world.board, world.store)
-    files = Publisher(world.plan, world.store)._board(world.board).files()
+    files = Publisher(world.plan, world.store)._board_record(world.board).files()
     text = files["board.html"].decode()
     assert files.keys() == {"board.html"} and "spectral" in text and "<svg" in text
     assert "learned to tell apart" not in text and "so!" not in text and "alert" not in text
-    assert text == page(world.board)
+    assert text == render_page(world.board)
 
 
 def script(job, store, answer):
     """Commits what a reader would have said: `answer` of each prompt, None for an error."""
     for table in job.batches():
         said = [answer(prompt) for prompt in table["prompt"].to_pylist()]
-        ids = ids_of(table["id"])
+        ids = id_array(table["id"])
         good = [i for i, text in enumerate(said) if text is not None]
         bad = [i for i, text in enumerate(said) if text is None]
-        made = pa.table({"id": pa.array(ids[good].tolist(), ID), "responses": [[said[i]] for i in good]})
-        job.rows(store).commit(ids, made, errors(ids[bad], ["too long"] * len(bad)), {})
+        made = pa.table({"id": pa.array(ids[good].tolist(), ID_TYPE), "responses": [[said[i]] for i in good]})
+        job.cached_rows(store).commit(ids, made, error_table(ids[bad], ["too long"] * len(bad)), {})
 
 
 def test_a_reader_names_the_axes_once(world, monkeypatch):
     reader = "transformers:org/name@" + 40 * "a" + "?dtype=bfloat16"
-    with pytest.raises(Lacking) as lacking:
+    with pytest.raises(NotCachedError) as lacking:
         write_html(world.board, world.store, reader)
     job = lacking.value.job
     assert (job.what, job.identity["n"], job.identity["temperature"], job.identity["max_tokens"]) == (
@@ -195,13 +204,13 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
         24,
     )
     assert job.identity["dtype"] == "bfloat16"
-    (told,) = read(world.board, world.store).values()
+    (told,) = find_learned_axes(world.board, world.store).values()
     assert lacking.value.count == len(told.axes) > 1
 
     def answer(prompt):
         """Reads both ends, as a model would, and says what it saw; fails on all axes but the first."""
         one, other = prompt.partition("# One end")[2].split("# Other end")
-        assert len(re.findall(r"^\d\. ", one, re.M)) == len(re.findall(r"^\d\. ", other, re.M)) == ENDS
+        assert len(re.findall(r"^\d\. ", one, re.M)) == len(re.findall(r"^\d\. ", other, re.M)) == RESPONSES_PER_END
         if not all(text in prompt for text in told.axes[0].top):
             return None
         loud = one.count("!") > other.count("!")
@@ -214,40 +223,43 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
         f"<td>{'Loud vs. calm' if first_is_loud else 'Calm vs. loud'} &lt;b&gt;</td>" in text and "because" not in text
     )
     assert text.count("no name: too long") == len(told.axes) - 1 and "<th>name</th>" in text
-    assert f"Named by {reader}, from these responses alone.</p>" in text and "--reader ENGINE:MODEL" not in text
-    monkeypatch.setattr(learned_axes, "read", lambda *_: pytest.fail("read again"))
+    assert f"Named by {reader}, from these responses alone.</p>" in text and "--axis-namer ENGINE:MODEL" not in text
+    monkeypatch.setattr(learned_axes, "find_learned_axes", lambda *_: pytest.fail("read again"))
     write_html(world.board, world.store, reader)
 
 
 def test_a_real_engine_can_be_asked(world, monkeypatch, tmp_path):
     """Through rows, tokenizer and transformers, with an untrained model: what it says has no meaning, but all is kept."""
-    monkeypatch.setattr(small, "CONTEXT", 2048)
+    monkeypatch.setattr(small, "TRAINING_CONTEXT", 2048)
     small.build_small_model(tmp_path / "model", steps=0)
-    readings = read(world.board, world.store)
-    with pytest.raises(Lacking) as lacking:
-        named(readings, f"transformers:{tmp_path}/model", world.store)
+    readings = find_learned_axes(world.board, world.store)
+    with pytest.raises(NotCachedError) as lacking:
+        name_axes(readings, f"transformers:{tmp_path}/model", world.store)
     job = lacking.value.job
-    assert make_here(job.rows(world.store), job.recipe, job.batches())["rows"] == lacking.value.count
-    (told,) = named(readings, f"transformers:{tmp_path}/model", world.store).values()
+    assert make_in_process(job.cached_rows(world.store), job.recipe, job.batches())["rows"] == lacking.value.count
+    (told,) = name_axes(readings, f"transformers:{tmp_path}/model", world.store).values()
     assert all(axis.name and "\n" not in axis.name for axis in told.axes)
     assert not any(axis.name.startswith("no name: the prompt") for axis in told.axes)  # it fitted
 
 
 def test_a_readers_own_options_come_last_and_count():
-    assert with_options("vllm:./m") == "vllm:./m?temperature=0&max_tokens=24"
-    assert with_options("vllm:./m?max_tokens=99&seed=1") == "vllm:./m?temperature=0&max_tokens=24&max_tokens=99&seed=1"
+    assert with_namer_options("vllm:./m") == "vllm:./m?temperature=0&max_tokens=24"
+    assert (
+        with_namer_options("vllm:./m?max_tokens=99&seed=1")
+        == "vllm:./m?temperature=0&max_tokens=24&max_tokens=99&seed=1"
+    )
 
 
 def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, monkeypatch):
     _, plan, store = tiny
     board = make_board(plan, store)
-    assert read(board, store, "transformers:small") == {}  # and nobody is asked
+    assert find_learned_axes(board, store, "transformers:small") == {}  # and nobody is asked
     assert "learned to tell apart" not in write_html(board, store).read_text()
-    monkeypatch.setattr(html, "MANY", 0)
+    monkeypatch.setattr(html, "MAX_TASKS_IN_FULL", 0)
     assert "learned to tell apart" not in write_html(world.board, world.store).read_text()
 
 
 def test_long_responses_are_cut_between_words():
-    assert shortened("a\n b") == "a b"
-    cut = shortened("word " * 100)
-    assert cut == "word " * 39 + "word ... (100 words)" and shortened("x" * 500) == "x" * 200 + " ... (1 words)"
+    assert shorten_text("a\n b") == "a b"
+    cut = shorten_text("word " * 100)
+    assert cut == "word " * 39 + "word ... (100 words)" and shorten_text("x" * 500) == "x" * 200 + " ... (1 words)"

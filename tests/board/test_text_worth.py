@@ -12,32 +12,32 @@ import torch
 from harness import registry
 from harness.board import best_of, text_worth
 from harness.board.make import make_board
-from harness.board.text_worth import Texts
-from harness.claims.measures import measured
-from harness.claims.results import Results, Unfinished
-from harness.claims.schema import Check, Selection, read_table
+from harness.board.text_worth import PolicyTexts
+from harness.claims.measures import measure_check
+from harness.claims.results import NoNumberError, Results
+from harness.claims.schema import Check, Selection, dataclass_from_table
 from harness.cli import main
 from harness.data import Items, Pairs, Panel, Splits, Truth
-from harness.errors import Mistake
-from harness.method import WRITTEN, Run
-from harness.registry import make
-from harness.report.board_figures import figures
+from harness.errors import UserError
+from harness.method import GENERATED_SCHEMA, Run
+from harness.registry import make_instance
+from harness.report.board_figures import task_figures
 from harness.report.html import write_html
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import metrics_of
-from harness.scores.stats import derangement
-from harness.sources.text_world import LEVELS, LEXICON, TRAITS, WORDS_PER_LEVEL, words
-from harness.store.prepared import Prepared, open_prepared
+from harness.report.to_mlflow import row_metrics
+from harness.scores.stats import fixed_derangement
+from harness.sources.text_world import LEXICON, TRAIT_LEVELS, TRAITS, WORDS_PER_LEVEL, split_words
+from harness.store.prepared import PreparedTask, open_prepared_task
 from harness.store.store import Store
 from harness.trials import run as trial_run
 from harness.trials import write_texts
-from harness.trials.export import load_trained, save_trained
-from harness.trials.finish import finish, finish_all
+from harness.trials.export import load_trained_method, save_trained_model
+from harness.trials.finish import finish_trial, finish_trials
 from harness.trials.plan import make_plan
-from harness.trials.run import LEARNED, run_trial
+from harness.trials.run import MAX_LEARNED_BYTES, run_trial
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
-from harness.trials.write_texts import REFERENCE
+from harness.trials.write_texts import REFERENCE_SHOTS
 
 POLICY = '''
 """Writes what a user likes, once it may: a fixed text, and one phrase of a trait that he wants."""
@@ -49,7 +49,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from harness.method import WRITTEN, Method
+from harness.method import GENERATED_SCHEMA, Method
 from harness.sources.text_world import LEXICON, TRAITS
 
 TEXT = "People learn the small steps in the morning."
@@ -81,7 +81,7 @@ class Pleaser(Method):
             said.append(f"{TEXT} {LEXICON[trait][int(users[0][u, 1 + likes[0]] < 0)][0]}" if trait else TEXT)
         n = [len(t.split()) for t in said]
         kl = [float(count - 8) for count in n]
-        table = pa.table([said, n, [count > 8 for count in n], kl, [-1.0 - k for k in kl]], names=WRITTEN.names)
+        table = pa.table([said, n, [count > 8 for count in n], kl, [-1.0 - k for k in kl]], names=GENERATED_SCHEMA.names)
         if self.wrong == "rows":
             return table.slice(1)
         if self.wrong == "kl":
@@ -104,7 +104,7 @@ from harness.method import Method
 class Tuned(Method):
     """A random model."""
 
-    together: ClassVar[bool] = True
+    trains_model: ClassVar[bool] = True
     exports: ClassVar[bool] = True
     model: str = field(default="here", metadata={"identity": lambda model: "content"})
 
@@ -155,7 +155,7 @@ def once(tmp_path_factory):
     (folder / "written.toml").write_text(SUITE)
     store = Store(folder / "store").open()
     plan = make_plan(read_suite(folder / "written.toml"), store)
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(done for _, done in finish_trials(plan.trials, store))
     return folder, plan, store
 
 
@@ -174,8 +174,8 @@ def by_hand(person: np.ndarray, whose: np.ndarray) -> float:
     """What the phrase written for `whose` is worth to `person`: one of a trait wanted, and so many words longer."""
     trait = np.flatnonzero(whose[1:])[0]
     phrase = LEXICON[TRAITS[1 + trait]][int(whose[1 + trait] < 0)][0]
-    longer = len(words(phrase)) / WORDS_PER_LEVEL
-    return (person[1 + trait] * whose[1 + trait] + person[0] * longer) / LEVELS.std()
+    longer = len(split_words(phrase)) / WORDS_PER_LEVEL
+    return (person[1 + trait] * whose[1 + trait] + person[0] * longer) / TRAIT_LEVELS.std()
 
 
 class Letters:
@@ -187,7 +187,7 @@ class Letters:
         return np.array([[text.count("a"), text.count("b")] for text in texts], dtype=np.float32)
 
 
-def small_world(population=None) -> tuple[Texts, Prepared]:
+def small_world(population=None) -> tuple[PolicyTexts, PreparedTask]:
     """Two people, of whom one likes a's and one b's twice as much, and two prompts with three candidates each."""
     people, zero = np.arange(2, dtype=np.int32), np.zeros(2, dtype=np.int32)
     items = Items(np.zeros((7, 1), dtype=np.float32))
@@ -204,14 +204,14 @@ def small_world(population=None) -> tuple[Texts, Prepared]:
 
     mine = block(["aa", "a", "bb", "a"], n_tokens=[4, 6, 3, 4], stopped=[True, False, True, True],
                  kl=[1.0, 2.0, 0.5, 0.0], reference=[-2.0, -1.0, -1.5, -0.5])  # fmt: skip
-    texts = Texts(people, 2, {REFERENCE: block(["a", "a", "b", "aab"]), 5: mine})
-    return texts, Prepared(Splits(query, {"test": Panel(query, query, candidates)}), truth)
+    texts = PolicyTexts(people, 2, {REFERENCE_SHOTS: block(["a", "a", "b", "aab"]), 5: mine})
+    return texts, PreparedTask(Splits(query, {"test": Panel(query, query, candidates)}), truth)
 
 
 def test_two_people_and_two_prompts_by_hand():
     """The first is worth 2 and 1 where the reference is worth 1 and 1; the second 4 and 0, where it is worth 2 and 2."""
     texts, prepared = small_world()
-    found = {name: values.tolist() for name, values in text_worth.worth(texts, Letters(), prepared)[5].items()}
+    found = {name: values.tolist() for name, values in text_worth.worth_of_texts(texts, Letters(), prepared)[5].items()}
     assert found["gain"] == [0.5, 0.0]
     assert found["win"] == [0.75, 0.5]  # won and tied; won and lost
     assert found["swapped"] == [(0 + 1) / 2 - 1, (0 + 0) / 2 - 2]  # bb and a to the first, aa and a to the second
@@ -221,7 +221,7 @@ def test_two_people_and_two_prompts_by_hand():
     assert found["above"] == pytest.approx([(2 - 1 + 1 - 4 / 3) / 2, (4 - 2 + 0 - 4 / 3) / 2])
     assert found["room"] == pytest.approx([(1 + 8 / 3) / 2, (4 + 2 / 3) / 2])
     assert found["win_random"] == pytest.approx([(2.5 + 2) / 6, (2 + 0.5) / 6])
-    means = {name: values.tolist() for name, values in texts.means(5).items()}
+    means = {name: values.tolist() for name, values in texts.policy_means(5).items()}
     assert means == {
         "kl": [1.5, 0.25],
         "tokens": [5, 3.5],
@@ -235,22 +235,22 @@ def test_two_people_and_two_prompts_by_hand():
 
 def test_the_mean_user_is_the_populations_where_that_is_known():
     texts, prepared = small_world(population=np.float32([[4, 0], [0, 0]]))
-    found = text_worth.worth(texts, Letters(), prepared)[5]["mean_user"]
+    found = text_worth.worth_of_texts(texts, Letters(), prepared)[5]["mean_user"]
     assert found.tolist() == [2 * (1.5 - 1), 2 * (0.5 - 1)]  # two times the a's
 
 
 def test_what_nobody_can_read_has_no_worth():
     texts, prepared = small_world()
-    assert text_worth.worth(texts, make("task", "snacks", {}), prepared) == {}
-    assert text_worth.worth(texts, Letters(), dataclasses.replace(prepared, truth=None)) == {}
+    assert text_worth.worth_of_texts(texts, make_instance("task", "snacks", {}), prepared) == {}
+    assert text_worth.worth_of_texts(texts, Letters(), dataclasses.replace(prepared, truth=None)) == {}
 
 
 def test_a_policy_that_knows_what_people_like(finished):
     """Every number of every person by hand: the policy pleases at every other prompt, and nobody at 0 shots."""
     plan, store = finished
     for trial in of(plan, "pleaser"):
-        found = text_worth.outcomes(store, trial)
-        prepared = open_prepared(store, trial.task_key)
+        found = text_worth.text_outcomes(store, trial)
+        prepared = open_prepared_task(store, trial.task_key)
         people = prepared.splits.panels["test"].query.people
         users = prepared.truth.users[people]
         none, all_ = (found.filter(shots=shots) for shots in (0, 5))
@@ -260,7 +260,7 @@ def test_a_policy_that_knows_what_people_like(finished):
             assert none[name].to_list() == [value] * len(people)
         assert all_["gain"].to_list() == pytest.approx([by_hand(u, u) / 2 for u in users], abs=1e-6)
         assert all_["win"].to_list() == [0.75] * len(people)
-        other = users[derangement(len(users))]
+        other = users[fixed_derangement(len(users))]
         crossed = [by_hand(u, v) / 2 for u, v in zip(users, other, strict=True)]
         assert all_["swapped"].to_list() == pytest.approx(crossed, abs=1e-6)
         assert "mean_user" not in all_.columns  # for everyone who likes it somebody dislikes it as much
@@ -280,42 +280,42 @@ def run_utility(task, text, users):
 def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, monkeypatch):
     plan, store = finished
     trial = of(plan, "pleaser")[0]
-    everything = best_of.outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
-    beside = text_worth.best_of(store, trial).select(everything.columns).sort("shots", "n", "person")
+    everything = best_of.best_of_n_outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
+    beside = text_worth.best_of_n_beside(store, trial).select(everything.columns).sort("shots", "n", "person")
     assert beside.equals(everything)  # all of them were written to
-    monkeypatch.setattr(write_texts, "WRITERS", 4)
+    monkeypatch.setattr(write_texts, "MAX_PEOPLE", 4)
     monkeypatch.setattr(write_texts, "MAX_PROMPTS", 3)
     few = Store(store.root.with_name("few")).open()
     (few.root / "tasks").rmdir()
     (few.root / "tasks").symlink_to(store.root / "tasks")
     for file in (store.root / "objects").iterdir():
         (few.root / "objects" / file.name).symlink_to(file)
-    assert finish(trial, few)
-    texts = text_worth.read(few, trial)
-    assert len(texts.people) == 4 and texts.prompts == 3 and set(texts.rows) == {REFERENCE, 0, 5}
-    prepared, places = open_prepared(store, trial.task_key), best_of.chosen(few, trial)
-    known = best_of.candidates_of(prepared)
-    beside = text_worth.best_of(few, trial).filter(shots=5, n=4)
+    assert finish_trial(trial, few)
+    texts = text_worth.read_policy_texts(few, trial)
+    assert len(texts.people) == 4 and texts.prompts == 3 and set(texts.rows) == {REFERENCE_SHOTS, 0, 5}
+    prepared, places = open_prepared_task(store, trial.task_key), best_of.choices_by_shots(few, trial)
+    known = best_of.candidate_worth(prepared)
+    beside = text_worth.best_of_n_beside(few, trial).filter(shots=5, n=4)
     picked = np.take_along_axis(known.utility, places[5], 2)[:4, :3, -1]
     assert beside["gain"].to_numpy() == pytest.approx(picked.mean(1) - known.utility[:4, :3].mean((1, 2)), abs=1e-6)
 
 
 def test_a_finished_trial_writes_nothing_again(finished, monkeypatch):
     plan, store = finished
-    first = {t.key: store.read("trials", t.key)["files"] for t in of(plan, "pleaser")}
+    first = {t.key: store.read_manifest("trials", t.key)["files"] for t in of(plan, "pleaser")}
     again = Store(store.root.with_name("again")).open()
-    assert all(finish(t, again) for t in make_plan(plan.suite, again).trials if t.method.name == "pleaser")
-    assert {key: again.read("trials", key)["files"] for key in first} == first  # the same bytes
-    monkeypatch.setattr(trial_run, "write", lambda *_: pytest.fail("written again"))
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(finish_trial(t, again) for t in make_plan(plan.suite, again).trials if t.method.name == "pleaser")
+    assert {key: again.read_manifest("trials", key)["files"] for key in first} == first  # the same bytes
+    monkeypatch.setattr(trial_run, "write_texts", lambda *_: pytest.fail("written again"))
+    assert all(done for _, done in finish_trials(plan.trials, store))
 
 
 @pytest.mark.parametrize(("wrong", "says"), [("rows", "96 prompts"), ("kl", "kl is missing or not finite")])
 def test_a_policy_that_writes_nonsense_fails(finished, wrong, says):
     plan, store = finished
-    trial = dataclasses.replace(of(plan, "pleaser")[0], method=make("method", "pleaser", {"wrong": wrong}))
-    assert not finish(trial, store)
-    assert "pleaser.generate" in (reason := store.failure(trial.key)["reason"])
+    trial = dataclasses.replace(of(plan, "pleaser")[0], method=make_instance("method", "pleaser", {"wrong": wrong}))
+    assert not finish_trial(trial, store)
+    assert "pleaser.generate" in (reason := store.read_failure(trial.key)["reason"])
     assert says.replace("96", str(6 * 8)) in reason
 
 
@@ -324,7 +324,7 @@ def test_every_view_tells_it(finished, capsys):
     board = make_board(plan, store)
     mine, shared = (next(r for r in board.tasks[0].rows if r.method.name == n) for n in ("pleaser", "shared"))
     assert shared.written == {} and set(mine.written) == {0, 5}
-    cells = pl.concat([text_worth.outcomes(store, t).filter(shots=5) for t in of(plan, "pleaser")])
+    cells = pl.concat([text_worth.text_outcomes(store, t).filter(shots=5) for t in of(plan, "pleaser")])
     scores = mine.written[5].scores
     assert scores["gain"].value == pytest.approx(cells["gain"].mean())
     assert 0 < scores["gain"].low < scores["gain"].value < scores["gain"].high
@@ -337,11 +337,11 @@ def test_every_view_tells_it(finished, capsys):
     assert "written by policies" in said and "beside the best of n by the same reward" in said
     page = write_html(board, store).read_text()
     assert "<h3>Written</h3>" in page and "<th>beats it</th>" in page
-    assert any("against its KL" in caption for caption, _ in figures(board.tasks[0]))
+    assert any("against its KL" in caption for caption, _ in task_figures(board.tasks[0]))
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     told = next(r for r in told if r["label"] == "pleaser")["written"]["5"]
     assert told["scores"]["gain"]["value"] == scores["gain"].value
-    logged = {(name, step): value for name, value, step in metrics_of(mine, board.tasks[0])}
+    logged = {(name, step): value for name, value, step in row_metrics(mine, board.tasks[0])}
     assert logged["written_gain", 5] == scores["gain"].value and logged["written_kl", 0] == 0
     assert len({name for name, _ in logged}) <= 35
 
@@ -349,9 +349,9 @@ def test_every_view_tells_it(finished, capsys):
 def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatch, capsys):
     plan, store = finished
     monkeypatch.setattr(type(plan.suite.tasks[0]), "reads_texts", False)
-    text_worth.outcomes.cache_clear()
+    text_worth.text_outcomes.cache_clear()
     board = make_board(plan, store)
-    text_worth.outcomes.cache_clear()
+    text_worth.text_outcomes.cache_clear()
     mine = next(r for r in board.tasks[0].rows if r.method.name == "pleaser")
     own = {"kl", "tokens", "stopped", "fluency", "tokens_more", "stopped_more", "fluency_more"}
     assert set(mine.written[5].scores) == own and mine.written[5].best_of == {}
@@ -359,7 +359,7 @@ def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatc
     said = capsys.readouterr().out
     assert "what it costs" in said and "beats it" not in said
     assert "<h3>Written</h3>" in write_html(board, store).read_text()
-    assert not any("against its KL" in caption for caption, _ in figures(board.tasks[0]))
+    assert not any("against its KL" in caption for caption, _ in task_figures(board.tasks[0]))
 
 
 def test_a_claim_measures_what_the_board_shows(finished):
@@ -367,18 +367,18 @@ def test_a_claim_measures_what_the_board_shows(finished):
     results, board = Results(plan, store), make_board(plan, store)
     mine = next(r for r in board.tasks[0].rows if r.method.name == "pleaser").written
     for name in ("gain", "win", "kl", "swapped"):
-        of_texts = read_table(Selection, {"method": "pleaser", "metric": f"written_{name}"}, "claim")
-        value, low, high, _ = measured(Check("", of_texts), results)
+        of_texts = dataclass_from_table(Selection, {"method": "pleaser", "metric": f"written_{name}"}, "claim")
+        value, low, high, _ = measure_check(Check("", of_texts), results)
         point = mine[5].scores[name]
         assert (value, low) == pytest.approx((point.value, point.low), abs=1e-12)
         assert (min(high, 1.0) if name == "win" else high) == pytest.approx(point.high)
     before = Selection(None, "pleaser", metric="written_gain", shots=0)
     gained = Selection(None, "pleaser", metric="written_gain")
-    assert measured(Check("", gained, minus=before), results)[0] == pytest.approx(mine[5].scores["gain"].value)
-    with pytest.raises(Unfinished, match=r"nothing was written at 2 shots .* but at \[0, 5\]"):
-        measured(Check("", dataclasses.replace(gained, shots=2)), results)
-    with pytest.raises(Unfinished, match="shared wrote nothing"):
-        measured(Check("", Selection(None, "shared", metric="written_kl")), results)
+    assert measure_check(Check("", gained, minus=before), results)[0] == pytest.approx(mine[5].scores["gain"].value)
+    with pytest.raises(NoNumberError, match=r"nothing was written at 2 shots .* but at \[0, 5\]"):
+        measure_check(Check("", dataclasses.replace(gained, shots=2)), results)
+    with pytest.raises(NoNumberError, match="shared wrote nothing"):
+        measure_check(Check("", Selection(None, "shared", metric="written_kl")), results)
 
 
 class Counted:
@@ -409,7 +409,7 @@ def test_what_follows_of_equal_users_is_computed_once(finished, name, reused):
     """Three panels at three numbers of shots and swapped, and one with candidates: the same bits as from every call."""
     plan, store = finished
     trial = of(plan, name)[0]
-    prepared = open_prepared(store, trial.task_key)
+    prepared = open_prepared_task(store, trial.task_key)
     found = {}
     for fresh in (False, True):
         counted = Counted(trial.method, fresh)
@@ -424,29 +424,29 @@ def test_texts_follow_of_equal_users_too(finished, monkeypatch):
     """The policy forgets what it knew, so that both numbers of shots are one."""
     plan, store = finished
     trial, asked = of(plan, "pleaser")[0], []
-    prepared, kind = open_prepared(store, trial.task_key), type(trial.method)
+    prepared, kind = open_prepared_task(store, trial.task_key), type(trial.method)
     generate = kind.generate
     monkeypatch.setattr(kind, "adapt", lambda self, state, context, run: (torch.zeros(context.n_users, 7),))
     monkeypatch.setattr(kind, "generate", lambda self, *a: (asked.append(a[1]), generate(self, *a))[1])
     texts = run_trial(trial, prepared.splits, prepared.truth).written
     assert len(asked) == 2 and asked[0] is None
-    assert texts["shots"].unique().to_pylist() == [REFERENCE, 0, 5] and len(texts) == 3 * 6 * 8
-    assert texts.schema.names == ["shots", "person", "prompt", *WRITTEN.names]
+    assert texts["shots"].unique().to_pylist() == [REFERENCE_SHOTS, 0, 5] and len(texts) == 3 * 6 * 8
+    assert texts.schema.names == ["shots", "person", "prompt", *GENERATED_SCHEMA.names]
 
 
 def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     plan, store = finished
-    trial = dataclasses.replace(of(plan, "shared")[0], method=make("method", "tuned", {"model": "there"}))
-    assert finish(trial, store)
-    manifest = store.read("trials", trial.key)
-    assert manifest["files"]["learned.safetensors"]["bytes"] > LEARNED
-    method, state = load_trained(store, manifest)
+    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "tuned", {"model": "there"}))
+    assert finish_trial(trial, store)
+    manifest = store.read_manifest("trials", trial.key)
+    assert manifest["files"]["learned.safetensors"]["bytes"] > MAX_LEARNED_BYTES
+    method, state = load_trained_method(store, manifest)
     assert method == trial.method and method.model == "there"  # as typed, where its content is the identity
-    prepared = open_prepared(store, trial.task_key)
+    prepared = open_prepared_task(store, trial.task_key)
     trained = trial.method.fit(prepared.splits.train, None, Run(trial.seed))
     assert state.keys() == trained.keys()
     assert all(state[name].dtype == t.dtype and torch.equal(state[name], t) for name, t in trained.items())
-    assert load_trained(store, store.read("trials", of(plan, "shared")[0].key)) is None
+    assert load_trained_method(store, store.read_manifest("trials", of(plan, "shared")[0].key)) is None
 
     def show(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["manyminds", "show", *map(str, words), "--store", str(store.root)])
@@ -471,9 +471,9 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
 
 def test_a_model_that_no_program_reads_is_said_to_be_so(finished, monkeypatch):
     plan, store = finished
-    trial = dataclasses.replace(of(plan, "shared")[0], method=make("method", "tuned", {}))
-    assert finish(trial, store)
+    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "tuned", {}))
+    assert finish_trial(trial, store)
     monkeypatch.setattr(type(trial.method), "exports", False)
-    with pytest.raises(Mistake, match="tuned has no model of its own to write"):
-        save_trained(store, store.read("trials", trial.key), store.root.with_name("other"))
+    with pytest.raises(UserError, match="tuned has no model of its own to write"):
+        save_trained_model(store, store.read_manifest("trials", trial.key), store.root.with_name("other"))
     assert not store.root.with_name("other").exists()

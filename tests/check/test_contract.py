@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from harness import registry
 from harness.check import contract
 from harness.check.contract import check_name
-from harness.check.methods import in_miniature, method_checks
+from harness.check.methods import method_checks, with_small_model
 from harness.check.tasks import task_checks
 from harness.data import Splits
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.methods.chance import Chance
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.per_user import PerUser
@@ -30,7 +30,7 @@ NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by
 # Policies read all pairs with a language model some thirty times, here with one of a layer (np_dpo and vas stay among
 # the fast); dpo_dedicated has one for each user. The tasks build all they have four times, from a large file or slowly.
 SLOW = {"dpo", "dpo_dedicated", "personas", "response_times"}
-NAMES = [name for name in [*registry.names("task"), *registry.names("method")] if name not in HUB]
+NAMES = [name for name in [*registry.list_names("task"), *registry.list_names("method")] if name not in HUB]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def one_layer(monkeypatch):
 
 @contextlib.contextmanager
 def in_few_steps(method):
-    with in_miniature(method) as (less, store):
+    with with_small_model(method) as (less, store):
         yield replace(less, steps=20), store
 
 
@@ -60,7 +60,7 @@ def test_keeps_the_contract(name, request, tmp_path, monkeypatch, one_layer):
     if name in REAL:
         request.getfixturevalue("data_folder")
     if name in NETWORKS:
-        monkeypatch.setattr(contract, "in_miniature", in_few_steps)
+        monkeypatch.setattr(contract, "with_small_model", in_few_steps)
     findings = list(check_name(name, Store(tmp_path)))
     assert len(findings) >= 11  # a battery that runs nothing is green too
     assert [f for f in findings if f.problem] == []
@@ -217,7 +217,7 @@ def test_catches_a_broken_method(method, caught):
     [
         ("generate", {}, "declare generates = True"),
         ("export", {}, "declare exports = True"),
-        ("ask", {}, "declare asks = True"),
+        ("questions", {}, "declare asks_model = True"),
         ("nothing", {"exports": True}, "there is no `export`"),
         ("export", {"exports": True}, None),
     ],
@@ -235,7 +235,7 @@ def test_a_policy_of_ones_own_needs_no_language_model():
         def generate(self, state, users, user, prompts, run):
             raise NotImplementedError
 
-    with in_miniature(Canned()) as (method, _):
+    with with_small_model(Canned()) as (method, _):
         assert method == Canned()
 
 
@@ -274,16 +274,16 @@ def test_what_cannot_be_built_is_a_finding(line, what, says, tmp_path):
         ("task", "low_rank", {"n_users": 2.5}, "is not a whole number"),
         ("task", "low_rank", {"shots": 5}, "low_rank.shots = 5"),
         ("method", "per_user", {"scale": float("inf")}, "per_user.scale = inf is not a finite number"),
-        ("method", "mixed_logit", {"elicit": "always"}, "is not 'random' or 'uncertainty'"),
+        ("method", "mixed_logit", {"elicitation": "always"}, "is not 'random' or 'uncertainty'"),
         ("method", "mixed_logit", {"steps": True}, "is not a whole number"),
     ],
 )
 def test_python_may_say_no_more_than_a_suite(kind, name, fields, says):
-    with pytest.raises(Mistake, match=says):
-        registry.load(kind, name)(**fields)
+    with pytest.raises(UserError, match=says):
+        registry.load_class(kind, name)(**fields)
 
 
 def test_python_and_a_suite_mean_the_same_setting():
     task = LowRank(temperature=2, shots=[0, 3])
-    assert task == registry.make("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
+    assert task == registry.make_instance("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
     assert type(task.temperature) is float and type(task.shots) is tuple

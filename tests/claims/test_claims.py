@@ -15,18 +15,26 @@ from harness.claims import judge as judging
 from harness.claims import page as page_module
 from harness.claims import reproduce, schema
 from harness.claims.figures.kinds import check_figures
-from harness.claims.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, judge
-from harness.claims.measures import measured
-from harness.claims.results import Results, Unfinished, Values, difference
+from harness.claims.judge import (
+    CANNOT_BE_REPRODUCED,
+    CANNOT_TELL,
+    DOES_NOT_REPRODUCE,
+    HOLDS,
+    HOLDS_WITH_CONDITION,
+    CheckResult,
+    judge_claim,
+)
+from harness.claims.measures import measure_check
+from harness.claims.results import NoNumberError, Results, SelectedValues, paired_difference
 from harness.claims.schema import Check, Claim, Selection
 from harness.cli.main import app
-from harness.errors import Missing, Mistake
+from harness.errors import UnavailableError, UserError
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
-FILES = sorted(schema.FOLDER.glob("*.toml"))
+FILES = sorted(schema.CLAIMS_FOLDER.glob("*.toml"))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ rank = [1, 2]
 """)
     store = Store(folder / "store").open()
     plan = make_plan(read_suite(folder / "swept.toml"), store)
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(done for _, done in finish_trials(plan.trials, store))
     return Results(plan, store)
 
 
@@ -66,8 +74,8 @@ def column(results, method, pairs, shots, metric="accuracy", **fields):
     for trial in results.plan.trials:
         ours = trial.method.name == method and trial.task.pairs_per_user == pairs
         if ours and all(getattr(trial.method, k) == v for k, v in fields.items()):
-            manifest = results.store.read("trials", trial.key)
-            table = pa.ipc.open_file(pa.py_buffer(results.store.load(manifest, "scores.arrow"))).read_all()
+            manifest = results.store.read_manifest("trials", trial.key)
+            table = pa.ipc.open_file(pa.py_buffer(results.store.read_verified(manifest, "scores.arrow"))).read_all()
             rows = table.to_pandas().query(f"panel == 'test' and shots == {shots} and not swapped")
             found[trial.seed] = rows[metric].mean()
     return np.array([found[s] for s in sorted(found)])
@@ -87,9 +95,9 @@ def interval(values):
 
 def test_a_score_alone_is_the_textbook_interval_where_people_are_nested_in_seeds(swept):
     values = column(swept, "per_user", 20, 4)
-    found = measured(Check("", Selection(few(20), "per_user", shots=4)), swept)
+    found = measure_check(Check("", Selection(few(20), "per_user", shots=4)), swept)
     close(found, values.mean(), *interval(values))
-    error = measured(Check("", Selection(few(20), "per_user", shots=4, metric="error")), swept)
+    error = measure_check(Check("", Selection(few(20), "per_user", shots=4, metric="error")), swept)
     assert error[0] == pytest.approx(1 - values.mean())
 
 
@@ -97,28 +105,28 @@ def test_differences_ratios_and_spread(swept):
     a = column(swept, "spectral", 40, 4, rank=2)
     b = column(swept, "per_user", 40, 4)
     one, other = Selection(few(40), {"name": "spectral", "rank": 2}), Selection(few(40), "per_user")
-    close(measured(Check("", one, minus=other), swept), (a - b).mean(), *interval(a - b))
-    ratio = measured(Check("", one, over=other), swept)
+    close(measure_check(Check("", one, minus=other), swept), (a - b).mean(), *interval(a - b))
+    ratio = measure_check(Check("", one, over=other), swept)
     assert np.log(ratio[:3]) == pytest.approx((np.log(a / b).mean(), *interval(np.log(a / b))))
-    gap = measured(Check("", Selection(few(40), "per_user", shots=4, less=({"shots": 0},))), swept)
+    gap = measure_check(Check("", Selection(few(40), "per_user", shots=4, less=({"shots": 0},))), swept)
     close(gap, (b - column(swept, "per_user", 40, 0)).mean(), *interval(b - column(swept, "per_user", 40, 0)))
     elsewhere = Selection(few(10), "per_user")
     c = column(swept, "per_user", 10, 4)
-    close(measured(Check("", one, minus=elsewhere), swept), (a - c).mean(), *interval(a - c))
-    value, *limits, _ = measured(Check("", one, "spread", over=other), swept)
+    close(measure_check(Check("", one, minus=elsewhere), swept), (a - c).mean(), *interval(a - c))
+    value, *limits, _ = measure_check(Check("", one, "spread", over=other), swept)
     assert value == pytest.approx(a.std() / b.std())
     for limit in limits:  # there Pitman's test of equal variances has a p-value of 5 %
         assert stats.pearsonr(a / limit + b, a / limit - b).pvalue == pytest.approx(0.05)
-    wide = measured(Check("", one, minus=other), swept, 0.99)
+    wide = measure_check(Check("", one, minus=other), swept, 0.99)
     assert wide[1:3] == pytest.approx(stats.t.interval(0.99, 3, (a - b).mean(), stats.sem(a - b)))
 
 
 def test_a_ratio_needs_numbers_above_0(swept):
-    with pytest.raises(Unfinished, match="0 or less"):
+    with pytest.raises(NoNumberError, match="0 or less"):
         change = Selection(few(40), "per_user", shots=4, less=({"shots": 4},))
-        measured(Check("", change, over=Selection(few(40), "per_user")), swept)
-    with pytest.raises(Unfinished, match="seeds that differ"):
-        measured(Check("", change, "spread", over=Selection(few(40), "per_user")), swept)
+        measure_check(Check("", change, over=Selection(few(40), "per_user")), swept)
+    with pytest.raises(NoNumberError, match="seeds that differ"):
+        measure_check(Check("", change, "spread", over=Selection(few(40), "per_user")), swept)
 
 
 def test_differences_of_differences(swept):
@@ -126,7 +134,7 @@ def test_differences_of_differences(swept):
     gain = [column(swept, "spectral", 40, 4, rank=r) - column(swept, "spectral", 40, 0, rank=r) for r in (2, 1)]
     less = ({"shots": 0}, {"method": {"name": "spectral", "rank": 1}})
     both = Selection(few(40), {"name": "spectral", "rank": 2}, shots=4, less=less)
-    close(measured(Check("", both), swept), (gain[0] - gain[1]).mean(), *interval(gain[0] - gain[1]))
+    close(measure_check(Check("", both), swept), (gain[0] - gain[1]).mean(), *interval(gain[0] - gain[1]))
 
 
 def folds(rng, seeds, same, training, test):
@@ -142,7 +150,7 @@ def folds(rng, seeds, same, training, test):
             who = np.flatnonzero(who)
             value = people[who] + common[s] + rng.normal(0, own) + rng.normal(0, 0.05, len(who))
             rows.append(pl.DataFrame({"person": who, "seed": np.full(len(who), s), "value": value}))
-    return [Values.of_cells(pl.concat(rows)) for rows in panels]
+    return [SelectedValues.of_cells(pl.concat(rows)) for rows in panels]
 
 
 @pytest.mark.parametrize("effects", [(0, 0, 0), (0.03, 0, 0), (0, 0.03, 0.03), (0.03, 0.02, 0.02)])
@@ -151,7 +159,7 @@ def test_panels_of_the_same_people_are_paired_over_people_and_seeds(effects):
     rng, covered, width, alone = np.random.default_rng(0), [], [], []
     for _ in range(150):
         a, b = folds(rng, 10, *effects)
-        found = measured(Check("", Selection(method="a"), minus=Selection(method="b")), Panels(a, b))
+        found = measure_check(Check("", Selection(method="a"), minus=Selection(method="b")), Panels(a, b))
         covered.append(found[1] <= 0 <= found[2])
         width.append(found[2] - found[1])
         alone.append(np.ptp(interval(a.value - b.value)))
@@ -165,21 +173,23 @@ class Panels:
     def __init__(self, a, b):
         self.a, self.b = a, b
 
-    def values(self, selection):
+    def selected_values(self, selection):
         return self.a if selection.method == "a" else self.b
 
 
 def test_paired_panels_have_the_difference_of_means():
     a, b = folds(np.random.default_rng(0), 5, 0, 0, 0)
-    found = difference(a, b).cells
+    found = paired_difference(a, b).cells
     seen, test = (v.cells.group_by("person").agg(pl.col("value").mean()).sort("person")["value"] for v in (a, b))
     assert found["person"].sort().to_list() == list(range(42)) and found["value"].mean() == pytest.approx(
         (seen - test).mean(), abs=0.01
     )
-    assert difference(b, a).cells["value"].mean() == pytest.approx(-found["value"].mean())
-    other = Values.of_cells(b.cells.with_columns(pl.col("person") + 1000))
-    assert difference(a, other).cells is None
-    again = difference(difference(a, b), difference(a, b))  # as where two methods' gaps are compared
+    assert paired_difference(b, a).cells["value"].mean() == pytest.approx(-found["value"].mean())
+    other = SelectedValues.of_cells(b.cells.with_columns(pl.col("person") + 1000))
+    assert paired_difference(a, other).cells is None
+    again = paired_difference(
+        paired_difference(a, b), paired_difference(a, b)
+    )  # as where two methods' gaps are compared
     assert len(again.cells) == 42 and not again.value.any()
 
 
@@ -187,17 +197,17 @@ def test_trend_is_least_squares_over_the_sweep(swept):
     check = Check("", Selection("low_rank", "per_user"), "trend", along="pairs_per_user")
     curves = np.stack([column(swept, "per_user", n, 4) for n in (10, 20, 40)])
     slopes = np.array([stats.linregress([0, 1 / 3, 1], curves[:, s]).slope for s in range(4)])
-    close(measured(check, swept), slopes.mean(), *interval(slopes))
+    close(measure_check(check, swept), slopes.mean(), *interval(slopes))
     for of, along, told in (
         (Selection(few(10), "per_user"), "pairs_per_user", "no sweep"),
         (Selection("low_rank"), "name", "no sweep"),
     ):
-        with pytest.raises(Mistake, match=told):
-            measured(Check("", of, "trend", along=along), swept)
-    with pytest.raises(Mistake, match="fits 3 task settings"):  # a trend of the rank, over which pairs?
-        measured(Check("", Selection("low_rank", "spectral"), "trend", along="rank"), swept)
-    with pytest.raises(Mistake, match="fits 3 method settings"):
-        measured(Check("", Selection("low_rank"), "trend", along="pairs_per_user"), swept)
+        with pytest.raises(UserError, match=told):
+            measure_check(Check("", of, "trend", along=along), swept)
+    with pytest.raises(UserError, match="fits 3 task settings"):  # a trend of the rank, over which pairs?
+        measure_check(Check("", Selection("low_rank", "spectral"), "trend", along="rank"), swept)
+    with pytest.raises(UserError, match="fits 3 method settings"):
+        measure_check(Check("", Selection("low_rank"), "trend", along="pairs_per_user"), swept)
 
 
 class Curves:
@@ -206,17 +216,17 @@ class Curves:
     def __init__(self, shots, curve, goal):
         self.task, self.curve, self.goal = SimpleNamespace(shots=shots), dict(zip(shots, curve, strict=True)), goal
 
-    def one(self, kind, wanted):
+    def single_setting(self, kind, wanted):
         return self.task
 
-    def values(self, selection):
+    def selected_values(self, selection):
         found = np.array(self.goal if selection.method == "goal" else self.curve[selection.shots])
-        return Values(np.arange(len(found)), found)
+        return SelectedValues(np.arange(len(found)), found)
 
 
 def answers(*arguments, at=5):
     check = Check("", Selection(method="c", metric="auc"), "answers", over=Selection(method="goal", shots=at))
-    return measured(check, Curves(*arguments))
+    return measure_check(check, Curves(*arguments))
 
 
 def test_answers_needed_are_interpolated_on_the_mean_curve():
@@ -237,11 +247,12 @@ def test_answers_never_enough_are_a_lower_bound():
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
     assert (value, low, high) == (2, 2, np.inf) and note == "at least: not reached with 10 answers"
     assert (
-        judging._inside(low, high, (25, np.inf), 0) == UNKNOWN and judging._inside(low, high, (1.5, np.inf), 0) == HOLDS
+        judging._verdict_on_range(low, high, (25, np.inf), 0) == CANNOT_TELL
+        and judging._verdict_on_range(low, high, (1.5, np.inf), 0) == HOLDS
     )
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
     assert value == 2 and 1.8 < low < 2 and high == np.inf  # nearly there: fewer may do
-    with pytest.raises(Unfinished, match="some"):
+    with pytest.raises(NoNumberError, match="some"):
         answers((0, 5), [noise, noise], noise, at=0)
 
 
@@ -250,57 +261,67 @@ def test_a_goal_that_no_answers_reach_needs_none():
     assert (value, low) == (0, 0) and high == 0
 
 
-def test_logged_curves_and_readings(swept):
-    """What trials note beside their scores: here the readings that the task gives, and one curve of a network's fit."""
+def test_logged_curves_and_diagnostics(swept):
+    """What trials note beside their scores: here the diagnostics that the task gives, and one curve of a network's fit."""
     manifests = {}
 
     class Noted(Results):
-        def manifest(self, trial):
+        def trial_manifest(self, trial):
             facts = {"readings": {"cosine": 0.1 * trial.seed}, "curves": {"loss": [9.0, 1.0 + trial.seed]}}
             return manifests.setdefault(trial.key, {"facts": facts})
 
     noted = Noted(swept.plan, swept.store)
     seeds = np.arange(4)
     close(
-        measured(Check("", Selection(few(10), "per_user", metric="reading:cosine")), noted), 0.15, *interval(seeds / 10)
+        measure_check(Check("", Selection(few(10), "per_user", metric="diagnostic:cosine")), noted),
+        0.15,
+        *interval(seeds / 10),
     )
-    close(measured(Check("", Selection(few(10), "per_user", metric="curve:loss")), noted), 2.5, *interval(1.0 + seeds))
-    with pytest.raises(Unfinished, match="no reading 'nonsense'; it has: cosine"):
-        measured(Check("", Selection(few(10), "per_user", metric="reading:nonsense")), noted)
+    close(
+        measure_check(Check("", Selection(few(10), "per_user", metric="curve:loss")), noted),
+        2.5,
+        *interval(1.0 + seeds),
+    )
+    with pytest.raises(NoNumberError, match="no diagnostic 'nonsense'; it has: cosine"):
+        measure_check(Check("", Selection(few(10), "per_user", metric="diagnostic:nonsense")), noted)
 
 
 @pytest.mark.parametrize(
     ("selection", "why"),
     [
         ({"panel": "shifted"}, "no panel shifted; it has: seen, test, validation"),
-        ({"metric": "reading:r2"}, "no reading 'r2'"),
+        ({"metric": "diagnostic:r2"}, "no diagnostic 'r2'"),
         ({"metric": "curve:loss"}, "no curve 'loss'; it has: none"),
     ],
 )
 def test_what_is_known_only_after_the_run_cannot_be_told(swept, selection, why):
     check = Check("says", Selection(few(10), "per_user", **selection), expected=(0.0, 1.0))
-    found = judge(Claim("X", "", "", "", checks=(check,)), "", swept)
-    assert found.verdict == UNKNOWN and why in found.checks[0].note
+    found = judge_claim(Claim("X", "", "", "", checks=(check,)), "", swept)
+    assert found.verdict == CANNOT_TELL and why in found.checks[0].note
 
 
 def test_a_panel_without_the_largest_shots_cannot_be_told(swept):
     trial = next(t for t in swept.plan.trials if t.method.name == "per_user" and t.task.pairs_per_user == 10)
-    short = swept.scores(trial).filter((pl.col("panel") != "seen") | (pl.col("shots") == 0))
+    short = swept.score_table(trial).filter((pl.col("panel") != "seen") | (pl.col("shots") == 0))
     part = Results(swept.plan, swept.store, {trial.key: short})
     check = Check("", Selection(few(10), "per_user", "seen"), expected=(0.0, 1.0))
-    assert "too few answers for 4 shots" in judge(Claim("X", "", "", "", checks=(check,)), "", part).checks[0].note
-    assert measured(Check("", Selection(few(10), "per_user")), part)[0] > 0.5
+    assert (
+        "too few answers for 4 shots" in judge_claim(Claim("X", "", "", "", checks=(check,)), "", part).checks[0].note
+    )
+    assert measure_check(Check("", Selection(few(10), "per_user")), part)[0] > 0.5
 
 
 def test_one_of_several_conditions_has_wider_limits(swept):
     plain = Check("", Selection(few(20), "per_user"), expected=(0.0, 1.0))
     one, two = (Check("", plain.of, expected=plain.expected, when=when) for when in ("here", "there"))
-    found = judge(Claim("X", "", "", "", checks=(plain, one, two, two)), "", swept)
+    found = judge_claim(Claim("X", "", "", "", checks=(plain, one, two, two)), "", swept)
     values = column(swept, "per_user", 20, 4)
     for check, level in zip(found.checks, (0.95, 0.975, 0.975, 0.975), strict=True):
         expected = stats.t.interval(level, 3, values.mean(), stats.sem(values))
         assert check.level == level and (check.low, check.high) == pytest.approx(expected)
-    assert "; 97.5 %)" in page_module.line(found.checks[1]) and "%" not in page_module.line(found.checks[0])
+    assert "; 97.5 %)" in page_module.format_result(found.checks[1]) and "%" not in page_module.format_result(
+        found.checks[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,46 +329,52 @@ def test_one_of_several_conditions_has_wider_limits(swept):
     [
         (0.8, 0.9, HOLDS),
         (0.79, 0.9, HOLDS),
-        (0.7, 0.85, UNKNOWN),
-        (0.6, 0.7, NOT),
-        (None, None, UNKNOWN),
-        (0.9, np.inf, UNKNOWN),
+        (0.7, 0.85, CANNOT_TELL),
+        (0.6, 0.7, DOES_NOT_REPRODUCE),
+        (None, None, CANNOT_TELL),
+        (0.9, np.inf, CANNOT_TELL),
     ],
 )
 def test_a_check_is_judged_by_its_whole_interval(low, high, text):
-    assert judging._inside(low, high, (0.8, 1.0), 0.01) == text
+    assert judging._verdict_on_range(low, high, (0.8, 1.0), 0.01) == text
 
 
 def found(verdict, when=""):
-    return Found("", 0.5, 0.4, 0.6, (0.0, 1.0), 0.0, when, verdict)
+    return CheckResult("", 0.5, 0.4, 0.6, (0.0, 1.0), 0.0, when, verdict)
 
 
 @pytest.mark.parametrize(
     ("checks", "text"),
     [
         ([found(HOLDS), found(HOLDS)], HOLDS),
-        ([found(HOLDS), found(NOT), found(UNKNOWN)], NOT),
-        ([found(HOLDS), found(UNKNOWN)], UNKNOWN),
-        ([found(HOLDS), found(HOLDS, "a"), found(NOT, "b")], CONDITION),
+        ([found(HOLDS), found(DOES_NOT_REPRODUCE), found(CANNOT_TELL)], DOES_NOT_REPRODUCE),
+        ([found(HOLDS), found(CANNOT_TELL)], CANNOT_TELL),
+        ([found(HOLDS), found(HOLDS, "a"), found(DOES_NOT_REPRODUCE, "b")], HOLDS_WITH_CONDITION),
         ([found(HOLDS, "a"), found(HOLDS, "b")], HOLDS),
-        ([found(HOLDS, "a"), found(NOT, "a"), found(NOT, "b")], NOT),
-        ([found(UNKNOWN, "a"), found(NOT, "b")], UNKNOWN),
-        ([found(NOT), found(HOLDS, "a")], NOT),
+        ([found(HOLDS, "a"), found(DOES_NOT_REPRODUCE, "a"), found(DOES_NOT_REPRODUCE, "b")], DOES_NOT_REPRODUCE),
+        ([found(CANNOT_TELL, "a"), found(DOES_NOT_REPRODUCE, "b")], CANNOT_TELL),
+        ([found(DOES_NOT_REPRODUCE), found(HOLDS, "a")], DOES_NOT_REPRODUCE),
     ],
 )
 def test_verdicts(checks, text):
-    assert judging.verdict(tuple(checks))[0] == text
+    assert judging.verdict_on_claim(tuple(checks))[0] == text
 
 
 def test_a_condition_is_told():
-    assert judging.verdict((found(HOLDS, "in camps"), found(NOT, "elsewhere"))) == (
-        CONDITION,
+    assert judging.verdict_on_claim((found(HOLDS, "in camps"), found(DOES_NOT_REPRODUCE, "elsewhere"))) == (
+        HOLDS_WITH_CONDITION,
         "in camps; not elsewhere",
     )
-    several = (found(HOLDS, "a"), found(HOLDS, "b"), found(UNKNOWN, "c"), found(NOT, "d"), found(HOLDS, "d"))
-    assert judging.verdict(several) == (CONDITION, "a and b; not d; cannot tell: c")
-    assert judging.verdict(several[1:3]) == (CONDITION, "b; cannot tell: c")
-    assert judging.verdict((found(HOLDS),), "only simulated") == (CONDITION, "only simulated")
+    several = (
+        found(HOLDS, "a"),
+        found(HOLDS, "b"),
+        found(CANNOT_TELL, "c"),
+        found(DOES_NOT_REPRODUCE, "d"),
+        found(HOLDS, "d"),
+    )
+    assert judging.verdict_on_claim(several) == (HOLDS_WITH_CONDITION, "a and b; not d; cannot tell: c")
+    assert judging.verdict_on_claim(several[1:3]) == (HOLDS_WITH_CONDITION, "b; cannot tell: c")
+    assert judging.verdict_on_claim((found(HOLDS),), "only simulated") == (HOLDS_WITH_CONDITION, "only simulated")
 
 
 CLAIM = """
@@ -398,7 +425,7 @@ def shelf(tmp_path, monkeypatch):
     folder = tmp_path / "claims"
     folder.mkdir()
     (folder / "tiny.toml").write_text(CLAIM)
-    for function in (reproduce.catalogue, reproduce.chosen):
+    for function in (reproduce.shipped_claims, reproduce.choose_claims):
         monkeypatch.setattr(function, "__defaults__", (folder,))
     return folder
 
@@ -424,7 +451,7 @@ def test_reproduce_prints_every_claim_with_source_value_interval_and_controls(sh
     ):
         assert words in out.stdout
     every = json.loads(command("somebody", *store, "--json").stdout)
-    assert [c["verdict"] for c in every] == [HOLDS, NOT, CANNOT]
+    assert [c["verdict"] for c in every] == [HOLDS, DOES_NOT_REPRODUCE, CANNOT_BE_REPRODUCED]
     assert every[1]["checks"][0]["expected"] == [0.9, None]  # JSON knows no infinity
     (alone,) = json.loads(command("X2", *store, "--json").stdout)
     assert alone == every[1]
@@ -452,18 +479,18 @@ def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
 def test_claims_of_ones_own_are_a_path(shelf, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(CLAIM.replace("X", "Z"))
-    assert reproduce.chosen([str(mine), "X1"]) == {mine: {"Z1", "Z2", "Z3"}, shelf / "tiny.toml": {"X1"}}
-    assert reproduce.chosen([str(mine), "Z1"]) == {mine: {"Z1"}}
+    assert reproduce.choose_claims([str(mine), "X1"]) == {mine: {"Z1", "Z2", "Z3"}, shelf / "tiny.toml": {"X1"}}
+    assert reproduce.choose_claims([str(mine), "Z1"]) == {mine: {"Z1"}}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.toml").write_text(CLAIM)
-    with pytest.raises(Mistake, match="two suites are called mine"):
-        reproduce.chosen([str(mine), str(tmp_path / "other" / "mine.toml")])
-    assert reproduce.chosen([str(shelf / ".." / "claims" / "tiny.toml"), "X2"]) == {shelf / "tiny.toml": {"X2"}}
+    with pytest.raises(UserError, match="two suites are called mine"):
+        reproduce.choose_claims([str(mine), str(tmp_path / "other" / "mine.toml")])
+    assert reproduce.choose_claims([str(shelf / ".." / "claims" / "tiny.toml"), "X2"]) == {shelf / "tiny.toml": {"X2"}}
     mine.write_text(CLAIM.partition("[[claims]]")[0])
-    with pytest.raises(Mistake, match=r"mine\.toml has no claims"):
-        reproduce.chosen([str(mine)])
-    with pytest.raises(Mistake, match=r"nobody\.toml does not exist"):
-        reproduce.chosen([str(tmp_path / "nobody.toml")])
+    with pytest.raises(UserError, match=r"mine\.toml has no claims"):
+        reproduce.choose_claims([str(mine)])
+    with pytest.raises(UserError, match=r"nobody\.toml does not exist"):
+        reproduce.choose_claims([str(tmp_path / "nobody.toml")])
 
 
 @pytest.mark.parametrize(
@@ -513,8 +540,8 @@ def test_what_a_claim_says_wrongly_is_a_mistake(shelf, old, new, told):
     text = CLAIM.replace(old, new, 1)
     assert text != CLAIM
     (shelf / "tiny.toml").write_text(text)
-    with pytest.raises(Mistake, match=told) as mistake:
-        reproduce.catalogue()
+    with pytest.raises(UserError, match=told) as mistake:
+        reproduce.shipped_claims()
     assert mistake.value.hint
 
 
@@ -547,12 +574,12 @@ def test_what_a_claim_says_wrongly_is_a_mistake(shelf, old, new, told):
 def test_what_the_suite_lacks_is_told_before_anything_runs(shelf, tmp_path, old, new, told):
     (shelf / "tiny.toml").write_text(CLAIM.replace(old, new, 1))
     out = command("--all", "--local", "--store", str(tmp_path / "store"))
-    assert isinstance(out.exception, Mistake) and told in out.exception.message
+    assert isinstance(out.exception, UserError) and told in out.exception.message
     assert not list((tmp_path / "store" / "tasks").iterdir())
 
 
 def test_a_share_may_be_compared_with_a_reading(shelf):
-    text = CLAIM.replace("tolerance = 1e-9", 'minus = { method = "chance", metric = "reading:bound" }', 1)
+    text = CLAIM.replace("tolerance = 1e-9", 'minus = { method = "chance", metric = "diagnostic:bound" }', 1)
     (shelf / "tiny.toml").write_text(text)
     judging.check_selections(read_suite(shelf / "tiny.toml"), schema.read_claims(shelf / "tiny.toml")[1])
 
@@ -570,8 +597,8 @@ def test_mistakes_name_their_file_and_what_was_meant(shelf, tmp_path):
     told = "tiny: X1, 'chance': it selects the method 'chanse', which the suite does not have"
     assert (out.exception.message, out.exception.hint) == (told, "did you mean 'chance'?")
     (shelf / "tiny.toml").write_text(CLAIM.replace("tolerance = 1e-9 }]", "tolerance = 1e-9 }]\nfigures = [{}]", 1))
-    with pytest.raises(Mistake, match=r"tiny.toml: claim X1, figure 1: it has no kind"):
-        reproduce.catalogue()
+    with pytest.raises(UserError, match=r"tiny.toml: claim X1, figure 1: it has no kind"):
+        reproduce.shipped_claims()
 
 
 def test_all_takes_no_names_and_a_data_folder_exists(shelf, tmp_path):
@@ -591,7 +618,7 @@ def test_a_suite_without_quick_settings_says_that_it_runs_in_full(shelf, tmp_pat
 
 def test_what_is_finished_can_be_read_where_nothing_can_be_written(shelf, tmp_path, monkeypatch):
     def refuse(store):
-        raise Mistake(f"the store {store.root} cannot be written", "name another")
+        raise UserError(f"the store {store.root} cannot be written", "name another")
 
     store = ("--local", "--store", str(tmp_path / "store"))
     assert command("X1", *store).exit_code == 0
@@ -616,34 +643,35 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(shelf, tmp_pa
     ],
 )
 def test_numbers_near_0_are_not_all_alike(value, text):
-    assert page_module.figure(value) == text
+    assert page_module.format_value(value) == text
 
 
 def test_limits_of_a_share_are_told_within_0_and_1(swept, monkeypatch):
-    monkeypatch.setattr(judging, "measured", lambda *_: (0.998, 0.991, 1.006, ""))
+    monkeypatch.setattr(judging, "measure_check", lambda *_: (0.998, 0.991, 1.006, ""))
     share = Check("", Selection(few(10), "per_user"), expected=(0.9, 1.0))
     gain = Check("", Selection(few(10), "per_user", less=({"shots": 0},)), expected=(0.9, 1.0))
-    ((a,), (b,)) = (judge(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
+    ((a,), (b,)) = (judge_claim(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
     assert (a.high, b.high) == (1.0, 1.006)
 
 
 def test_wrong_names_have_hints(shelf):
-    with pytest.raises(Mistake) as mistake:
-        reproduce.chosen(["x2"])
+    with pytest.raises(UserError) as mistake:
+        reproduce.choose_claims(["x2"])
     assert mistake.value.hint == "did you mean 'X2'?"
-    with pytest.raises(Mistake, match="no paper or claim 'sombody'") as mistake:
-        reproduce.chosen(["sombody"])
+    with pytest.raises(UserError, match="no paper or claim 'sombody'") as mistake:
+        reproduce.choose_claims(["sombody"])
     assert "did you mean" in mistake.value.hint
     (shelf / "more.toml").write_text(CLAIM)
-    with pytest.raises(Mistake, match=r"tiny\.toml: more\.toml has a claim X1 already"):
-        reproduce.catalogue()
+    with pytest.raises(UserError, match=r"tiny\.toml: more\.toml has a claim X1 already"):
+        reproduce.shipped_claims()
 
 
 def test_a_suite_that_cannot_be_built_is_a_mistake_not_a_verdict(shelf, tmp_path, monkeypatch):
-    monkeypatch.setattr(registry.load("task", "low_rank"), "build", lambda self, seed: 1 / 0)
+    monkeypatch.setattr(registry.load_class("task", "low_rank"), "build", lambda self, seed: 1 / 0)
     out = command("--all", "--local", "--store", str(tmp_path / "store"))
     assert (
-        isinstance(out.exception, Mistake) and "task low_rank: build raised ZeroDivisionError" in out.exception.message
+        isinstance(out.exception, UserError)
+        and "task low_rank: build raised ZeroDivisionError" in out.exception.message
     )
 
 
@@ -655,16 +683,23 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
     monkeypatch.setenv("MANYMINDS_DATA", str(tmp_path))
     told = json.loads(command("--all", "--local", "--store", str(tmp_path / "store"), "--json").stdout)
     verdicts = {c["id"]: c["verdict"] for c in told}
-    assert verdicts == {"X1": HOLDS, "X2": NOT, "X3": CANNOT, "Y1": UNKNOWN, "Y2": UNKNOWN, "Y3": CANNOT}
+    assert verdicts == {
+        "X1": HOLDS,
+        "X2": DOES_NOT_REPRODUCE,
+        "X3": CANNOT_BE_REPRODUCED,
+        "Y1": CANNOT_TELL,
+        "Y2": CANNOT_TELL,
+        "Y3": CANNOT_BE_REPRODUCED,
+    }
     assert "ClitheroDataset.csv" in next(c["condition"] for c in told if c["id"] == "Y1")
     out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # nothing asked for can run
-    assert isinstance(out.exception, Mistake) and "ClitheroDataset.csv" in out.exception.message
+    assert isinstance(out.exception, UserError) and "ClitheroDataset.csv" in out.exception.message
     (shelf / "none.toml").write_text(
         CLAIM[: CLAIM.index("[[claims]]")]
     )  # a suite of which nothing is claimed is no reason
     wanted = {shelf / "none.toml": set(), shelf / "people.toml": {"Y1", "Y2"}}
-    with pytest.raises(Missing, match=r"ClitheroDataset\.csv"):
-        reproduce.chapters(wanted, Store(tmp_path / "store"), quick=False)
+    with pytest.raises(UnavailableError, match=r"ClitheroDataset\.csv"):
+        reproduce.plan_chapters(wanted, Store(tmp_path / "store"), quick=False)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -678,4 +713,4 @@ def test_shipped_claims_and_figures_select_what_their_suites_have(file):
 
 
 def test_ids_are_unique():
-    assert reproduce.catalogue().keys() == set(FILES)
+    assert reproduce.shipped_claims().keys() == set(FILES)

@@ -13,21 +13,29 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from harness.board.make import make_board
 from harness.board.results import load_scores
-from harness.claims.figures.kinds import figures, read_figures
-from harness.claims.figures.of_learning import components, preference_cosines
-from harness.claims.judge import CANNOT, CONDITION, HOLDS, NOT, UNKNOWN, Found, Judged
-from harness.claims.measures import measured
-from harness.claims.page import write_page
+from harness.claims.figures.kinds import figures_of_claim, read_figures
+from harness.claims.figures.of_learning import preference_cosines, principal_components
+from harness.claims.judge import (
+    CANNOT_BE_REPRODUCED,
+    CANNOT_TELL,
+    DOES_NOT_REPRODUCE,
+    HOLDS,
+    HOLDS_WITH_CONDITION,
+    CheckResult,
+    JudgedClaim,
+)
+from harness.claims.measures import measure_check
+from harness.claims.page import write_claims_page
 from harness.claims.reproduce import Chapter
 from harness.claims.results import Results
 from harness.claims.schema import Check, Claim, Selection
 from harness.data import Items, Pairs
-from harness.errors import Mistake
-from harness.registry import make
+from harness.errors import UserError
+from harness.registry import make_instance
 from harness.report import board_figures, html, plots, terminal, words
-from harness.store.prepared import open_prepared
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import Plan, make_plan
 from harness.trials.suite import read_suite
 
@@ -75,7 +83,7 @@ def finished(folder, name, text):
     file, store = folder / f"{name}.toml", Store(folder / "store").open()
     file.write_text(text)
     plan = make_plan(read_suite(file), store)
-    assert all(done for _, done in finish_all(plan.trials, store))
+    assert all(done for _, done in finish_trials(plan.trials, store))
     return Results(plan, store)
 
 
@@ -98,7 +106,7 @@ def draw(results, **table):
     """The matplotlib figure and what is missing from it."""
     (made,) = read_figures(claim(table))
     figure = Figure(layout="constrained")
-    return figure, made.draw(figure, results)
+    return figure, made.draw_figure(figure, results)
 
 
 def line(axes, label):
@@ -109,13 +117,15 @@ def accuracy(results, method, shots, **fields):
     """Mean over all people and seeds, straight from the stored tables."""
     trials = [t for t in results.plan.trials if t.method.name == method]
     trials = [t for t in trials if all(getattr(t.method, k, getattr(t.task, k, None)) == v for k, v in fields.items())]
-    tables = [load_scores(results.store, t, results.store.read("trials", t.key)) for t in trials]
+    tables = [load_scores(results.store, t, results.store.read_manifest("trials", t.key)) for t in trials]
     assert len(tables) == 3
     return pl.concat(tables).filter(panel="test", shots=shots, swapped=False)["accuracy"].mean()
 
 
 def learned(results, trial):
-    return safetensors.numpy.load(results.store.load(results.store.read("trials", trial.key), "learned.safetensors"))
+    return safetensors.numpy.load(
+        results.store.read_verified(results.store.read_manifest("trials", trial.key), "learned.safetensors")
+    )
 
 
 def test_shots_draws_what_claims_measure(swept):
@@ -128,7 +138,7 @@ def test_shots_draws_what_claims_measure(swept):
     assert line(axes, "PReF").get_ydata()[2] == pytest.approx(accuracy(swept, "pref", 8, rank=2, **SMALL))
     band = axes.collections[0].get_paths()[0].vertices
     for x, shots in enumerate((0, 4, 8)):
-        _, low, high, _ = measured(Check("", Selection(SMALL, "per_user", shots=shots)), swept)
+        _, low, high, _ = measure_check(Check("", Selection(SMALL, "per_user", shots=shots)), swept)
         at = np.unique(band[band[:, 0] == x, 1])
         assert (at[0], at[-1]) == pytest.approx((max(low, 0), min(high, 1)))
     marks = line(axes, "as published")
@@ -141,7 +151,7 @@ def test_panels_differ_in_dash_and_mark(swept):
     figure, _ = draw(swept, kind="shots", task=SMALL, methods=["per_user"], panels=["test", "seen"])
     test, seen = (line(figure.axes[0], f"per_user, {panel}") for panel in ("test", "seen"))
     assert test.get_linestyle() != seen.get_linestyle() and seen.get_markerfacecolor() == "none"
-    value = measured(Check("", Selection(SMALL, "per_user", "seen", 4)), swept)[0]
+    value = measure_check(Check("", Selection(SMALL, "per_user", "seen", 4)), swept)[0]
     assert seen.get_ydata()[1] == pytest.approx(value) and not np.allclose(test.get_ydata(), seen.get_ydata())
 
 
@@ -168,9 +178,9 @@ def test_along_tells_settings_of_a_method_apart(swept):
 
 
 def test_along_wants_one_setting_at_each_value(swept):
-    with pytest.raises(Mistake, match="several settings of per_user share one pairs_per_user"):
+    with pytest.raises(UserError, match="several settings of per_user share one pairs_per_user"):
         draw(swept, kind="along", field="pairs_per_user", methods=["per_user"])
-    with pytest.raises(Mistake, match="varies nowhere"):
+    with pytest.raises(UserError, match="varies nowhere"):
         draw(swept, kind="along", field="feature_dim", task=SMALL)
 
 
@@ -179,7 +189,10 @@ def test_spread_has_a_dot_per_seed(swept):
     axes = figure.axes[0]
     dots = next(x for x in axes.lines if len(x.get_xdata()) == 3).get_xdata()
     assert np.mean(dots) == pytest.approx(accuracy(swept, "per_user", 8, **SMALL)) and len(np.unique(dots)) > 1
-    assert axes.texts[0].get_text() == f"{words.number(np.mean(dots))} ± {words.number(np.std(dots, ddof=1))}"
+    assert (
+        axes.texts[0].get_text()
+        == f"{words.format_number(np.mean(dots))} ± {words.format_number(np.std(dots, ddof=1))}"
+    )
 
 
 def test_latents_show_every_test_user_by_mode(swept):
@@ -187,7 +200,7 @@ def test_latents_show_every_test_user_by_mode(swept):
     assert missing == ["shared holds the same of everybody"] and len(figure.axes) == 1
     trial = next(t for t in swept.plan.trials if t.method.name == "per_user" and t.task.pairs_per_user == 10)
     held = learned(swept, trial)["users/0"]
-    prepared = open_prepared(swept.store, trial.task_key)
+    prepared = open_prepared_task(swept.store, trial.task_key)
     mode = prepared.truth.users[prepared.splits.panels["test"].query.people].argmax(1)
     expected = PCA(2).fit_transform(held)
     for m in (0, 1):
@@ -201,9 +214,9 @@ def test_simplex_draws_people_by_their_true_weights(swept):
     assert not missing and [t.get_text() for t in figure.legends[0].get_texts()] == ["0 shots", "4 shots", "8 shots"]
     share, right = [], []
     for trial in (t for t in swept.plan.trials if t.method.name == "per_user" and fits(t.task)):
-        table = load_scores(swept.store, trial, swept.store.read("trials", trial.key))
+        table = load_scores(swept.store, trial, swept.store.read_manifest("trials", trial.key))
         rows = table.filter(panel="test", shots=8, swapped=False)
-        weights = np.abs(open_prepared(swept.store, trial.task_key).truth.users[rows["person"].to_numpy()])
+        weights = np.abs(open_prepared_task(swept.store, trial.task_key).truth.users[rows["person"].to_numpy()])
         share += list(weights[:, 1] / weights.sum(1))
         right += rows["accuracy"].to_list()
     drawn = line(axes, "8 shots").get_xydata()
@@ -220,7 +233,7 @@ def test_a_line_has_the_points_there_are(swept):
     """Training users may have too few answers for the largest number of shots."""
     part = Results(swept.plan, swept.store)
     for trial in part.plan.trials:
-        part.scores(trial)
+        part.score_table(trial)
         part.tables[trial.key] = part.tables[trial.key].filter((pl.col("panel") != "seen") | (pl.col("shots") < 8))
     figure, missing = draw(part, kind="shots", task=SMALL, methods=["per_user"], panels=["test", "seen"])
     assert list(line(figure.axes[0], "per_user, seen").get_xdata()) == [0, 1]
@@ -228,7 +241,7 @@ def test_a_line_has_the_points_there_are(swept):
 
 
 def test_components_of_rows_of_one_number():
-    xy, share = components(np.array([1.0, 2.0, 4.0]))
+    xy, share = principal_components(np.array([1.0, 2.0, 4.0]))
     assert np.abs(xy[:, 0]) == pytest.approx([4 / 3, 1 / 3, 5 / 3]) and not xy[:, 1].any()
     assert share == pytest.approx([1, 0])
 
@@ -236,12 +249,12 @@ def test_components_of_rows_of_one_number():
 def test_spectrum_stands_beside_the_curve(swept):
     figure, _ = draw(swept, kind="spectrum", field="rank", task=SMALL, methods=["pref"], metric="auc")
     left, right = figure.axes
-    trials = [t for t in swept.plan.trials if t.method == make("method", "pref", {"rank": 1})]
+    trials = [t for t in swept.plan.trials if t.method == make_instance("method", "pref", {"rank": 1})]
     trials = [t for t in trials if t.task.n_users == 20 and t.task.pairs_per_user == 10]
     assert len(left.lines) == len(trials) == 3
     spectrum = learned(swept, trials[0])["state/spectrum"]
     assert left.lines[0].get_ydata() == pytest.approx(spectrum[:4] / spectrum[0])
-    value = measured(Check("", Selection(SMALL, {"name": "pref", "rank": 2}, metric="auc")), swept)[0]
+    value = measure_check(Check("", Selection(SMALL, {"name": "pref", "rank": 2}, metric="auc")), swept)[0]
     assert line(right, "pref").get_ydata()[1] == pytest.approx(value)
 
 
@@ -264,7 +277,7 @@ def test_cosines_agree_with_scikit_learn():
 def test_cosines_are_drawn_of_training_users(swept):
     figure, _ = draw(swept, kind="cosines", task=SMALL)
     trial = next(t for t in swept.plan.trials if t.task.n_users == 20 and t.task.pairs_per_user == 10)
-    expected = preference_cosines(open_prepared(swept.store, trial.task_key).splits.train)
+    expected = preference_cosines(open_prepared_task(swept.store, trial.task_key).splits.train)
     drawn = [axes.images[0].get_array() for axes in figure.axes[:3]]
     assert [a.shape for a in drawn] == [(20, 20)] * 3
     np.testing.assert_allclose(drawn[2], expected["direction"])
@@ -290,7 +303,7 @@ def test_curves_are_means_over_seeds(concepts):
     figure, missing = draw(concepts, kind="curves", curves=["loss", "margin", "nothing"], over="state/times")
     loss, margin, nothing = figure.axes
     trials = [t for t in concepts.plan.trials if t.task.K == 1]
-    logged = np.array([concepts.store.read("trials", t.key)["facts"]["curves"]["margin"] for t in trials])
+    logged = np.array([concepts.store.read_manifest("trials", t.key)["facts"]["curves"]["margin"] for t in trials])
     assert line(margin, "K 1").get_ydata() == pytest.approx(logged.mean(0)) and len(loss.lines) == 2
     assert line(margin, "K 1").get_xdata() == pytest.approx(learned(concepts, trials[0])["state/times"])
     assert not nothing.lines and missing[0] == "dpo_head on concepts logs no curve 'nothing'"
@@ -300,24 +313,24 @@ def test_a_figure_without_trials_says_why(swept, tmp_path):
     tables = [{"kind": kind} for kind in ("shots", "spread", "latents", "cosines")]
     tables = [table | {"task": SMALL, "methods": ["per_user"]} for table in tables]
     nothing = Results(swept.plan, Store(tmp_path / "empty").open())
-    for caption, svg in figures(claim(*tables[:3]), nothing):
+    for caption, svg in figures_of_claim(claim(*tables[:3]), nothing):
         assert not svg and caption.startswith("No figure: per_user on low_rank, seed 0, ha")
-    drawn = figures(claim(*tables), swept)
+    drawn = figures_of_claim(claim(*tables), swept)
     assert all(svg.startswith("<svg") and svg.endswith("</svg>\n") for _, svg in drawn)
-    assert drawn == figures(claim(*tables), swept)
+    assert drawn == figures_of_claim(claim(*tables), swept)
 
 
 def test_captions_tell_figures_of_one_claim_apart(swept):
     one, other = ({"kind": "shots", "methods": "bayes", "task": SMALL | {"n_users": n}} for n in (20, 30))
-    captions = [caption for caption, _ in figures(claim(one, other, other | {"caption": "Mine."}), swept)]
+    captions = [caption for caption, _ in figures_of_claim(claim(one, other, other | {"caption": "Mine."}), swept)]
     assert [c.partition(" Task: ")[2] for c in captions] == ["n users 20.", "n users 30.", ""]
-    assert "Task" not in figures(claim(one), swept)[0][0]
+    assert "Task" not in figures_of_claim(claim(one), swept)[0][0]
 
 
 def test_a_method_without_trials_is_left_out(swept):
     plan = Plan(swept.suite, tuple(t for t in swept.plan.trials if t.method.name != "shared"), (), {})
     part = Results(plan, swept.store)
-    ((caption, svg),) = figures(claim({"kind": "shots", "task": SMALL, "caption": "Mine."}), part)
+    ((caption, svg),) = figures_of_claim(claim({"kind": "shots", "task": SMALL, "caption": "Mine."}), part)
     assert (
         caption == "Mine. Not drawn: shared sits out low_rank: not in it."
         and ">per_user<" in svg
@@ -340,27 +353,43 @@ def test_a_method_without_trials_is_left_out(swept):
     ],
 )
 def test_what_is_misspelt_is_a_mistake(table, told):
-    with pytest.raises(Mistake, match="claim T1, figure 1") as mistake:
+    with pytest.raises(UserError, match="claim T1, figure 1") as mistake:
         read_figures(claim(table))
     assert told in mistake.value.hint
 
 
 def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
     odd = "<script>alert(1)</script>"
-    check = Found(odd, 0.9, 0.8, 0.95, (0.7, float("inf")), 0.01, "with care", HOLDS)
-    beside = Found("a control", None, None, None, None, 0.0, "", "", "not yet")
+    check = CheckResult(odd, 0.9, 0.8, 0.95, (0.7, float("inf")), 0.01, "with care", HOLDS)
+    beside = CheckResult("a control", None, None, None, None, 0.0, "", "", "not yet")
     drawn = {"kind": "shots", "task": SMALL, "methods": ["per_user", "bayes"], "caption": odd}
     found = [
-        Judged(claim(drawn, id="A1", title=odd), "paper_one", "swept", CONDITION, "with care", (check,), (beside,), 3),
-        *(Judged(claim(id=f"B{i}"), "two", "swept", v, "", (), ()) for i, v in enumerate((HOLDS, NOT, UNKNOWN))),
-        Judged(claim(id="C1", cannot="people"), "two", "elsewhere", CANNOT, "people", (), ()),
+        JudgedClaim(
+            claim(drawn, id="A1", title=odd),
+            "paper_one",
+            "swept",
+            HOLDS_WITH_CONDITION,
+            "with care",
+            (check,),
+            (beside,),
+            3,
+        ),
+        *(
+            JudgedClaim(claim(id=f"B{i}"), "two", "swept", v, "", (), ())
+            for i, v in enumerate((HOLDS, DOES_NOT_REPRODUCE, CANNOT_TELL))
+        ),
+        JudgedClaim(claim(id="C1", cannot="people"), "two", "elsewhere", CANNOT_BE_REPRODUCED, "people", (), ()),
     ]
     store = Store(tmp_path / "store").open()
-    page = write_page(found, [Chapter("paper_one", swept.suite, (), Results(swept.plan, store))], store, [], True)
+    page = write_claims_page(
+        found, [Chapter("paper_one", swept.suite, (), Results(swept.plan, store))], store, [], True
+    )
     assert page.name == "claims-quick.html"
     # nothing is finished in that store, so the figure says why
     assert "No figure: per_user on low_rank" in page.read_text()
-    text = write_page(found, [Chapter("paper_one", swept.suite, (), swept)], swept.store, ["one"], False).read_text()
+    text = write_claims_page(
+        found, [Chapter("paper_one", swept.suite, (), swept)], swept.store, ["one"], False
+    ).read_text()
     assert (
         "<script" not in text and text.count("&lt;script&gt;") == 4
     )  # in the list, the heading, the check, the figure
@@ -368,7 +397,7 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
     assert ".900 (.800 .950)" in text and ".700 or more (±.010)" in text and "no number: not yet" in text
     anchors = set(re.findall(r'href="#([^"]+)"', text)) - set(re.findall(r'href="#(m[0-9a-f]{10}|DejaVu[^"]*)"', text))
     assert {"swept-A1", "swept-B0", "elsewhere-C1"} <= anchors <= set(re.findall(r'id="([^"]+)"', text))
-    for verdict in (HOLDS, CONDITION, NOT, UNKNOWN, CANNOT):
+    for verdict in (HOLDS, HOLDS_WITH_CONDITION, DOES_NOT_REPRODUCE, CANNOT_TELL, CANNOT_BE_REPRODUCED):
         assert re.search(rf'class="badge \w+">. {verdict}<', text)
 
 
@@ -380,12 +409,12 @@ def settings(**grids):
 def read(**grids):
     names, values = list(grids), np.meshgrid(*grids.values(), indexing="ij")
     rows = zip(*(v.ravel().tolist() for v in values), strict=True)
-    return [make("task", "low_rank", dict(zip(names, row, strict=True))) for row in rows]
+    return [make_instance("task", "low_rank", dict(zip(names, row, strict=True))) for row in rows]
 
 
 def test_sweeps_are_found():
     def found(tasks):
-        return [(fields, len(group)) for _, fields, group in board_figures.sweeps(SimpleNamespace(tasks=tasks))]
+        return [(fields, len(group)) for _, fields, group in board_figures.find_sweeps(SimpleNamespace(tasks=tasks))]
 
     assert found(settings(n_users=[500])) == []
     assert found(settings(n_users=[10, 20])) == [(("n_users",), 2)]
@@ -403,26 +432,26 @@ def test_sweeps_are_found():
 
 def test_heat_maps_hold_the_scores_of_the_rows(swept):
     board = make_board(swept.plan, swept.store)
-    ((name, fields, tasks),) = board_figures.sweeps(board)
+    ((name, fields, tasks),) = board_figures.find_sweeps(board)
     assert (name, set(fields), len(tasks)) == ("low_rank", {"n_users", "pairs_per_user"}, 4)
-    maps = board_figures._maps(tasks, ("n_users", "pairs_per_user"), board_figures._accuracy)
+    maps = board_figures._values_by_method(tasks, ("n_users", "pairs_per_user"), board_figures._row_accuracy)
     assert maps["per_user"][0, 1] == pytest.approx(accuracy(swept, "per_user", 8, n_users=30, pairs_per_user=10))
     figure = Figure(layout="constrained")
-    board_figures._heat(figure, maps, ("n_users", "pairs_per_user"), [[20, 30], [10, 20]], False)
+    board_figures._draw_heat_maps(figure, maps, ("n_users", "pairs_per_user"), [[20, 30], [10, 20]], False)
     panel = next(axes for axes in figure.axes if axes.get_title() == "per_user")
-    assert [t.get_text() for t in panel.texts] == [words.number(v) for v in maps["per_user"].ravel()]
+    assert [t.get_text() for t in panel.texts] == [words.format_number(v) for v in maps["per_user"].ravel()]
     assert len({axes.images[0].get_clim() for axes in figure.axes if axes.images}) == 1
-    gains = board_figures._maps(tasks, fields, board_figures._gain)
+    gains = board_figures._values_by_method(tasks, fields, board_figures._row_gain)
     assert set(gains) == {"per_user", "pref(rank=1)", "pref(rank=2)"}
 
 
 def test_a_method_looks_the_same_all_over_a_board(swept, monkeypatch):
     board = make_board(swept.plan, swept.store)
-    looks = plots.looks_of(board)
+    looks = plots.looks_of_methods(board)
     assert len(set(looks.values())) == 4 and "bayes" not in looks
     for task in board.tasks:
         figure = Figure(layout="constrained")
-        board_figures._curves(figure.subplots(), task, looks)
+        board_figures._draw_curves(figure.subplots(), task, looks)
         assert {x.get_label(): x.get_color() for x in figure.axes[0].lines if x.get_label() in looks} == {
             label: color for label, (color, _, _) in looks.items()
         }
@@ -434,7 +463,7 @@ def test_many_settings_are_a_line_each_and_folded(swept, monkeypatch, capsys):
     assert page.read_text().count("<svg") == 2 + 4 * 4 and "<details" not in page.read_text()
     page.unlink()
     for shown_by in (terminal, html):
-        monkeypatch.setattr(shown_by, "MANY", 3)
+        monkeypatch.setattr(shown_by, "MAX_TASKS_IN_FULL", 3)
     terminal.print_board(board)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and all(

@@ -13,10 +13,10 @@ import pytest
 
 from harness.board.make import make_board
 from harness.cli import main
-from harness.errors import Mistake
-from harness.registry import ROOT
-from harness.sources.public_files import Source
-from harness.store.store import STEPS, Store
+from harness.errors import UserError
+from harness.registry import PROJECT_ROOT
+from harness.sources.public_files import PublicFile
+from harness.store.store import CRASH_POINTS, Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 from tests.conftest import TINY
@@ -77,7 +77,7 @@ def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
     told(call("run", people, "--data", tmp_path / "empty", "--store", tmp_path / "s"), "no ClitheroDataset.csv under")
     monkeypatch.delenv("MANYMINDS_DATA")
     monkeypatch.setattr(
-        "tasks.snacks.CHOICES", Source("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64)
+        "tasks.snacks.SNACKS_FILE", PublicFile("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64)
     )
     told(call("run", people, "--store", tmp_path / "s"), "could not be fetched", "--data DIR")
 
@@ -87,14 +87,14 @@ def test_data_is_fetched_once_and_believed_by_its_checksum(tmp_path, no_data, mo
 
     origin = tmp_path / "origin.csv"
     origin.write_text("a,b\n1,2\n")
-    source = Source("origin.csv", origin.as_uri(), hashlib.sha256(origin.read_bytes()).hexdigest())
-    found = source.path()
+    source = PublicFile("origin.csv", origin.as_uri(), hashlib.sha256(origin.read_bytes()).hexdigest())
+    found = source.local_path()
     assert found.read_text() == "a,b\n1,2\n" and found != origin
     origin.unlink()
-    assert source.path() == found
+    assert source.local_path() == found
     found.write_text("a,b\n1,3\n")
-    with pytest.raises(Mistake, match="is not the file its source serves"):
-        source.path()
+    with pytest.raises(UserError, match="is not the file its source serves"):
+        source.local_path()
 
 
 def edited(data_folder, tmp_path, monkeypatch, change):
@@ -108,7 +108,9 @@ def edited(data_folder, tmp_path, monkeypatch, change):
     folder.mkdir()
     (folder / "ClitheroDataset.csv").write_text(change(text))
     sha256 = hashlib.sha256((folder / "ClitheroDataset.csv").read_bytes()).hexdigest()
-    monkeypatch.setattr(tasks.snacks, "CHOICES", Source("ClitheroDataset.csv", "https://nowhere.invalid", sha256))
+    monkeypatch.setattr(
+        tasks.snacks, "SNACKS_FILE", PublicFile("ClitheroDataset.csv", "https://nowhere.invalid", sha256)
+    )
     return folder
 
 
@@ -209,7 +211,7 @@ def test_a_full_disk_keeps_what_is_finished(call, suite, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     told(answer, "is full")
-    assert Store(tmp_path / "s").keys("trials")
+    assert Store(tmp_path / "s").committed_keys("trials")
     code, out, _ = call("run", file, *where)
     assert code == 0 and "hole" not in out
 
@@ -235,7 +237,7 @@ def test_a_method_that_raises_fails_alone(call, suite, tmp_path):
     key = err.split("manyminds show ")[1].split()[0]
     code, out, _ = call("show", key, "--store", tmp_path / "s")
     assert code == 0 and "raise ValueError" in out
-    assert len(Store(tmp_path / "s").keys("trials")) == 6 * 3 + 2
+    assert len(Store(tmp_path / "s").committed_keys("trials")) == 6 * 3 + 2
 
 
 def test_json_for_programs(call, suite, tmp_path, monkeypatch):
@@ -273,22 +275,22 @@ def test_a_finished_suite_fits_nothing_and_starts_no_ray(tiny, tmp_path, call):
         text=True,
         timeout=60,
         check=True,
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
     )
     assert again.stdout.endswith("NONE\n") and "18 finished before" in again.stderr
 
 
 def results(store):
     """Key -> digests of predictions and scores; nothing diverged, nothing half-written."""
-    found = {key: store.read("trials", key) for key in store.keys("trials")}
-    assert all(found.values()) and not any(store.diverged(key) for key in found)
+    found = {key: store.read_manifest("trials", key) for key in store.committed_keys("trials")}
+    assert all(found.values()) and not any(store.has_diverged(key) for key in found)
     return {key: manifest["files"] for key, manifest in found.items()}
 
 
 def in_background(file, store, **environment):
     command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", store, "--json"]
     environment = {k: str(v) for k, v in environment.items()}
-    where = ROOT
+    where = PROJECT_ROOT
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=where, env=os.environ | environment
     )
@@ -300,7 +302,7 @@ def test_killed_at_every_step_and_resumed(tiny, tmp_path):
     file, plan, undisturbed = tiny
     store = Store(tmp_path / "killed").open()
     make_plan(read_suite(file), store)
-    for step in STEPS:
+    for step in CRASH_POINTS:
         killed = in_background(file, store.root, MANYMINDS_CRASH=step)
         killed.communicate(timeout=60)
         assert killed.returncode == -signal.SIGKILL
@@ -309,7 +311,7 @@ def test_killed_at_every_step_and_resumed(tiny, tmp_path):
     out, err = last.communicate(timeout=60)
     assert last.returncode == 0, err
     assert results(store) == results(undisturbed)
-    assert json.loads(out)["digest"] == make_board(plan, undisturbed).digest
+    assert json.loads(out)["digest"] == make_board(plan, undisturbed).results_digest
 
 
 @pytest.mark.slow
@@ -327,7 +329,7 @@ def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
     file, plan, undisturbed = tiny
     done = subprocess.run(
         [sys.executable, "-m", "harness.cli", "run", file, "--workers", "1", "--store", tmp_path / "ray", "--json"],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         env=os.environ | {"RAY_worker_niceness": "0"},  # Ray's 15 would starve the workers next to anything else
         capture_output=True,
         text=True,
@@ -335,7 +337,7 @@ def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert results(Store(tmp_path / "ray")) == results(undisturbed)
-    assert json.loads(done.stdout)["digest"] == make_board(plan, undisturbed).digest
+    assert json.loads(done.stdout)["digest"] == make_board(plan, undisturbed).results_digest
 
 
 def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
@@ -349,13 +351,13 @@ def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
         command,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     store = Store(tmp_path / "s")
-    while not store.keys("trials") and process.poll() is None:
+    while not store.committed_keys("trials") and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "what is finished is kept" in err and "Traceback" not in err
-    assert all(store.read("trials", key) for key in store.keys("trials"))
+    assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))

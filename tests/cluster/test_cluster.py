@@ -17,18 +17,18 @@ import typer
 import yaml
 
 from harness.cli.main import app
-from harness.errors import Mistake
-from harness.registry import ROOT
+from harness.errors import UserError
+from harness.registry import PROJECT_ROOT
 
-SCHEMAS = Path(os.environ.get("MANYMINDS_SCHEMAS", ROOT.parent / "shared" / "schemas"))
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text()
-README = (ROOT / "cluster" / "README.md").read_text()
+SCHEMAS = Path(os.environ.get("MANYMINDS_SCHEMAS", PROJECT_ROOT.parent / "shared" / "schemas"))
+PROJECT = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())
+DOCKERFILE = (PROJECT_ROOT / "cluster" / "Dockerfile").read_text()
+README = (PROJECT_ROOT / "cluster" / "README.md").read_text()
 VERBS = ("run", "encode", "generate")
 
 
 def manifests(name):
-    return list(yaml.safe_load_all((ROOT / "cluster" / name).read_text()))
+    return list(yaml.safe_load_all((PROJECT_ROOT / "cluster" / name).read_text()))
 
 
 def pods():
@@ -113,9 +113,9 @@ def test_the_job_asks_for_a_token_and_ends_its_cluster():
 def test_the_jobs_command_is_one_that_can_be_typed():
     (job,) = manifests("rayjob.yaml")
     python, m, module, *rest = shlex.split(job["spec"]["entrypoint"])
-    assert (python, m) == ("python", "-m") and (ROOT / f"{module.replace('.', '/')}.py").is_file()
+    assert (python, m) == ("python", "-m") and (PROJECT_ROOT / f"{module.replace('.', '/')}.py").is_file()
     said = parse(shlex.join([module.removeprefix("jobs."), *rest]))
-    assert (ROOT / said["suite"]).is_file()
+    assert (PROJECT_ROOT / said["suite"]).is_file()
     assert not set(";&|<>$`") & set(job["spec"]["entrypoint"])  # the operator writes it into a shell's line
     folders = {mount["mountPath"] for pod in pods().values() for c in pod["containers"] for mount in c["volumeMounts"]}
     assert folders == {"/shared"} and all(str(said[name]).startswith("/shared/") for name in ("store", "data"))
@@ -138,7 +138,7 @@ def test_all_pods_share_one_folder_are_not_root_and_hold_no_secret():
 
 
 def test_no_file_holds_a_secret_or_names_a_package_index():
-    for file in (ROOT / "cluster").iterdir():
+    for file in (PROJECT_ROOT / "cluster").iterdir():
         text = file.read_text()
         assert not re.search(r"hf_[A-Za-z0-9]{16,}|\b[0-9a-f]{32,}\b", text), file
         assert not re.search(r"index-url\s|pypi|https?://[^\s)]*(simple|whl)", text, re.I), file
@@ -219,7 +219,7 @@ def slurm(tmp_path):
     (tmp_path / "home").mkdir()
 
     def start(*arguments):
-        command = ["bash", str(ROOT / "cluster" / "slurm.sh"), *arguments]
+        command = ["bash", str(PROJECT_ROOT / "cluster" / "slurm.sh"), *arguments]
         return subprocess.Popen(command, env=os.environ | said, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -325,7 +325,7 @@ def submitted(monkeypatch, tmp_path):
 
 
 def test_every_verb_is_submitted_under_a_name_of_its_own(submitted):
-    quick = str(ROOT / "jobs" / "suites" / "quick.toml")
+    quick = str(PROJECT_ROOT / "jobs" / "suites" / "quick.toml")
     names = set()
     for verb in VERBS:
         options = ["--store", "/s", "--job", verb, "--data", "/d"]
@@ -335,13 +335,13 @@ def test_every_verb_is_submitted_under_a_name_of_its_own(submitted):
         names.add(name)
     assert len(names) == 3
     assert submitted(quick, "--store", "/s", "--data", "/d")[0] in names  # run goes without saying
-    with pytest.raises(Mistake, match="no job 'judge'"):
+    with pytest.raises(UserError, match="no job 'judge'"):
         submitted(quick, "--store", "/s", "--job", "judge")
 
 
 def test_how_options_are_typed_changes_no_name(submitted, tmp_path):
     """With = or a space, before the suite or after it; another value, or one more plug-in, is another job."""
-    quick = str(ROOT / "jobs" / "suites" / "quick.toml")
+    quick = str(PROJECT_ROOT / "jobs" / "suites" / "quick.toml")
     mine = tmp_path / "mine.py"
     mine.write_text('"""Mine."""\nfrom harness.methods.chance import Chance\n\n\nclass Mine(Chance):\n    pass\n')
     name, said = submitted(quick, "--store", "/s", "--plugin", str(mine), "--workers", "2")
@@ -350,10 +350,10 @@ def test_how_options_are_typed_changes_no_name(submitted, tmp_path):
     others = [["--workers", "3", f"--plugin={mine}"], ["--workers=2"]]
     assert len({name, *(submitted(quick, "--store=/s", *other)[0] for other in others)}) == 3
     for wrong, says in ((["--wrokers", "2"], "No such option"), (["--workers", "0"], "greater than or equal to 1")):
-        with pytest.raises(Mistake, match=says) as caught:
+        with pytest.raises(UserError, match=says) as caught:
             submitted(quick, "--store", "/s", *wrong)
         assert "manyminds run --help" in caught.value.hint
-    with pytest.raises(Mistake, match="store that outlives it"):
+    with pytest.raises(UserError, match="store that outlives it"):
         submitted(quick, "--workers", "2")
 
 
@@ -373,4 +373,4 @@ def test_readme_commands_can_be_typed():
     for line in typed:
         parse(line)
     for file in re.findall(r"(?<![/\w])(?:cluster|jobs)/[\w/.]+\w", README):
-        assert (ROOT / file).exists(), file
+        assert (PROJECT_ROOT / file).exists(), file

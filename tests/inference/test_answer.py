@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.inference import answer, role_play
-from harness.inference.jobs import Lacking, make_here
-from harness.inference.role_play import judge, wanted, writer
+from harness.inference.jobs import NotCachedError, make_in_process
+from harness.inference.role_play import player_system_prompt, wanted_traits, writer_system_prompt
 from harness.method import Questions
 from harness.models import engine, small
 from harness.sources.text_world import TRAITS
@@ -34,10 +34,10 @@ def store(tmp_path):
 
 def make(store, *args):
     """Asks what is lacking; returns how many questions that were."""
-    with pytest.raises(Lacking) as lacking:
-        answer.answers(*args, store)
+    with pytest.raises(NotCachedError) as lacking:
+        answer.stored_log_odds(*args, store)
     job = lacking.value.job
-    return make_here(job.rows(store), job.recipe, job.batches())
+    return make_in_process(job.cached_rows(store), job.recipe, job.batches())
 
 
 @pytest.fixture
@@ -67,16 +67,16 @@ def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
     name = f"transformers:{folder}"
     found = make(store, name, systems, prompts, AB)
     assert (found["rows"], found["errors"]) == (4, 0)  # one is there twice
-    np.testing.assert_allclose(answer.answers(name, systems, prompts, AB, store), wanted, atol=1e-4)
+    np.testing.assert_allclose(answer.stored_log_odds(name, systems, prompts, AB, store), wanted, atol=1e-4)
     assert len(set(wanted)) == 4
 
     monkeypatch.setattr(engine, "open_engine", None)  # what is answered needs no model
-    again = answer.answers(name, systems[::-1], prompts[::-1], AB, store)
-    np.testing.assert_array_equal(again, answer.answers(name, systems, prompts, AB, store)[::-1])
-    with pytest.raises(Lacking, match="1 answers"):
-        answer.answers(name, [None] * 3, ["A or B?", "new", "new"], AB, store)
-    with pytest.raises(Lacking, match="2 answers"):  # other words are another question
-        answer.answers(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"), store)
+    again = answer.stored_log_odds(name, systems[::-1], prompts[::-1], AB, store)
+    np.testing.assert_array_equal(again, answer.stored_log_odds(name, systems, prompts, AB, store)[::-1])
+    with pytest.raises(NotCachedError, match="1 answers"):
+        answer.stored_log_odds(name, [None] * 3, ["A or B?", "new", "new"], AB, store)
+    with pytest.raises(NotCachedError, match="2 answers"):  # other words are another question
+        answer.stored_log_odds(name, [None] * 2, ["A or B?", "Why?\nA: yes\nB: no"], ("B", "A"), store)
 
 
 def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
@@ -84,12 +84,12 @@ def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
     bad = ["", "a \ufffd b", "word " * 1500]
     name = f"transformers:{folder}"
     assert make(store, name, [None] * 63, good + bad, AB)["errors"] == 3
-    found = answer.answers(name, [None] * 63, bad + good, AB, store)
+    found = answer.stored_log_odds(name, [None] * 63, bad + good, AB, store)
     assert np.isnan(found[:3]).all() and np.isfinite(found[3:]).all()
     for asked, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 1023")):
-        with pytest.raises(Mistake, match=reason):
-            answer.answers(name, [None], asked, AB, store)
-    assert len(answer.answers(name, [], [], AB, store)) == 0
+        with pytest.raises(UserError, match=reason):
+            answer.stored_log_odds(name, [None], asked, AB, store)
+    assert len(answer.stored_log_odds(name, [], [], AB, store)) == 0
 
 
 def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
@@ -100,50 +100,52 @@ def test_log_odds_that_are_none_are_errors(folder, store, monkeypatch):
     monkeypatch.setattr(engine, "open_engine", lambda *args, **options: Broken())
     name, asked = f"transformers:{folder}", [f"Question {i}?" for i in range(40)]
     assert make(store, name, [None] * 40, asked, AB)["errors"] == 1
-    found = answer.answers(name, [None] * 40, asked, AB, store)
+    found = answer.stored_log_odds(name, [None] * 40, asked, AB, store)
     assert np.isnan(found[5]) and np.delete(found, 5).tolist() == [1.5] * 39
 
 
 def test_answers_that_begin_alike_are_told_before_a_model_starts(folder, store, no_engine):
-    with pytest.raises(Mistake, match="begin with the same token"):
+    with pytest.raises(UserError, match="begin with the same token"):
         make(store, f"transformers:{folder}", [None], ["A or B?"], ("A", "A"))
 
 
 def test_a_judge_is_named_by_what_it_is(folder, store, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     name, other = f"transformers:{folder}", f"transformers:{copy}?dtype=float32&max_length=16384"
-    assert answer.canonical(name) == answer.canonical(other) and str(folder) not in answer.canonical(name)
-    job = answer.job(name, AB, list, store)
-    assert job.rows(store).kind == answer.job(other, AB, list, store).rows(store).kind
+    assert answer.canonical_judge(name) == answer.canonical_judge(other) and str(folder) not in answer.canonical_judge(
+        name
+    )
+    job = answer.answer_job(name, AB, list, store)
+    assert job.cached_rows(store).store_kind == answer.answer_job(other, AB, list, store).cached_rows(store).store_kind
     different = [(f"{name}?dtype=bfloat16", AB), (f"{name}?max_length=99", AB), (name, ("yes", "no"))]
-    kinds = {answer.job(*one, list, store).rows(store).kind for one in [(name, AB), *different]}
+    kinds = {answer.answer_job(*one, list, store).cached_rows(store).store_kind for one in [(name, AB), *different]}
     assert len(kinds) == 4
     for wrong in ("transformers:small?dtype=int8", "transformers:small?max_length=1", "vllm:small?seed=1", "gpt"):
-        with pytest.raises(Mistake):
-            answer.make_judge(wrong)
+        with pytest.raises(UserError):
+            answer.parse_judge(wrong)
 
 
 def test_max_length_lowers_what_a_question_may_hold(folder, store):
     name = f"transformers:{folder}?max_length=20"
     make(store, name, [None], ["word " * 30], AB)
-    with pytest.raises(Mistake, match="reads 19"):
-        answer.answers(name, [None], ["word " * 30], AB, store)
+    with pytest.raises(UserError, match="reads 19"):
+        answer.stored_log_odds(name, [None], ["word " * 30], AB, store)
 
 
 def test_collecting_lists_what_is_not_answered(folder, store):
     name = f"transformers:{folder}"
     make(store, name, [None], ["known"], AB)
     jobs = []
-    noting = questions.collecting(store, jobs)
+    noting = questions.question_collector(store, jobs)
     found = noting(Questions(name, AB, [None] * 4, ["new", "known", "new", "newer"]))
     noting(Questions(name, AB, [None], ["known"]))
     assert (
         found[[0, 2, 3]].tolist() == [0, 0, 0]
-        and found[1] == answer.answers(name, [None], ["known"], AB, store)[0] != 0
+        and found[1] == answer.stored_log_odds(name, [None], ["known"], AB, store)[0] != 0
     )
     assert [table["prompt"].to_pylist() for job in jobs for table in job.batches()] == [["new", "newer"]]
-    with pytest.raises(Lacking):  # outside, questions are asked as ever
-        answer.answers(name, [None], ["new"], AB, store)
+    with pytest.raises(NotCachedError):  # outside, questions are asked as ever
+        answer.stored_log_odds(name, [None], ["new"], AB, store)
 
 
 LONG = np.eye(len(TRAITS))[0]
@@ -163,11 +165,11 @@ def liking(monkeypatch, bias=0.0):
             odds.append(sign * (len(a) - len(b.split("\n\nWhich")[0])) + bias)
         return np.array(odds)
 
-    monkeypatch.setattr(role_play, "answers", answers)
+    monkeypatch.setattr(role_play, "stored_log_odds", answers)
 
 
 def played(people, prompts, left, right):
-    return role_play.role_played("vllm:small", people, prompts, left, right, Store("nowhere"))
+    return role_play.role_played_labels("vllm:small", people, prompts, left, right, Store("nowhere"))
 
 
 def test_played_users_want_what_they_are_told_to(monkeypatch):
@@ -188,11 +190,11 @@ def test_a_taste_for_the_first_is_averaged_out(monkeypatch):
 
 def test_half_a_pair_counts_for_nobody(monkeypatch):
     """A judge with a taste for the first, one order of whose questions went wrong."""
-    first, second = answer.both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
+    first, second = answer.log_odds_of_both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
     assert first.tolist() == [8, 0, 0, 3] and second.tolist() == [-7, 0, 0, 1]
-    monkeypatch.setattr(role_play, "answers", lambda *_: np.array([8.0, np.nan, np.nan, 8.0]))
+    monkeypatch.setattr(role_play, "stored_log_odds", lambda *_: np.array([8.0, np.nan, np.nan, 8.0]))
     assert played(PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
-    monkeypatch.setattr(role_play, "answers", lambda name, systems, prompts, *_: np.zeros(len(prompts)))
+    monkeypatch.setattr(role_play, "stored_log_odds", lambda name, systems, prompts, *_: np.zeros(len(prompts)))
     assert played(PEOPLE, ["Why?"] * 2, ["a", "b"], ["c", "d"]).tolist() == [0.5, 0.5]
 
 
@@ -201,18 +203,18 @@ def test_two_stores_in_one_process_are_two(folder, tmp_path):
     one, two = (Store(tmp_path / name).open() for name in ("one", "two"))
     name = f"transformers:{folder}"
     make(one, name, [None], ["Which?"], AB)
-    known = answer.answers(name, [None], ["Which?"], AB, one)
-    with pytest.raises(Lacking, match="1 answers"):
-        answer.answers(name, [None], ["Which?"], AB, two)
-    assert answer.answers(name, [None], ["Which?"], AB, one) == known
+    known = answer.stored_log_odds(name, [None], ["Which?"], AB, one)
+    with pytest.raises(NotCachedError, match="1 answers"):
+        answer.stored_log_odds(name, [None], ["Which?"], AB, two)
+    assert answer.stored_log_odds(name, [None], ["Which?"], AB, one) == known
 
 
 def test_roles_name_both_traits():
-    wants = wanted(np.float32([0, 1, 0, 0, -1, 0, 0]))
+    wants = wanted_traits(np.float32([0, 1, 0, 0, -1, 0, 0]))
     assert wants == {"formality": 1, "politeness": -1}
-    assert "formal and rude" in judge(wants) and "formal and rude" in writer(
+    assert "formal and rude" in player_system_prompt(wants) and "formal and rude" in writer_system_prompt(
         wants, f"vllm:a/b@{'0' * 40}?dtype=bfloat16"
     )
-    assert writer(wants, "vllm:small?temperature=0.5") == small.system_line(wants)
-    every = {judge({trait: sign}) for trait in TRAITS for sign in (1, -1)}
+    assert writer_system_prompt(wants, "vllm:small?temperature=0.5") == small.system_line(wants)
+    every = {player_system_prompt({trait: sign}) for trait in TRAITS for sign in (1, -1)}
     assert len(every) == 14

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from harness.cli.main import app
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.inference import encode, files, generate
 from harness.inference.cache import text_id
-from harness.inference.jobs import make_here
+from harness.inference.jobs import make_in_process
 from harness.models import names, small
 from harness.models.base import Sample
-from harness.registry import ROOT
+from harness.registry import PROJECT_ROOT
 from harness.store.store import Store
 
 TEXTS = ["one, two", "drei\nvier", "", "2020-01-01", "17", "null", "日本 語", 'say "hi"', "NA", "e" * 300]
@@ -55,10 +55,10 @@ def write(path, columns):
 
 
 def read(path, *columns):
-    return pa.concat_tables(files.read_texts(path, *columns)).to_pydict()
+    return pa.concat_tables(files.read_text_columns(path, *columns)).to_pydict()
 
 
-@pytest.mark.parametrize("suffix", files.KINDS)
+@pytest.mark.parametrize("suffix", files.FILE_SUFFIXES)
 def test_texts_of_any_kind_are_read_as_they_are(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", {"n": range(10), "response": TEXTS, "prompt": TEXTS[::-1]})
     assert read(path, "response", "prompt", "system?") == {
@@ -74,45 +74,47 @@ def test_parquet_as_others_write_it(tmp_path):
         path = tmp_path / f"{name}.parquet"
         pa.parquet.write_table(pa.table({"response": pa.array(TEXTS, pa.string()).cast(kind)}), path, row_group_size=3)
         assert read(path, "response") == {"response": TEXTS}
-        assert {batch.schema.field("response").type for batch in files.read_texts(path, "response")} == {files.TEXT}
+        assert {batch.schema.field("response").type for batch in files.read_text_columns(path, "response")} == {
+            files.TEXT_TYPE
+        }
 
 
-@pytest.mark.parametrize("suffix", files.KINDS)
+@pytest.mark.parametrize("suffix", files.FILE_SUFFIXES)
 def test_long_files_come_in_batches(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(files, "BATCH", 100)
-    monkeypatch.setattr(files, "BYTES", 4096)
+    monkeypatch.setattr(files, "ROWS_PER_BATCH", 100)
+    monkeypatch.setattr(files, "BYTES_PER_READ", 4096)
     texts = [f"text {i} " + "x" * (i % 50) for i in range(1000)]
     path = write(tmp_path / f"t{suffix}", {"response": texts})
-    batches = list(files.read_texts(path, "response"))
+    batches = list(files.read_text_columns(path, "response"))
     assert max(map(len, batches)) <= 100
     assert pa.concat_tables(batches)["response"].to_pylist() == texts
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_a_row_without_text_is_named(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(files, "BATCH", 10)
+    monkeypatch.setattr(files, "ROWS_PER_BATCH", 10)
     path = write(tmp_path / f"t{suffix}", {"response": ["a"] * 37 + [None] + ["b"] * 5, "prompt": ["c"] * 43})
-    with pytest.raises(Mistake, match="row 37 of column response is empty"):
+    with pytest.raises(UserError, match="row 37 of column response is empty"):
         read(path, "response")
     assert read(path, "prompt", "response?")["response"][37] is None
 
 
-@pytest.mark.parametrize("suffix", files.KINDS)
+@pytest.mark.parametrize("suffix", files.FILE_SUFFIXES)
 def test_a_missing_column_is_named(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", {"answer": ["a"], "n": [1]})
-    with pytest.raises(Mistake, match="has no column response; it has answer, n"):
+    with pytest.raises(UserError, match="has no column response; it has answer, n"):
         read(path, "response")
 
 
 def test_what_is_no_text_is_said(tmp_path):
     chats = [[{"role": "user", "content": "hi"}]]
     for path, columns in ((tmp_path / "n.parquet", {"response": [1.5]}), (tmp_path / "c.parquet", {"response": chats})):
-        with pytest.raises(Mistake, match="column response holds .*, not text"):
+        with pytest.raises(UserError, match="column response holds .*, not text"):
             read(write(path, columns), "response")
     for value in (17, chats, {"text": "a"}):
         path = tmp_path / "t.jsonl"
         path.write_text(json.dumps({"response": "a"}) + "\n" + json.dumps({"response": value}) + "\n")
-        with pytest.raises(Mistake, match="cannot be read: .*response.* row 1"):
+        with pytest.raises(UserError, match="cannot be read: .*response.* row 1"):
             read(path, "response")
 
 
@@ -129,12 +131,12 @@ def test_broken_files_are_said(tmp_path):
     }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(Mistake) as caught:
+        with pytest.raises(UserError) as caught:
             read(tmp_path / name, "response")
         assert name in caught.value.message and caught.value.hint
     for name in ("absent.jsonl", "texts.xlsx", "."):
         (tmp_path / "texts.xlsx").touch()
-        with pytest.raises(Mistake, match="does not exist|no known kind"):
+        with pytest.raises(UserError, match="does not exist|no known kind"):
             read(tmp_path / name, "response")
 
 
@@ -147,18 +149,22 @@ def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, b
     """Against scikit-learn's own counts of the same words."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    from harness.inference.encode import WORD
+    from harness.inference.encode import WORD_PATTERN
 
     folder = tmp_path_factory.mktemp("vectors")
     columns = pa.table({"response": pa.array([*texts, "some words"], pa.large_string())})
     store = Store(folder / "store").open()
     slices = [columns.slice(at, batch) for at in range(0, len(columns), batch)]
-    job = encode.job("hashing-32", lambda: iter(slices), store)
-    make_here(job.rows(store), job.recipe, job.batches())
-    shape = files.write_vectors(folder / "v.npy", job.rows(store).index(), job.batches)
+    job = encode.encode_job("hashing-32", lambda: iter(slices), store)
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    shape = files.write_vectors(folder / "v.npy", job.cached_rows(store).build_index(), job.batches)
     found = np.load(folder / "v.npy")
     assert shape == found.shape == (len(columns), 32) and found.dtype == np.float32
-    counts = HashingVectorizer(token_pattern=WORD, n_features=32, norm=None).transform([*texts, "some words"]).toarray()
+    counts = (
+        HashingVectorizer(token_pattern=WORD_PATTERN, n_features=32, norm=None)
+        .transform([*texts, "some words"])
+        .toarray()
+    )
     expected = np.sign(counts) * np.where(counts, 1 + np.log(np.maximum(abs(counts), 1)), 0)
     expected[[not text.strip() for text in [*texts, "some words"]]] = np.nan  # an empty text is an error
     np.testing.assert_allclose(found, expected, 1e-6)
@@ -168,30 +174,32 @@ def test_a_text_that_is_an_error_is_nan(store, model, tmp_path, monkeypatch):
     """In front, where the number of columns is not known yet, and in the middle; float16 is kept as such."""
     name = f"transformers:{model}?storage=float16&normalize=true"
     columns = pa.table({"response": ["", " ", "Is it cold?", "\n", "Yes.", "Is it cold?"]})
-    job = encode.job(name, lambda: iter([columns.slice(at, 2) for at in (0, 2, 4)]), store)
-    assert make_here(job.rows(store), job.recipe, job.batches())["errors"] == 3
-    index = job.rows(store).index()
+    job = encode.encode_job(name, lambda: iter([columns.slice(at, 2) for at in (0, 2, 4)]), store)
+    assert make_in_process(job.cached_rows(store), job.recipe, job.batches())["errors"] == 3
+    index = job.cached_rows(store).build_index()
     assert files.write_vectors(tmp_path / "v.npy", index, job.batches) == (6, 128)
     found = np.load(tmp_path / "v.npy")
     assert found.dtype == np.float16 and np.isnan(found).any(axis=1).tolist() == [True, True, False, True, False, False]
     np.testing.assert_allclose(np.linalg.norm(found[[2, 4]].astype(float), axis=1), 1, atol=2e-3)
     assert (found[2] == found[5]).all() and (found[2] != found[4]).any()
-    shard = job.rows(store).store.read(job.rows(store).kind, sorted(store.keys(job.rows(store).kind))[0])
-    assert store.file(shard, "rows.arrow").stat().st_size < 2 * 128 * 2 + 3000  # two bytes a number
-    with pytest.raises(Mistake, match="3 of 6 texts are errors"):
-        encode.vectors(columns, name, store)
-    np.testing.assert_array_equal(encode.vectors(columns.take([2, 4]), name, store), found[[2, 4]])
+    shard = job.cached_rows(store).store.read_manifest(
+        job.cached_rows(store).store_kind, sorted(store.committed_keys(job.cached_rows(store).store_kind))[0]
+    )
+    assert store.object_path(shard, "rows.arrow").stat().st_size < 2 * 128 * 2 + 3000  # two bytes a number
+    with pytest.raises(UserError, match="3 of 6 texts are errors"):
+        encode.stored_vectors(columns, name, store)
+    np.testing.assert_array_equal(encode.stored_vectors(columns.take([2, 4]), name, store), found[[2, 4]])
 
 
 def test_nothing_to_write_leaves_nothing(store, model, tmp_path):
     columns = pa.table({"response": ["", " "]})
-    job = encode.job(f"transformers:{model}", lambda: iter([columns]), store)
-    make_here(job.rows(store), job.recipe, job.batches())
-    with pytest.raises(Mistake, match="none of the 2 texts"):
-        files.write_vectors(tmp_path / "v.npy", job.rows(store).index(), job.batches)
+    job = encode.encode_job(f"transformers:{model}", lambda: iter([columns]), store)
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    with pytest.raises(UserError, match="none of the 2 texts"):
+        files.write_vectors(tmp_path / "v.npy", job.cached_rows(store).build_index(), job.batches)
     assert not [path for path in tmp_path.iterdir() if "v.npy" in path.name]
-    with pytest.raises(Mistake, match="cannot be written: No such file.*--out|cannot be written"):
-        files.write_candidates(tmp_path / "no" / "c.parquet", job.rows(store).index(), lambda: iter([]))
+    with pytest.raises(UserError, match="cannot be written: No such file.*--out|cannot be written"):
+        files.write_candidates(tmp_path / "no" / "c.parquet", job.cached_rows(store).build_index(), lambda: iter([]))
 
 
 def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypatch):
@@ -199,11 +207,11 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
     prompts = ["", "How are you?", "So \ufffd?", "Hello", "How are you?", "word " * 3000, "Who?"]
     systems = [None, "Be brief.", None, None, None, None, "Be brief."]
     columns = pa.table({"system": pa.array(systems, pa.string()), "prompt": prompts})
-    slices = [generate.inputs(columns.slice(i, 2)) for i in (0, 2, 4, 6)]
-    job = generate.job(f"transformers:{model}?max_tokens=5", 3, lambda: iter(slices), store)
-    make_here(job.rows(store), job.recipe, job.batches())
+    slices = [generate.generator_inputs(columns.slice(i, 2)) for i in (0, 2, 4, 6)]
+    job = generate.generate_job(f"transformers:{model}?max_tokens=5", 3, lambda: iter(slices), store)
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
     out = tmp_path / "c.parquet"
-    assert files.write_candidates(out, job.rows(store).index(), job.batches) == 7
+    assert files.write_candidates(out, job.cached_rows(store).build_index(), job.batches) == 7
     found = pl.read_parquet(out)
     assert found["row"].to_list() == list(range(7))
     assert found["prompt"].to_list() == prompts and found["system"].to_list() == systems
@@ -213,23 +221,25 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
         assert reason is None or reason in row["error"]
         assert reason or len(row["responses"]) == len(row["n_tokens"]) == 3 == len(row["mean_logprob"])
     assert found["responses"][1].to_list() != found["responses"][4].to_list()  # another system line
-    asked = generate.candidates(systems[3:5], prompts[3:5], f"transformers:{model}?max_tokens=5", 3, store)
+    asked = generate.stored_candidates(systems[3:5], prompts[3:5], f"transformers:{model}?max_tokens=5", 3, store)
     assert asked == found["responses"][3:5].to_list()
 
-    only = generate.inputs(columns.slice(0, 1))
-    assert files.write_candidates(out, job.rows(store).index(), lambda: iter([only])) == 1
+    only = generate.generator_inputs(columns.slice(0, 1))
+    assert files.write_candidates(out, job.cached_rows(store).build_index(), lambda: iter([only])) == 1
     assert pl.read_parquet(out)["responses"].to_list() == [None]
 
 
 def test_failed_prompts_stop_a_task_past_a_rate(store, model):
     name, prompts = f"transformers:{model}?max_tokens=2", ["Why?"] * 19 + [""]
-    job = generate.job(name, 1, lambda: [generate.inputs(pa.table({"system": [None] * 20, "prompt": prompts}))], store)
-    make_here(job.rows(store), job.recipe, job.batches())
-    assert [len(row) for row in generate.candidates([None] * 20, prompts, name, 1, store)] == [1] * 19 + [0]
+    job = generate.generate_job(
+        name, 1, lambda: [generate.generator_inputs(pa.table({"system": [None] * 20, "prompt": prompts}))], store
+    )
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    assert [len(row) for row in generate.stored_candidates([None] * 20, prompts, name, 1, store)] == [1] * 19 + [0]
     with pytest.raises(
-        Mistake, match="2 of 20 prompts are errors, more than the 5% allowed; row 18: the prompt is empty"
+        UserError, match="2 of 20 prompts are errors, more than the 5% allowed; row 18: the prompt is empty"
     ):
-        generate.candidates([None] * 20, [*prompts[:18], "", ""], name, 1, store)
+        generate.stored_candidates([None] * 20, [*prompts[:18], "", ""], name, 1, store)
 
 
 def test_an_empty_sample_is_an_error(model, store, monkeypatch):
@@ -241,11 +251,13 @@ def test_an_empty_sample_is_an_error(model, store, monkeypatch):
             return [[Sample(text, "stop", 1, -1.0) for text in said[i % 3]] for i in range(len(prompts))]
 
     monkeypatch.setattr("harness.models.engine.open_engine", lambda *_, **__: Engine())
-    recipe = generate.job(f"transformers:{model}", 2, lambda: [], store).recipe
-    ready, early = recipe.prepare(generate.inputs(pa.table({"system": [None] * 3, "prompt": ["x", "y", "z"]})))
+    recipe = generate.generate_job(f"transformers:{model}", 2, lambda: [], store).recipe
+    ready, early = recipe.prepare(
+        generate.generator_inputs(pa.table({"system": [None] * 3, "prompt": ["x", "y", "z"]}))
+    )
     worker = recipe.start()
     made, bad, facts = worker(ready)
-    assert made["id"].to_pylist() == [text_id(None, "x")] and made.schema == generate.SAMPLES
+    assert made["id"].to_pylist() == [text_id(None, "x")] and made.schema == generate.SAMPLE_SCHEMA
     assert bad["id"].to_pylist() == [text_id(None, "y"), text_id(None, "z")] and len(early) == 0
     counted = {"stopped": 6, "samples": 6, "tokens": 6}
     assert facts == {"again": 3, "same": 3} | counted  # up to AGAIN prompts, of a worker's first block alone
@@ -254,11 +266,11 @@ def test_an_empty_sample_is_an_error(model, store, monkeypatch):
 
 def test_seeds_lie_far_apart():
     """Sample k of a prompt draws from seed + k: among 20,000 prompts no two seeds are within 4,096 samples."""
-    seeds = sorted(generate.far_seed("maker", text_id(str(i))) for i in range(20_000))
+    seeds = sorted(generate.prompt_seed("maker", text_id(str(i))) for i in range(20_000))
     assert seeds[0] >= 0 and seeds[-1] < 2**62
     assert min(b - a for a, b in itertools.pairwise(seeds)) > 4096
-    assert generate.far_seed("maker", text_id("a")) == generate.far_seed("maker", text_id("a"))
-    assert generate.far_seed("maker", text_id("a")) != generate.far_seed("another", text_id("a"))
+    assert generate.prompt_seed("maker", text_id("a")) == generate.prompt_seed("maker", text_id("a"))
+    assert generate.prompt_seed("maker", text_id("a")) != generate.prompt_seed("another", text_id("a"))
 
 
 def test_what_decides_the_rows_is_in_the_identity(model, store, tmp_path):
@@ -267,23 +279,23 @@ def test_what_decides_the_rows_is_in_the_identity(model, store, tmp_path):
 
     elsewhere = shutil.copytree(model, tmp_path / "elsewhere")
     name = f"transformers:{model}"
-    assert encode.make_encoder(name).identity == encode.make_encoder(f"transformers:{elsewhere}").identity
+    assert encode.parse_encoder(name).identity == encode.parse_encoder(f"transformers:{elsewhere}").identity
     for option in ("pooling=last", "normalize=true", "storage=float16", "dtype=bfloat16", "max_length=9", "of=both"):
-        assert encode.make_encoder(f"{name}?{option}").identity != encode.make_encoder(name).identity
-    assert encode.make_encoder(f"vllm:{model}").identity != encode.make_encoder(name).identity
+        assert encode.parse_encoder(f"{name}?{option}").identity != encode.parse_encoder(name).identity
+    assert encode.parse_encoder(f"vllm:{model}").identity != encode.parse_encoder(name).identity
     for option in ("seed=1", "temperature=0.5", "top_p=0.9", "max_tokens=9", "dtype=bfloat16"):
-        assert generate.make_generator(f"{name}?{option}").identity != generate.make_generator(name).identity
-    writer = generate.make_generator(name)
-    assert generate.identity(writer, 2) != generate.identity(writer, 4)
+        assert generate.parse_generator(f"{name}?{option}").identity != generate.parse_generator(name).identity
+    writer = generate.parse_generator(name)
+    assert generate.generator_identity(writer, 2) != generate.generator_identity(writer, 4)
     config = json.loads((elsewhere / "config.json").read_text())
     (elsewhere / "config.json").write_text(json.dumps(config | {"rope_theta": 2.0}))
-    assert names.folder_digest(elsewhere) != names.folder_digest(model)
+    assert names.model_folder_digest(elsewhere) != names.model_folder_digest(model)
 
 
 def test_the_prompt_counts_where_the_encoder_reads_it(model, store):
     columns = pa.table({"prompt": ["a", "b"], "response": ["same", "same"]})
-    assert len(set(encode.inputs(columns, f"transformers:{model}")["id"].to_pylist())) == 1
-    assert len(set(encode.inputs(columns, f"transformers:{model}?of=both")["id"].to_pylist())) == 2
+    assert len(set(encode.encoder_inputs(columns, f"transformers:{model}")["id"].to_pylist())) == 1
+    assert len(set(encode.encoder_inputs(columns, f"transformers:{model}?of=both")["id"].to_pylist())) == 2
 
 
 def run(*arguments):
@@ -305,8 +317,8 @@ def test_a_second_run_needs_neither_ray_nor_a_model(tmp_path):
         [sys.executable, "-c", code, "|".join(map(str, (*verb, "--out", out)))],
         capture_output=True,
         text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == "[]" and out.read_bytes() == first
@@ -314,9 +326,9 @@ def test_a_second_run_needs_neither_ray_nor_a_model(tmp_path):
 
 def test_npy_files_are_as_numpy_writes_them(store, tmp_path):
     columns = pa.table({"response": ["a b", "c"]})
-    job = encode.job("hashing-4", lambda: iter([columns]), store)
-    make_here(job.rows(store), job.recipe, job.batches())
-    files.write_vectors(tmp_path / "v.npy", job.rows(store).index(), job.batches)
+    job = encode.encode_job("hashing-4", lambda: iter([columns]), store)
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    files.write_vectors(tmp_path / "v.npy", job.cached_rows(store).build_index(), job.batches)
     plain = io.BytesIO()
-    np.save(plain, encode.vectors(columns, "hashing-4", store))
+    np.save(plain, encode.stored_vectors(columns, "hashing-4", store))
     assert (tmp_path / "v.npy").read_bytes() == plain.getvalue()

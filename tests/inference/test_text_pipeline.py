@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness.inference.cache import Rows
+from harness.inference.cache import CachedRows
 from harness.models import small
 from harness.store.store import Store
 
@@ -35,8 +35,8 @@ name = "per_user"
 name = "oracle"
 [[methods]]
 name = "in_context"
-most = 2
-room = 60
+max_examples = 2
+max_characters = 60
 """
 
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "text.toml").write_text(SUITE)
     (folder / "store" / "models").mkdir(parents=True)
-    small.build_small_model(folder / "store" / "models" / f"small-{small.VERSION}", steps=0)
+    small.build_small_model(folder / "store" / "models" / f"small-{small.SMALL_MODEL_VERSION}", steps=0)
     return folder
 
 
@@ -102,16 +102,16 @@ def test_every_row_is_there_once(folder, ran):
     kinds = {kind.name for kind in (store.root / "rows").iterdir()}
     assert len(kinds) == 3
     for kind in kinds:
-        manifests = [store.read(f"rows/{kind}", key) for key in store.keys(f"rows/{kind}")]
+        manifests = [store.read_manifest(f"rows/{kind}", key) for key in store.committed_keys(f"rows/{kind}")]
         committed = sum(m["facts"]["rows"] + m["facts"]["errors"] for m in manifests)
-        assert committed == len(Rows(store, manifests[0]["identity"]).index()) > 0
+        assert committed == len(CachedRows(store, manifests[0]["identity"]).build_index()) > 0
 
 
 @pytest.mark.slow
 def test_generate_stops_before_vectors(tmp_path, folder):
     (tmp_path / "text.toml").write_text(SUITE)
     (tmp_path / "store" / "models").mkdir(parents=True)
-    small.build_small_model(tmp_path / "store" / "models" / f"small-{small.VERSION}", steps=0)
+    small.build_small_model(tmp_path / "store" / "models" / f"small-{small.SMALL_MODEL_VERSION}", steps=0)
     out, told = call(tmp_path, "generate", "text.toml", "--local")
     assert "samples made" in told and "ended by themselves" in told and "vectors" not in told
     out, told = call(tmp_path, "encode", "text.toml", "--local")
@@ -138,8 +138,8 @@ def test_generate_stops_before_vectors(tmp_path, folder):
 )
 def test_wrong_names_are_explained(field, value, message):
     from harness import registry
-    from harness.errors import Mistake
-    from harness.trials.trial import identity_of
+    from harness.errors import UserError
+    from harness.trials.trial import identity_fields
 
-    with pytest.raises(Mistake, match=message):
-        identity_of(registry.make("task", "attributes", {field: value}))
+    with pytest.raises(UserError, match=message):
+        identity_fields(registry.make_instance("task", "attributes", {field: value}))

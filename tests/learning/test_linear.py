@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from harness.data import Items, Pairs
 from harness.learning import linear
-from harness.learning.linear import covariances, dot, laplace, map_weights
-from harness.learning.priors import empirical_prior, shrunk_mean
+from harness.learning.linear import fit_map_weights, laplace_posteriors, posterior_covariances, row_log_odds
+from harness.learning.priors import empirical_prior, james_stein_mean
 
 
 def problem(counts, d, seed=0, soft=False):
@@ -39,7 +39,7 @@ def scalar(value):
 @pytest.mark.parametrize(("n", "d"), [(40, 5), (12, 30), (20, 20), (3, 1)])
 def test_agrees_with_scikit_learn(n, d):
     pairs = problem([n] * 6, d)
-    found = map_weights(pairs, zero(d), scalar(1.5))
+    found = fit_map_weights(pairs, zero(d), scalar(1.5))
     for u in range(6):
         part = pairs.of([u])
         if len(set(part.label)) == 2:
@@ -60,7 +60,7 @@ def test_finds_the_minimum_of_its_objective(counts, d, r, seed, soft):
     pairs = problem(counts, d, seed, soft)
     draw = torch.Generator().manual_seed(seed)
     mean, root = torch.randn(d, generator=draw).double(), torch.randn(d, r, generator=draw).double()
-    found = map_weights(pairs, mean, root)
+    found = fit_map_weights(pairs, mean, root)
     for u in range(len(counts)):
         part = pairs.of([u])
         x, y = torch.from_numpy(part.gap).double(), torch.from_numpy(part.label).double()
@@ -75,7 +75,7 @@ def test_finds_the_minimum_of_its_objective(counts, d, r, seed, soft):
 
 def test_primal_and_dual_agree():
     pairs = problem([15] * 4, 15, soft=True)
-    X, y, mask = linear.padded(pairs)
+    X, y, mask = linear.padded_gaps(pairs)
     primal = linear.newton_primal(X, y, mask, zero(1) * y)
     assert torch.allclose(primal, linear.newton_dual(X, y, mask, zero(1) * y), atol=1e-7)
 
@@ -83,16 +83,16 @@ def test_primal_and_dual_agree():
 def test_without_pairs_the_prior_mean_is_exact():
     pairs = problem([5, 0, 3], 4)
     mean = torch.tensor([0.1, -0.2, 0.3, 1 / 3], dtype=torch.float64)
-    assert torch.equal(map_weights(pairs, mean, scalar(1.0))[1], mean)
-    assert torch.equal(map_weights(pairs.first(0), mean, scalar(1.0)), mean.repeat(3, 1))
+    assert torch.equal(fit_map_weights(pairs, mean, scalar(1.0))[1], mean)
+    assert torch.equal(fit_map_weights(pairs.first(0), mean, scalar(1.0)), mean.repeat(3, 1))
 
 
 @pytest.mark.parametrize("memory", [1, 2**30])
 def test_chunks_do_not_move_an_answer(memory, monkeypatch):
     pairs = problem([3, 0, 9, 9, 1, 4, 4], 6)
-    whole = map_weights(pairs, zero(6), scalar(2.0))
-    monkeypatch.setattr(linear, "MEMORY", memory)
-    assert torch.allclose(map_weights(pairs, zero(6), scalar(2.0)), whole, atol=1e-9)
+    whole = fit_map_weights(pairs, zero(6), scalar(2.0))
+    monkeypatch.setattr(linear, "FEATURE_CHUNK_BYTES", memory)
+    assert torch.allclose(fit_map_weights(pairs, zero(6), scalar(2.0)), whole, atol=1e-9)
 
 
 def test_one_heavy_user_makes_nobodys_matrices_large(monkeypatch):
@@ -105,27 +105,27 @@ def test_one_heavy_user_makes_nobodys_matrices_large(monkeypatch):
         return cholesky(matrix)
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", seen)
-    found = map_weights(pairs, zero(40), scalar(1.0))
+    found = fit_map_weights(pairs, zero(40), scalar(1.0))
     assert set(sides) == {(60, 2), (1, 40)}
-    alone = [map_weights(pairs.of([u]), zero(40), scalar(1.0)) for u in (0, 30, 60)]
+    alone = [fit_map_weights(pairs.of([u]), zero(40), scalar(1.0)) for u in (0, 30, 60)]
     assert torch.allclose(found[[0, 30, 60]], torch.cat(alone), atol=1e-7)
 
 
 def test_separable_users_converge():
     """Few pairs in many dimensions are separable; a wide prior makes full Newton steps overshoot."""
     pairs = problem([6] * 20, 40)
-    found = map_weights(pairs, zero(40), scalar(100.0))
-    z = dot(torch.from_numpy(pairs.gap), found, pairs)
+    found = fit_map_weights(pairs, zero(40), scalar(100.0))
+    z = row_log_odds(torch.from_numpy(pairs.gap), found, pairs)
     assert torch.isfinite(found).all() and ((z > 0) == (torch.from_numpy(pairs.label) > 0.5)).all()
 
 
 def test_laplace_covariance_is_the_inverse_hessian():
     pairs = problem([8, 40, 0, 2], 3)  # primal, another chunk, nothing, dual
     mean, root = zero(3), torch.diag(torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
-    modes, total = laplace(pairs, mean, root)
+    modes, total = laplace_posteriors(pairs, mean, root)
     expected = torch.zeros(3, 3, dtype=torch.float64)
     precision = torch.linalg.inv(root @ root.T)
-    each = covariances(pairs, modes, root)
+    each = posterior_covariances(pairs, modes, root)
     for u in range(4):
         part = pairs.of([u])
         x, y = torch.from_numpy(part.gap).double(), torch.from_numpy(part.label).double()
@@ -152,4 +152,4 @@ def test_the_mean_is_kept_where_people_agree_and_dropped_where_they_oppose():
 def test_james_stein_by_hand():
     """n mT S^-1 m = 10 * (1 + 1 + 4) = 60 with r = 3: the factor is 1 - 1/60."""
     mean = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
-    assert torch.allclose(shrunk_mean(mean, torch.eye(3, dtype=torch.float64), 10), mean * (59 / 60))
+    assert torch.allclose(james_stein_mean(mean, torch.eye(3, dtype=torch.float64), 10), mean * (59 / 60))

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.data import TEXT, Items, Pairs, Panel
+from harness.data import TEXT_SCHEMA, Items, Pairs, Panel
 from harness.learning import policy
 from harness.learning.dpo_training import dpo_loss
 from harness.method import Run
-from harness.registry import make
-from harness.sources.text_world import PROMPTS, respond
+from harness.registry import make_instance
+from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 
@@ -40,9 +40,9 @@ def train():
     table = pa.table(
         [
             [prompt for prompt in prompts for _ in range(2)],
-            [respond(prompt, int(s)) for prompt in prompts for s in rng.integers(1 << 30, size=2)],
+            [write_response(prompt, int(s)) for prompt in prompts for s in rng.integers(1 << 30, size=2)],
         ],
-        schema=TEXT,
+        schema=TEXT_SCHEMA,
     )
     length = np.array([len(t) for t in table["response"].to_pylist()])
     user = np.repeat(np.arange(6, dtype=np.int32), 12)
@@ -54,7 +54,7 @@ def train():
 
 
 def method(name, base, **fields):
-    return make("method", name, {"model": f"transformers:{base}", "steps": 4, "batch": 4} | fields)
+    return make_instance("method", name, {"model": f"transformers:{base}", "steps": 4, "batch": 4} | fields)
 
 
 @pytest.fixture
@@ -78,24 +78,28 @@ def by_hand(lm, tokenizer, prompt, response):
 
 
 def test_reference_is_what_transformers_says_and_is_found_once(base, train, store, monkeypatch):
-    model = policy.make_model(f"transformers:{base}")
-    found = policy.reference(train.items, model, store)
+    model = policy.parse_policy_model(f"transformers:{base}")
+    found = policy.reference_log_probs(train.items, model, store)
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for row in (0, 7, 143):
         prompt, response = (train.items.text[name][row].as_py() for name in ("prompt", "response"))
         assert float(found[row]) == pytest.approx(by_hand(lm, tokenizer, prompt, response), rel=1e-5)
-    monkeypatch.setattr(policy, "log_probs", lambda *_: 1 / 0)
+    monkeypatch.setattr(policy, "response_log_probs", lambda *_: 1 / 0)
     again = Items(train.items.features, train.items.text)  # another object, the same texts
-    assert torch.equal(policy.reference(again, model, store), found)
+    assert torch.equal(policy.reference_log_probs(again, model, store), found)
 
 
 @pytest.mark.parametrize("name", ["dpo", "np_dpo"])
 def test_before_training_every_reward_is_zero(base, train, store, name):
     made = method(name, base, **({"targets": 2} if name == "np_dpo" else {}))
-    opened = made.untrained(0, store, 2)
+    opened = made.untrained_policy(0, store, 2)
     latent = torch.randn(3, made.width) if name == "np_dpo" else None
-    said = policy.log_probs(opened, policy.tokens_of(train.items, made.lm, store), np.array([0, 5, 9]), latent)
-    assert torch.allclose(said, policy.reference(train.items, made.lm, store)[[0, 5, 9]], atol=1e-4)
+    said = policy.response_log_probs(
+        opened, policy.tokenise_items(train.items, made.language_model, store), np.array([0, 5, 9]), latent
+    )
+    assert torch.allclose(
+        said, policy.reference_log_probs(train.items, made.language_model, store)[[0, 5, 9]], atol=1e-4
+    )
 
 
 def test_loss_is_rafailovs_by_hand():
@@ -114,7 +118,7 @@ def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, run, 
     one_camp = train.of(np.array([1, 3, 5]))
     made = method("dpo", base, tune=tune, steps=20, batch=9, beta=0.5, rate=2e-3)
     state = fitted(made, one_camp, run)
-    with made.opened(state, run) as at_work:
+    with made.open_predictor(state, run) as at_work:
         users = at_work.adapt(state, one_camp, run)
         toward = at_work.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
     assert (toward > 0).double().mean() > 0.9  # length alone tells
@@ -146,11 +150,11 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_pat
 
         return step_at
 
-    asked, whole = [], type(made).schedule
-    monkeypatch.setattr(type(made), "schedule", lambda *given: dies_at(4, whole(*given)))
+    asked, whole = [], type(made).training_schedule
+    monkeypatch.setattr(type(made), "training_schedule", lambda *given: dies_at(4, whole(*given)))
     with pytest.raises(Killed):
         fitted(made, train, run)
-    monkeypatch.setattr(type(made), "schedule", lambda *given: dies_at(99, whole(*given)))
+    monkeypatch.setattr(type(made), "training_schedule", lambda *given: dies_at(99, whole(*given)))
     later = Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     found = fitted(made, train, later)
     assert asked == [0, 1, 2, 3, 4, 5]  # no step twice
@@ -161,7 +165,7 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_pat
 def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, train, store, tmp_path, monkeypatch):
     made, run = method("dpo", base), Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     first = fitted(made, train, run)
-    monkeypatch.setattr(type(made), "schedule", lambda *_: lambda step: 1 / 0)
+    monkeypatch.setattr(type(made), "training_schedule", lambda *_: lambda step: 1 / 0)
     again = fitted(made, train, Run(0, checkpoint=tmp_path / "checkpoint", store=store))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -170,7 +174,7 @@ def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, 
 def test_np_dpo_tells_two_camps_apart(base, train, run):
     made = method("np_dpo", base, steps=30, batch=12, targets=6, context=4, beta=0.5, rate=3e-3)
     state = fitted(made, train, run)
-    with made.opened(state, run) as at_work:
+    with made.open_predictor(state, run) as at_work:
         users = at_work.adapt(state, train.first(4), run)
         z = at_work.score(state, users, train)
         assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
@@ -186,7 +190,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train, run)
 def changed(train, row, response):
     responses = train.items.text["response"].to_pylist()
     responses[row] = response
-    text = pa.table([train.items.text["prompt"], responses], schema=TEXT)
+    text = pa.table([train.items.text["prompt"], responses], schema=TEXT_SCHEMA)
     return replace(train, items=Items(train.items.features, text))
 
 
@@ -203,12 +207,12 @@ def test_responses_that_cannot_be_used_are_named(base, train, run, response, say
 
 
 def test_a_long_prompt_loses_its_beginning(base, train, store):
-    text = pa.table([["word " * 3000 + "end"], ["Yes."]], schema=TEXT)
-    tokens = policy.tokens_of(Items(text=text), policy.make_model(f"transformers:{base}"), store)
+    text = pa.table([["word " * 3000 + "end"], ["Yes."]], schema=TEXT_SCHEMA)
+    tokens = policy.tokenise_items(Items(text=text), policy.parse_policy_model(f"transformers:{base}"), store)
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokens.length.tolist() == [1024]
-    assert tokenizer.decode(tokens.ids[tokens.answer[0] :]) == "Yes.<|end|>"
-    assert tokenizer.decode(tokens.ids[: tokens.answer[0]]).endswith("word end<|end|><|assistant|>")
+    assert tokenizer.decode(tokens.ids[tokens.response_start[0] :]) == "Yes.<|end|>"
+    assert tokenizer.decode(tokens.ids[: tokens.response_start[0]]).endswith("word end<|end|><|assistant|>")
 
 
 def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_not(base, train, run, tmp_path):
@@ -227,8 +231,10 @@ def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_no
 def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, store, run, tmp_path, tune):
     made = method("dpo", base, tune=tune, rate=1e-2)
     state = fitted(made, train, run)
-    ids, mask, _ = policy.tokens_of(train.items, made.lm, store).batch(np.array([3, 4]), torch.device("cpu"))
-    with made.opened(state, run) as at_work, torch.no_grad():
+    ids, mask, _ = policy.tokenise_items(train.items, made.language_model, store).padded_batch(
+        np.array([3, 4]), torch.device("cpu")
+    )
+    with made.open_predictor(state, run) as at_work, torch.no_grad():
         told = at_work.export(state, tmp_path / "policy")
         wanted = at_work.model.lm(ids, attention_mask=mask.long()).logits
     assert str(tmp_path / "policy") in told
@@ -245,7 +251,7 @@ def test_what_is_exported_loads_in_transformers_and_says_the_same(base, train, s
 def test_np_dpo_gives_away_its_model_and_what_modulates_it(base, train, run, tmp_path):
     made = method("np_dpo", base, targets=2, rate=1e-2)
     state = fitted(made, train, run)
-    with made.opened(state, run) as at_work:
+    with made.open_predictor(state, run) as at_work:
         assert "film.safetensors" in at_work.export(state, tmp_path / "policy")
     kept = load_file(tmp_path / "policy" / "film.safetensors")
     assert kept and all(torch.equal(kept[name], state[name]) for name in kept)
@@ -258,7 +264,7 @@ def test_the_same_prompts_and_draws_for_policy_and_reference(base, train, run):
     made = method("np_dpo", base, targets=2, max_tokens=12, rate=1e-2)
     state = fitted(made, train, run)
     prompts, user = list(PROMPTS[:4]), np.array([0, 1, 0, 1])
-    with made.opened(state, run) as at_work:
+    with made.open_predictor(state, run) as at_work:
         users = at_work.adapt(state, train.first(3), run)
         reference = at_work.generate(state, None, user, prompts, run)
         first, again = (at_work.generate(state, users, user, prompts, run) for _ in range(2))
@@ -273,7 +279,7 @@ def test_no_model_outlives_its_trial(base, train, run):
     """The next policy needs the memory: once closed, nothing but the state is held."""
     made = method("dpo", base)
     state = fitted(made, train, run)
-    with made.opened(state, run) as at_work:
+    with made.open_predictor(state, run) as at_work:
         kept = weakref.ref(at_work.model)
         at_work.score(state, at_work.adapt(state, train.first(1), run), train)
         assert kept() is not None
@@ -282,9 +288,9 @@ def test_no_model_outlives_its_trial(base, train, run):
 
 
 def test_refuses_what_it_cannot_do(base):
-    from harness.method import Manifest
+    from harness.method import TaskFacts
 
-    plain = Manifest(None, has_text=True, has_seconds=False, has_truth=False)
+    plain = TaskFacts(None, has_text=True, has_seconds=False, has_truth=False)
     assert method("dpo", base).refuses(plain) is None
     assert "numeric features" in method("np_dpo", base, targets=2).refuses(plain)
     assert "text" in method("dpo", base).refuses(replace(plain, has_text=False))

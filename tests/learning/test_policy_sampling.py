@@ -8,11 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from harness.learning import policy_sampling
-from harness.learning.policy_sampling import write
-from harness.method import WRITTEN
+from harness.learning.policy_sampling import write_responses
+from harness.method import GENERATED_SCHEMA
 from harness.models import base
 from harness.models.engine import open_engine
-from harness.models.tokens import open_tokenizer, render
+from harness.models.tokens import open_tokenizer, render_prompt
 from harness.sources.text_world import PROMPTS
 
 PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # of very different lengths
@@ -32,9 +32,9 @@ def tokens(monkeypatch):
 
     def noted(tokenizer, tokens, stop, logprob):
         seen.append(tokens)
-        return base.as_sample(tokenizer, tokens, stop, logprob)
+        return base.make_sample(tokenizer, tokens, stop, logprob)
 
-    monkeypatch.setattr(policy_sampling, "as_sample", noted)
+    monkeypatch.setattr(policy_sampling, "make_sample", noted)
     return seen
 
 
@@ -46,9 +46,11 @@ def earlier_end(rows, hidden, logits):
 def test_without_a_condition_it_writes_what_the_engine_writes(folder, model):
     lm, names = model
     engine = open_engine("transformers", folder, "sample")
-    golden = [one for (one,) in engine.sample([render(names, None, p) for p in PROMPTS], SEEDS, 1, max_tokens=40)]
-    table = write(lm, names, PROMPTS, [[seed, 0] for seed in SEEDS], max_tokens=40)
-    assert table.schema == WRITTEN
+    golden = [
+        one for (one,) in engine.sample([render_prompt(names, None, p) for p in PROMPTS], SEEDS, 1, max_tokens=40)
+    ]
+    table = write_responses(lm, names, PROMPTS, [[seed, 0] for seed in SEEDS], max_tokens=40)
+    assert table.schema == GENERATED_SCHEMA
     assert table["response"].to_pylist() == [sample.text for sample in golden]
     assert table["n_tokens"].to_pylist() == [sample.n_tokens for sample in golden]
     assert table["stopped"].to_pylist() == [sample.finish_reason == "stop" for sample in golden]
@@ -58,9 +60,11 @@ def test_without_a_condition_it_writes_what_the_engine_writes(folder, model):
 
 def test_with_sharp_logits_it_writes_what_transformers_generates(model, tokens):
     lm, names = model
-    write(lm, names, PROMPTS, 0, max_tokens=12, steer=lambda rows, hidden, logits: 1e6 * logits)  # the likeliest token
+    write_responses(
+        lm, names, PROMPTS, 0, max_tokens=12, adjust_logits=lambda rows, hidden, logits: 1e6 * logits
+    )  # the likeliest token
     for prompt, response in zip(PROMPTS, tokens, strict=True):
-        ids = torch.tensor([render(names, None, prompt)])
+        ids = torch.tensor([render_prompt(names, None, prompt)])
         plain = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0)
         golden = lm.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)[0, ids.shape[1] :]
         assert golden.tolist() == response
@@ -68,18 +72,20 @@ def test_with_sharp_logits_it_writes_what_transformers_generates(model, tokens):
 
 def test_other_company_changes_no_text(model, monkeypatch):
     lm, names = model
-    whole = write(lm, names, PROMPTS, SEEDS, max_tokens=30, steer=earlier_end)
+    whole = write_responses(lm, names, PROMPTS, SEEDS, max_tokens=30, adjust_logits=earlier_end)
     assert len(set(whole["n_tokens"].to_pylist())) > 4 and any(whole["stopped"].to_pylist())
     for budget in (1, 200):  # one by one, a few at a time
-        monkeypatch.setattr(policy_sampling, "TOKENS", budget)
-        monkeypatch.setattr(policy_sampling, "TOKENS_ON_CPU", budget)
-        again = write(lm, names, PROMPTS[::-1], SEEDS[::-1], max_tokens=30, steer=earlier_end)
+        monkeypatch.setattr(policy_sampling, "MAX_BATCH_TOKENS", budget)
+        monkeypatch.setattr(policy_sampling, "MAX_CPU_BATCH_TOKENS", budget)
+        again = write_responses(lm, names, PROMPTS[::-1], SEEDS[::-1], max_tokens=30, adjust_logits=earlier_end)
         assert again["response"].to_pylist() == whole["response"].to_pylist()[::-1]
         for column in ("kl", "reference"):
             np.testing.assert_allclose(again[column].to_numpy()[::-1], whole[column], rtol=1e-4)
-    other = write(lm, names, PROMPTS, 0, max_tokens=30, steer=earlier_end)
-    same = write(lm, names, PROMPTS, [(0, row) for row in range(len(PROMPTS))], max_tokens=30, steer=earlier_end)
-    assert same.equals(write(lm, names, PROMPTS, 0, max_tokens=30, steer=earlier_end))
+    other = write_responses(lm, names, PROMPTS, 0, max_tokens=30, adjust_logits=earlier_end)
+    same = write_responses(
+        lm, names, PROMPTS, [(0, row) for row in range(len(PROMPTS))], max_tokens=30, adjust_logits=earlier_end
+    )
+    assert same.equals(write_responses(lm, names, PROMPTS, 0, max_tokens=30, adjust_logits=earlier_end))
     assert other["response"].to_pylist() == same["response"].to_pylist() != whole["response"].to_pylist()
 
 
@@ -112,11 +118,11 @@ def test_divergence_is_that_of_whole_distributions_by_hand(model, tokens):
 
     for reference, start in ((None, lm), (lambda ids, mask: other(input_ids=ids, attention_mask=mask).logits, other)):
         tokens.clear()
-        found = write(
-            lm, names, PROMPTS, SEEDS, max_tokens=20, policy=policy, steer=likeliest, reference=reference
+        found = write_responses(
+            lm, names, PROMPTS, SEEDS, max_tokens=20, policy=policy, adjust_logits=likeliest, reference=reference
         ).to_pylist()
         for row, (prompt, response) in enumerate(zip(PROMPTS, tokens, strict=True)):
-            ids = torch.tensor([render(names, None, prompt) + response])
+            ids = torch.tensor([render_prompt(names, None, prompt) + response])
             place = torch.arange(len(response)) + ids.shape[1] - len(response)
             with torch.no_grad():
                 with policy(np.array([row])):
@@ -130,9 +136,9 @@ def test_divergence_is_that_of_whole_distributions_by_hand(model, tokens):
 
 def test_a_policy_that_changes_nothing_has_no_divergence(model):
     lm, names = model
-    plain = write(lm, names, PROMPTS, 3, max_tokens=20)
-    again = write(
-        lm, names, PROMPTS, 3, max_tokens=20, policy=film(lm, torch.ones(len(PROMPTS))), steer=lambda r, h, z: z
+    plain = write_responses(lm, names, PROMPTS, 3, max_tokens=20)
+    again = write_responses(
+        lm, names, PROMPTS, 3, max_tokens=20, policy=film(lm, torch.ones(len(PROMPTS))), adjust_logits=lambda r, h, z: z
     )
     assert again.equals(plain) and not np.any(again["kl"])
 
@@ -147,7 +153,7 @@ def test_every_row_keeps_its_own_condition_while_others_leave_the_batch(model, t
         only[:, :, 1] = torch.where(torch.tensor(rows % 2 == 0), -np.log(7), -1e4)[:, None]
         return only
 
-    found = write(lm, names, PROMPTS, SEEDS, max_tokens=25, steer=spell).to_pylist()
+    found = write_responses(lm, names, PROMPTS, SEEDS, max_tokens=25, adjust_logits=spell).to_pylist()
     for row, response in enumerate(tokens):
         stop = found[row]["stopped"]
         assert response == [100 + row] * (len(response) - stop) + [1] * stop
@@ -161,10 +167,10 @@ def test_a_prompt_that_leaves_no_room_loses_its_beginning(model):
     lm, names = model
     end = "word " * 1500  # which alone is longer than the context
     one, other, short = (
-        write(lm, names, [text], 3, max_tokens=6)["response"][0] for text in ("a" + end, "b" + end, "a")
+        write_responses(lm, names, [text], 3, max_tokens=6)["response"][0] for text in ("a" + end, "b" + end, "a")
     )
     assert one == other != short
-    assert write(lm, names, [], 0, max_tokens=5).schema == WRITTEN
+    assert write_responses(lm, names, [], 0, max_tokens=5).schema == GENERATED_SCHEMA
 
 
 def test_it_writes_without_dropout_and_leaves_the_model_as_it_was(model):
@@ -172,7 +178,7 @@ def test_it_writes_without_dropout_and_leaves_the_model_as_it_was(model):
     attention = lm.model.layers[1].self_attn
     attention.attention_dropout, attention.training = 0.5, True
     try:
-        first, second = (write(lm, names, PROMPTS, 3, max_tokens=20) for _ in range(2))
+        first, second = (write_responses(lm, names, PROMPTS, 3, max_tokens=20) for _ in range(2))
         assert first.equals(second)
         assert [module for module in lm.modules() if module.training] == [attention]
     finally:

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness.data import TEXT, Items
-from harness.learning.dpo_training import Step, gradients
-from harness.registry import make
-from harness.sources.text_world import PROMPTS, respond
+from harness.data import TEXT_SCHEMA, Items
+from harness.learning.dpo_training import TrainingStep, accumulate_gradients
+from harness.registry import make_instance
+from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 PAIRS = 12
@@ -44,32 +44,32 @@ def trainer(base, model, texts, chosen, rejected, folder):
 def test_loss_and_every_gradient_are_trls(base, tmp_path, tune):
     rng = np.random.default_rng(0)
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=PAIRS)] * 2
-    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * PAIRS), strict=True)]
-    items = Items(text=pa.table([prompts, responses], schema=TEXT))
+    responses = [write_response(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * PAIRS), strict=True)]
+    items = Items(text=pa.table([prompts, responses], schema=TEXT_SCHEMA))
     left, right, label = np.arange(PAIRS), np.arange(PAIRS, 2 * PAIRS), np.arange(PAIRS) % 2
-    made = make("method", "dpo", {"model": f"transformers:{base}", "tune": tune, "rank": 4})
+    made = make_instance("method", "dpo", {"model": f"transformers:{base}", "tune": tune, "rank": 4})
     store = Store(tmp_path / "store").open()
-    ours = made.untrained(0, store)
-    tokens, reference = made.encoded(items, store)
+    ours = made.untrained_policy(0, store)
+    tokens, reference = made.tokens_and_reference(items, store)
 
     chosen, rejected = np.where(label, left, right), np.where(label, right, left)
-    theirs = trainer(base, made.untrained(0, store).lm, items.text, chosen, rejected, tmp_path / "trl")
+    theirs = trainer(base, made.untrained_policy(0, store).lm, items.text, chosen, rejected, tmp_path / "trl")
     batch = theirs.data_collator(list(theirs.train_dataset))
     assert batch["attention_mask"].sum() == tokens.length.sum()  # the same tokens, rendered by TRL
 
     torch.manual_seed(0)
     with torch.no_grad():  # away from the reference, where no term of the gradient vanishes
-        for name, weight in ours.learned().items():
+        for name, weight in ours.trained_tensors().items():
             weight += 0.02 * torch.randn_like(weight)
             theirs.model.get_parameter(name.removeprefix("lm.")).copy_(weight)
-    loss = gradients(ours, tokens, reference, Step(left, right, label.astype(np.float32)), BETA)[0]
+    loss = accumulate_gradients(ours, tokens, reference, TrainingStep(left, right, label.astype(np.float32)), BETA)[0]
     expected = theirs.compute_loss(theirs.model, batch)
     expected.backward()
 
     assert abs(float(loss) - np.log(2)) > 0.01
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
     found, wanted = {}, {}
-    for name, weight in ours.learned().items():
+    for name, weight in ours.trained_tensors().items():
         found[name], wanted[name] = weight.grad, theirs.model.get_parameter(name.removeprefix("lm.")).grad
         assert float((found[name] - wanted[name]).norm()) < 1e-4 * float(wanted[name].norm()), name
     found, wanted = (torch.cat([t.ravel() for t in each.values()]) for each in (found, wanted))

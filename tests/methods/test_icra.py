@@ -8,11 +8,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from harness.check.methods import method_checks
-from harness.method import Manifest, Run
+from harness.method import Run, TaskFacts
 from harness.methods import icra
 from harness.methods.icra import Icra
 from harness.methods.moment import Moment
-from harness.registry import make
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
@@ -48,19 +48,19 @@ def test_the_matrix_is_the_minimum(times, monkeypatch, length):
     """Without a ridge: scikit-learn's logistic regression, and least squares, on the outer products."""
     train = times[2].train.chunk(0, 40)
     sharp = replace(train, label=(train.label > 0.5).astype(np.float32))
-    monkeypatch.setattr(icra, "DECAYS", (1e-9,))
+    monkeypatch.setattr(icra, "RIDGE_STRENGTHS", (1e-9,))
     Z, own = vectors(sharp, "choice", length)
     exact = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000).fit(Z, sharp.label).coef_[0]
-    found = icra.fit_linear(sharp, "choice", length, Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.fit_linear_attention(sharp, "choice", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.02 * np.abs(Z @ exact).max()
     Z, own = vectors(train, "response_time", length)
     exact = np.linalg.lstsq(Z, own, rcond=None)[0]
-    found = icra.fit_linear(train, "response_time", length, Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.fit_linear_attention(train, "response_time", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.01 * np.abs(Z @ exact).max()
 
 
 def test_a_heavy_ridge_is_the_moment(times, monkeypatch):
-    monkeypatch.setattr(icra, "DECAYS", (1e9,))
+    monkeypatch.setattr(icra, "RIDGE_STRENGTHS", (1e9,))
     _, _, splits = times
     panel, run = splits.panels["shifted"], Run(0)
     answers = []
@@ -147,7 +147,7 @@ def test_a_tie_in_context_has_no_side_and_a_tie_in_training_is_learned_from(time
     context = replace(panel.context, label=np.where(panel.context.rank % 3, panel.context.label, 0.5))
     z = [method.score(state, method.adapt(state, c, run), panel.query) for c in (context, context.swapped())]
     assert (z[0] - z[1]).abs().max() < 1e-4
-    assert (icra.tokens(state, tied, "choice")[0][..., :-1] != 0).all()  # what training asks of
+    assert (icra.context_tokens(state, tied, "choice")[0][..., :-1] != 0).all()  # what training asks of
     other = method.fit(tied, splits.panels["validation"], Run(0))
     z = [method.score(s, method.adapt(s, panel.context, run), panel.query).abs().mean() for s in (state, other)]
     assert z[1] < z[0] / 2  # where all is tied nothing is preferred
@@ -179,11 +179,14 @@ def test_gpt2_learns_in_context(times, signal):
 
 
 def test_times_are_asked_for():
-    without = Manifest(5, has_text=False, has_seconds=False, has_truth=False)
+    without = TaskFacts(5, has_text=False, has_seconds=False, has_truth=False)
     for name in ("icra", "moment"):
-        assert make("method", name, {"signal": "response_time"}).refuses(without) == "reads response times"
-        assert make("method", name, {"signal": "response_time"}).refuses(replace(without, has_seconds=True)) is None
-        assert make("method", name, {"signal": "choice"}).refuses(without) is None
+        assert make_instance("method", name, {"signal": "response_time"}).refuses(without) == "reads response times"
+        assert (
+            make_instance("method", name, {"signal": "response_time"}).refuses(replace(without, has_seconds=True))
+            is None
+        )
+        assert make_instance("method", name, {"signal": "choice"}).refuses(without) is None
 
 
 def test_a_slip_of_the_finger_weighs_little(times):

@@ -10,20 +10,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from harness.check.methods import method_checks, spelled
-from harness.data import TEXT, Items, Pairs, PreferenceDataset
-from harness.errors import Mistake
+from harness.check.methods import method_checks, with_readable_items
+from harness.data import TEXT_SCHEMA, Items, Pairs, PreferenceDataset
+from harness.errors import UserError
 from harness.inference.answer import question_table
-from harness.inference.cache import ids_of
-from harness.inference.jobs import Lacking, make_here
-from harness.method import Manifest
-from harness.methods.in_context import SYSTEM, InContext
+from harness.inference.cache import id_array
+from harness.inference.jobs import NotCachedError, make_in_process
+from harness.method import TaskFacts
+from harness.methods.in_context import SYSTEM_PROMPT, InContext
 from harness.models import engine, small
 from harness.store.store import Store
-from harness.task import Task, in_order
+from harness.task import Task, split_in_order
 from harness.trials import finish as finishing
 from harness.trials import questions
-from harness.trials.finish import finish, finish_all
+from harness.trials.finish import finish_trial, finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
@@ -42,7 +42,9 @@ class Loud(Task):
         rng = np.random.default_rng(seed)
         user = np.repeat(np.arange(24), 20)
         marks = rng.permuted(np.tile(np.arange(1, 7), (len(user), 1)), axis=1)[:, :2].ravel()
-        text = pa.table([[f"Prompt {i // 2}" for i in range(len(marks))], [f"{'!' * m} " for m in marks]], schema=TEXT)
+        text = pa.table(
+            [[f"Prompt {i // 2}" for i in range(len(marks))], [f"{'!' * m} " for m in marks]], schema=TEXT_SCHEMA
+        )
         more = marks[::2] > marks[1::2]
         left = np.arange(0, len(marks), 2)
         data = PreferenceDataset.from_pairs(
@@ -53,7 +55,7 @@ class Loud(Task):
         return replace(data, pairs=replace(data.pairs, profiles=profiles))
 
     def split(self, data, seed):
-        return in_order(data, 12, self.queries)
+        return split_in_order(data, 12, self.queries)
 
 
 def counting(prompt: str) -> float:
@@ -71,7 +73,7 @@ def counting(prompt: str) -> float:
 
 def judged(bias=0.0):
     def answer(asked):
-        assert asked.words == ("A", "B") and set(asked.systems) == {SYSTEM}
+        assert asked.words == ("A", "B") and set(asked.systems) == {SYSTEM_PROMPT}
         return np.array([counting(prompt) for prompt in asked.prompts]) + bias
 
     return answer
@@ -96,9 +98,9 @@ def test_a_planted_preference_is_found():
 @pytest.mark.parametrize("view", ["context", "profile"])
 def test_under_the_swap_control_another_person_is_shown(view):
     """Six test users, every other one loud: who is answered with the state of someone unlike gets every answer wrong."""
-    from harness.scores.stats import derangement
+    from harness.scores.stats import fixed_derangement
 
-    other = derangement(6)
+    other = fixed_derangement(6)
     alike = (np.arange(6) % 2 == other % 2).mean()
     assert accuracy(trial(InContext(view=view), judged()), swapped=True)[4] == alike < 1
 
@@ -117,14 +119,16 @@ def problems(method):
     return {what: problem for what, check in method_checks(method) if (problem := check())}
 
 
-@pytest.mark.parametrize("fields", [{}, {"most": 3}, {"view": "profile"}, {"view": "profile+context", "room": 5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"max_examples": 3}, {"view": "profile"}, {"view": "profile+context", "max_characters": 5}]
+)
 def test_keeps_the_contract_where_there_is_something_to_read(fields):
     assert problems(InContext(**fields)) == {}
 
 
 @dataclass(frozen=True)
 class AsksOnce(InContext):
-    def read(self, log_odds, query):
+    def score_answers(self, log_odds, query):
         return torch.from_numpy(log_odds[: len(query)])  # the answers with left named first
 
 
@@ -148,7 +152,7 @@ def test_the_contract_would_tell():
 
 def texts_of(method, context, query):
     """The questions a method asks."""
-    return method.ask({}, method.adapt({}, context, None), query).prompts
+    return method.questions({}, method.adapt({}, context, None), query).prompts
 
 
 def pairs(user, left, right, label, people, items, profiles=None):
@@ -159,7 +163,7 @@ def pairs(user, left, right, label, people, items, profiles=None):
 ITEMS = Items(
     text=pa.table(
         [["Why?", "Why?", "How?", "How?", "Who?", "What?"], ["zero", "one", "two", "three", "four", "five is long"]],
-        schema=TEXT,
+        schema=TEXT_SCHEMA,
     )
 )
 
@@ -168,7 +172,7 @@ def test_what_is_asked_word_for_word():
     profiles = pa.array(["nobody", "I like it short."], pa.large_string())
     context = pairs([0, 0, 0, 0], [3, 0, 1, 2], [2, 1, 0, 3], [0.9, 0.2, 0.2, 0.5], [1], ITEMS, profiles)
     query = pairs([0], [4], [5], [np.nan], [1], ITEMS, profiles)
-    left_first, right_first = texts_of(InContext(view="profile+context", room=9), context, query)
+    left_first, right_first = texts_of(InContext(view="profile+context", max_characters=9), context, query)
     assert (
         left_first
         == """This person writes:
@@ -197,14 +201,14 @@ A or B?"""
         right_first
         == left_first.split("Prompt: Who?")[0] + "Prompt: What?\nA: five is …\nPrompt: Who?\nB: four\n\nA or B?"
     )
-    (shown, _) = texts_of(InContext(most=1), context, query)
+    (shown, _) = texts_of(InContext(max_examples=1), context, query)
     assert "zero" in shown and "three" not in shown
     (alone, _) = texts_of(InContext(), context.first(0), query)
     assert alone.startswith("New choice:")
 
 
 def test_a_profile_is_that_of_the_person_asked_about():
-    data = spelled(
+    data = with_readable_items(
         LowRank(n_users=4, new_users=4, pairs_per_user=4, feature_dim=3, rank=2, shots=(2,), queries=2).build(0)
     )
     every = data.pairs
@@ -221,7 +225,7 @@ def test_a_profile_is_that_of_the_person_asked_about():
 
 
 def test_refuses_what_it_cannot_read():
-    wordless = Manifest(6, has_text=False, has_seconds=False, has_truth=False)
+    wordless = TaskFacts(6, has_text=False, has_seconds=False, has_truth=False)
     silent = replace(wordless, has_text=True)
     assert "text" in InContext().refuses(wordless)
     assert InContext().refuses(silent) is None
@@ -231,10 +235,10 @@ def test_refuses_what_it_cannot_read():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"most": 0}, {"room": 0}, {"view": "both"}, {"model": "gpt"}, {"model": "vllm:a/b"}]
+    "fields", [{"max_examples": 0}, {"max_characters": 0}, {"view": "both"}, {"model": "gpt"}, {"model": "vllm:a/b"}]
 )
 def test_settings_that_mean_nothing(fields):
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         InContext(**fields)
 
 
@@ -262,8 +266,8 @@ name = "chance"
 [[methods]]
 name = "in_context"
 model = "transformers:{}"
-most = [1, 2]
-room = 30
+max_examples = [1, 2]
+max_characters = 30
 """
 
 
@@ -285,29 +289,29 @@ def suite(tmp_path):
 def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch):
     """Then every trial runs without a model, and asks what was found and nothing else."""
     plan, store = suite
-    with pytest.raises(Lacking, match="answers"):
-        finish(next(t for t in plan.trials if t.method.name == "in_context"), store)
+    with pytest.raises(NotCachedError, match="answers"):
+        finish_trial(next(t for t in plan.trials if t.method.name == "in_context"), store)
     starts, start = [], engine.open_engine
     monkeypatch.setattr(engine, "open_engine", lambda *args, **options: starts.append(args) or start(*args, **options))
-    (job,) = questions.questions(plan.trials, store)
+    (job,) = questions.jobs_of_questions(plan.trials, store)
     assert len(plan.trials) == 3
-    made = make_here(job.rows(store), job.recipe, job.batches())
+    made = make_in_process(job.cached_rows(store), job.recipe, job.batches())
     assert made["errors"] == 0 and len(starts) == 1
-    assert questions.questions(plan.trials, store) == []
+    assert questions.jobs_of_questions(plan.trials, store) == []
 
     monkeypatch.setattr(engine, "open_engine", None)
-    asked, answered_from = set(), questions.answered_from
+    asked, answered_from = set(), questions.answers_from_store
 
     def noting(store):
         answer = answered_from(store)
 
         def noted(one):
-            asked.update(ids_of(question_table(one.systems, one.prompts)["id"]).tolist())
+            asked.update(id_array(question_table(one.systems, one.prompts)["id"]).tolist())
             return answer(one)
 
         return noted
 
-    monkeypatch.setattr(finishing, "answered_from", noting)
-    done = list(finish_all(plan.trials, store))
-    assert all(ok for _, ok in done), [store.failure(t.key) for t, ok in done if not ok]
-    assert asked == set(job.rows(store).index().ids.tolist()) and len(asked) == made["rows"]
+    monkeypatch.setattr(finishing, "answers_from_store", noting)
+    done = list(finish_trials(plan.trials, store))
+    assert all(ok for _, ok in done), [store.read_failure(t.key) for t, ok in done if not ok]
+    assert asked == set(job.cached_rows(store).build_index().ids.tolist()) and len(asked) == made["rows"]

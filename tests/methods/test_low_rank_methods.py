@@ -9,10 +9,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from harness.data import Items, Pairs, Panel
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.learning import factors, priors
 from harness.method import Run
-from harness.registry import make
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
@@ -36,7 +36,7 @@ def accuracy(task, methods, seeds):
         data = task.build(seed)
         splits = task.split(data, seed)
         for i, (name, fields) in enumerate(methods):
-            result = run_trial(Trial(task, make("method", name, fields), seed, "", ""), splits, data.truth)
+            result = run_trial(Trial(task, make_instance("method", name, fields), seed, "", ""), splits, data.truth)
             scores = result.scores.to_pandas()
             scores = scores[(scores.panel == "test") & ~scores.swapped]
             found.append(scores.groupby("shots").accuracy.mean().rename(i))
@@ -51,7 +51,7 @@ def test_a_planted_basis_is_recovered(name, fields):
     task = LowRank(**SMALL)
     data = task.build(0)
     splits = task.split(data, 0)
-    state = make("method", name, fields).fit(splits.train, splits.panels["validation"], Run(0))
+    state = make_instance("method", name, fields).fit(splits.train, splits.panels["validation"], Run(0))
     planted = np.linalg.lstsq(data.pairs.items.features, data.truth.items, rcond=None)[0]
     found = np.linalg.qr(state["root"].numpy())[0]
     cosines = np.linalg.svd(np.linalg.qr(planted)[0].T @ found)[1]
@@ -100,7 +100,7 @@ def test_the_matrix_of_shared_pairs_by_hand(rank):
         answers[u][k].append(1 - 2 * y if f else 2 * y - 1)
     A = np.array([[np.mean(a, dtype=float) for a in row] for row in answers])
     _, s, Vt = np.linalg.svd(A, full_matrices=False)
-    spectrum, basis = make("method", "pref", {"rank": rank}).matrix_svd(train)
+    spectrum, basis = make_instance("method", "pref", {"rank": rank}).matrix_svd(train)
     assert np.abs(spectrum.numpy() - s).max() < 1e-10
     gap, columns = (x[0::2] - x[1::2]).astype(float), Vt[:rank].T * s[:rank] ** 0.5
 
@@ -146,8 +146,8 @@ def test_refinement_reaches_scipys_optimum():
 
     best = min((minimize(loss, rng.normal(size=n_users * d + d * d)) for _ in range(3)), key=lambda r: r.fun)
     W, theta = best.x[: n_users * d].reshape(n_users, d), best.x[n_users * d :].reshape(d, d)
-    weights, basis = factors.own_weights(train, factors.moment_svd(train, d)[1])
-    weights, basis = factors.factorise(train, weights, basis, 0.12, 500, Run(0))
+    weights, basis = factors.weights_in_basis(train, factors.moment_svd(train, d)[1])
+    weights, basis = factors.fit_factors(train, weights, basis, 0.12, 500, Run(0))
     assert abs(loss(torch.cat([weights.flatten(), basis.flatten()]).numpy()) - best.fun) < 1e-4
     assert np.abs((weights @ basis.T).numpy() - W @ theta.T).max() < 0.02
 
@@ -173,7 +173,7 @@ def test_the_unit_of_features_does_not_matter(name, fields):
     """Log-odds of new users where features are hundredths, or hundreds, of what they were."""
     task = LowRank(**SMALL | dict(n_users=60, new_users=40, pairs_per_user=30, queries=20))
     splits = task.split(task.build(0), 0)
-    method, answers = make("method", name, fields), []
+    method, answers = make_instance("method", name, fields), []
     for factor in (1, 0.01, 100):
         shown = splits.panels["validation"]
         train, *panels = (rescaled(p, factor) for p in (splits.train, shown.context, shown.query))
@@ -201,7 +201,7 @@ def test_where_there_is_nothing_to_learn_answers_are_finite(name, fields, nothin
         pairs = [rescaled(p, 0) for p in pairs]
     else:
         pairs[0] = pairs[0].first(1)
-    method = make("method", name, fields)
+    method = make_instance("method", name, fields)
     state = method.fit(pairs[0], Panel(*pairs[1:3]), Run(0))
     assert torch.isfinite(method.score(state, method.adapt(state, pairs[3], Run(0)), pairs[4])).all()
 
@@ -219,8 +219,8 @@ def test_where_there_is_nothing_to_learn_answers_are_finite(name, fields, nothin
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name, fields):
-    with pytest.raises(Mistake, match=name):
-        make("method", name, fields)
+    with pytest.raises(UserError, match=name):
+        make_instance("method", name, fields)
 
 
 def simplex_problem(n_users=4, n=30, r=3, seed=0):
@@ -237,13 +237,13 @@ def test_weights_on_the_simplex_are_scipys():
     mask[1, 7:], mask[2] = 0, 0  # seven pairs, and none
     mean = np.array([0.2, 0.5, 0.3])
     prior = {"mean": torch.tensor(mean), "precision": torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))}
-    found = priors.simplex_weights(*(torch.from_numpy(a) for a in (Z, y, mask, offset)), prior).numpy()
+    found = priors.fit_simplex_weights(*(torch.from_numpy(a) for a in (Z, y, mask, offset)), prior).numpy()
     assert np.abs(found[2] - mean).max() < 1e-9
     for u in range(len(Z)):
 
         def loss(w, u=u):
             z = offset[u] + Z[u] @ w
-            ridge = (np.array([1.0, 2, 3]) * (w - mean) ** 2).sum() / 2 - priors.BARRIER * mean @ np.log(w)
+            ridge = (np.array([1.0, 2, 3]) * (w - mean) ** 2).sum() / 2 - priors.SIMPLEX_BARRIER * mean @ np.log(w)
             return (mask[u] * (np.logaddexp(0, z) - y[u] * z)).sum() + ridge
 
         one = {"type": "eq", "fun": lambda w: w.sum() - 1}
@@ -255,7 +255,7 @@ def test_planted_weights_on_the_simplex_are_recovered():
     Z, y, w = simplex_problem(n_users=20, n=5000, r=4)
     wide = {"mean": torch.full((4,), 0.25, dtype=torch.float64), "precision": 1e-6 * torch.eye(4, dtype=torch.float64)}
     Z, y = torch.from_numpy(Z), torch.from_numpy(y)
-    found = priors.simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), wide)
+    found = priors.fit_simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), wide)
     assert np.abs(found.numpy() - w).max() < 0.06  # 5,000 answers: standard errors near .01
     assert (found > 0).all() and (found.sum(1) - 1).abs().max() < 1e-9
 
@@ -280,7 +280,7 @@ def test_distances_to_ideal_points_are_learned():
     validation, test = ((p.first(20), p.take(p.rank >= 20), g) for p, g in (people(30, 60), people(30, 60)))
 
     def share(name, fields):
-        method = make("method", name, fields)
+        method = make_instance("method", name, fields)
         state = method.fit(train, Panel(*validation[:2]), Run(0))
         z = method.score(state, method.adapt(state, test[0], Run(0)), test[1]).numpy()
         return ((z > 0) == test[1].label).mean()
@@ -296,7 +296,7 @@ def test_pal_with_a_network_keeps_the_contract_of_sides(fields):
     task = LowRank(n_users=20, new_users=10, pairs_per_user=20, feature_dim=4, rank=2)
     splits = task.split(task.build(0), 0)
     context, query = splits.panels["test"].context, splits.panels["test"].query
-    method = make("method", "pal", fields | {"steps": 50})
+    method = make_instance("method", "pal", fields | {"steps": 50})
     state = method.fit(splits.train, splits.panels["validation"], Run(0))
     users = method.adapt(state, context, Run(0))
     z = method.score(state, users, query)

@@ -6,11 +6,11 @@ import torch
 
 from harness.data import Items, Pairs, Truth
 from harness.method import Run
-from harness.registry import make
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
-from tasks.two_modes import TwoModes, draw_pairs, rewards
+from tasks.two_modes import TwoModes, draw_option_pairs, mode_rewards
 
 
 def accuracy(task, method, seeds=(0,), panel="test"):
@@ -19,7 +19,7 @@ def accuracy(task, method, seeds=(0,), panel="test"):
     for seed in seeds:
         data = task.build(seed)
         result = run_trial(
-            Trial(task, make("method", method, {}), seed, "test", "test"), task.split(data, seed), data.truth
+            Trial(task, make_instance("method", method, {}), seed, "test", "test"), task.split(data, seed), data.truth
         )
         scores = result.scores.to_pandas()
         found.append(scores[(scores.panel == panel) & ~scores.swapped].groupby("shots").accuracy.mean())
@@ -38,12 +38,12 @@ def test_bayes_reaches_its_closed_form(query, context):
 
 def test_conflict_rates_are_what_they_say():
     rng = np.random.default_rng(0)
-    y = draw_pairs(rng, rng.random(20_000) < 0.3)
-    a, b = rewards(y[:, 0]), rewards(y[:, 1])
+    y = draw_option_pairs(rng, rng.random(20_000) < 0.3)
+    a, b = mode_rewards(y[:, 0]), mode_rewards(y[:, 1])
     conflicting = (a[:, 0] > b[:, 0]) != (a[:, 1] > b[:, 1])
     assert abs(conflicting.mean() - 0.3) < 4.5 * np.sqrt(0.21 / 20_000)
     y = rng.random((20_000, 2))
-    a, b = rewards(y[:, 0]), rewards(y[:, 1])
+    a, b = mode_rewards(y[:, 0]), mode_rewards(y[:, 1])
     natural = ((a[:, 0] > b[:, 0]) != (a[:, 1] > b[:, 1])).mean()
     assert abs(natural - 0.5) < 4.5 * 0.5 / np.sqrt(20_000)  # the modes disagree about half of all pairs
 
@@ -87,7 +87,7 @@ def test_bayes_by_hand():
     one = np.zeros(1, np.int32)
     context = Pairs(one, one, one, one + 1, np.ones(1, np.float32), items)
     query = Pairs(one, one, one + 2, one + 3, np.full(1, np.nan, np.float32), items)
-    method, run = make("method", "bayes", {}), Run(0, truth=truth)
+    method, run = make_instance("method", "bayes", {}), Run(0, truth=truth)
     state = method.fit(context, None, run)
     found = method.score(state, method.adapt(state, context, run), query).sigmoid().item()
 
@@ -117,7 +117,7 @@ def prior(method, **fields):
     train, mean, sd = planted()
     new = planted(100, 30, seed=1)[0]
     validation = Panel(new.first(15), new.take(new.rank >= 15))
-    return make("method", method, fields).fit(train, validation, Run(0)), mean, sd
+    return make_instance("method", method, fields).fit(train, validation, Run(0)), mean, sd
 
 
 def test_mixed_logit_recovers_a_planted_prior():

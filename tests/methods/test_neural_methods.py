@@ -11,11 +11,11 @@ from torch.nn.functional import silu
 
 from harness.check.methods import method_checks
 from harness.data import Items, Pairs
-from harness.errors import Mistake
-from harness.learning.amortised import as_shown, divergence
-from harness.learning.networks import forward, mlp, train
+from harness.errors import UserError
+from harness.learning.amortised import gaussian_divergence, pair_inputs
+from harness.learning.networks import apply_mlp, initial_mlp, train_network
 from harness.method import Run
-from harness.registry import make
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
@@ -34,7 +34,7 @@ def fitted(world):
     splits, _ = world
     found = {}
     for name, fields in (("np_btl", {}), ("vpl", {"steps": 1500, "rate": 3e-3})):
-        method = make("method", name, fields)
+        method = make_instance("method", name, fields)
         found[name] = method, method.fit(splits.train, splits.panels["validation"], Run(0))
     return found
 
@@ -51,7 +51,7 @@ def right(z, panel):
 @pytest.mark.parametrize(("name", "bound"), [("np_btl", 0.03), ("vpl", 0.04)])
 def test_close_to_bayes(world, fitted, name, bound):
     splits, truth = world
-    panel, bayes = splits.panels["test"], make("method", "bayes", {})
+    panel, bayes = splits.panels["test"], make_instance("method", "bayes", {})
     line = bayes.fit(splits.train, splits.panels["validation"], Run(0, truth=truth))
     for shots in (1, 3, 5, 10):
         reached = right(log_odds(*fitted[name], panel, shots), panel)
@@ -104,7 +104,7 @@ def test_a_narrower_posterior_with_more_pairs(world, fitted):
 )
 def test_reaches_what_independent_runs_reached(name, fields, seeds, floors):
     """On `low_rank` at 5, 10 and 20 answers. pal: .660, .704 and .743 over five seeds; vpl has half its steps."""
-    task, method, found = LowRank(queries=100), make("method", name, fields), []
+    task, method, found = LowRank(queries=100), make_instance("method", name, fields), []
     for seed in seeds:
         data = task.build(seed)
         result = run_trial(Trial(task, method, seed, "", ""), task.split(data, seed), data.truth)
@@ -118,7 +118,7 @@ def test_reaches_what_independent_runs_reached(name, fields, seeds, floors):
 @pytest.mark.parametrize("fields", [{"encoder": "attention"}, {"latent": True}])
 def test_variants_keep_the_contract_and_learn(world, fields):
     splits, _ = world
-    short = make("method", "np_btl", {"steps": 300, **fields})
+    short = make_instance("method", "np_btl", {"steps": 300, **fields})
     panel = splits.panels["test"]
     state = short.fit(splits.train, splits.panels["validation"], Run(0))
     assert right(log_odds(short, state, panel, 10), panel) > right(log_odds(short, state, panel, 0), panel) + 0.1
@@ -131,38 +131,40 @@ def test_variants_keep_the_contract_and_learn(world, fields):
         ("pal", {"variant": "angle", "steps": 50}),
         ("pal", {"hidden": 8, "steps": 50}),
         ("lore", {"weights": "free"}),
-        ("pref", {"whiten": False, "elicit": "uncertainty"}),
-        ("mixed_logit", {"elicit": "uncertainty"}),
+        ("pref", {"whiten": False, "elicitation": "uncertainty"}),
+        ("mixed_logit", {"elicitation": "uncertainty"}),
     ],
 )
 def test_other_settings_keep_the_contract(name, fields):
-    assert [what for what, ask in method_checks(make("method", name, fields)) if ask()] == []
+    assert [what for what, ask in method_checks(make_instance("method", name, fields)) if ask()] == []
 
 
 def test_the_bound_is_that_of_the_users_there_are():
     """Negative log likelihood plus KL, summed over users by loops, per target: people may have fewer than `targets`."""
-    method, draw = make("method", "np_btl", {"latent": True}), torch.Generator().manual_seed(0)
+    method, draw = make_instance("method", "np_btl", {"latent": True}), torch.Generator().manual_seed(0)
     task = LowRank(n_users=20, new_users=2, pairs_per_user=8, feature_dim=4, rank=2, shots=(0, 2))
     train = task.split(task.build(0), 0).train
-    state = method.networks(4, draw) | mlp("item", [4, 64, 64], draw) | mlp("user", [32, 64], draw)
-    state |= mlp("reward", [64, 1], draw)
+    state = (
+        method.initial_networks(4, draw) | initial_mlp("item", [4, 64, 64], draw) | initial_mlp("user", [32, 64], draw)
+    )
+    state |= initial_mlp("reward", [64, 1], draw)
     sides = torch.from_numpy(np.stack([train.left, train.right], 1).astype(np.int64))
-    batch = next(method.episodes(train, torch.from_numpy(train.items.features), sides, draw))
+    batch = next(method.training_batches(train, torch.from_numpy(train.items.features), sides, draw))
     noise = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
     total, n_targets = 0.0, 0
     for u in range(64):
         shown, there = batch.shown[u, batch.mask[u]][None], batch.weight[u] > 0
         asked, label = batch.asked[u, there], batch.label[u, there]
-        both = torch.cat([shown, as_shown(asked, label)[None]], 1)
+        both = torch.cat([shown, pair_inputs(asked, label)[None]], 1)
         q, p = (method.encode_users(state, x, torch.ones(x.shape[:2], dtype=torch.bool)) for x in (both, shown))
-        z = forward(state, "user", q[0] + q[1].sqrt() * noise[u])
-        reward = forward(state, "reward", silu(forward(state, "item", asked, silu) + z)).squeeze(2)
+        z = apply_mlp(state, "user", q[0] + q[1].sqrt() * noise[u])
+        reward = apply_mlp(state, "reward", silu(apply_mlp(state, "item", asked, silu) + z)).squeeze(2)
         likely = torch.distributions.Bernoulli(logits=reward[:, 0] - reward[:, 1], validate_args=False)
         normals = (torch.distributions.Normal(mean, variance.sqrt()) for mean, variance in (q, p))
         total += torch.distributions.kl_divergence(*normals).sum() - likely.log_prob(label).sum()
         n_targets += len(label)
     assert n_targets < 64 * 9
-    loss = method.loss(state, batch, torch.Generator().manual_seed(1))
+    loss = method.training_loss(state, batch, torch.Generator().manual_seed(1))
     assert torch.allclose(loss, total / n_targets, rtol=1e-4)
 
 
@@ -171,19 +173,19 @@ def test_divergence_is_torchs():
     (m, n), (v, w) = torch.randn(2, 5, 3, generator=draw), torch.rand(2, 5, 3, generator=draw) + 0.1
     normal = torch.distributions.Normal
     wanted = torch.distributions.kl_divergence(normal(m, v.sqrt()), normal(n, w.sqrt())).sum(1).mean()
-    assert torch.allclose(divergence(m, v, n, w), wanted, atol=1e-5)
+    assert torch.allclose(gaussian_divergence(m, v, n, w), wanted, atol=1e-5)
 
 
 def test_a_shown_pair_is_winner_and_loser():
     """For hard labels a linear change of (winner, loser), and the same whichever side is called left."""
     x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    middle, gap = as_shown(x, label).chunk(2, 1)
+    middle, gap = pair_inputs(x, label).chunk(2, 1)
     winner = torch.where(label[:, None] == 1, x[:, 0], x[:, 1])
     loser = torch.where(label[:, None] == 1, x[:, 1], x[:, 0])
     assert torch.allclose(middle + gap / 2, winner) and torch.allclose(middle - gap / 2, loser)
     soft = torch.tensor([0.3, 0.5, 0.9, 1.0])
-    assert torch.allclose(as_shown(x, soft), as_shown(x.flip(1), 1 - soft), atol=1e-6)
+    assert torch.allclose(pair_inputs(x, soft), pair_inputs(x.flip(1), 1 - soft), atol=1e-6)
 
 
 def test_episodes_ask_only_what_they_do_not_show():
@@ -196,8 +198,8 @@ def test_episodes_ask_only_what_they_do_not_show():
     pairs = Pairs(user, np.arange(4, dtype=np.int32), rows, rows + n, rng.random(n).astype(np.float32), None)
     ids = torch.arange(2 * n, dtype=torch.float32).unsqueeze(1)  # an item's only feature is its number
     sides = torch.from_numpy(np.stack([pairs.left, pairs.right], 1).astype(np.int64))
-    method = make("method", "np_btl", {})
-    episodes = method.episodes(pairs, ids, sides, torch.Generator().manual_seed(0))
+    method = make_instance("method", "np_btl", {})
+    episodes = method.training_batches(pairs, ids, sides, torch.Generator().manual_seed(0))
     sizes = {2: set(), 3: set(), 8: set(), 30: set()}
     for batch in (next(episodes) for _ in range(30)):
         for u in range(len(batch.shown)):
@@ -218,11 +220,11 @@ def test_training_finds_a_regression_and_keeps_the_best_on_the_way():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 2, generator=draw)
     y = torch.sin(x[:, :1]) + x[:, 1:]
-    state = mlp("f", [2, 32, 1], draw)
-    found = train(state, lambda step: (forward(state, "f", x) - y).square().mean(), 400, 1e-2, Run(0))
-    assert (forward(found, "f", x) - y).square().mean() < 0.01
+    state = initial_mlp("f", [2, 32, 1], draw)
+    found = train_network(state, lambda step: (apply_mlp(state, "f", x) - y).square().mean(), 400, 1e-2, Run(0))
+    assert (apply_mlp(found, "f", x) - y).square().mean() < 0.01
     weights, run = {"w": torch.tensor([0.0])}, Run(0)
-    best = train(
+    best = train_network(
         weights, lambda step: -weights["w"].sum(), 100, 0.1, run, held_out=lambda now: float((now["w"] - 2) ** 2)
     )
     assert len(run.curves["held_out"]) == 10
@@ -235,10 +237,12 @@ def test_what_pal_adapts_by_is_what_it_rewards_by(variant):
     """A pair's log-odds are linear in the weights: slope times w, plus offset."""
     task = LowRank(n_users=20, new_users=10, pairs_per_user=20, feature_dim=4, rank=2)
     splits = task.split(task.build(0), 0)
-    panel, method = splits.panels["test"], make("method", "pal", {"variant": variant, "steps": 50})
+    panel, method = splits.panels["test"], make_instance("method", "pal", {"variant": variant, "steps": 50})
     state = method.fit(splits.train, splits.panels["validation"], Run(0))
     users, query = method.adapt(state, panel.context, Run(0)), panel.query
-    slope, offset = method.parts(state, *(torch.from_numpy(query.items.features[s]) for s in (query.left, query.right)))
+    slope, offset = method.log_odds_parts(
+        state, *(torch.from_numpy(query.items.features[s]) for s in (query.left, query.right))
+    )
     wanted = (slope * users[0][torch.from_numpy(query.user).long()]).sum(1) + offset
     assert torch.allclose(method.score(state, users, query), wanted, atol=1e-4)
 
@@ -246,7 +250,7 @@ def test_what_pal_adapts_by_is_what_it_rewards_by(variant):
 @pytest.mark.parametrize("variant", ["distance", "angle"])
 def test_pal_knows_no_unit(variant):
     task = LowRank(n_users=50, new_users=20, pairs_per_user=30, feature_dim=8, rank=2)
-    method, answers = make("method", "pal", {"variant": variant, "steps": 100}), []
+    method, answers = make_instance("method", "pal", {"variant": variant, "steps": 100}), []
     splits = task.split(task.build(0), 0)
     panel = splits.panels["test"]
     for factor, offset in ((1, 0), (1000, 0), (0.001, 0), (1, 3)):
@@ -267,7 +271,7 @@ def test_true_subspace_gives_rewards():
     task = LowRank(n_users=20, new_users=10, pairs_per_user=20, feature_dim=4, rank=2)
     data = task.build(0)
     splits = task.split(data, 0)
-    panel, method, run = splits.panels["test"], make("method", "true_subspace", {}), Run(0, truth=data.truth)
+    panel, method, run = splits.panels["test"], make_instance("method", "true_subspace", {}), Run(0, truth=data.truth)
     state = method.fit(splits.train, splits.panels["validation"], run)
     users, query = method.adapt(state, panel.context, run), panel.query
     left, right = (method.reward(state, users, query.items, query.user, side) for side in (query.left, query.right))
@@ -294,7 +298,7 @@ def test_data_without_anything_to_learn(name, fields, what):
     if what == "no features":
         data = replace(data, pairs=replace(data.pairs, items=Items(0 * data.pairs.items.features)))
     splits = task.split(data, 0)
-    train, method = splits.train, make("method", name, fields)
+    train, method = splits.train, make_instance("method", name, fields)
     if what == "all ties":
         train = replace(train, label=np.full(len(train), 0.5, np.float32))
     if what == "one pair each":
@@ -331,5 +335,5 @@ def test_data_without_anything_to_learn(name, fields, what):
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name, fields):
-    with pytest.raises(Mistake, match=name):
-        make("method", name, fields)
+    with pytest.raises(UserError, match=name):
+        make_instance("method", name, fields)

@@ -10,12 +10,12 @@ from harness.check.methods import method_checks
 from harness.data import Items
 from harness.method import Run
 from harness.methods.dpl import Dpl
-from harness.methods.shared import network
-from harness.registry import make
+from harness.methods.shared import apply_reward_network
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.raters import Raters
-from tasks.two_modes import TwoModes, rewards
+from tasks.two_modes import TwoModes, mode_rewards
 
 
 def accuracy(task, method, fields=None, seeds=(0,)):
@@ -23,7 +23,7 @@ def accuracy(task, method, fields=None, seeds=(0,)):
     found = []
     for seed in seeds:
         data = task.build(seed)
-        trial = Trial(task, make("method", method, fields or {}), seed, "test", "test")
+        trial = Trial(task, make_instance("method", method, fields or {}), seed, "test", "test")
         scores = run_trial(trial, task.split(data, seed), data.truth).scores.to_pandas()
         found.append(scores[(scores.panel == "test") & ~scores.swapped].groupby("shots").accuracy.mean())
     return sum(found) / len(found)
@@ -39,7 +39,7 @@ def accuracy(task, method, fields=None, seeds=(0,)):
     ],
 )
 def test_variants_keep_the_contract(method, fields):
-    problems = {what: ask() for what, ask in method_checks(make("method", method, fields))}
+    problems = {what: ask() for what, ask in method_checks(make_instance("method", method, fields))}
     assert len(problems) >= 16 and not any(problems.values()), problems
 
 
@@ -80,18 +80,18 @@ def test_log_odds_are_those_of_drawn_utilities():
     torch.manual_seed(0)
     left, right = 2 * torch.randn(2, 20, 2, generator=draw)
     sides = [Normal(o[:, 0], torch.nn.functional.softplus(o[:, 1]).exp()).sample((100_000,)) for o in (left, right)]
-    found = Dpl().log_odds(left, right).sigmoid()
+    found = Dpl().outputs_log_odds(left, right).sigmoid()
     assert (found - (sides[0] > sides[1]).float().mean(0)).abs().max() < 4.5 * 0.5 / 100_000**0.5
     left, right = 2 * torch.randn(2, 20, 5, generator=draw)
     one, other = (Categorical(logits=o).sample((100_000,)) for o in (left, right))
-    found = Dpl("categorical", atoms=5).log_odds(left, right).sigmoid()
+    found = Dpl("categorical", atoms=5).outputs_log_odds(left, right).sigmoid()
     assert (found - ((one > other).float() + (one == other) / 2).mean(0)).abs().max() < 4.5 * 0.5 / 100_000**0.5
 
 
 @pytest.mark.parametrize("model", ["mean_variance", "categorical"])
 def test_certain_utilities_have_finite_log_odds(model):
     outputs = torch.eye(2 if model == "mean_variance" else 10)[[0, -1]] * 1e4
-    found = Dpl(model).log_odds(outputs, outputs.flip(0))
+    found = Dpl(model).outputs_log_odds(outputs, outputs.flip(0))
     assert torch.isfinite(found).all() and torch.equal(found[:1], -found[1:])
 
 
@@ -113,11 +113,11 @@ def two_modes():
 
 def test_one_reward_for_two_modes_orders_options_by_borda_count(two_modes):
     """Siththaranjan et al. 2024: the reward rises with the share of options that an option beats, over all people."""
-    method = make("method", "shared", {"head": "mlp"})
+    method = make_instance("method", "shared", {"head": "mlp"})
     state, items = two_modes(method)
     rows = np.arange(len(GRID))
     found = method.reward(state, (), items, rows, rows).numpy()
-    utility = rewards(GRID)
+    utility = mode_rewards(GRID)
     borda = (utility[:, None] > utility).mean((1, 2))
     assert spearmanr(found, borda).statistic > 0.95
 
@@ -126,9 +126,9 @@ def test_one_reward_for_two_modes_orders_options_by_borda_count(two_modes):
 @pytest.mark.parametrize("model", ["mean_variance", "categorical"])
 def test_a_distribution_says_where_people_disagree(two_modes, model):
     """Only above .5 do the modes differ: there utility is spread; P is the share of people who prefer an option."""
-    method = make("method", "dpl", {"model": model})
+    method = make_instance("method", "dpl", {"model": model})
     state, items = two_modes(method)
-    outputs = network(state, items, np.arange(len(GRID)))
+    outputs = apply_reward_network(state, items, np.arange(len(GRID)))
     if model == "mean_variance":
         spread = torch.nn.functional.softplus(outputs[:, 1]).exp()
     else:
@@ -136,8 +136,10 @@ def test_a_distribution_says_where_people_disagree(two_modes, model):
         spread = (p @ value**2 - (p @ value) ** 2).sqrt()
     assert spread[GRID > 0.75].mean() > 2 * spread[GRID < 0.5].mean()
     first, second = (grid.ravel() for grid in np.meshgrid(np.arange(len(GRID)), np.arange(len(GRID))))
-    share = (np.sign(rewards(GRID)[first] - rewards(GRID)[second]) / 2 + 0.5).mean(1)  # of people who prefer `first`
-    found = method.log_odds(outputs[first], outputs[second]).sigmoid().numpy()
+    share = (np.sign(mode_rewards(GRID)[first] - mode_rewards(GRID)[second]) / 2 + 0.5).mean(
+        1
+    )  # of people who prefer `first`
+    found = method.outputs_log_odds(outputs[first], outputs[second]).sigmoid().numpy()
     assert np.abs(found - share).mean() < 0.12
     assert found[share == 1].mean() > 0.9
     assert np.abs(found[(share == 0.5) & (first != second)] - 0.5).mean() < 0.2

@@ -9,15 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harness.check.methods import method_checks
-from harness.data import TEXT, Items, PreferenceDataset
-from harness.errors import Mistake
+from harness.data import TEXT_SCHEMA, Items, PreferenceDataset
+from harness.errors import UserError
 from harness.learning import policy
-from harness.method import Manifest, Run
+from harness.method import Run, TaskFacts
 from harness.methods.mixed_logit import MixedLogit
-from harness.methods.vas import Vas, axes, states
-from harness.models.tokens import open_tokenizer, render
+from harness.methods.vas import Vas, hidden_states, reward_axes
+from harness.models.tokens import open_tokenizer, render_prompt
 from harness.store.store import Store
-from harness.task import in_order
+from harness.task import split_in_order
 
 UP, DOWN = " follow", " over"  # a token each
 PROMPTS = [f"Number {i}?" for i in range(300)]
@@ -43,13 +43,13 @@ def splits():
     rng = np.random.default_rng(0)
     said = [rng.choice([UP, DOWN], rng.integers(4, 12)) for _ in range(2 * len(PROMPTS))]
     features = np.float32([[(words == UP).sum(), (words == DOWN).sum()] for words in said])
-    text = pa.table([np.repeat(PROMPTS, 2), ["On" + "".join(words) for words in said]], schema=TEXT)
+    text = pa.table([np.repeat(PROMPTS, 2), ["On" + "".join(words) for words in said]], schema=TEXT_SCHEMA)
     user, pair = np.divmod(np.arange(40 * 40), 40)
     pair = (pair + 7 * user) % len(PROMPTS)
     gap = ((features[0::2] - features[1::2])[pair] @ [1, -1]) * np.where(user % 2, 1, -1)
     label = 1 / (1 + np.exp(-gap / 2))
     data = PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, text))
-    return in_order(data, 20, 10)
+    return split_in_order(data, 20, 10)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,12 @@ def test_the_head_finds_the_tilt_that_is_known_by_hand(vas, run):
     hidden = torch.from_numpy(np.concatenate([place * 3, before, np.ones((120000, 1))], 1).astype(np.float32))
     token = torch.from_numpy(np.where(heads, 100, 101).reshape(-1))
     vas = replace(vas, strength=1.5)
-    state = vas.head(hidden, token, torch.from_numpy(target), torch.arange(120000) // 10 % 8 == 0, run)
+    state = vas.train_value_head(hidden, token, torch.from_numpy(target), torch.arange(120000) // 10 % 8 == 0, run)
     state |= {"places": torch.eye(2)}
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 1.0]])
-    logits = vas.tilt(state, weights)(np.arange(3), hidden[:1000].expand(3, -1, -1), torch.zeros(3, 1000, 1000))
+    logits = vas.logits_adjuster(state, weights)(
+        np.arange(3), hidden[:1000].expand(3, -1, -1), torch.zeros(3, 1000, 1000)
+    )
     odds = (logits[..., 100] - logits[..., 101]).reshape(3, 100, 10).mean(1)
     first, last = torch.ones(10), (torch.arange(10) >= 5).float()
     golden = 1.5 * torch.stack([first, last, last - 2 * first])
@@ -95,10 +97,14 @@ def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, fold
     likes_up = torch.from_numpy(parts.panels["test"].context.people % 2 == 1)
     assert (worth[likes_up] > 0.5).all() and (worth[~likes_up] < -0.5).all()
     up, down = (open_tokenizer(folder)(word)["input_ids"][0] for word in (UP, DOWN))
-    hidden, token, _ = states(folder, policy.tokens_of(parts.train.items, vas.lm, store), np.arange(100))
+    hidden, token, _ = hidden_states(
+        folder, policy.tokenise_items(parts.train.items, vas.language_model, store), np.arange(100)
+    )
     hidden = hidden[(token == up) | (token == down)]
     n = len(users[0])
-    tilt = vas.tilt(state, users[0])(np.arange(n), hidden.expand(n, -1, -1), torch.zeros(n, len(hidden), 1000))
+    tilt = vas.logits_adjuster(state, users[0])(
+        np.arange(n), hidden.expand(n, -1, -1), torch.zeros(n, len(hidden), 1000)
+    )
     found = (tilt[..., up] - tilt[..., down]).mean(1).double()
     assert (found / (vas.strength * worth) - 1).abs().max() < 0.2
 
@@ -107,10 +113,10 @@ def test_opposite_weights_tilt_oppositely(vas, fitted):
     _, state = fitted
     weights = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     hidden, none = torch.randn(5, 3, 128), torch.zeros(5, 3, 1000)
-    one, other = (vas.tilt(state, w)(np.arange(5), hidden, none) for w in (weights, -weights))
+    one, other = (vas.logits_adjuster(state, w)(np.arange(5), hidden, none) for w in (weights, -weights))
     torch.testing.assert_close(one, -other)
     assert one.abs().max() > 0.01
-    twice = replace(vas, strength=2 * vas.strength).tilt(state, weights)(np.arange(5), hidden, none)
+    twice = replace(vas, strength=2 * vas.strength).logits_adjuster(state, weights)(np.arange(5), hidden, none)
     torch.testing.assert_close(twice, 2 * one)
 
 
@@ -136,9 +142,12 @@ def test_places_multiply_to_rewards_and_the_leading_axes_explain_most():
     weights = prior["mean"] * torch.randn(4000, 1, dtype=torch.float64, generator=rng)
     weights = weights + torch.randn(4000, 6, dtype=torch.float64, generator=rng) @ root.T
     rewards = features @ weights.T
-    whole, places = axes(features, prior, 6)
+    whole, places = reward_axes(features, prior, 6)
     torch.testing.assert_close(whole @ (weights @ places).T, rewards)
-    left = [(rewards - z @ (weights @ p).T).square().mean() for z, p in (axes(features, prior, n) for n in range(1, 7))]
+    left = [
+        (rewards - z @ (weights @ p).T).square().mean()
+        for z, p in (reward_axes(features, prior, n) for n in range(1, 7))
+    ]
     least = torch.linalg.svdvals(rewards).square()  # no n axes could leave less
     for n in range(1, 6):
         assert left[n - 1] <= 1.15 * least[n:].sum() / rewards.numel()  # users are a sample of the prior
@@ -146,12 +155,12 @@ def test_places_multiply_to_rewards_and_the_leading_axes_explain_most():
 
 def test_hidden_states_are_those_before_each_token_of_a_response(vas, folder, store):
     items = splits().train.items
-    tokens, rows = policy.tokens_of(items, vas.lm, store), np.array([5, 3, 40])
-    hidden, token, text = states(folder, tokens, rows)
+    tokens, rows = policy.tokenise_items(items, vas.language_model, store), np.array([5, 3, 40])
+    hidden, token, text = hidden_states(folder, tokens, rows)
     names = open_tokenizer(folder)
     lm = AutoModelForCausalLM.from_pretrained(folder)
     for place, row in enumerate(rows.tolist()):
-        prompt = render(names, None, items.text["prompt"][row].as_py())
+        prompt = render_prompt(names, None, items.text["prompt"][row].as_py())
         response = [*names(items.text["response"][row].as_py())["input_ids"], names.eos_token_id]
         with torch.no_grad():
             golden = lm(torch.tensor([prompt + response]), output_hidden_states=True).hidden_states[-1][0]
@@ -177,10 +186,10 @@ def test_it_keeps_the_contract(vas, store):
 
 def test_it_says_what_it_needs():
     def said(dimension, text):
-        return Vas().refuses(Manifest(dimension, has_text=text, has_seconds=False, has_truth=False))
+        return Vas().refuses(TaskFacts(dimension, has_text=text, has_seconds=False, has_truth=False))
 
     assert said(6, True) is None
     assert "text" in said(6, False) and "numeric features" in said(None, True) and "512" in said(600, True)
     for wrong in ({"strength": -1.0}, {"axes": 0}, {"model": "vllm:small"}, {"model": "gpt"}):
-        with pytest.raises(Mistake):
+        with pytest.raises(UserError):
             Vas(**wrong)

@@ -5,18 +5,18 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
-from harness.errors import Missing, Mistake
+from harness.errors import UnavailableError, UserError
 from harness.models import on_transformers, on_vllm, small
-from harness.models.base import as_sample
+from harness.models.base import make_sample
 from harness.models.engine import open_engine
-from harness.models.sampling import draw
-from harness.models.tokens import batches_by_length, open_tokenizer, render
-from harness.sources.text_world import PROMPTS, respond
+from harness.models.sampling import draw_tokens
+from harness.models.tokens import batches_by_length, open_tokenizer, render_prompt
+from harness.sources.text_world import PROMPTS, write_response
 
 TEXTS = [
     "On baking bread.",
     "Zürich is far away, isn't it? 12 345",
-    *(respond(prompt, seed) for seed, prompt in enumerate(PROMPTS[:9])),
+    *(write_response(prompt, seed) for seed, prompt in enumerate(PROMPTS[:9])),
 ]
 SEEDS = [10**12 + 10**6 * i for i in range(9)]
 CLOSE = 2e-5  # float32: what the order of a batch's sums can do to a vector of this model, whose entries are about 1
@@ -50,7 +50,7 @@ def writer(folder):
 @pytest.fixture(scope="module")
 def prompts(writer):
     systems = [None, "Be formal and brief.", "Say nothing at all, or very much, but say it well."]
-    return [render(writer.tokenizer, systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
+    return [render_prompt(writer.tokenizer, systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
 
 
 def tokens(folder):
@@ -106,7 +106,7 @@ def test_log_odds_are_those_of_a_plain_softmax(folder, writer, prompts, monkeypa
         assert odds.dtype == np.float64
         np.testing.assert_allclose(odds, golden, atol=CLOSE)
     np.testing.assert_array_equal(writer.answer(prompts, ("Bad", "Any")), -odds)  # a word's first token speaks for it
-    with pytest.raises(Mistake, match="begin with the same token"):
+    with pytest.raises(UserError, match="begin with the same token"):
         writer.answer(prompts, ("Zurich", "Zug"))
 
 
@@ -115,11 +115,11 @@ def recorded(monkeypatch, writer, prompts, n, **settings):
     made = []
 
     def record(tokenizer, tokens, *rest):
-        made.append((as_sample(tokenizer, tokens, *rest), tokens))
+        made.append((make_sample(tokenizer, tokens, *rest), tokens))
         return made[-1][0]
 
     with monkeypatch.context() as patch:
-        patch.setattr(on_transformers, "as_sample", record)
+        patch.setattr(on_transformers, "make_sample", record)
         samples = writer.sample(prompts, SEEDS[: len(prompts)], n, **settings)
     tokens = {id(sample): tokens for sample, tokens in made}
     return samples, [[tokens[id(sample)] for sample in row] for row in samples]
@@ -185,18 +185,28 @@ def test_at_temperature_0_the_likeliest_is_written(folder, writer, prompts, monk
     for prompt, (said,) in zip(prompts, tokens, strict=False):
         greedy = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt) :]
         assert said == greedy.tolist()
-    with pytest.raises(Mistake, match="equal"):
+    with pytest.raises(UserError, match="equal"):
         writer.sample(prompts, SEEDS, 2, temperature=0)
 
 
 def test_draws_are_in_proportion_to_probability():
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().expand(1000, 4)
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    assert draw(logits, uniform, 1.0, 1.0).bincount(minlength=4).tolist() == [100, 400, 200, 300]
-    assert draw(logits, uniform, 0.5, 1.0).bincount(minlength=4).tolist() == [33, 534, 133, 300]  # squares: /30, of 30
-    assert draw(logits, uniform, 1.0, 0.6).bincount(minlength=4).tolist() == [0, 571, 0, 429]  # .4 and .3 reach .6
-    assert draw(logits, uniform, 1.0, 0.3).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
-    assert draw(logits, uniform, 0, 1.0).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
+    assert draw_tokens(logits, uniform, 1.0, 1.0).bincount(minlength=4).tolist() == [100, 400, 200, 300]
+    assert draw_tokens(logits, uniform, 0.5, 1.0).bincount(minlength=4).tolist() == [
+        33,
+        534,
+        133,
+        300,
+    ]  # squares: /30, of 30
+    assert draw_tokens(logits, uniform, 1.0, 0.6).bincount(minlength=4).tolist() == [
+        0,
+        571,
+        0,
+        429,
+    ]  # .4 and .3 reach .6
+    assert draw_tokens(logits, uniform, 1.0, 0.3).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
+    assert draw_tokens(logits, uniform, 0, 1.0).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
 
 
 def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
@@ -208,7 +218,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 200)[: small.POSITIONS - 5]
+    long = (prompts[0] * 200)[: small.MAX_POSITIONS - 5]
     short, full = writer.sample([prompts[0], long], SEEDS[:2], 1, max_tokens=20)
     assert (short[0].n_tokens, full[0].n_tokens, full[0].finish_reason) == (20, 5, "length")
     for prompt in (long + prompts[0], []):
@@ -218,26 +228,26 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
 
 def test_a_lower_context_can_be_asked_for(folder):
     assert open_engine("transformers", folder, "answer", max_length=64).context_length == 64
-    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small.POSITIONS
+    assert open_engine("transformers", folder, "answer", max_length=10**6).context_length == small.MAX_POSITIONS
 
 
 def test_prompts_are_rendered_as_the_tokenizer_wants_them(folder):
     names = open_tokenizer(folder)
-    decoded = names.decode(render(names, "Be brief.", "Hi"))
+    decoded = names.decode(render_prompt(names, "Be brief.", "Hi"))
     assert decoded == "<|begin|><|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>"
-    assert "<|system|>" not in names.decode(render(names, None, "Hi"))
+    assert "<|system|>" not in names.decode(render_prompt(names, None, "Hi"))
     names.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "[{{ messages[0]['content'] }}]{% if add_generation_prompt %}:{% endif %}"
     )
-    assert names.decode(render(names, "Be brief.", "Hi")) == "[Be brief.\n\nHi]:"
+    assert names.decode(render_prompt(names, "Be brief.", "Hi")) == "[Be brief.\n\nHi]:"
     names.chat_template = None
-    assert names.decode(render(names, "Be brief.", "Hi")) == "Be brief.\n\nHi\n"
+    assert names.decode(render_prompt(names, "Be brief.", "Hi")) == "Be brief.\n\nHi\n"
 
 
 def test_what_cannot_be_opened_says_what_to_do(folder, monkeypatch):
-    with pytest.raises(Mistake, match="one GPU"):
+    with pytest.raises(UserError, match="one GPU"):
         open_engine("transformers", folder, "sample", tensor_parallel=2)
     monkeypatch.setattr(on_vllm, "find_spec", lambda name: None)
-    with pytest.raises(Missing, match="make vllm"):
+    with pytest.raises(UnavailableError, match="make vllm"):
         open_engine("vllm", folder, "sample")

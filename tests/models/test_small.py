@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.models import small
-from harness.sources.text_world import PROMPTS, TRAITS, respond, traits
+from harness.sources.text_world import PROMPTS, TRAITS, trait_scores, write_response
 
 
 def digests(folder):
@@ -51,33 +51,33 @@ def test_what_is_there_is_left_alone(folder):
 
 def test_any_text_survives_the_tokenizer(folder):
     names = AutoTokenizer.from_pretrained(folder)
-    for text in ("It is thus established. I can't wait!", "Zürich 東京 🙂\n\ttab", respond(PROMPTS[0], 3)):
+    for text in ("It is thus established. I can't wait!", "Zürich 東京 🙂\n\ttab", write_response(PROMPTS[0], 3)):
         assert names.decode(names(text)["input_ids"]) == text
     assert len({names.bos_token_id, names.eos_token_id, names.pad_token_id}) == 3
-    assert len(names) == small.VOCABULARY  # no token without a row of the model's
+    assert len(names) == small.VOCABULARY_SIZE  # no token without a row of the model's
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == names.eos_token_id
 
 
 def test_every_conversation_fits_and_ends(folder):
     names = AutoTokenizer.from_pretrained(folder)
-    talk = small.conversations(300, seed=7)
+    talk = small.world_conversations(300, seed=7)
     rows = names(names.apply_chat_template(talk, tokenize=False))["input_ids"]
-    assert max(map(len, rows)) <= small.CONTEXT
+    assert max(map(len, rows)) <= small.TRAINING_CONTEXT
     assert all(row[0] == names.bos_token_id and row[-1] == names.eos_token_id for row in rows)
 
 
 def test_the_system_line_names_the_two_strongest_traits():
-    talk = small.conversations(300, seed=7)
+    talk = small.world_conversations(300, seed=7)
     steered = [messages for messages in talk if messages[0]["role"] == "system"]
     assert 100 < len(steered) < 200
     manner = {
         word: (t, sign)
-        for t, words in enumerate(small.MANNERS.values())
+        for t, words in enumerate(small.TRAIT_MANNERS.values())
         for word, sign in zip(words, (1, -1), strict=False)
     }
-    assert tuple(small.MANNERS) == TRAITS and len(manner) == 14
+    assert tuple(small.TRAIT_MANNERS) == TRAITS and len(manner) == 14
     for system, _, response in steered:
-        score = traits([response["content"]])[0]
+        score = trait_scores([response["content"]])[0]
         named = [manner[word] for word in system["content"].removeprefix("Be ").removesuffix(".").split(" and ")]
         assert all(sign * score[t] > 0 for t, sign in named)
         rest = np.delete(np.abs(score), [t for t, _ in named])
@@ -89,7 +89,7 @@ def test_training_teaches(folder, tmp_path):
     """Two steps bring a text of the world closer than none."""
     small.build_small_model(tmp_path / "untrained", steps=0)
     names = AutoTokenizer.from_pretrained(folder)
-    ids = names(respond(PROMPTS[3], 11), return_tensors="pt")["input_ids"]
+    ids = names(write_response(PROMPTS[3], 11), return_tensors="pt")["input_ids"]
     loss = [AutoModelForCausalLM.from_pretrained(f)(ids, labels=ids).loss for f in (tmp_path / "untrained", folder)]
     assert loss[1] < loss[0] - 0.2
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import Mistake
-from harness.inference.cache import Rows, text_id
-from harness.inference.jobs import make_here
+from harness.errors import UserError
+from harness.inference.cache import CachedRows, text_id
+from harness.inference.jobs import make_in_process
 from harness.on_ray import session
 from harness.on_ray.inference import make_on_ray
-from harness.registry import ROOT
+from harness.registry import PROJECT_ROOT
 from harness.store.store import Store
 from tests.inference import test_cache
 from tests.inference.test_cache import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
@@ -45,14 +45,14 @@ def cluster(tmp_path_factory):
     """One Ray for all tests; its workers get the tests' recipes by value, as they cannot import them."""
     from ray import cloudpickle
 
-    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 3):
+    with session.ray_session(Store(tmp_path_factory.mktemp("ray")).open(), 3):
         cloudpickle.register_pickle_by_value(test_cache)
         yield cloudpickle
 
 
 @pytest.fixture
 def rows(tmp_path):
-    return Rows(Store(tmp_path / "store").open(), IDENTITY)
+    return CachedRows(Store(tmp_path / "store").open(), IDENTITY)
 
 
 def processes(folder):
@@ -78,16 +78,16 @@ def check_all_made_once(rows, texts, but=(), kept=(".waiting.arrow.",)):
     """kept: begins of private files that may be left; the store clears them once they are old."""
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [text for text in texts if text not in but]
-    np.testing.assert_array_equal(rows.index().vectors(ids(good)), expected(good))
-    assert sorted(rows.index().reasons(ids(texts))) == [i for i, text in enumerate(texts) if text in but]
+    np.testing.assert_array_equal(rows.build_index().vectors(ids(good)), expected(good))
+    assert sorted(rows.build_index().error_reasons(ids(texts))) == [i for i, text in enumerate(texts) if text in but]
     assert not [name for name in left_behind(rows.store) if not name.startswith(kept)]
 
 
 def test_the_same_bytes_as_without_ray(cluster, rows, tmp_path, capfd):
     texts = [*TEXTS, "", "NAN", *TEXTS[:9]]
-    local = Rows(Store(tmp_path / "local").open(), IDENTITY)
+    local = CachedRows(Store(tmp_path / "local").open(), IDENTITY)
     (tmp_path / "here").mkdir()
-    here = make_here(local, Shapes(str(tmp_path / "here")), [table(texts)])
+    here = make_in_process(local, Shapes(str(tmp_path / "here")), [table(texts)])
     started, progress = [], []
     found = make_on_ray(
         rows, Shapes(str(tmp_path)), [table(texts)], 2, on_start=started.append, on_progress=progress.append
@@ -120,9 +120,9 @@ def test_a_killed_worker_costs_at_most_its_block(cluster, rows, tmp_path):
 
 
 def test_a_killed_driver_costs_at_most_a_block_of_each_worker(cluster, rows, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
     (tmp_path / "driver.py").write_text(DRIVER)
-    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", tmp_path], cwd=ROOT, env=environment)
+    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", tmp_path], cwd=PROJECT_ROOT, env=environment)
     wait_for(lambda: holding(tmp_path))
     driver.kill()
     driver.wait()
@@ -142,7 +142,7 @@ def test_a_row_that_kills_its_worker_becomes_an_error(cluster, rows, tmp_path, c
     assert make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=1)["errors"] == 1
     check_all_made_once(rows, texts, but=("a KILL",))
     assert capfd.readouterr() == ("", "")
-    assert "died or hung at this row alone" in rows.index().reasons(ids(texts))[6]
+    assert "died or hung at this row alone" in rows.build_index().error_reasons(ids(texts))[6]
     begun = Counter(map(tuple, blocks(tmp_path)))
     assert begun[tuple(texts[4:8])] == begun["a KILL",] == 2
     assert begun[tuple(texts[:4])] == begun[tuple(texts[8:12])] == begun[tuple(texts[12:])] == 1
@@ -163,7 +163,7 @@ def test_workers_that_hang_are_killed_and_their_blocks_tried_again(cluster, rows
 )
 def test_a_mistake_of_a_worker_is_the_driver_s(cluster, rows, tmp_path, recipe, texts, message):
     began = time.monotonic()
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         make_on_ray(rows, Shapes(str(tmp_path), **recipe), [table(texts)], workers=1)
     assert caught.value.message == message and caught.value.hint
     assert time.monotonic() - began < 60
@@ -180,14 +180,14 @@ def test_workers_that_die_while_they_start_are_given_up(cluster, rows, tmp_path)
             os.kill(os.getpid(), signal.SIGKILL)
 
     cluster.register_pickle_by_value(sys.modules[__name__])
-    with pytest.raises(Mistake, match="workers died 5 times while loading"):
+    with pytest.raises(UserError, match="workers died 5 times while loading"):
         make_on_ray(rows, Heavy(str(tmp_path)), [table(TEXTS)], workers=1)
     assert Path(tmp_path, "starts").read_text() == "x" * 5
 
 
 def test_two_drivers_on_one_store(cluster, rows, tmp_path):
     def other():
-        make_here(Rows(Store(rows.store.root), IDENTITY), Shapes(str(tmp_path)), [table(TEXTS)])
+        make_in_process(CachedRows(Store(rows.store.root), IDENTITY), Shapes(str(tmp_path)), [table(TEXTS)])
 
     rival = multiprocessing.get_context("fork").Process(target=other)
     rival.start()
@@ -204,7 +204,12 @@ def test_nothing_is_said_but_our_own(tmp_path):
     path.write_text("".join(json.dumps({"response": text}) + "\n" for text in TEXTS))
     command = [sys.executable, "-m", "harness.cli", "encode", path, "--encoder", "hashing-16"]
     found = subprocess.run(
-        [*command, "--store", tmp_path / "store"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+        [*command, "--store", tmp_path / "store"],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
     )
     said = [line for line in found.stderr.splitlines() if line]
     assert said[0] == "40 vectors to make by hashing" and said[1].startswith("40 vectors made") and len(said) == 2

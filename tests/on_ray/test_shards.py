@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from torch import distributed
 
-from harness.data import TEXT, Items, Pairs, Panel
+from harness.data import TEXT_SCHEMA, Items, Pairs, Panel
 from harness.learning import dpo_training
 from harness.method import Run
 from harness.models import small
-from harness.registry import ROOT, make
-from harness.sources.text_world import PROMPTS, respond
+from harness.registry import PROJECT_ROOT, make_instance
+from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 USERS, PAIRS, STEPS, LATER = 4, 6, 6, 3
@@ -34,8 +34,8 @@ WORK = "import sys; from pathlib import Path; from tests.on_ray.test_shards impo
 def data() -> Pairs:
     rng, n = np.random.default_rng(0), USERS * PAIRS
     prompts = [PROMPTS[i] for i in np.repeat(rng.integers(len(PROMPTS), size=n), 2)]
-    responses = [respond(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
-    items = Items(rng.normal(size=(2 * n, 3)).astype(np.float32), pa.table([prompts, responses], schema=TEXT))
+    responses = [write_response(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
+    items = Items(rng.normal(size=(2 * n, 3)).astype(np.float32), pa.table([prompts, responses], schema=TEXT_SCHEMA))
     left, user = np.arange(0, 2 * n, 2, dtype=np.int32), np.repeat(np.arange(USERS, dtype=np.int32), PAIRS)
     return Pairs(
         user, np.arange(USERS, dtype=np.int32), left, left + 1, rng.integers(0, 2, n).astype(np.float32), items
@@ -47,10 +47,10 @@ def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | No
 
     What is saved in `checkpoint` before step LATER is copied to `kept`.
     """
-    method = make(
+    method = make_instance(
         "method", name, {"model": f"transformers:{folder / 'lm'}", "steps": STEPS, "batch": 5} | METHODS[name]
     )
-    train, schedule = data(), type(method).schedule
+    train, schedule = data(), type(method).training_schedule
 
     def watched(*given):
         drawn = schedule(*given)
@@ -64,8 +64,8 @@ def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANYMINDS_CHECKPOINT_SECONDS", "0")
-        patch.setattr(dpo_training, "TOKENS", 500)  # of one or two pairs
-        patch.setattr(type(method), "schedule", watched)
+        patch.setattr(dpo_training, "MAX_POLICY_TOKENS", 500)  # of one or two pairs
+        patch.setattr(type(method), "training_schedule", watched)
         return method.fit(
             train, Panel(train.first(2), train), Run(0, checkpoint=checkpoint, store=Store(folder / "store"))
         )
@@ -89,7 +89,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     small.build_small_model(folder / "lm", steps=0)
     Store(folder / "store").open()
-    command, home = [sys.executable, "-c", WORK, str(folder)], ROOT
+    command, home = [sys.executable, "-c", WORK, str(folder)], PROJECT_ROOT
     workers = [subprocess.Popen([*command, rank], cwd=home) for rank in "01"]
     try:
         assert [worker.wait(timeout=240) for worker in workers] == [0, 0]

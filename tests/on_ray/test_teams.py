@@ -20,18 +20,18 @@ import torch
 
 from harness import registry
 from harness.cli import main
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.models import small
 from harness.on_ray import session
 from harness.on_ray import trials as trials_module
-from harness.registry import ROOT
+from harness.registry import PROJECT_ROOT
 from harness.store.store import Store
-from harness.trials.finish import finish, finish_all
-from harness.trials.plan import make_plan, unfinished
+from harness.trials.finish import finish_trial, finish_trials
+from harness.trials.plan import make_plan, unfinished_trials
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 
-pytestmark = pytest.mark.timeout(300)  # far below on_ray.TEAM_SECONDS: nothing here may wait that long
+pytestmark = pytest.mark.timeout(300)  # far below on_ray.trials.TEAM_TIMEOUT_SECONDS: nothing here may wait that long
 
 SUITE = """
 seeds = %d
@@ -56,33 +56,33 @@ from harness.learning.linear import LinearMethod
 
 @dataclass(frozen=True)
 class Team(LinearMethod):
-    together: ClassVar[bool] = True
+    trains_model: ClassVar[bool] = True
     fails: str = ""
 
     def fit(self, train, validation, run):
         x, y = torch.from_numpy(train.gap).double(), torch.from_numpy(train.label).double()
-        mine = slice(parallel.rank(), None, parallel.size())
+        mine = slice(parallel.worker_rank(), None, parallel.worker_count())
         weights, first, saved = torch.zeros(x.shape[1], dtype=torch.float64), 0, run.checkpoint / "state.pt"
         if saved.exists():
             weights, first = torch.load(saved)
         for step in range(first, 40):
             if self.fails == "all" and step == 5:
                 raise ArithmeticError("all fail")
-            if self.fails == "one" and step == 5 and parallel.rank() == 1:
+            if self.fails == "one" and step == 5 and parallel.worker_rank() == 1:
                 raise ArithmeticError("one fails")
-            weights = weights - parallel.summed(x[mine].T @ (torch.sigmoid(x[mine] @ weights) - y[mine])) / len(x)
-            if (step + 1) % 10 == 0 and parallel.rank() == 0:
+            weights = weights - parallel.sum_over_workers(x[mine].T @ (torch.sigmoid(x[mine] @ weights) - y[mine])) / len(x)
+            if (step + 1) % 10 == 0 and parallel.worker_rank() == 0:
                 torch.save((weights, step + 1), saved.with_suffix(".part"))
                 os.replace(saved.with_suffix(".part"), saved)
             with open(Path(__file__).with_name("steps.log"), "a") as log:
-                log.write(f"{os.getpid()} {parallel.rank()} {parallel.size()} {step}\\n")
-            while step == 25 and parallel.rank() == parallel.size() - 1 and Path(__file__).with_name("hold").exists():
+                log.write(f"{os.getpid()} {parallel.worker_rank()} {parallel.worker_count()} {step}\\n")
+            while step == 25 and parallel.worker_rank() == parallel.worker_count() - 1 and Path(__file__).with_name("hold").exists():
                 time.sleep(0.05)
         return {"mean": weights, "root": torch.zeros(len(weights), 0, dtype=torch.float64)}
 '''
 WORKER = """
 from tests.on_ray.test_teams import ready
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.store.store import Store
 from torch import distributed
 commit = Store.commit
@@ -92,7 +92,7 @@ def told(self, *args):
 Store.commit = told
 distributed.init_process_group("gloo")
 store, trials, _ = ready({folder!r}, 1, {methods!r}, {task!r})
-for trial, good in finish_all(trials, store):
+for trial, good in finish_trials(trials, store):
     print(trial.key, good)
 """
 
@@ -107,18 +107,20 @@ def ready(folder: str | Path, seeds: int, methods: str, task: str = PEOPLE) -> t
         suite.write_text(SUITE % (seeds, task, methods))
     registry.add_plugins([plugin])
     store = Store(folder / "store").open()
-    return store, unfinished(make_plan(read_suite(suite), store), store), plugin
+    return store, unfinished_trials(make_plan(read_suite(suite), store), store), plugin
 
 
 def found(store: Store, trial: Trial) -> dict[str, np.ndarray]:
     """Its predictions, committed once."""
-    assert not store.diverged(trial.key)
-    return safetensors.numpy.load(store.load(store.read("trials", trial.key), "predictions.safetensors"))
+    assert not store.has_diverged(trial.key)
+    return safetensors.numpy.load(
+        store.read_verified(store.read_manifest("trials", trial.key), "predictions.safetensors")
+    )
 
 
 def texts(store: Store, trial: Trial) -> list[str]:
     """What its policy wrote."""
-    with pa.ipc.open_file(store.load(store.read("trials", trial.key), "written.arrow")) as file:
+    with pa.ipc.open_file(store.read_verified(store.read_manifest("trials", trial.key), "written.arrow")) as file:
         return file.read_all()["response"].to_pylist()
 
 
@@ -134,7 +136,8 @@ def two_processes(folder: Path, methods: str, task: str) -> list[list[str]]:
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", WORKER.format(folder=str(folder), methods=methods, task=task)]
     workers = [
-        subprocess.Popen(command, cwd=ROOT, env=environment | {"RANK": rank}, stdout=-1, text=True) for rank in "01"
+        subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment | {"RANK": rank}, stdout=-1, text=True)
+        for rank in "01"
     ]
     return [worker.communicate(timeout=140)[0].splitlines() for worker in workers]
 
@@ -152,7 +155,7 @@ def clean(store: Store) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
+    with session.ray_session(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 
@@ -160,7 +163,7 @@ def cluster(tmp_path_factory):
 def alone(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     """What this process finds, by key."""
     store, trials, _ = ready(tmp_path_factory.mktemp("alone"), 1, '{ name = "team" }, { name = "shared" }')
-    assert all(good for _, good in finish_all(trials, store)) and clean(store)
+    assert all(good for _, good in finish_trials(trials, store)) and clean(store)
     return {trial.key: found(store, trial) for trial in trials}
 
 
@@ -169,27 +172,29 @@ def beside(cluster, tmp_path_factory) -> tuple[Store, list[Trial], Path]:
     """Policies trained by two workers on two cores that another trial wants as well."""
     folder, groups = tmp_path_factory.mktemp("beside"), []
     store, trials, plugin = ready(folder, 1, '{ name = "team", fails = ["one", "all", ""] }, { name = "shared" }')
-    trials_module.run_on_ray(trials, store, [plugin], 2, on_group=groups.append, together=2)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 2, on_group=groups.append, workers_per_policy=2)
     assert sorted(len(group) for group in groups) == [1, 3]
     return store, trials, folder
 
 
 def test_two_workers_find_what_one_does_beside_trials_on_cores(alone, beside):
     store, trials, folder = beside
-    assert len(alone) == 2 and clean(store) and store.keys("trials") == alone.keys()
+    assert len(alone) == 2 and clean(store) and store.committed_keys("trials") == alone.keys()
     for trial in trials:
         if trial.key in alone:
             for name, values in found(store, trial).items():
                 np.testing.assert_allclose(values, alone[trial.key][name], atol=1e-5)
             workers = 2 if trial.method.name == "team" else 1
-            assert store.read("trials", trial.key)["facts"]["world_size"] == workers
+            assert store.read_manifest("trials", trial.key)["facts"]["world_size"] == workers
     ended = sorted(line[1:] for line in steps(folder) if line[3] >= 5)
     assert ended == [[rank, 2, step] for rank in range(2) for step in range(5, 40)]
 
 
 def test_a_failure_of_one_worker_or_all_fails_that_trial_alone(beside):
     store, trials, folder = beside
-    reasons = {t.method.fails: (store.failure(t.key) or {}).get("reason") for t in trials if t.method.name == "team"}
+    reasons = {
+        t.method.fails: (store.read_failure(t.key) or {}).get("reason") for t in trials if t.method.name == "team"
+    }
     assert reasons == {"one": "ArithmeticError: one fails", "all": "ArithmeticError: all fail", "": None}
     assert len({pid for pid, *_ in steps(folder)}) == 4  # the group began anew once: where one alone had failed
 
@@ -206,7 +211,7 @@ def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_p
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    trials_module.run_on_ray(trials, store, [plugin], 2, together=2)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 2, workers_per_policy=2)
     killer.join()
     expected = found(beside[0], trials[0])
     assert all((values == expected[name]).all() for name, values in found(store, trials[0]).items())
@@ -222,13 +227,13 @@ def test_two_processes_train_the_policy_that_one_trains(tmp_path):
     model = f'model = "transformers:{tmp_path}/lm", steps = 8, max_tokens = 6'
     methods = f'{{ name = "dpo", batch = 7, {model} }}, {{ name = "np_dpo", targets = 3, batch = 9, {model} }}'
     store, trials, _ = ready(tmp_path / "one", 1, methods, TEXT)
-    assert all(good for _, good in finish_all(trials, store)), [store.failure(trial.key) for trial in trials]
+    assert all(good for _, good in finish_trials(trials, store)), [store.read_failure(trial.key) for trial in trials]
     first, second = two_processes(tmp_path / "two", methods, TEXT)
     good = {f"{trial.key} True" for trial in trials}
     assert good < set(first) == good | {"committed 0"} and set(second) == good
     other = Store(tmp_path / "two" / "store")
     for trial in trials:
-        assert other.read("trials", trial.key)["facts"]["world_size"] == 2 and clean(other)
+        assert other.read_manifest("trials", trial.key)["facts"]["world_size"] == 2 and clean(other)
         expected, predicted = found(store, trial), found(other, trial)
         assert max(np.abs(values).max() for values in expected.values()) > 0.02  # it has learned something
         for name, values in expected.items():
@@ -243,14 +248,14 @@ def test_one_process_goes_on_from_a_checkpoint(alone, tmp_path):
     code = (
         "from tests.on_ray.test_teams import *; s, (t,), _ = ready(sys.argv[1], 1, '{ name = \"team\" }'); finish(t, s)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=PROJECT_ROOT)
     while len(steps(tmp_path)) < 26:
         assert process.poll() is None
         time.sleep(0.1)
     process.kill()
     process.wait()
     hold.unlink()
-    assert finish(trial, store) and clean(store)
+    assert finish_trial(trial, store) and clean(store)
     assert [step for *_, step in steps(tmp_path)] == [*range(26), *range(20, 40)]
     assert all((values == alone[trial.key][name]).all() for name, values in found(store, trial).items())
 
@@ -260,10 +265,10 @@ def test_a_failed_trial_begins_anew(tmp_path):
     folder = store.root / "checkpoints" / trial.key
     folder.mkdir(parents=True)
     (folder / "state.pt").touch()  # cut short
-    assert not finish(trial, store)
-    assert "all fail" not in store.failure(trial.key)["reason"]
-    assert not finish(trial, store)
-    assert "all fail" in store.failure(trial.key)["reason"] and clean(store)
+    assert not finish_trial(trial, store)
+    assert "all fail" not in store.read_failure(trial.key)["reason"]
+    assert not finish_trial(trial, store)
+    assert "all fail" in store.read_failure(trial.key)["reason"] and clean(store)
 
 
 def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
@@ -271,12 +276,12 @@ def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
     group = {"run": "r", "together": True}
     for trial, starts in zip(trials, (0, 1, 3, 4), strict=True):
         if starts:
-            trials_module._begun(store, trial, "r").write_text("." * starts)
-    turns = [trials_module._turn(store, trial, group) for trial in trials]
+            trials_module._start_marker(store, trial, "r").write_text("." * starts)
+    turns = [trials_module._turn_of_trial(store, trial, group) for trial in trials]
     assert turns == [trials_module.FIRST, trials_module.LAST, trials_module.LAST, trials_module.DONE]
-    assert [bool(store.failure(trial.key)) for trial in trials] == [False, False, False, True]
-    assert trials_module._turn(store, trials[3], {"run": "r", "together": False}) == trials_module.DONE
-    assert "worker died" in store.failure(trials[3].key)["reason"]
+    assert [bool(store.read_failure(trial.key)) for trial in trials] == [False, False, False, True]
+    assert trials_module._turn_of_trial(store, trials[3], {"run": "r", "together": False}) == trials_module.DONE
+    assert "worker died" in store.read_failure(trials[3].key)["reason"]
 
 
 def test_teams_hold_every_policy_once():
@@ -289,9 +294,14 @@ def test_teams_hold_every_policy_once():
 @pytest.mark.parametrize(
     ("there", "words", "message", "hint"),
     [
-        (0, ["--gpu"], "there is no GPU here", "leave out --gpu"),
-        (1, ["--gpu", "--together", 2], "asks for 2 GPUs, and there is no more than 1 GPU", "--together 1"),
-        (0, ["--local", "--together", 2], "--local is one process", "leave out"),
+        (0, ["--require-gpu"], "there is no GPU here", "leave out --require-gpu"),
+        (
+            1,
+            ["--require-gpu", "--workers-per-policy", 2],
+            "asks for 2 GPUs, and there is no more than 1 GPU",
+            "--workers-per-policy 1",
+        ),
+        (0, ["--local", "--workers-per-policy", 2], "--local is one process", "leave out"),
     ],
 )
 def test_what_is_not_there_is_said_at_once(monkeypatch, capsys, tmp_path, there, words, message, hint):
@@ -309,5 +319,5 @@ def test_what_is_not_there_is_said_at_once(monkeypatch, capsys, tmp_path, there,
 
 def test_a_cluster_without_room_is_told(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, 1, '{ name = "team" }')
-    with pytest.raises(Mistake, match="--together 3 asks for 3 cores"):
-        trials_module.run_on_ray(trials, store, [plugin], 2, together=3)
+    with pytest.raises(UserError, match="--workers-per-policy 3 asks for 3 cores"):
+        trials_module.run_trials_on_ray(trials, store, [plugin], 2, workers_per_policy=3)

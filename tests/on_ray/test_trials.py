@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import registry
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.on_ray import session
 from harness.on_ray import trials as trials_module
-from harness.registry import ROOT
-from harness.store.logs import log_files, logged_to
+from harness.registry import PROJECT_ROOT
+from harness.store.logs import log_files, log_to_store
 from harness.store.store import Store
-from harness.trials.finish import finish_all
-from harness.trials.plan import make_plan, unfinished
+from harness.trials.finish import finish_trials
+from harness.trials.plan import make_plan, unfinished_trials
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 
@@ -66,12 +66,12 @@ class Raising(Chance):
 FULL = '''"""Meets a store that is full."""
 from dataclasses import dataclass
 from harness.methods.chance import Chance
-from harness.errors import Mistake
+from harness.errors import UserError
 
 @dataclass(frozen=True)
 class Full(Chance):
     def fit(self, train, validation, run):
-        raise Mistake("the store is full", "free some space")
+        raise UserError("the store is full", "free some space")
 '''
 TWO_NODES = """
 import os
@@ -91,7 +91,7 @@ def kill(n):
         cluster.remove_node(second, allow_graceful=False)
         hold.unlink()
 
-trials_module.run_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
+trials_module.run_trials_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
 cluster.shutdown()
 """
 DEADLY = '''"""Takes its worker with it where the seed is two."""
@@ -107,10 +107,10 @@ class Deadly(Chance):
         return super().fit(train, validation, run)
 '''
 DRIVER = """
-from harness.on_ray.trials import run_on_ray
+from harness.on_ray.trials import run_trials_on_ray
 from tests.on_ray.test_trials import ready
 store, trials, plugin = ready({folder!r}, "counted", ["counted"])
-run_on_ray(trials, store, plugins=[plugin], workers=2)
+run_trials_on_ray(trials, store, plugins=[plugin], workers=2)
 """
 
 
@@ -129,13 +129,13 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
         )
     )
     store = Store(folder / "store").open()
-    return store, unfinished(make_plan(read_suite(suite), store), store), plugin
+    return store, unfinished_trials(make_plan(read_suite(suite), store), store), plugin
 
 
 def results(store: Store) -> dict[str, dict]:
     """Key -> the digests of its predictions and scores."""
-    assert not [key for key in store.keys("trials") if store.diverged(key)]
-    return {key: store.read("trials", key)["files"] for key in store.keys("trials")}
+    assert not [key for key in store.committed_keys("trials") if store.has_diverged(key)]
+    return {key: store.read_manifest("trials", key)["files"] for key in store.committed_keys("trials")}
 
 
 def fits(folder: Path) -> list[int]:
@@ -153,7 +153,7 @@ def wait_for(what, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    with session.cluster(Store(tmp_path_factory.mktemp("ray")).open(), 2):
+    with session.ray_session(Store(tmp_path_factory.mktemp("ray")).open(), 2):
         yield
 
 
@@ -161,22 +161,22 @@ def cluster(tmp_path_factory):
 def undisturbed(tmp_path_factory) -> dict[str, dict]:
     """What `counted` finds in this process."""
     store, trials, _ = ready(tmp_path_factory.mktemp("undisturbed"), "counted", ["counted"])
-    assert all(good for _, good in finish_all(trials, store))
+    assert all(good for _, good in finish_trials(trials, store))
     return results(store)
 
 
 def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials_module, "GROUP_SECONDS", 0)  # else trials as short as these are one group
+    monkeypatch.setattr(trials_module, "MIN_GROUP_SECONDS", 0)  # else trials as short as these are one group
     methods = ["chance", "per_user", "shared", "raising"]
     store, trials, plugin = ready(tmp_path / "local", "raising", methods)
-    list(finish_all(trials, store))
+    list(finish_trials(trials, store))
     expected = results(store)
     assert len(expected) == 21
     for workers in (1, 2):
         store, trials, plugin = ready(tmp_path / f"ray{workers}", "raising", methods)
         progress, groups = [], []
-        with logged_to(store, "run"):
-            trials_module.run_on_ray(
+        with log_to_store(store, "run"):
+            trials_module.run_trials_on_ray(
                 trials, store, [plugin], workers, progress.append, groups.append, per_method=workers == 2
             )
         assert results(store) == expected
@@ -186,14 +186,14 @@ def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, 
         failed = {t.seed for t in unfinished_of(trials, store)}
         assert failed == {1, 3, 5}
         for trial in unfinished_of(trials, store):
-            note = store.failure(trial.key)
+            note = store.read_failure(trial.key)
             assert "is odd" in note["reason"] and note["log"] == "run"
             told = [file.read_text() for file in log_files(store, note["log"]) if "worker" in file.name]
             assert len(told) == workers and any(f"trial {trial.key}" in text and "is odd" in text for text in told)
 
 
 def unfinished_of(trials: list[Trial], store: Store) -> list[Trial]:
-    return [t for t in trials if t.key not in store.keys("trials")]
+    return [t for t in trials if t.key not in store.committed_keys("trials")]
 
 
 def test_a_killed_worker_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
@@ -207,14 +207,14 @@ def test_a_killed_worker_costs_at_most_the_running_trials(cluster, undisturbed, 
             os.kill(fits(tmp_path)[-1], signal.SIGKILL)
             hold.unlink()
 
-    trials_module.run_on_ray(trials, store, [plugin], 2, on_progress=kill)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 2, on_progress=kill)
     assert results(store) == undisturbed
     assert len(trials) < len(fits(tmp_path)) <= len(trials) + 2
 
 
 def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
     (tmp_path / "hold").touch()
-    root = ROOT
+    root = PROJECT_ROOT
     driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=root)
     wait_for(lambda: len(fits(tmp_path)) > 5)
     driver.kill()
@@ -225,7 +225,7 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
 
     store, trials, plugin = ready(tmp_path, "counted", ["counted"])
     assert 0 < done < 12 and len(trials) == 12 - done
-    trials_module.run_on_ray(trials, store, [plugin], 2)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 2)
     assert results(store) == undisturbed
     assert 12 < len(fits(tmp_path)) <= 12 + 2
 
@@ -235,7 +235,7 @@ def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path
     """In a process of its own, with a token that Ray reads as it is imported."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", TWO_NODES.format(folder=str(tmp_path))]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=240)
+    subprocess.run(command, cwd=PROJECT_ROOT, env=environment, check=True, timeout=240)
     store = Store(tmp_path / "store")
     assert results(store) == undisturbed
     assert len(undisturbed) <= len(fits(tmp_path)) <= len(undisturbed) + 2
@@ -244,17 +244,17 @@ def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path
 
 def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, "deadly", ["deadly", "per_user"])
-    trials_module.run_on_ray(trials, store, [plugin], 1)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 1)
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
-    assert "a worker died while it ran" in store.failure(lost.key)["reason"]
+    assert "a worker died while it ran" in store.read_failure(lost.key)["reason"]
 
 
 def test_two_drivers_on_one_store(cluster, undisturbed, tmp_path):
     """Both run the same trials at once, and neither disturbs the other."""
     store, trials, plugin = ready(tmp_path, "counted", ["counted"])
-    other = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=ROOT)
-    trials_module.run_on_ray(trials, store, [plugin], 1)
+    other = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=PROJECT_ROOT)
+    trials_module.run_trials_on_ray(trials, store, [plugin], 1)
     assert other.wait(120) == 0
     assert results(store) == undisturbed and not any((store.root / "tmp").iterdir())
 
@@ -268,14 +268,14 @@ def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):
     suite = tmp_path / "suite.toml"
     suite.write_text(SUITE % '{ name = "chance" }')
     for address in ("http://10.0.0.5:8265", "http://127.evil.example:8265", "http://127.0.0.1@evil.example:8265"):
-        with pytest.raises(Mistake, match="asks for no token"):
+        with pytest.raises(UserError, match="asks for no token"):
             asyncio.run(submit.submit(address, str(suite), "--store", "/s"))
 
 
 def test_a_mistake_in_a_worker_ends_the_run_as_that_mistake(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, "full", ["full"])
-    with pytest.raises(Mistake) as caught:
-        trials_module.run_on_ray(trials, store, [plugin], 1)
+    with pytest.raises(UserError) as caught:
+        trials_module.run_trials_on_ray(trials, store, [plugin], 1)
     assert (caught.value.message, caught.value.hint) == ("the store is full", "free some space")
 
 
@@ -284,7 +284,7 @@ seconds = st.lists(st.floats(0.01, 1000), min_size=1, max_size=40)
 
 @given(seconds, st.integers(1, 8))
 def test_shares_hold_every_trial_once_and_are_balanced(seconds, workers):
-    split = trials_module.shares(seconds, workers)
+    split = trials_module.balanced_shares(seconds, workers)
     assert sorted(i for share in split for i in share) == list(range(len(seconds)))
     load = [sum(seconds[i] for i in share) for share in split]
     assert max(load) <= min(load) + max(seconds) + 1e-6
@@ -302,6 +302,6 @@ def test_groups_hold_every_trial_once_and_have_workers(seconds, workers, per_met
     cost = dict(zip(trials, seconds, strict=True))
     groups = trials_module.make_groups(trials, cost, workers, per_method)
     assert sorted(t.number for g in groups for t in g) == list(range(len(trials)))
-    given_ = trials_module.share_out(groups, cost, workers)
+    given_ = trials_module.allot_workers(groups, cost, workers)
     assert sum(given_) == workers and all(1 <= n <= len(g) for n, g in zip(given_, groups, strict=True))
     assert per_method or len(groups) == 1

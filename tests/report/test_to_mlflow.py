@@ -14,10 +14,10 @@ import pytest
 from dotenv import dotenv_values
 
 from harness.board.make import make_board
-from harness.errors import Mistake
-from harness.report.to_mlflow import LONGEST, Publisher
+from harness.errors import UserError
+from harness.report.to_mlflow import MAX_VALUE_CHARACTERS, Publisher
 from harness.store.store import Store
-from harness.trials.finish import finish_all
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
@@ -48,12 +48,12 @@ class World:
         file.write_text(text + "".join(METHOD.format(method) for method in methods))
         plan = make_plan(read_suite(file), self.store)
         if run:
-            assert all(done for _, done in finish_all(plan.trials, self.store))
+            assert all(done for _, done in finish_trials(plan.trials, self.store))
         return plan
 
     def publish(self, plan):
         publisher = Publisher(plan, self.store)
-        publisher.everything()
+        publisher.publish_everything()
         from mlflow import MlflowClient  # not before: its settings are those the publisher makes
 
         self.client = self.client or MlflowClient(tracking_uri=publisher.uri)
@@ -153,7 +153,7 @@ def test_the_leaderboard_reads_like_the_board(world):
         assert line["gain_high"] == (None if row.line else pytest.approx(row.gain.high))
     assert [line["verdict"] for line in world.table(run, "tasks.json")] == [task.verdict for task in board.tasks]
     assert board.tasks[0].verdict in run.data.tags["verdicts"]
-    assert run.data.params["board"] == board.digest and run.data.params["suite"] == world.first.suite.digest
+    assert run.data.params["board"] == board.results_digest and run.data.params["suite"] == world.first.suite.digest
     assert "spectral" in world.file(run, "board.html").read_text()
 
 
@@ -206,16 +206,16 @@ def test_another_seed_replaces_every_row(world):
 def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
     plan = world.plan("live", seeds=4, methods=("spectral", "shared"), n_users=(21,), run=False)
     spectral = [t for t in plan.trials if t.method.name == "spectral"]
-    list(finish_all(spectral[:3], world.store))
+    list(finish_trials(spectral[:3], world.store))
     publisher = Publisher(plan, world.store)
-    publisher.trials(spectral[:3])
+    publisher.publish_trials(spectral[:3])
     assert world.client.get_experiment_by_name("manyminds/live") is None  # a seed is missing
-    list(finish_all(spectral[3:], world.store))
-    publisher.trials(spectral[3:])
-    publisher.trials(spectral)
+    list(finish_trials(spectral[3:], world.store))
+    publisher.publish_trials(spectral[3:])
+    publisher.publish_trials(spectral)
     (run,) = world.runs(plan).values()
     assert run.data.tags["state"] == "not compared yet" and "rank" not in run.data.metrics
-    list(finish_all(plan.trials, world.store))
+    list(finish_trials(plan.trials, world.store))
     world.publish(plan)
     states = {
         run.data.tags["method"]: (run.data.tags["state"], run.data.metrics["accuracy"])
@@ -235,7 +235,7 @@ def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, s
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, step, killed)
         with contextlib.suppress(KeyboardInterrupt):
-            Publisher(plan, world.store).everything()
+            Publisher(plan, world.store).publish_everything()
     world.publish(plan)
     runs = world.runs(plan)
     assert len(runs) == 2 and all(
@@ -281,8 +281,8 @@ def test_users_are_salted_hashes(world):
 def test_neither_texts_of_errors_nor_pickles_are_published(world):
     plan = world.plan("failed", seeds=5, run=False)
     spectral = [t for t in plan.trials if t.method.name == "spectral"]
-    list(finish_all([t for t in plan.trials if t is not spectral[-1]], world.store))
-    world.store.fail(
+    list(finish_trials([t for t in plan.trials if t is not spectral[-1]], world.store))
+    world.store.record_failure(
         spectral[-1].key, spectral[-1].identity, "KeyError: 'what Ann wrote to Bob'", "Traceback: what Ann wrote to Bob"
     )
     world.publish(plan)
@@ -300,23 +300,23 @@ def test_long_lists_are_cut_in_tags_and_whole_in_the_artifact(world):
     publisher = Publisher(world.first, world.store)
     (task,) = make_board(world.first, world.store).tasks
     row = next(row for row in task.rows if row.label == "shared")
-    record = publisher._row(task, dataclasses.replace(row, keys=row.keys * 300), "compared")
-    client = publisher._client()
+    record = publisher._row_record(task, dataclasses.replace(row, keys=row.keys * 300), "compared")
+    client = publisher._open_client()
     experiment = client.create_experiment("long", (world.store.root / "mlflow-artifacts").as_uri())
-    publisher._write(client, experiment, record, record.digest, "")
+    publisher._write_run(client, experiment, record, record.content_digest, "")
     (run,) = client.search_runs([experiment])
-    assert len(run.data.tags["trials"]) <= LONGEST and run.data.tags["trials"].endswith(" ...")
+    assert len(run.data.tags["trials"]) <= MAX_VALUE_CHARACTERS and run.data.tags["trials"].endswith(" ...")
     assert world.file(run, "trials.json").read_text().count('"key"') == 900
 
 
 def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
     publisher = Publisher(world.first, world.store, "http://ann:top@secret@127.0.0.1:9")
     began = time.monotonic()
-    publisher.trials(list(world.first.trials))
-    with pytest.raises(Mistake) as caught:
-        publisher.everything()
+    publisher.publish_trials(list(world.first.trials))
+    with pytest.raises(UserError) as caught:
+        publisher.publish_everything()
     assert time.monotonic() - began < 20
-    assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value) + publisher.how_to_open()
+    assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value) + publisher.command_to_open()
     assert "server" in caught.value.hint
 
 
@@ -331,28 +331,28 @@ def test_a_server_that_is_gone_costs_seconds_and_no_result(world):
     ],
 )
 def test_what_cannot_hold_results_is_a_mistake(world, uri):
-    with pytest.raises(Mistake) as caught:
-        Publisher(world.first, world.store, uri).everything()
+    with pytest.raises(UserError) as caught:
+        Publisher(world.first, world.store, uri).publish_everything()
     assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_a_mistake(world):
     (world.folder / "notes.db").write_text("dear diary, " * 100)
-    with pytest.raises(Mistake, match="not a database"):
-        Publisher(world.first, world.store, f"sqlite:///{world.folder / 'notes.db'}").everything()
+    with pytest.raises(UserError, match="not a database"):
+        Publisher(world.first, world.store, f"sqlite:///{world.folder / 'notes.db'}").publish_everything()
 
 
 def test_a_moved_store_says_how_to_make_the_view_anew(world):
     moved = Store(world.folder / "moved")
     shutil.copytree(world.store.root, moved.root)
-    with pytest.raises(Mistake, match="was moved") as caught:
-        Publisher(world.first, moved).everything()
+    with pytest.raises(UserError, match="was moved") as caught:
+        Publisher(world.first, moved).publish_everything()
     assert str(moved.root / "mlflow.db") in caught.value.hint
 
 
 def test_the_server_line_is_closed_to_others(world, tmp_path):
     store = Store(tmp_path / "Ann's store").open()
-    line = Publisher(world.first, store).how_to_open()
+    line = Publisher(world.first, store).command_to_open()
     assert re.search(r"mlflow --env-file .* server  # http://127.0.0.1:5000", line)
     settings = dotenv_values(store.root / "mlflow.env")
     assert (

@@ -8,7 +8,13 @@ from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from harness.data import Items, Pairs, Truth
-from harness.scores.metrics import BINS, calibration_error, per_person, temperature_scale, user_auc
+from harness.scores.metrics import (
+    CALIBRATION_BINS,
+    calibration_error,
+    fit_temperature_scale,
+    scores_per_person,
+    user_auc,
+)
 
 
 def queries(counts, label):
@@ -31,7 +37,7 @@ def test_agrees_with_scikit_learn(counts, seed):
     y = rng.integers(2, size=sum(counts))
     z = rng.integers(-3, 4, size=len(y)).astype(np.float32)  # whole numbers: many ties
     pairs = queries(counts, y)
-    found = per_person(pairs, z, scale=0.7)
+    found = scores_per_person(pairs, z, scale=0.7)
     for u in range(len(counts)):
         rows = pairs.user == u
         p = expit(0.7 * z[rows].astype(float))
@@ -46,7 +52,7 @@ def test_agrees_with_scikit_learn(counts, seed):
 def test_soft_labels_weigh_both_ways():
     """A pair judged .8: right earns .8, wrong .2; as AUC, weights .8 and .2 on the two orders."""
     pairs = queries([1, 1, 1], [0.8, 0.8, 0.8])
-    found = per_person(pairs, np.array([1.0, -1.0, 0.0]), 1.0)
+    found = scores_per_person(pairs, np.array([1.0, -1.0, 0.0]), 1.0)
     assert found["accuracy"] == pytest.approx([0.8, 0.2, 0.5])
     weights = np.array([0.8, 0.2])  # up-weights of scores +1 and -1; down-weights are the other way round
     expected = (weights[0] * weights[0] + weights @ weights[::-1] / 2) / 1
@@ -57,21 +63,21 @@ def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
     z = rng.normal(size=40_000) * 2
     y = rng.random(len(z)) < expit(z)
-    assert temperature_scale(5 * z, y) == pytest.approx(0.2, rel=0.05)
-    assert temperature_scale(z * 1e-6, y) == pytest.approx(1e6, rel=0.05)
+    assert fit_temperature_scale(5 * z, y) == pytest.approx(0.2, rel=0.05)
+    assert fit_temperature_scale(z * 1e-6, y) == pytest.approx(1e6, rel=0.05)
 
 
 def test_temperature_at_its_limits():
-    assert temperature_scale(np.zeros(5), np.ones(5)) == 1
-    assert 1 < temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable: capped
-    assert temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong: says nothing
+    assert fit_temperature_scale(np.zeros(5), np.ones(5)) == 1
+    assert 1 < fit_temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable: capped
+    assert fit_temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong: says nothing
 
 
 def bins(p, y):
     order = np.argsort(p, kind="stable")
     cell = np.empty(len(p), int)
-    cell[order] = np.arange(len(p)) * BINS // len(p)
-    return [np.bincount(cell, w, minlength=BINS) for w in (None, p, y)]
+    cell[order] = np.arange(len(p)) * CALIBRATION_BINS // len(p)
+    return [np.bincount(cell, w, minlength=CALIBRATION_BINS) for w in (None, p, y)]
 
 
 def test_calibration_error_sees_what_is_there():
@@ -98,9 +104,9 @@ def test_calibration_error_is_debiased():
 def test_sign_accuracy_is_against_the_truth_and_not_the_label():
     """Two queries whose labels both say right: the first truly prefers left, the second is a tie."""
     pairs = queries([2], [0, 0])
-    found = per_person(pairs, np.array([1.0, 2.0]), 1.0, np.array([1.0, 0.5]))
+    found = scores_per_person(pairs, np.array([1.0, 2.0]), 1.0, np.array([1.0, 0.5]))
     assert found["accuracy"][0] == 0 and found["sign_accuracy"][0] == 0.75
-    assert per_person(pairs, np.array([1.0, 2.0]), 1.0)["sign_accuracy"].null_count == 1
+    assert scores_per_person(pairs, np.array([1.0, 2.0]), 1.0)["sign_accuracy"].null_count == 1
     truth = Truth(np.array([[2.0, 0], [0, -3]]), np.array([[1.0, 1], [4, 0]]))
     assert truth.gap(pairs).tolist() == [-6, -6]
     assert truth.gap(

@@ -79,7 +79,7 @@ def test_intervals_cover_the_truth(design, mix):
     covered = []
     for _ in range(repeats):  # the random splits differ too
         person, seed = make(rng, people, seeds)
-        low, high = stats.estimate(equal_methods(rng, rows, person, seed, MIXES[mix]), person, seed).interval()
+        low, high = stats.estimate_means(equal_methods(rng, rows, person, seed, MIXES[mix]), person, seed).interval()
         covered.append((low < 0) & (high > 0))
     assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)
 
@@ -103,10 +103,10 @@ def test_nested_people_give_the_t_interval_of_the_seed_means():
     rng = np.random.default_rng(3)
     person, seed = fresh(rng, 12, 5)
     values = rng.normal(size=(3, 60)) + rng.normal(size=(3, 5))[:, seed]
-    ours = stats.estimate(values, person, seed)
+    ours = stats.estimate_means(values, person, seed)
     theirs = scipy_stats.ttest_1samp(values.reshape(3, 5, 12).mean(2), 0, axis=1)
     np.testing.assert_allclose(ours.interval(), theirs.confidence_interval())
-    np.testing.assert_allclose(ours.p(), theirs.pvalue)
+    np.testing.assert_allclose(ours.p_values(), theirs.pvalue)
 
 
 def test_variance_is_that_of_two_way_clusters():
@@ -122,15 +122,15 @@ def test_variance_is_that_of_two_way_clusters():
     people = len(np.unique(person))
     expected = 10 / 9 * (one_way + people / (people - 1) * (two_way - one_way))
     assert two_way > one_way  # or the floor would be what is tested
-    np.testing.assert_allclose(stats.estimate(values[None], person, seed).se[0] ** 2, expected)
+    np.testing.assert_allclose(stats.estimate_means(values[None], person, seed).se[0] ** 2, expected)
 
 
 def test_degrees_of_freedom_count_repeated_people():
     rng = np.random.default_rng(17)
     person, seed = fifth(rng, 31, 10)
     values = rng.normal(size=(5, len(person))) + 2 * rng.normal(size=(5, 31))[:, person]
-    every = stats.differences(values, person, seed)
-    seeds_alone = stats.differences(values, np.arange(len(person)), seed).se ** 2  # nobody is seen twice
+    every = stats.paired_differences(values, person, seed)
+    seeds_alone = stats.paired_differences(values, np.arange(len(person)), seed).se ** 2  # nobody is seen twice
     times = np.bincount(person)
     repeats = times * (times - 1)
     person_df = repeats.sum() ** 2 / (repeats**2).sum() - 1
@@ -151,7 +151,7 @@ def test_variance_is_right_on_average():
     rng = np.random.default_rng(5)
     for make, people, seeds in DESIGNS.values():
         person, seed = make(rng, people, seeds)
-        se = stats.estimate(equal_methods(rng, 4000, person, seed, (0.6, 0.2, 0.2)), person, seed).se
+        se = stats.estimate_means(equal_methods(rng, 4000, person, seed, (0.6, 0.2, 0.2)), person, seed).se
         assert np.mean(se**2) == pytest.approx(1, abs=0.08), make.__name__
 
 
@@ -159,32 +159,32 @@ def test_differences_are_estimates_of_the_differences():
     rng = np.random.default_rng(6)
     person, seed = fifth(rng, 31, 5)
     values = rng.normal(size=(4, len(person))) + rng.normal(size=31)[person]
-    every = stats.differences(values, person, seed)
+    every = stats.paired_differences(values, person, seed)
     for a in range(4):
-        alone = stats.estimate(values[a] - values, person, seed)
+        alone = stats.estimate_means(values[a] - values, person, seed)
         for name in ("value", "se", "df"):
             np.testing.assert_allclose(getattr(every, name)[a], getattr(alone, name), atol=1e-12)
-    assert (np.diag(every.p()) == 1).all()
+    assert (np.diag(every.p_values()) == 1).all()
 
 
 def test_one_seed_gives_no_interval():
     values = np.random.default_rng(7).random((3, 20))
     person, seed = np.arange(20), np.zeros(20, int)
-    gained = stats.gains(values, person, seed)
+    gained = stats.gains_over_reference(values, person, seed)
     assert gained.note == "one seed"
     for field in ("se", "low", "high", "joint_low", "joint_high", "p", "holm"):
         assert np.isnan(getattr(gained, field)).all(), field
     np.testing.assert_allclose(gained.value, values.mean(1) - values[0].mean())
-    ranked = stats.ranks(values, person, seed)
+    ranked = stats.rank_intervals(values, person, seed)
     assert ranked.best.tolist() == [1, 1, 1] and ranked.worst.tolist() == [3, 3, 3] and ranked.note == "one seed"
-    assert stats.verdict(gained, 0.01)[::2] == ("cannot tell", None)
-    assert stats.estimate(values, np.zeros(20, int), np.arange(20) % 5).note == "one person"
+    assert stats.gain_verdict(gained, 0.01)[::2] == ("cannot tell", None)
+    assert stats.estimate_means(values, np.zeros(20, int), np.arange(20) % 5).note == "one person"
 
 
 @pytest.mark.parametrize("values, people", [([[0.5, np.nan]], 2), ([[0.5, 0.5]], 3)])
 def test_holes_and_wrong_lengths_are_refused(values, people):
     with pytest.raises(ValueError, match="finite"):
-        stats.estimate(values, np.arange(people), [0, 1])
+        stats.estimate_means(values, np.arange(people), [0, 1])
 
 
 boards = some.tuples(some.integers(0, 10**6), some.integers(2, 5), some.integers(4, 12), some.integers(2, 6))
@@ -199,17 +199,17 @@ def test_order_names_and_constants_do_not_matter(board):
     if min(len(np.unique(person)), len(np.unique(seed))) < 2:
         return
     values = rng.normal(size=(methods, len(person))) + rng.normal(size=(methods, people))[:, person]
-    first = stats.differences(values, person, seed)
+    first = stats.paired_differences(values, person, seed)
     cells, rows, names = rng.permutation(len(person)), rng.permutation(methods), rng.permutation(people)
     shift = rng.normal(size=(methods, 1))
-    again = stats.differences((3 * values + shift)[np.ix_(rows, cells)], names[person][cells], seed[cells] + 100)
+    again = stats.paired_differences((3 * values + shift)[np.ix_(rows, cells)], names[person][cells], seed[cells] + 100)
     pick = np.ix_(rows, rows)
     np.testing.assert_allclose(again.se, 3 * first.se[pick], atol=1e-9)
     np.testing.assert_allclose(again.df, first.df[pick], rtol=1e-5)
     np.testing.assert_allclose(again.value, (3 * first.value + shift - shift.T)[pick], atol=1e-9)
     np.testing.assert_allclose(first.value, -first.value.T)
-    cell_order = stats.ranks(values[:, cells], person[cells], seed[cells])
-    ranked = stats.ranks(values, person, seed)
+    cell_order = stats.rank_intervals(values[:, cells], person[cells], seed[cells])
+    ranked = stats.rank_intervals(values, person, seed)
     assert all((a == b).all() for a, b in zip(ranked[:3], cell_order[:3], strict=True))
     assert (ranked.best <= ranked.rank).all() and (ranked.rank <= ranked.worst).all()
 
@@ -220,7 +220,7 @@ def test_order_names_and_constants_do_not_matter(board):
 @pytest.mark.slow
 def test_familywise_error_is_kept(monkeypatch):
     """Joint limits, Holm and rank intervals each err on about 5 % of boards of seven methods, in any design and mix."""
-    monkeypatch.setattr(stats, "DRAWS", 500)  # for speed; costs 1 % of accuracy
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)  # for speed; costs 1 % of accuracy
     rng = np.random.default_rng(8)
     wrong = {}
     for design, mix in [
@@ -234,9 +234,9 @@ def test_familywise_error_is_kept(monkeypatch):
         for _ in range(200):
             person, seed = make(rng, people, seeds)
             equal = equal_methods(rng, 7, person, seed, MIXES[mix])
-            gained = stats.gains(equal, person, seed)
+            gained = stats.gains_over_reference(equal, person, seed)
             excluded = (gained.joint_low > 0) | (gained.joint_high < 0)
-            told_apart = stats.ranks(equal, person, seed).worst < 7
+            told_apart = stats.rank_intervals(equal, person, seed).worst < 7
             wrong.setdefault((design, mix), []).append((excluded.any(), (gained.holm < 0.05).any(), told_apart.any()))
     each = np.array([np.mean(boards, 0) for boards in wrong.values()])
     assert each.max() < 0.12, each  # 5 % and 4.5 standard errors of 1.5 %
@@ -246,13 +246,13 @@ def test_familywise_error_is_kept(monkeypatch):
 
 
 def test_rank_intervals_hold_the_true_ranks(monkeypatch):
-    monkeypatch.setattr(stats, "DRAWS", 500)
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)
     rng = np.random.default_rng(15)
     true = np.array([0, 0, 2, 2, 8])
     person, seed = fifth(rng, 31, 10)
     held, width = [], []
     for _ in range(150):
-        ranked = stats.ranks(equal_methods(rng, 5, person, seed, MIXES["all"]) + true[:, None], person, seed)
+        ranked = stats.rank_intervals(equal_methods(rng, 5, person, seed, MIXES["all"]) + true[:, None], person, seed)
         held.append(((ranked.best <= [4, 4, 2, 2, 1]) & (ranked.worst >= [5, 5, 3, 3, 1])).all())
         width.append(ranked.worst - ranked.best)
     assert np.mean(held) > 0.9  # 95 % less 3 standard errors
@@ -264,14 +264,14 @@ def test_joint_level_knows_how_comparisons_hang_together(loud, level):
     """Five gains over a loud reference are one comparison; over a quiet one they are independent (Šidák)."""
     person, seed = fresh(np.random.default_rng(18), 2, 300)
     values = np.array([loud[0]] + [loud[1]] * 5)[:, None] * np.random.default_rng(19).normal(size=(6, 600))
-    found = stats.joint_level(values, person, seed, (np.arange(1, 6), np.zeros(5, int)))
+    found = stats.simultaneous_level(values, person, seed, (np.arange(1, 6), np.zeros(5, int)))
     assert found == pytest.approx(level, rel=0.3)  # two standard errors
 
 
 def test_two_methods_need_no_correction():
     rng = np.random.default_rng(9)
     person, seed = folds(rng, 31, 10)
-    gained = stats.gains(rng.random((2, len(person))), person, seed)
+    gained = stats.gains_over_reference(rng.random((2, len(person))), person, seed)
     np.testing.assert_allclose(gained.joint_low, gained.low, rtol=0.1)
     np.testing.assert_allclose(gained.holm, gained.p)
 
@@ -280,10 +280,12 @@ def test_holm_is_that_of_statsmodels():
     rng = np.random.default_rng(16)
     person, seed = folds(rng, 31, 10)
     every = rng.random((6, len(person))) + 0.1 * np.arange(6)[:, None]
-    found = stats.differences(every, person, seed)
-    p = found.p(found.family_df)[1:, 0]
-    np.testing.assert_allclose(stats.gains(every, person, seed).holm[1:], multipletests(p, method="holm")[1])
-    assert stats.gains(every[:1], person, seed).holm.tolist() == [1]  # the reference alone
+    found = stats.paired_differences(every, person, seed)
+    p = found.p_values(found.family_df)[1:, 0]
+    np.testing.assert_allclose(
+        stats.gains_over_reference(every, person, seed).holm[1:], multipletests(p, method="holm")[1]
+    )
+    assert stats.gains_over_reference(every[:1], person, seed).holm.tolist() == [1]  # the reference alone
 
 
 def test_clear_order_is_found_and_ties_share_a_rank():
@@ -291,10 +293,10 @@ def test_clear_order_is_found_and_ties_share_a_rank():
     person, seed = folds(rng, 42, 10)
     values = np.array([0.7, 0.5, 0.6, 0.5])[:, None] + 0.02 * rng.normal(size=(4, len(person)))
     values[3] = values[1]
-    ranked = stats.ranks(values, person, seed)
+    ranked = stats.rank_intervals(values, person, seed)
     assert ranked.rank.tolist() == [1, 3, 2, 3]
     assert ranked.best.tolist() == [1, 3, 2, 3] and ranked.worst.tolist() == [1, 4, 2, 4]
-    gained = stats.gains(values, person, seed, reference=1)
+    gained = stats.gains_over_reference(values, person, seed, reference=1)
     assert gained.holm[0] < 1e-3 and gained.p[1] == gained.p[3] == gained.holm[3] == 1
 
 
@@ -305,13 +307,13 @@ def board(people, gain, seed=0):
     rng = np.random.default_rng(seed)
     person, of_seed = fresh(rng, people, 10)
     values = 0.1 * rng.normal(size=(3, len(person))) + np.array([0.6, 0.6, 0.6 + gain])[:, None]
-    return stats.gains(values, person, of_seed)
+    return stats.gains_over_reference(values, person, of_seed)
 
 
 def test_verdicts():
-    assert stats.verdict(board(400, 0.05), 0.01) == ("gain", 2, None)
-    assert stats.verdict(board(400, 0), 0.01).text == "nothing to personalise here"
-    assert stats.verdict(board(4, 0.02), 0.01).text == "cannot tell"
+    assert stats.gain_verdict(board(400, 0.05), 0.01) == ("gain", 2, None)
+    assert stats.gain_verdict(board(400, 0), 0.01).text == "nothing to personalise here"
+    assert stats.gain_verdict(board(4, 0.02), 0.01).text == "cannot tell"
 
 
 @pytest.mark.parametrize(
@@ -326,14 +328,14 @@ def test_the_stated_number_of_people_brings_a_limit_to_the_margin(value, half, p
     value, half = np.array(value), np.array([0, half, half])
     nothing = np.full(3, np.nan)
     limits = stats.Gains(value, *[nothing] * 3, value - half, value + half, *[nothing] * 2, 0, 100, None)
-    needed = stats.verdict(limits, 0.01).people
+    needed = stats.gain_verdict(limits, 0.01).people
     assert needed == people or abs(needed - people) <= 1  # rounded up
 
 
 def test_detectable_difference_is_found_as_often_as_promised():
     rng = np.random.default_rng(11)
     people, asked, disagree, icc = 300, 10, 0.3, 0.2
-    least = stats.detectable(people, asked, disagree, icc)
+    least = stats.detectable_difference(people, asked, disagree, icc)
     gain = np.sqrt(icc) * rng.normal(size=(4000, people, 1)) + np.sqrt(1 - icc) * rng.normal(size=(4000, people, asked))
     means = (least + np.sqrt(disagree) * gain).mean(2)
     found = scipy_stats.ttest_1samp(means, 0, axis=1).pvalue < 0.05
@@ -346,7 +348,7 @@ def test_detectable_difference_is_found_as_often_as_promised():
 def test_equal_people_look_unequal():
     """People all truly at .65 with 10 pairs read .37 (PRACTICE); the fit is not fooled."""
     correct = np.random.default_rng(12).binomial(10, 0.65, 3000)
-    naive, null, fitted = stats.worst_users(correct, np.full(3000, 10))
+    naive, null, fitted = stats.worst_users_accuracy(correct, np.full(3000, 10))
     assert naive == pytest.approx(0.37, abs=0.015) and null == pytest.approx(naive, abs=0.02)
     assert fitted > 0.6
 
@@ -356,10 +358,10 @@ def test_beta_is_recovered(a, b):
     rng = np.random.default_rng(13)
     asked = rng.integers(5, 40, 5000)
     correct = rng.binomial(asked, rng.beta(a, b, 5000))
-    assert stats.beta_binomial(correct, asked) == pytest.approx((a, b), rel=0.12)
+    assert stats.fit_beta_binomial(correct, asked) == pytest.approx((a, b), rel=0.12)
     edge = special.betaincinv(a, b, 0.1)
     truth = integrate.quad(lambda p: p * scipy_stats.beta.pdf(p, a, b), 0, edge)[0] / 0.1
-    naive, _, fitted = stats.worst_users(correct, asked)
+    naive, _, fitted = stats.worst_users_accuracy(correct, asked)
     assert fitted == pytest.approx(truth, abs=0.015) and naive < truth - 0.01 * (a > 1)
 
 
@@ -367,19 +369,21 @@ def test_beta_fit_is_the_likeliest():
     rng = np.random.default_rng(14)
     asked = np.full(60, 12)
     correct = rng.binomial(asked, rng.beta(6, 4, 60))
-    a, b = stats.beta_binomial(correct, asked)
+    a, b = stats.fit_beta_binomial(correct, asked)
     likely = scipy_stats.betabinom.logpmf(correct, asked, a, b).sum()
     for factor_a, factor_b in [(1.05, 1), (0.95, 1), (1, 1.05), (1, 0.95), (1.1, 1.1), (0.9, 0.9)]:
         assert scipy_stats.betabinom.logpmf(correct, asked, factor_a * a, factor_b * b).sum() < likely
 
 
 def test_worst_users_of_small_and_extreme_groups():
-    naive, null, fitted = stats.worst_users([5, 5, 5], [5, 5, 5])
+    naive, null, fitted = stats.worst_users_accuracy([5, 5, 5], [5, 5, 5])
     assert (naive, null) == (1, 1) and fitted == pytest.approx(1, abs=0.01)
-    assert stats.worst_users([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people: the worst one
+    assert stats.worst_users_accuracy([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people: the worst one
     accuracies = np.arange(25) / 25
-    assert stats.worst_users(100 * accuracies, np.full(25, 100)).naive == pytest.approx((0 + 1 + 0.5 * 2) / 2.5 / 25)
-    assert stats.worst_users([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # halves from ties
-    assert stats.worst_users([4, 5], [9, 9]) == stats.worst_users([4, 5], [9, 9])
+    assert stats.worst_users_accuracy(100 * accuracies, np.full(25, 100)).naive == pytest.approx(
+        (0 + 1 + 0.5 * 2) / 2.5 / 25
+    )
+    assert stats.worst_users_accuracy([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # halves from ties
+    assert stats.worst_users_accuracy([4, 5], [9, 9]) == stats.worst_users_accuracy([4, 5], [9, 9])
     with pytest.raises(ValueError, match="at least one query"):
-        stats.worst_users([0, 1], [0, 1])
+        stats.worst_users_accuracy([0, 1], [0, 1])

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 from huggingface_hub import constants
 
-from harness.errors import Missing, Mistake
+from harness.errors import UnavailableError, UserError
 from harness.sources import hub
-from harness.sources.hub import hub_files, rows, table
+from harness.sources.hub import hub_files, numbered_rows, read_typed_table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -90,14 +90,14 @@ def test_the_cache_is_enough_without_a_network(served, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(served)
     assert hub_files("org/data", COMMIT, ["a.jsonl"]) == found
-    with pytest.raises(Missing, match=r"deep/b.jsonl of the data set org/data is not in the hub's cache"):
+    with pytest.raises(UnavailableError, match=r"deep/b.jsonl of the data set org/data is not in the hub's cache"):
         hub_files("org/data", COMMIT, ["a.jsonl", "deep/b.jsonl"])
     assert len(served) == before
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT[:12], COMMIT + "0", COMMIT.upper(), "", f"{COMMIT}\n"])
 def test_a_revision_that_may_move_is_refused(served, revision):
-    with pytest.raises(Mistake, match="not the 40 hex digits of a commit") as refused:
+    with pytest.raises(UserError, match="not the 40 hex digits of a commit") as refused:
         hub_files("org/data", revision, ["a.jsonl"])
     assert "git ls-remote https://huggingface.co/datasets/org/data" in refused.value.hint and not served
 
@@ -107,9 +107,9 @@ def test_a_revision_that_may_move_is_refused(served, revision):
     [("org/other", COMMIT, "a.jsonl"), ("org/data", COMMIT[::-1], "a.jsonl"), ("org/data", COMMIT, "c.jsonl")],
 )
 def test_what_the_hub_does_not_have_is_a_mistake(served, repo, revision, file):
-    with pytest.raises(Mistake, match=f"the hub has no {file} in the data set {repo}") as refused:
+    with pytest.raises(UserError, match=f"the hub has no {file} in the data set {repo}") as refused:
         hub_files(repo, revision, [file])
-    assert not isinstance(refused.value, Missing)  # nothing that another machine would have
+    assert not isinstance(refused.value, UnavailableError)  # nothing that another machine would have
 
 
 @pytest.mark.parametrize("how", ["refuses", "is silent"])
@@ -118,9 +118,9 @@ def test_a_missing_network_is_told_with_the_line_to_type(monkeypatch, tmp_path, 
         there.bind(("127.0.0.1", 0))
         if how == "is silent":
             there.listen()  # takes the request and never answers
-            monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+            monkeypatch.setattr(hub, "HUB_TIMEOUT_SECONDS", 0.2)
         reach(monkeypatch, tmp_path, there.getsockname()[1])
-        with pytest.raises(Missing, match="could not be fetched") as missing:
+        with pytest.raises(UnavailableError, match="could not be fetched") as missing:
             hub_files("org/data", COMMIT, ["a.jsonl", "deep/b.jsonl"])
     line = f"hf download org/data a.jsonl deep/b.jsonl --repo-type dataset --revision {COMMIT} --local-dir DIR"
     assert line in missing.value.hint and 'file = "DIR"' in missing.value.hint
@@ -131,12 +131,14 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path):
     lines, columns = tmp_path / "a.jsonl", tmp_path / "a.parquet"
     lines.write_text("\n\n".join(map(json.dumps, written)) + "\n")
     pl.DataFrame(written).write_parquet(columns)
-    assert [number for number, _ in rows(lines)] == [0, 2] and [number for number, _ in rows(columns)] == [0, 1]
+    assert [number for number, _ in numbered_rows(lines)] == [0, 2] and [
+        number for number, _ in numbered_rows(columns)
+    ] == [0, 1]
     wanted = pl.DataFrame({"turn": [2, 0], "user": ["é", ""], "kept": [True, False]})
     for path in (lines, columns):
-        assert table(path, {"turn": int, "user": str, "kept": bool}).equals(wanted)
+        assert read_typed_table(path, {"turn": int, "user": str, "kept": bool}).equals(wanted)
     lines.write_text("")
-    assert table(lines, {"turn": int, "user": str}).schema == {"turn": pl.Int64, "user": pl.String}
+    assert read_typed_table(lines, {"turn": int, "user": str}).schema == {"turn": pl.Int64, "user": pl.String}
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,13 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path):
 def test_a_bad_row_is_named(tmp_path, line, says):
     path = tmp_path / "a.jsonl"
     path.write_text('{"user": "u", "turn": 0}\n' + line, errors="surrogateescape")
-    with pytest.raises(Mistake, match=says):
-        table(path, {"user": str, "turn": int})
+    with pytest.raises(UserError, match=says):
+        read_typed_table(path, {"user": str, "turn": int})
 
 
 def test_no_file_and_no_table(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(Mistake, match=r"a.parquet is no parquet table"):
-        list(rows(tmp_path / "a.parquet"))
-    with pytest.raises(Mistake, match=r"b.jsonl does not exist"):
-        list(rows(tmp_path / "b.jsonl"))
+    with pytest.raises(UserError, match=r"a.parquet is no parquet table"):
+        list(numbered_rows(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match=r"b.jsonl does not exist"):
+        list(numbered_rows(tmp_path / "b.jsonl"))

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from harness.cli import main
-from harness.store.logs import current_log, log_files, logged_to, run_name
+from harness.store.logs import current_run_name, log_files, log_to_store, run_name
 from harness.store.store import Store
 
 LOG = logging.getLogger("harness.somewhere")
@@ -24,19 +24,19 @@ class Fails(Chance):
 
 def test_a_log_holds_what_was_logged_within_it_once(tmp_path):
     store = Store(tmp_path)
-    with logged_to(store, "run"), logged_to(store, "run"):
+    with log_to_store(store, "run"), log_to_store(store, "run"):
         LOG.info("inside")
         LOG.debug("too small to keep")
-        assert current_log() == "run"
+        assert current_run_name() == "run"
     LOG.warning("outside")
     (file,) = log_files(store, "run")
     assert file.read_text().count("inside") == 1 and "harness.somewhere" in file.read_text()
     assert "outside" not in file.read_text() and "too small" not in file.read_text()
-    assert current_log() == ""
+    assert current_run_name() == ""
 
 
 def test_a_run_that_logs_nothing_leaves_no_file(tmp_path):
-    with logged_to(Store(tmp_path), "quiet"):
+    with log_to_store(Store(tmp_path), "quiet"):
         pass
     assert log_files(Store(tmp_path), "quiet") == []
 
@@ -44,15 +44,15 @@ def test_a_run_that_logs_nothing_leaves_no_file(tmp_path):
 def test_workers_logs_belong_to_their_run(tmp_path):
     store = Store(tmp_path)
     for name in ("run", "run.worker-0-host-7", "running"):
-        with logged_to(store, name):
+        with log_to_store(store, name):
             LOG.info(name)
-            assert current_log() == name.partition(".")[0]
+            assert current_run_name() == name.partition(".")[0]
     assert [file.name for file in log_files(store, "run")] == ["run.log", "run.worker-0-host-7.log"]
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "logs").write_text("a file in the folder's place")
-    with logged_to(Store(tmp_path), "run"):
+    with log_to_store(Store(tmp_path), "run"):
         LOG.info("lost, and that is all")
 
 
@@ -73,8 +73,8 @@ def test_a_failed_trial_points_to_its_log(tmp_path, monkeypatch, capsys):
     code, _ = call("run", suite, "--local", *where)
     assert code == 1
     store = Store(tmp_path / "store")
-    (key,) = store.keys("failures")
-    assert store.failure(key)["log"] == run_name()
+    (key,) = store.committed_keys("failures")
+    assert store.read_failure(key)["log"] == run_name()
     code, said = call("show", key, *where)
     (file,) = log_files(store, run_name())
     assert code == 0 and str(file) in said.out and "ArithmeticError" in said.out
@@ -87,7 +87,7 @@ def test_a_trial_whose_file_is_lost_is_reported_not_a_traceback(tiny, monkeypatc
     """The store's own hint tells people to remove a damaged file; `show` then says what is gone and what to do."""
     _, plan, store = tiny
     trial = plan.trials[0]
-    store.file(store.read("trials", trial.key), "scores.arrow").unlink()
+    store.object_path(store.read_manifest("trials", trial.key), "scores.arrow").unlink()
     monkeypatch.setattr(sys, "argv", ["manyminds", "show", trial.key, "--store", str(store.root)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import Mistake
-from harness.store.store import STEPS, Store
+from harness.errors import UserError
+from harness.store.store import CRASH_POINTS, Store
 
 FILES = {"a": b"alpha" * 1000, "b": b"beta"}
 COMMIT = """
@@ -29,19 +29,19 @@ def store(tmp_path):
 
 
 def contents(store, key="k" * 16):
-    manifest = store.read("trials", key)
-    return manifest and {name: store.load(manifest, name) for name in manifest["files"]}
+    manifest = store.read_manifest("trials", key)
+    return manifest and {name: store.read_verified(manifest, name) for name in manifest["files"]}
 
 
 def test_what_is_committed_is_read(store):
     assert contents(store) is None
     assert store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
     assert contents(store) == FILES
-    assert store.keys("trials") == {"k" * 16}
+    assert store.committed_keys("trials") == {"k" * 16}
     assert list((store.root / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", CRASH_POINTS)
 def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
     """SIGKILL at each step: a reader sees nothing or everything, and the next run completes it, once."""
     crashed = subprocess.run(
@@ -52,13 +52,13 @@ def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
     again = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], capture_output=True, text=True, check=True)
     assert again.stdout == ("False\n" if step in ("linked", "cleaned") else "True\n")
     assert contents(store) == FILES
-    assert store.keys("trials") == {"k" * 16} and not store.diverged("k" * 16)
+    assert store.committed_keys("trials") == {"k" * 16} and not store.has_diverged("k" * 16)
 
 
 def test_the_crash_steps_are_all_there():
     """A step that the protocol no longer reaches would make the test above visit nothing."""
     source = Path(Store.commit.__code__.co_filename).read_text()
-    assert all(f'_reach("{step}")' in source for step in STEPS)
+    assert all(f'_crash_point("{step}")' in source for step in CRASH_POINTS)
 
 
 def _rival(root, content, barrier, firsts):
@@ -80,23 +80,23 @@ def test_of_rivals_one_wins_and_a_difference_is_noted(store, same):
     for rival in rivals:
         rival.join()
     assert sum(won) == 1
-    assert store.diverged("r" * 16) is not same
-    assert store.keys("trials") == {"r" * 16}
+    assert store.has_diverged("r" * 16) is not same
+    assert store.committed_keys("trials") == {"r" * 16}
 
 
 def test_a_file_cut_short_is_not_finished_and_is_mended(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
-    path = store.file(store.read("trials", "k" * 16), "a")
+    path = store.object_path(store.read_manifest("trials", "k" * 16), "a")
     path.write_bytes(b"alp")
-    assert store.read("trials", "k" * 16) is None
+    assert store.read_manifest("trials", "k" * 16) is None
     store.commit("trials", "k" * 16, {}, FILES, {})
     assert contents(store) == FILES
 
 
 def test_lost_files_are_made_anew_even_if_they_differ(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
-    store.file(store.read("trials", "k" * 16), "a").unlink()
-    assert store.read("trials", "k" * 16) is None
+    store.object_path(store.read_manifest("trials", "k" * 16), "a").unlink()
+    assert store.read_manifest("trials", "k" * 16) is None
     store.commit("trials", "k" * 16, {}, {"a": b"another"}, {})
     assert contents(store) == {"a": b"another"}
 
@@ -104,23 +104,23 @@ def test_lost_files_are_made_anew_even_if_they_differ(store):
 def test_a_manifest_cut_short_is_made_anew(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
     (store.root / "trials" / ("k" * 16 + ".json")).write_text("{")
-    assert store.read("trials", "k" * 16) is None
+    assert store.read_manifest("trials", "k" * 16) is None
     store.commit("trials", "k" * 16, {}, FILES, {})
     assert contents(store) == FILES
 
 
 def test_a_changed_file_is_told(store):
     store.commit("trials", "k" * 16, {}, FILES, {})
-    manifest = store.read("trials", "k" * 16)
-    store.file(manifest, "b").write_bytes(b"BETA")
-    with pytest.raises(Mistake, match="damaged"):
-        store.load(manifest, "b")
+    manifest = store.read_manifest("trials", "k" * 16)
+    store.object_path(manifest, "b").write_bytes(b"BETA")
+    with pytest.raises(UserError, match="damaged"):
+        store.read_verified(manifest, "b")
 
 
 def test_a_failure_is_no_result(store):
-    store.fail("f" * 16, {"of": 2}, "ValueError: no", "trace")
-    assert store.failure("f" * 16)["reason"] == "ValueError: no"
-    assert store.read("trials", "f" * 16) is None and store.keys("trials") == set()
+    store.record_failure("f" * 16, {"of": 2}, "ValueError: no", "trace")
+    assert store.read_failure("f" * 16)["reason"] == "ValueError: no"
+    assert store.read_manifest("trials", "f" * 16) is None and store.committed_keys("trials") == set()
 
 
 def test_a_full_disk_loses_nothing(store):
@@ -130,18 +130,18 @@ def test_a_full_disk_loses_nothing(store):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(Mistake, match="full") as caught:
+        with pytest.raises(UserError, match="full") as caught:
             store.commit("trials", "n" * 16, {}, {"big": os.urandom(50_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "--store" in caught.value.hint
-    assert store.read("trials", "n" * 16) is None and contents(store) == FILES
+    assert store.read_manifest("trials", "n" * 16) is None and contents(store) == FILES
 
 
 def test_a_store_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Mistake, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         Store(tmp_path / "file" / "store").open()
 
 

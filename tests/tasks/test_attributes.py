@@ -11,27 +11,27 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import cross_val_predict
 
-from harness.data import TEXT
-from harness.errors import Mistake
-from harness.inference.features import encode
-from harness.registry import make
+from harness.data import TEXT_SCHEMA
+from harness.errors import UserError
+from harness.inference.features import encode_items
+from harness.registry import make_instance
 from harness.sources.text_world import (
-    DO,
     LEXICON,
+    PLAIN_ENDINGS,
+    PLAIN_OBJECTS,
+    PLAIN_SUBJECTS,
+    PLAIN_VERBS,
     PROMPTS,
-    SPREAD,
     TOPICS,
+    TRAIT_SCALES,
     TRAITS,
-    WHAT,
-    WHEN,
-    WHO,
-    respond,
-    traits,
-    words,
+    split_words,
+    trait_scores,
+    write_response,
 )
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
-from tasks.attributes import PEOPLE, Attributes
+from tasks.attributes import POSSIBLE_USERS, Attributes
 
 SEEDS = range(5)
 
@@ -39,7 +39,7 @@ SEEDS = range(5)
 @pytest.fixture(scope="module")
 def corpus():
     prompts = [PROMPTS[i] for i in np.random.default_rng(0).integers(len(PROMPTS), size=3000)]
-    return pa.table([prompts, [respond(p, seed) for seed, p in enumerate(prompts)]], schema=TEXT)
+    return pa.table([prompts, [write_response(p, seed) for seed, p in enumerate(prompts)]], schema=TEXT_SCHEMA)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def built():
     ],
 )
 def test_scores_are_phrases_and_words_counted_by_hand(text, counts):
-    found = dict(zip(TRAITS, (traits([text])[0] * SPREAD).round(4).tolist(), strict=True))
+    found = dict(zip(TRAITS, (trait_scores([text])[0] * TRAIT_SCALES).round(4).tolist(), strict=True))
     wanted = dict.fromkeys(TRAITS, 0) | counts | {"length": len(text.replace("-", " ").split()) - 50}
     assert found == pytest.approx(wanted, abs=1e-3)
 
@@ -72,23 +72,25 @@ def test_scores_are_phrases_and_words_counted_by_hand(text, counts):
 def test_lexicons_are_balanced_and_count_nothing_twice():
     sides = [side for trait in LEXICON.values() for side in trait]
     assert {len(side) for side in sides} == {12} and set(LEXICON) == set(TRAITS[1:])
-    every = [" ".join(words(p)) for side in sides for p in side]
+    every = [" ".join(split_words(p)) for side in sides for p in side]
     assert not [(a, b) for a in every for b in every if a is not b and f" {a} " in f" {b} "]
-    plain = [f"{a} {b} {c} {d}" for a in WHO for b in DO for c in WHAT for d in WHEN]
-    assert not traits([*PROMPTS, *plain, *(f"On {topic}." for topic in TOPICS)])[:, 1:].any()
+    plain = [
+        f"{a} {b} {c} {d}" for a in PLAIN_SUBJECTS for b in PLAIN_VERBS for c in PLAIN_OBJECTS for d in PLAIN_ENDINGS
+    ]
+    assert not trait_scores([*PROMPTS, *plain, *(f"On {topic}." for topic in TOPICS)])[:, 1:].any()
 
 
 def test_prompts_are_many_and_distinct():
     assert len(set(PROMPTS)) == len(PROMPTS) >= 2000
-    assert max(len(words(p)) for p in PROMPTS) <= 12
+    assert max(len(split_words(p)) for p in PROMPTS) <= 12
 
 
 def test_traits_are_standard_and_uncorrelated(corpus):
-    scores = traits(corpus["response"].to_pylist())
+    scores = trait_scores(corpus["response"].to_pylist())
     assert np.abs(scores.mean(0)).max() < 0.2
     assert np.abs(scores.std(0) - 1).max() < 0.1
     assert np.abs(np.corrcoef(scores.T) - np.eye(7)).max() < 0.1
-    assert set(np.unique((scores[:, 1:] * SPREAD[1:]).round(3))) == {
+    assert set(np.unique((scores[:, 1:] * TRAIT_SCALES[1:]).round(3))) == {
         -2,
         -1,
         0,
@@ -100,20 +102,23 @@ def test_traits_are_standard_and_uncorrelated(corpus):
 def test_responses_are_short_and_all_different(corpus):
     assert len(set(corpus["response"].to_pylist())) == 3000
     assert (
-        max(len(words(t)) + t.count(".") + t.count("!") + t.count("?") for t in corpus["response"].to_pylist()) <= 105
+        max(len(split_words(t)) + t.count(".") + t.count("!") + t.count("?") for t in corpus["response"].to_pylist())
+        <= 105
     )
-    assert len({respond(PROMPTS[0], seed) for seed in range(200)}) == 200
+    assert len({write_response(PROMPTS[0], seed) for seed in range(200)}) == 200
 
 
 def test_another_process_writes_the_same_text():
-    code = "from harness.sources.text_world import *; print([respond(p, s) for s, p in enumerate(PROMPTS[::700])])"
+    code = (
+        "from harness.sources.text_world import *; print([write_response(p, s) for s, p in enumerate(PROMPTS[::700])])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "7"})
-    assert done.stdout.strip() == str([respond(p, s) for s, p in enumerate(PROMPTS[::700])]), done.stderr
+    assert done.stdout.strip() == str([write_response(p, s) for s, p in enumerate(PROMPTS[::700])]), done.stderr
 
 
 def test_every_trait_is_linear_in_the_encoders_features(corpus):
     """Held-out R2 of scikit-learn's ridge on TF-IDF unigrams + SVD; measured .88 to .97."""
-    features, scores = encode(corpus, "tfidf-svd-128"), traits(corpus["response"].to_pylist())
+    features, scores = encode_items(corpus, "tfidf-svd-128"), trait_scores(corpus["response"].to_pylist())
     fit = Ridge(1.0).fit(features[:2000], scores[:2000])
     error = scores[2000:] - fit.predict(features[2000:])
     assert (1 - error.var(0) / scores[2000:].var(0)).min() >= 0.85
@@ -134,7 +139,7 @@ def test_people_are_all_signed_choices_of_two_traits():
         for a in (1, -1)
         for b in (1, -1)
     }
-    assert {tuple(p) for p in PEOPLE.astype(int)} == wanted and len(PEOPLE) == len(wanted) == 84
+    assert {tuple(p) for p in POSSIBLE_USERS.astype(int)} == wanted and len(POSSIBLE_USERS) == len(wanted) == 84
 
 
 def test_splits_hold_people_and_prompts_out(built):
@@ -172,7 +177,7 @@ def test_ties_are_dropped_and_both_orders_are_judged(built):
 
 def test_text_is_what_is_scored(built):
     _, data, _ = built[0]
-    assert np.array_equal(traits(data.pairs.items.text["response"].to_pylist()), data.truth.items)
+    assert np.array_equal(trait_scores(data.pairs.items.text["response"].to_pylist()), data.truth.items)
 
 
 def test_numbers_are_traits_rotated_with_noise():
@@ -186,7 +191,9 @@ def test_numbers_are_traits_rotated_with_noise():
 def auc(built, method):
     found = []
     for seed, (task, data, splits) in zip(SEEDS, built, strict=True):
-        scores = run_trial(Trial(task, make("method", method, {}), seed, "test", "test"), splits, data.truth).scores
+        scores = run_trial(
+            Trial(task, make_instance("method", method, {}), seed, "test", "test"), splits, data.truth
+        ).scores
         scores = scores.to_pandas()
         found.append(scores[(scores.panel == "test") & ~scores.swapped].groupby("shots").auc.mean())
     return sum(found) / len(found)
@@ -213,15 +220,15 @@ def test_readings_know_a_prior_that_is_the_traits():
     directions = torch.linalg.lstsq(true, features).solution.T  # [64, 7]
     scale = torch.arange(8.0, 1.0, -1).double()
     turn = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(0)).double())[0]
-    own = task.readings(splits, data.truth, {"root": directions * scale}, ())
-    turned = task.readings(splits, data.truth, {"root": directions @ turn}, ())
-    two = task.readings(splits, data.truth, {"root": directions[:, :2]}, ())
+    own = task.diagnostics(splits, data.truth, {"root": directions * scale}, ())
+    turned = task.diagnostics(splits, data.truth, {"root": directions @ turn}, ())
+    two = task.diagnostics(splits, data.truth, {"root": directions[:, :2]}, ())
     assert "elbow" not in own | two  # seven axes or fewer have no room for another elbow
     assert own["r2"] == pytest.approx(1, abs=1e-6) and own["cosine"] > 0.95
     assert turned["r2"] == pytest.approx(1, abs=1e-6) and turned["cosine"] < 0.9
     assert two["r2/length"] > 0.99 and two["r2/politeness"] < 0.1
-    assert task.readings(splits, data.truth, {"root": torch.tensor(1.0)}, ()) == {}
-    assert task.readings(splits, data.truth, {"weights": directions}, ()) == {}
+    assert task.diagnostics(splits, data.truth, {"root": torch.tensor(1.0)}, ()) == {}
+    assert task.diagnostics(splits, data.truth, {"weights": directions}, ()) == {}
 
 
 def test_the_elbow_is_where_the_spectrum_falls():
@@ -233,7 +240,7 @@ def test_the_elbow_is_where_the_spectrum_falls():
     faint = 0.02 * np.random.default_rng(0).normal(size=(64, 9))
     for wanted, size in ((7, np.ones(7)), (3, np.repeat([1, 0.02], [3, 4]))):
         root = torch.from_numpy(np.column_stack([seven * size, faint]))
-        assert task.readings(splits, data.truth, {"root": root}, ())["elbow"] == wanted
+        assert task.diagnostics(splits, data.truth, {"root": root}, ())["elbow"] == wanted
 
 
 TWO = dict(n_users=121, new_users=7, kinds=2, pairs=120, pairs_per_user=20, pool=30, queries=10, encoder="numbers")
@@ -280,7 +287,7 @@ def test_new_users_may_show_pairs_that_no_one_was_trained_on():
     task = Attributes(**TWO | dict(context_pairs=40))
     data = task.build(0)
     splits, prompt = task.split(data, 0), data.pairs.items.text["prompt"].to_numpy()
-    splits.check()
+    splits.check_for_leaks()
     trained = set(prompt[splits.train.left])
     for name in ("validation", "test"):
         shown, asked = (set(prompt[getattr(splits.panels[name], part).left]) for part in ("context", "query"))
@@ -288,7 +295,7 @@ def test_new_users_may_show_pairs_that_no_one_was_trained_on():
         assert (np.diff(splits.panels[name].context.offsets) == 30).all()
     seen = splits.panels["seen"]  # training users show what they were trained on, and are asked what no one was
     assert set(prompt[seen.context.left]) <= trained and not set(prompt[seen.query.left]) & trained
-    assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.n_asked)
+    assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.pairs_per_new_user)
     assert not np.isclose(data.truth.gap(data.pairs), 0).any()
 
 
@@ -306,7 +313,7 @@ def test_utility_is_that_of_any_text():
     assert np.array_equal(Attributes().utility(texts), data.truth.items)
     polite = Attributes().utility(["Thank you.", ""])
     assert (polite[0] > polite[1]).tolist() == [t in ("length", "politeness") for t in TRAITS]
-    assert Attributes().reads_texts and not make("task", "low_rank", {}).reads_texts
+    assert Attributes().reads_texts and not make_instance("task", "low_rank", {}).reads_texts
 
 
 @pytest.mark.parametrize(
@@ -320,7 +327,7 @@ def test_utility_is_that_of_any_text():
     ],
 )
 def test_what_is_wrong_with_kinds_and_context_pairs_is_told(fields, said):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         Attributes(**fields)
     assert said in f"{caught.value} {caught.value.hint}"
 
@@ -338,5 +345,5 @@ def test_what_is_wrong_with_kinds_and_context_pairs_is_told(fields, said):
     ],
 )
 def test_impossible_fields_are_refused(fields):
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         Attributes(**fields)

@@ -9,12 +9,12 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
 from harness.data import Items
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.method import Run
 from harness.methods.dpo_head import DpoHead
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
-from tasks.concepts import Concepts, generalisation_bound, vacuous_below
+from tasks.concepts import Concepts, generalisation_bound, smallest_informative_q
 
 SMALL = Concepts(K=3, Q=8, feature_dim=10, width=2, queries=30)
 
@@ -27,7 +27,7 @@ def prepared(task, seed=0):
 def fitted(task, seed=0, **fields):
     splits, truth = prepared(task, seed)
     state = DpoHead(**fields).fit(splits.train, splits.panels["validation"], Run(seed))
-    return state, task.readings(splits, truth, state, ()), splits
+    return state, task.diagnostics(splits, truth, state, ()), splits
 
 
 def prompts(pairs, d):
@@ -48,14 +48,14 @@ def test_clusters_are_the_papers():
     kinds, cluster, counts = np.unique(token, axis=0, return_inverse=True, return_counts=True)
     assert (counts == 400).all() and len(kinds) == 6
     means = np.array([g[cluster == c].mean(0) for c in range(6)])
-    noise = 4.5 * task.v / np.sqrt(400)
+    noise = 4.5 * task.cluster_sd / np.sqrt(400)
     for kind, mean in zip(kinds, means, strict=True):  # c_i is e_{1+i}: + prefers the first of a concept's tokens
         concept, aligned = np.flatnonzero(kind)[0] // 2, kind[np.flatnonzero(kind)[0]] > 0
         wanted = np.zeros(6)
         wanted[0], wanted[1 + concept] = 0.4, 1 if aligned else -1
         assert np.abs(mean - wanted).max() < noise
-    assert abs((g - means[cluster]).std() / task.v - 1) < 4.5 / np.sqrt(2 * g.size)
-    assert task.v == 1 / (4 * np.sqrt(400))
+    assert abs((g - means[cluster]).std() / task.cluster_sd - 1) < 4.5 / np.sqrt(2 * g.size)
+    assert task.cluster_sd == 1 / (4 * np.sqrt(400))
     assert prompts(prepared(replace(task, tokens="yes_no"))[0].train, 6)[1].shape[1] == 2
 
 
@@ -170,16 +170,20 @@ def test_in_a_trial():
 
 
 def test_the_bound_is_vacuous_at_any_real_size():
-    assert 5.5e9 < vacuous_below(1) < 6e9 < vacuous_below(4) < vacuous_below(16) < 8e9
+    assert 5.5e9 < smallest_informative_q(1) < 6e9 < smallest_informative_q(4) < smallest_informative_q(16) < 8e9
     for K in (1, 16):
-        assert generalisation_bound(K, 0.999 * vacuous_below(K)) > 1 > generalisation_bound(K, 1.001 * vacuous_below(K))
+        assert (
+            generalisation_bound(K, 0.999 * smallest_informative_q(K))
+            > 1
+            > generalisation_bound(K, 1.001 * smallest_informative_q(K))
+        )
         assert min(generalisation_bound(K, Q) for Q in np.geomspace(1, 5e9, 200)) > 1
     assert abs(generalisation_bound(1, 16) - 2 * 256 * np.exp(-1 / 3)) < 1e-9
 
 
 @pytest.mark.parametrize("fields", [{"K": 64}, {"width": 0.0}, {"shots": (0, 5)}, {"l_b": -1.0}])
 def test_refuses_what_cannot_be(fields):
-    with pytest.raises(Mistake):
+    with pytest.raises(UserError):
         Concepts(**fields)
 
 

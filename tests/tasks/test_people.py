@@ -62,9 +62,9 @@ def test_per_user_on_snacks_is_scikit_learns(data_folder):
         model = LogisticRegression(C=4.0, fit_intercept=False, tol=1e-10).fit(shown.gap, shown.label)
         hits.append(model.score(asked.gap, asked.label))
     from harness.method import Run
-    from harness.registry import make
+    from harness.registry import make_instance
 
-    method = make("method", "per_user", {"scale": 2.0})
+    method = make_instance("method", "per_user", {"scale": 2.0})
     state = method.fit(splits.train, splits.panels["validation"], Run(0))
     z = method.score(state, method.adapt(state, panel.context.first(50), Run(0)), panel.query).numpy()
     assert ((z > 0) == (panel.query.label == 1)).mean() == pytest.approx(np.mean(hits), abs=1e-9)

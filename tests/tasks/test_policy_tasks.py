@@ -9,17 +9,17 @@ from harness.models import small
 from harness.store.store import Store
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
-from harness.trials.trial import Trial, fields_of
+from harness.trials.trial import Trial, field_values
 from tasks.personas import CONCEPTS, Personas
 
-FOLDER = registry.ROOT / "jobs" / "suites" / "claims"
+FOLDER = registry.PROJECT_ROOT / "jobs" / "suites" / "claims"
 
 
 @pytest.mark.parametrize("file", ["dpo_personas_text.toml", "dpo_personas_full.toml"])
 def test_claims_compare_numbers_of_personas_and_nothing_else(file):
     """Every check sets one setting of the suite against another that differs in the number of personas alone."""
     suite, (_, claims) = read_suite(FOLDER / file), read_claims(FOLDER / file)
-    settings = [fields_of(task) for task in suite.tasks]
+    settings = [field_values(task) for task in suite.tasks]
     assert {task["concepts"] for task in settings} <= set(CONCEPTS) and {len(m) for m in CONCEPTS.values()} == set(
         CONCEPTS
     )
@@ -35,7 +35,9 @@ def test_a_policy_learns_yes_and_no(data_folder, tmp_path):
     """An untrained model, some steps: it logs what D8 reads, and training statements move the way of their labels."""
     store = Store(tmp_path / "store").open()
     small.build_small_model(tmp_path / "model", steps=0)
-    method = registry.make("method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6))
+    method = registry.make_instance(
+        "method", "dpo", dict(model=f"transformers:{tmp_path / 'model'}", tune="full", steps=6)
+    )
     task = Personas(view="statements", concepts=1, shots=(0,), encoder="hashing-8", queries=8)
     data = task.build(0)
     splits = task.split(data, 0)

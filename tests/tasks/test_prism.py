@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from harness.check.tasks import task_checks
 from harness.cli.main import app
-from harness.errors import Missing, Mistake
-from harness.store.prepared import open_prepared
+from harness.errors import UnavailableError, UserError
+from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.prepare import prepare
+from harness.trials.prepare import prepare_task
 from harness.trials.trial import task_identity
 from tasks import prism
-from tasks.prism import Prism, by_prompt
+from tasks.prism import Prism, split_by_prompt
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "larch"]
 
@@ -103,7 +103,7 @@ def test_the_answer_kept_beats_those_shown_with_it(folder):
     data = small(folder).build(0)
     assert judged(data) == by_hand(people()[1]) and len(data.pairs) == 30 * 6 * 3
     assert data.users["dropped"].to_pylist() == [0] * 30
-    assert small(folder).build(7).digest() == data.digest()
+    assert small(folder).build(7).content_digest() == data.content_digest()
 
 
 def test_people_wrote_their_own_profile(folder):
@@ -124,9 +124,9 @@ def test_it_keeps_the_contract(folder):
 
 def test_a_prepared_task_has_profiles(folder, tmp_path):
     store = Store(tmp_path / "store").open()
-    prepared = prepare(store, small(folder), 0)
+    prepared = prepare_task(store, small(folder), 0)
     assert prepared["facts"]["has_profiles"] and prepared["facts"]["has_text"] and prepared["facts"]["people"] == 30
-    assert open_prepared(store, prepared["key"]).splits.train.profiles[0].as_py().startswith("About me: ")
+    assert open_prepared_task(store, prepared["key"]).splits.train.profiles[0].as_py().startswith("About me: ")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -139,7 +139,7 @@ def test_a_prompt_is_wholly_shown_or_wholly_asked(tmp_path, seed):
     task = small(write(tmp_path, survey, utterances))
     data = task.build(seed)
     splits = task.split(data, seed)
-    splits.check()
+    splits.check_for_leaks()
     prompt = np.array(data.pairs.items.text["prompt"].to_pylist())
     for name, panel in splits.panels.items():
         shown = splits.train if name == "seen" else panel.context
@@ -156,7 +156,7 @@ def test_prompts_are_shown_by_chance(folder):
     prompt = np.array([int(p.split()[1]) for p in data.pairs.items.text["prompt"].to_pylist()])
     shown, first = np.zeros(6), np.zeros(6)
     for seed in range(40):
-        context, query = by_prompt(data.pairs, np.random.default_rng(seed), 7)
+        context, query = split_by_prompt(data.pairs, np.random.default_rng(seed), 7)
         assert (np.diff(context.offsets) == 9).all() and (np.diff(query.offsets) == 9).all()
         shown += np.bincount(prompt[context.left], minlength=6) / 3
         first += np.bincount(prompt[context.first(1).left], minlength=6)
@@ -204,7 +204,7 @@ def test_who_has_too_few_pairs_or_prompts_is_left_out(tmp_path):
     assert set(small(folder).build(0).users["id"].to_pylist()) == {f"user{u}" for u in range(10)} - {"user3", "user4"}
     more = small(folder, min_pairs=9, shots=(0, 6)).build(0)
     assert len(more.users) == 10
-    with pytest.raises(Mistake, match="171 pairs of 10 people, of whom nobody has 19"):
+    with pytest.raises(UserError, match="171 pairs of 10 people, of whom nobody has 19"):
         small(folder, min_pairs=19).build(0)
 
 
@@ -215,18 +215,18 @@ def test_mistakes(folder, tmp_path):
         (dict(revision="0" * 40), "either a file or a revision"),
         (dict(encoder="tfdif"), "no text encoder"),
     ):
-        with pytest.raises(Mistake, match=says):
+        with pytest.raises(UserError, match=says):
             small(folder, **fields)
     survey, utterances = people()
-    with pytest.raises(Mistake, match=r"user 'user3' of conversation 'c3-0' is not in survey.jsonl; 1 such"):
+    with pytest.raises(UserError, match=r"user 'user3' of conversation 'c3-0' is not in survey.jsonl; 1 such"):
         small(write(tmp_path, survey[:3] + survey[4:], utterances)).build(0)
-    with pytest.raises(Mistake, match=r"utterances.jsonl, row 0: .*'if_chosen': 'yes'"):
+    with pytest.raises(UserError, match=r"utterances.jsonl, row 0: .*'if_chosen': 'yes'"):
         small(write(tmp_path, survey, [utterances[0] | {"if_chosen": "yes"}])).build(0)
-    with pytest.raises(Mistake, match=r"survey.jsonl, row 1: "):
+    with pytest.raises(UserError, match=r"survey.jsonl, row 1: "):
         small(write(tmp_path, [survey[0], {"user_id": "user1"}], utterances)).build(0)
     (tmp_path / "survey.jsonl").unlink()
     for ask in (lambda: small(folder).build(0), small(folder).files_digest):
-        with pytest.raises(Mistake, match=r"survey.jsonl does not exist"):
+        with pytest.raises(UserError, match=r"survey.jsonl does not exist"):
             ask()
 
 
@@ -248,16 +248,18 @@ def test_from_the_hub(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(prism, "hub_files", served)
     data = Prism(encoder="tfidf-svd-4").build(0)
-    assert data.digest() == small(folder).build(0).digest()
-    assert asked == [("HannahRoseKirk/prism-alignment", prism.REVISION, ("survey.jsonl", "utterances.jsonl"))]
+    assert data.content_digest() == small(folder).build(0).content_digest()
+    assert asked == [("HannahRoseKirk/prism-alignment", prism.PRISM_REVISION, ("survey.jsonl", "utterances.jsonl"))]
 
 
 def test_check_says_where_the_data_is_when_it_is_not_at_hand(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Missing, match=r"survey.jsonl of the data set HannahRoseKirk/prism-alignment is not in") as told:
+    with pytest.raises(
+        UnavailableError, match=r"survey.jsonl of the data set HannahRoseKirk/prism-alignment is not in"
+    ) as told:
         Prism().build(0)
     line = "hf download HannahRoseKirk/prism-alignment survey.jsonl utterances.jsonl --repo-type dataset --revision "
-    assert line + prism.REVISION in told.value.hint
+    assert line + prism.PRISM_REVISION in told.value.hint
     found = CliRunner().invoke(app, ["check", "prism"])
-    assert isinstance(found.exception, Missing) and str(found.exception) == str(told.value)
+    assert isinstance(found.exception, UnavailableError) and str(found.exception) == str(told.value)

@@ -9,21 +9,21 @@ import torch
 from scipy.integrate import cumulative_trapezoid
 from scipy.stats import kstest
 
-from harness.errors import Mistake
-from harness.registry import make
+from harness.errors import UserError
+from harness.registry import make_instance
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.correlated_aspects import CorrelatedAspects, draw_scores
 from tasks.model_raters import ModelRaters
 from tasks.raters import Raters
-from tasks.response_times import ResponseTimes, decide
-from tasks.two_modes import mode_readings
+from tasks.response_times import ResponseTimes, simulate_decisions
+from tasks.two_modes import mode_diagnostics
 
 
 def accuracy(task, method, seed=0, panel="test"):
     """{shots: accuracy} of the observed labels, macro over users."""
     data = task.build(seed)
-    trial = Trial(task, make("method", method, {}), seed, "test", "test")
+    trial = Trial(task, make_instance("method", method, {}), seed, "test", "test")
     scores = run_trial(trial, task.split(data, seed), data.truth).scores.to_pandas()
     return scores[(scores.panel == panel) & ~scores.swapped].groupby("shots").accuracy.mean()
 
@@ -54,12 +54,12 @@ def test_readings_tell_a_found_mode_from_noise():
     splits = task.split(data, 0)
     mode = data.truth.users[splits.panels["test"].query.people].argmax(1)
     noise = np.random.default_rng(0).normal(size=(len(mode), 3))
-    found = mode_readings(splits, data.truth, (torch.from_numpy(noise + 10 * mode[:, None]),))
+    found = mode_diagnostics(splits, data.truth, (torch.from_numpy(noise + 10 * mode[:, None]),))
     assert found["probe_accuracy"] > 0.99 and found["silhouette"] > 0.7
-    blind = mode_readings(splits, data.truth, (torch.from_numpy(noise),))
+    blind = mode_diagnostics(splits, data.truth, (torch.from_numpy(noise),))
     assert blind["probe_accuracy"] < 0.7 and abs(blind["silhouette"]) < 0.1
-    assert mode_readings(splits, data.truth, (torch.ones(len(mode), 2),)) == {}
-    assert mode_readings(splits, data.truth, ()) == {} == mode_readings(splits, None, (torch.from_numpy(noise),))
+    assert mode_diagnostics(splits, data.truth, (torch.ones(len(mode), 2),)) == {}
+    assert mode_diagnostics(splits, data.truth, ()) == {} == mode_diagnostics(splits, None, (torch.from_numpy(noise),))
 
 
 @pytest.mark.parametrize(("truth", "ceiling"), [("linear", 0.905), ("tanh", 0.952)])
@@ -70,11 +70,11 @@ def test_raters_ceilings(truth, ceiling):
 
 def test_raters_signs_by_scenario():
     names = ("same_sign", "independent_signs", "two_camps")
-    draws = {name: np.sign(Raters(scenario=name).draw(np.random.default_rng(0), 200)) for name in names}
+    draws = {name: np.sign(Raters(scenario=name).draw_rater_weights(np.random.default_rng(0), 200)) for name in names}
     assert (draws["same_sign"] == 1).all()
     assert (draws["two_camps"][::2] == 1).all() and (draws["two_camps"][1::2] == -1).all()
     assert abs(draws["independent_signs"].mean()) < 0.1
-    weights = Raters().draw(np.random.default_rng(0), 50)
+    weights = Raters().draw_rater_weights(np.random.default_rng(0), 50)
     assert np.allclose(np.linalg.norm(weights, axis=1), 4)
 
 
@@ -89,7 +89,7 @@ def cdf(drift, grid):
 @pytest.mark.parametrize("drift", [0.0, 0.7, -2.5])
 def test_decisions_follow_the_diffusion(drift):
     n = 200_000
-    answer, time = decide(np.random.default_rng(1), np.full(n, drift))
+    answer, time = simulate_decisions(np.random.default_rng(1), np.full(n, drift))
     grid = np.linspace(1e-3, 30, 300_001)
     assert abs(cdf(drift, grid)[-1] - 1) < 1e-4
     assert kstest(time, lambda t: np.interp(t, grid, cdf(drift, grid))).pvalue > 1e-3
@@ -111,7 +111,7 @@ def test_decisions_agree_with_small_steps():
         v[inside] += drift * dt + np.sqrt(dt) * rng.normal(size=inside.sum())
         time[inside] += dt
         inside &= np.abs(v) < 1 - 0.5826 * np.sqrt(dt)
-    assert kstest(time, decide(rng, np.full(20_000, drift))[1]).pvalue > 1e-3
+    assert kstest(time, simulate_decisions(rng, np.full(20_000, drift))[1]).pvalue > 1e-3
 
 
 def test_fewer_annotators_are_the_first_of_many():
@@ -130,7 +130,7 @@ def test_shifted_people_are_others():
     task = ResponseTimes(n_users=300, new_users=100, n_demonstrations=10)
     data = task.build(0)
     splits = task.split(data, 0)
-    splits.check()
+    splits.check_for_leaks()
     theta = {name: data.truth.users[panel.query.people] for name, panel in splits.panels.items()}
     known = np.linalg.svd(data.truth.users[splits.train.people])[2][:2]  # the span of the two means
     assert np.linalg.norm(theta["test"].mean(0) @ known.T) > 1.5
@@ -174,11 +174,11 @@ def test_every_score_column_is_left_out_once(tmp_path):
     tested = []
     for seed in range(5):
         splits = task.split(data, seed)
-        splits.check()
+        splits.check_for_leaks()
         tested += splits.panels["test"].query.people.tolist()
         assert len(splits.train.people) == 3
     assert sorted(tested) == [0, 1, 2, 3, 4]
-    assert data.digest() == task.build(1).digest()  # a data set
+    assert data.content_digest() == task.build(1).content_digest()  # a data set
 
 
 @pytest.mark.parametrize("features", [False, True])
@@ -216,8 +216,8 @@ def test_equal_responses_are_one_with_their_mean_scores(tmp_path, features):
     rows, file = table(tmp_path, change)
     task = replace(SMALL, file=file)
     for seed in range(5):
-        task.split(task.build(seed), seed).check()
-    merged = task.table()
+        task.split(task.build(seed), seed).check_for_leaks()
+    merged = task.read_ratings()
     assert len(merged) == 80
     assert np.allclose(
         merged["m2"], (rows["m2"][:80].to_numpy() + np.r_[rows["m2"][80:].to_numpy(), rows["m2"][40:80]]) / 2
@@ -227,7 +227,7 @@ def test_equal_responses_are_one_with_their_mean_scores(tmp_path, features):
 def test_a_score_may_turn_to_decimals_late(tmp_path):
     lines = [f"r{i},{i},{i % 7},{i % 5},{i % 3 + 0.5 * (i > 110)}" for i in range(120)]  # polars looks at 100 rows
     (tmp_path / "late.csv").write_text("\n".join(["response,m0,m1,m2,m3", *lines]))
-    assert ModelRaters(file=str(tmp_path / "late.csv")).table()["m3"][-1] == 2.5
+    assert ModelRaters(file=str(tmp_path / "late.csv")).read_ratings()["m3"][-1] == 2.5
 
 
 def test_numbers_of_prompts_are_no_rater(tmp_path):
@@ -286,7 +286,7 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
 )
 def test_a_table_that_cannot_be_used_says_why(tmp_path, change, fields, said):
     _, file = table(tmp_path, change)
-    with pytest.raises(Mistake, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         replace(SMALL, file=file, **fields).build(0)
     assert file in caught.value.message
 
@@ -303,13 +303,13 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path, change, fields, said):
 )
 def test_a_file_that_is_no_table_says_so(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(Mistake, match=said):
+    with pytest.raises(UserError, match=said):
         ModelRaters(file=str(tmp_path / name)).build(0)
-    with pytest.raises(Mistake, match="'m0' twice"):
+    with pytest.raises(UserError, match="'m0' twice"):
         ModelRaters(raters=("m0", "m1", "m0", "m2"))
 
 
 def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(Mistake, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         ModelRaters(file=str(tmp_path / "none.csv")).files_digest()
     assert ModelRaters().files_digest() == ""

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from harness.data import Items, PreferenceDataset
-from harness.errors import Mistake
-from harness.inference.features import check_encoder, encode
-from harness.method import Manifest, Run
+from harness.errors import UserError
+from harness.inference.features import check_encoder, encode_items
+from harness.method import Run, TaskFacts
 from harness.methods.dpo_head import DpoHead
 from harness.methods.longest import Longest
 from harness.methods.majority import Majority
-from harness.registry import make
-from harness.scores.metrics import per_person
+from harness.registry import make_instance
+from harness.scores.metrics import scores_per_person
 from harness.trials.prepare import shares_pairs
 from harness.trials.trial import task_identity
 from tasks import arguments, objectives, personas, rated_aspects
@@ -64,12 +64,12 @@ class TestEncoder:
         u, s, _ = np.linalg.svd(weighted, full_matrices=False)
         wanted = u[:, :6] * s[:6]  # its mean is kept
         wanted /= np.sqrt(2 * wanted.var(0).mean())
-        found = encode(table(texts), "tfidf-svd-6")
+        found = encode_items(table(texts), "tfidf-svd-6")
         assert found.dtype == np.float32 and found.shape == (40, 6)
         assert np.allclose(found @ found.T, wanted @ wanted.T, atol=0.02 * np.abs(wanted @ wanted.T).max())
 
     def test_the_gap_of_two_texts_has_unit_variance(self):
-        features = encode(table(sentences(300)), "tfidf-svd-8")
+        features = encode_items(table(sentences(300)), "tfidf-svd-8")
         rng = np.random.default_rng(0)
         gap = features[rng.integers(300, size=20_000)] - features[rng.integers(300, size=20_000)]
         assert gap.var(0).mean() == pytest.approx(1, abs=0.03)
@@ -77,18 +77,18 @@ class TestEncoder:
     def test_the_prompt_is_not_read(self):
         texts = sentences(30)
         other = pa.table({"prompt": sentences(30, seed=5), "response": texts})
-        assert np.array_equal(encode(table(texts), "tfidf-svd-4"), encode(other, "tfidf-svd-4"))
+        assert np.array_equal(encode_items(table(texts), "tfidf-svd-4"), encode_items(other, "tfidf-svd-4"))
 
     @pytest.mark.parametrize("name", ["tfidf", "tfidf-svd-0", "tfidf-svd-", "bert-128", "", 128])
     def test_an_unknown_encoder_is_explained(self, name):
-        with pytest.raises(Mistake, match="no text encoder"):
+        with pytest.raises(UserError, match="no text encoder"):
             check_encoder(name)
 
     def test_too_many_dimensions_are_explained(self):
-        with pytest.raises(Mistake, match="have no 500 dimensions"):
-            encode(table(sentences(30)), "tfidf-svd-500")
-        with pytest.raises(Mistake, match="hold no word"):
-            encode(table(["...", "--"]), "tfidf-svd-1")
+        with pytest.raises(UserError, match="have no 500 dimensions"):
+            encode_items(table(sentences(30)), "tfidf-svd-500")
+        with pytest.raises(UserError, match="hold no word"):
+            encode_items(table(["...", "--"]), "tfidf-svd-1")
 
 
 class TestControls:
@@ -102,8 +102,8 @@ class TestControls:
         assert np.allclose(z, np.log([5 / 8, 8, 1 / 4, 4 / 5]))
 
     def test_longest_sits_out_without_text(self):
-        assert "text" in Longest().refuses(Manifest(6, False, False, False))
-        assert Longest().refuses(Manifest(None, True, False, False)) is None
+        assert "text" in Longest().refuses(TaskFacts(6, False, False, False))
+        assert Longest().refuses(TaskFacts(None, True, False, False)) is None
 
     def test_majority_counts_the_votes(self):
         rng = np.random.default_rng(0)
@@ -127,10 +127,10 @@ class TestControls:
         assert (z[(query.left == 7) | (query.right == 7)] == 0).all()
 
     def test_majority_sits_out_where_no_pair_is_shared(self):
-        facts = Manifest(6, False, False, False, shares_pairs=False)
+        facts = TaskFacts(6, False, False, False, shares_pairs=False)
         assert "training users judged" in Majority().refuses(facts)
         assert Majority().refuses(replace(facts, shares_pairs=True)) is None
-        with pytest.raises(Mistake, match="above 0"):
+        with pytest.raises(UserError, match="above 0"):
             Majority(smoothing=0)
 
 
@@ -150,7 +150,7 @@ class TestArguments:
             ("t", f"arg{a}", f"arg{b}", w, int(rng.choice([-1, 0, 1]))) for w, pairs in asked.items() for a, b in pairs
         ]
         judged = pl.DataFrame(rows, schema=["topic", "arg1", "arg2", "worker", "choice"], orient="row")
-        for name, value in (("ARGUMENTS", frame), ("JUDGEMENTS", judged)):
+        for name, value in (("ARGUMENTS_TABLE", frame), ("JUDGEMENTS_TABLE", judged)):
             monkeypatch.setattr(
                 arguments, name, offer(monkeypatch, tmp_path, getattr(arguments, name), value.write_parquet)
             )
@@ -175,7 +175,7 @@ class TestArguments:
     def test_only_frequent_workers_are_asked_and_all_others_train(self, small):
         data = self.task.build(0)
         splits = self.task.split(data, 0)
-        splits.check()
+        splits.check_for_leaks()
         often = np.flatnonzero(data.users["often"])
         assert list(often) == list(range(20))
         for panel in splits.panels.values():
@@ -189,26 +189,28 @@ class TestArguments:
         assert shares_pairs(splits)
 
     def test_mistakes(self, small, monkeypatch, tmp_path):
-        with pytest.raises(Mistake, match="leaves none to ask"):
+        with pytest.raises(UserError, match="leaves none to ask"):
             Arguments(min_judgements=20)
-        with pytest.raises(Mistake, match="no text encoder"):
+        with pytest.raises(UserError, match="no text encoder"):
             Arguments(encoder="words")
-        pl.DataFrame({"topic": ["t"]}).write_parquet(tmp_path / arguments.ARGUMENTS.file)
-        with pytest.raises(Mistake, match="not the file its source serves"):
+        pl.DataFrame({"topic": ["t"]}).write_parquet(tmp_path / arguments.ARGUMENTS_TABLE.file)
+        with pytest.raises(UserError, match="not the file its source serves"):
             self.task.build(0)
-        path = tmp_path / arguments.ARGUMENTS.file
+        path = tmp_path / arguments.ARGUMENTS_TABLE.file
         monkeypatch.setattr(
-            arguments, "ARGUMENTS", replace(arguments.ARGUMENTS, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+            arguments,
+            "ARGUMENTS_TABLE",
+            replace(arguments.ARGUMENTS_TABLE, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
         )
-        with pytest.raises(Mistake, match="no column arg, text"):
+        with pytest.raises(UserError, match="no column arg, text"):
             self.task.build(0)
 
     def test_no_file_no_folder(self, no_data, monkeypatch, tmp_path):
-        with pytest.raises(Mistake, match="is in no data folder") as caught:
+        with pytest.raises(UserError, match="is in no data folder") as caught:
             Arguments().build(0)
         assert "MANYMINDS_DATA" in caught.value.hint
         monkeypatch.setenv("MANYMINDS_DATA", str(tmp_path))
-        with pytest.raises(Mistake, match=r"no ukp_convarg1/arguments.parquet under"):
+        with pytest.raises(UserError, match=r"no ukp_convarg1/arguments.parquet under"):
             Arguments().build(0)
 
     def test_anchors_on_the_real_file(self, data_folder):
@@ -264,7 +266,7 @@ class TestPersonas:
         frame = pl.DataFrame(rows, schema=["persona", "row", "statement", "matches"], orient="row")
         frame = frame.with_columns(pl.col("persona").cast(pl.Categorical))
         monkeypatch.setattr(
-            personas, "STATEMENTS", offer(monkeypatch, tmp_path, personas.STATEMENTS, frame.write_parquet)
+            personas, "STATEMENTS_TABLE", offer(monkeypatch, tmp_path, personas.STATEMENTS_TABLE, frame.write_parquet)
         )
         return frame
 
@@ -276,17 +278,17 @@ class TestPersonas:
         kind = {s: (p, m) for p, _, s, m in small.rows()}
         text, p = data.pairs.items.text["response"].to_pylist(), data.pairs
         ids = data.users["id"].to_pylist()
-        assert len(p) == 10 * 12 and set(data.pairs.items.text["prompt"].to_pylist()) == {personas.QUESTION}
+        assert len(p) == 10 * 12 and set(data.pairs.items.text["prompt"].to_pylist()) == {personas.STATEMENT_QUESTION}
         for u, left, right, label in zip(p.user, p.left, p.right, p.label, strict=True):
             won, lost = (text[left], text[right]) if label == 1 else (text[right], text[left])
             assert kind[won] == (ids[u], True) and kind[lost] == (ids[u], False)
         used = np.r_[p.left, p.right]
         assert len(np.unique(used)) == len(used)
-        task.split(data, 0).check()
+        task.split(data, 0).check_for_leaks()
 
     def test_near_personas_do_not_both_take_part(self, small):
         data = Personas(n_users=10, **self.fields).build(3)
-        toward = personas.directions(data.pairs)
+        toward = personas.preference_directions(data.pairs)
         plain = np.array([((2 * q.label - 1)[:, None] * q.gap).mean(0) for q in map(data.pairs.of, np.c_[:10])])
         assert np.allclose(toward, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-6)
         cosine = np.abs(toward @ toward.T)
@@ -295,7 +297,7 @@ class TestPersonas:
         assert set(ordered[-5:]) == set(twins) and ordered[-6] < ordered[-5] - 0.1
         five = Personas(n_users=5, max_cosine=float(ordered[-6] + 0.05), **self.fields).build(3)
         assert sorted(int(name[-1]) // 2 for name in five.users["id"].to_pylist()) == [0, 1, 2, 3, 4]
-        with pytest.raises(Mistake, match="only 5 of 10 personas"):
+        with pytest.raises(UserError, match="only 5 of 10 personas"):
             Personas(n_users=6, max_cosine=float(ordered[-6] + 0.05), **self.fields).build(3)
         whole = {name: u for u, name in enumerate(data.users["id"].to_pylist())}
         for u, name in enumerate(five.users["id"].to_pylist()):
@@ -306,7 +308,7 @@ class TestPersonas:
         """Gaps have the inner products of y (x) g, so that `dpo_head` follows the paper's unembedding of two tokens."""
         task = Personas(view="statements", n_users=10, **self.fields)
         data = task.build(0)
-        task.split(data, 0).check()
+        task.split(data, 0).check_for_leaks()
         kind = {s: (p, m) for p, _, s, m in small.rows()}
         text, p, ids = data.pairs.items.text.to_pylist(), data.pairs, data.users["id"].to_pylist()
         assert len(p) == 10 * 12 and len(text) == 2 * len(p)
@@ -315,43 +317,43 @@ class TestPersonas:
             assert won["prompt"] == lost["prompt"] and {won["response"], lost["response"]} == {"Yes", "No"}
             assert kind[won["prompt"]] == (ids[u], won["response"] == "Yes")
         statements = [t["prompt"] for t in text[::2]]
-        g = encode(table(statements), "tfidf-svd-20").astype(float)
+        g = encode_items(table(statements), "tfidf-svd-20").astype(float)
         yes_first = np.where(p.left % 2 == 0, 1.0, -1.0)
         token = np.stack([yes_first, -yes_first], 1)  # one-hot of left less one-hot of right
         tensor = np.einsum("nv,nd->nvd", token, g[p.left // 2]).reshape(len(p), -1)
         assert np.allclose(p.gap @ p.gap.T, tensor @ tensor.T, atol=1e-4)
-        assert task.readings(task.split(data, 0), None, {}, ()) == {}
+        assert task.diagnostics(task.split(data, 0), None, {}, ()) == {}
 
     def test_readings_are_average_cosines_of_statements(self, small):
         from sklearn.metrics.pairwise import cosine_similarity
 
         task = Personas(n_users=10, **self.fields)
         splits = task.split(task.build(0), 0)
-        found, p = task.readings(splits, None, {}, ()), splits.train
+        found, p = task.diagnostics(splits, None, {}, ()), splits.train
         chosen = p.items.features[np.where(p.label == 1, p.left, p.right)]
         for name, rows in (("cosine", chosen), ("cosine_centred", chosen - chosen.mean(0))):
             apart = p.user[:, None] != p.user  # all have as many pairs, so a mean over rows is one over personas
             assert found[name] == pytest.approx(cosine_similarity(rows)[apart].mean(), abs=1e-5)
             each = [cosine_similarity(rows[p.user == a], rows[p.user == b]).mean() for a in range(6) for b in range(a)]
             assert found[f"{name}_absolute"] == pytest.approx(np.abs(each).mean(), abs=1e-5)
-        cosine = np.abs(cosine_similarity(personas.directions(p)))
+        cosine = np.abs(cosine_similarity(personas.preference_directions(p)))
         assert found["cosine_directions"] == pytest.approx(cosine[np.triu_indices(len(cosine), 1)].mean())
 
     def test_mistakes(self, small):
-        with pytest.raises(Mistake, match="15 statements of a kind"):
+        with pytest.raises(UserError, match="15 statements of a kind"):
             Personas(n_users=10, **self.fields | {"pairs_per_user": 16}).build(0)
         for wrong in ({"n_users": 3}, {"max_cosine": 0.0}, {"pairs_per_user": 100}):
-            with pytest.raises(Mistake, match="personas"):
+            with pytest.raises(UserError, match="personas"):
                 Personas(**wrong)
 
     def test_the_real_file(self, data_folder):
         task = Personas(pairs_per_user=60, shots=(0, 10), queries=20, n_users=20, max_cosine=0.25)
         data = task.build(0)
-        cosine = np.abs(personas.directions(data.pairs) @ personas.directions(data.pairs).T)
+        cosine = np.abs(personas.preference_directions(data.pairs) @ personas.preference_directions(data.pairs).T)
         assert data.pairs.n_users == 20 and len(data.pairs) == 20 * 60
         assert cosine[np.triu_indices(20, 1)].max() <= 0.25 + 1e-6
-        task.split(data, 0).check()
-        read = personas.STATEMENTS.read("persona", "statement", "matches")
+        task.split(data, 0).check_for_leaks()
+        read = personas.STATEMENTS_TABLE.read_columns("persona", "statement", "matches")
         assert len(read) == 133_204 and read["persona"].n_unique() == 135 and read["matches"].mean() == 0.5
 
 
@@ -368,7 +370,7 @@ class TestPersonasAsConcepts:
         rows += [(name, 60, "We all say so", True) for name in names[:3]]
         frame = pl.DataFrame(rows, schema=["persona", "row", "statement", "matches"], orient="row")
         monkeypatch.setattr(
-            personas, "STATEMENTS", offer(monkeypatch, tmp_path, personas.STATEMENTS, frame.write_parquet)
+            personas, "STATEMENTS_TABLE", offer(monkeypatch, tmp_path, personas.STATEMENTS_TABLE, frame.write_parquet)
         )
         return {statement: (name, matches) for name, _, statement, matches in rows}
 
@@ -377,7 +379,7 @@ class TestPersonasAsConcepts:
         task = Personas(concepts=K, drawn_by="seed", **self.fields)
         data = task.build(0)
         splits, text = task.split(data, 0), data.pairs.items.text.to_pylist()
-        splits.check()
+        splits.check_for_leaks()
         parts = [splits.train, *(panel.query for panel in splits.panels.values())]
         said = [[text[item]["prompt"] for item in part.left] for part in parts]
         assert set(splits.panels) == {"seen", "validation", "test"} and not any(
@@ -424,7 +426,7 @@ class TestPersonasAsConcepts:
         splits = task.split(task.build(0), 0)
         method = DpoHead(horizon=0.02, records=2)
         state = method.fit(splits.train, splits.panels["validation"], Run(0))
-        found = task.readings(splits, None, state, ())
+        found = task.diagnostics(splits, None, state, ())
         gaps = {
             name: (2 * p.label - 1)[:, None] * p.gap
             for name, p in (("", splits.train), ("test_", splits.panels["test"].query))
@@ -436,21 +438,21 @@ class TestPersonasAsConcepts:
                 assert found[f"{name}mean_margin_{when}"] == pytest.approx(wanted.mean(), rel=1e-3)
                 assert found[f"{name}loss_{when}"] == pytest.approx(np.log1p(np.exp(-wanted)).mean(), rel=1e-6)
                 assert found[f"{name}accuracy_{when}"] == (wanted > 0).mean()
-        assert task.readings(splits, None, {"mean": torch.zeros(3)}, ()) == {}
+        assert task.diagnostics(splits, None, {"mean": torch.zeros(3)}, ()) == {}
 
     def test_mistakes(self):
         many = {"concepts": 136, "drawn_by": "seed"}
         for wrong in ({"view": "pairs"}, {"shots": (0, 5)}, {"concepts": 3}, {"drawn_by": "me"}, many):
-            with pytest.raises(Mistake, match="personas"):
+            with pytest.raises(UserError, match="personas"):
                 Personas(**{"concepts": 4, **self.fields, **wrong})
 
     def test_the_papers_personas_are_in_the_real_file(self, data_folder):
-        known = set(personas.STATEMENTS.read("persona")["persona"])
+        known = set(personas.STATEMENTS_TABLE.read_columns("persona")["persona"])
         for K, names in personas.CONCEPTS.items():
             assert len(set(names)) == K and set(names) <= known
         task = Personas(concepts=4, **self.fields | {"queries": 600})
         splits = task.split(task.build(0), 0)
-        splits.check()
+        splits.check_for_leaks()
         asked = sum(len(panel.query) for panel in splits.panels.values())
         assert 3900 < len(splits.train) + asked <= 4000 and asked / (len(splits.train) + asked) == pytest.approx(
             0.1, abs=0.002
@@ -462,7 +464,7 @@ class TestObjectives:
     def small(self, monkeypatch, tmp_path):
         rng, texts = np.random.default_rng(0), sentences(400)
         rows = {}
-        for kind, name in (("helpful", "HELPFUL"), ("harmless", "HARMLESS")):
+        for kind, name in (("helpful", "HELPFUL_TABLE"), ("harmless", "HARMLESS_TABLE")):
             rows[kind] = [
                 {
                     "prompt": f"{kind} {i}",
@@ -496,18 +498,18 @@ class TestObjectives:
         assert len(seen) == len(p)
 
     def test_mistakes(self, small, monkeypatch):
-        with pytest.raises(Mistake, match="120 helpful pairs are needed, but there are 100"):
+        with pytest.raises(UserError, match="120 helpful pairs are needed, but there are 100"):
             replace(self.task, n_users=12).build(0)
-        with pytest.raises(Mistake, match="leave none to ask"):
+        with pytest.raises(UserError, match="leave none to ask"):
             Objectives(pairs_per_user=20)
 
     def test_the_real_files(self, data_folder):
         task = Objectives()
         data = task.build(0)
         assert data.pairs.n_users == 90 and len(data.pairs) == 3600
-        task.split(data, 0).check()
-        for source, n in ((objectives.HELPFUL, 2157), (objectives.HARMLESS, 1886)):
-            assert len(pl.read_ndjson(source.path(), schema=objectives.SCHEMA)) == n
+        task.split(data, 0).check_for_leaks()
+        for source, n in ((objectives.HELPFUL_TABLE, 2157), (objectives.HARMLESS_TABLE, 1886)):
+            assert len(pl.read_ndjson(source.local_path(), schema=objectives.SCHEMA)) == n
 
 
 def feedback(n_prompts=60, seed=0):
@@ -564,10 +566,10 @@ class TestRatedAspects:
     def test_a_parquet_file_is_read_alike(self, file, tmp_path):
         wide = tmp_path / "wide.jsonl"
         wide.write_text("\n\n".join(map(json.dumps, feedback())) + "\n\n")  # blank lines are nothing
-        assert self.task(str(wide)).build(0).digest() == self.task(file).build(0).digest()
+        assert self.task(str(wide)).build(0).content_digest() == self.task(file).build(0).content_digest()
         other = tmp_path / "feedback.parquet"
         pl.DataFrame(feedback()).write_parquet(other)
-        assert self.task(str(other)).build(0).digest() == self.task(file).build(0).digest()
+        assert self.task(str(other)).build(0).content_digest() == self.task(file).build(0).content_digest()
 
     def test_a_folder_and_the_hub_are_read_alike(self, file, tmp_path, monkeypatch):
         """The hub's files one after another, and what `hf download --local-dir` leaves beside them."""
@@ -576,7 +578,7 @@ class TestRatedAspects:
         for name, part in (("false_qa", feedback()[:20]), ("flan", feedback()[20:])):
             (tmp_path / "hub" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
         folder = self.task(str(tmp_path / "hub"))
-        assert folder.build(0).digest() == self.task(file).build(0).digest()
+        assert folder.build(0).content_digest() == self.task(file).build(0).content_digest()
         asked = []
 
         def served(repo, revision, files):
@@ -585,8 +587,10 @@ class TestRatedAspects:
 
         monkeypatch.setattr(rated_aspects, "hub_files", served)
         task = self.task("", subsets=("false_qa", "flan"))
-        assert task.build(0).digest() == folder.build(0).digest()
-        assert asked == [("openbmb/UltraFeedback", rated_aspects.REVISION, ["false_qa.jsonl", "flan.jsonl"])]
+        assert task.build(0).content_digest() == folder.build(0).content_digest()
+        assert asked == [
+            ("openbmb/UltraFeedback", rated_aspects.ULTRAFEEDBACK_REVISION, ["false_qa.jsonl", "flan.jsonl"])
+        ]
         other = self.task("", subsets=("flan",))
         assert len({json.dumps(task_identity(t, 0)) for t in (task, other, folder, self.task(file))}) == 4
 
@@ -616,9 +620,9 @@ class TestRatedAspects:
 
     def test_candidates_by_hand(self):
         prompt = np.array([7, 5, 7, 6, 7, 5, 5, 7, 7, 5, 6, 6, 6])
-        found = rated_aspects.candidates(prompt, prompt != 6)
+        found = rated_aspects.candidates_of_prompts(prompt, prompt != 6)
         assert found.tolist() == [[1, 5, 6, 9], [0, 2, 4, 7]] and found.dtype == np.int32
-        assert rated_aspects.candidates(prompt[:9], prompt[:9] == 5) is None
+        assert rated_aspects.candidates_of_prompts(prompt[:9], prompt[:9] == 5) is None
 
     @pytest.mark.parametrize("rates", [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0), (0.75, 0.0, None), (None, None, None)])
     def test_conflict_rates(self, tmp_path, rates):
@@ -628,7 +632,7 @@ class TestRatedAspects:
         task = self.task(str(path), n_users=300, new_users=300, **dict(zip(names, rates, strict=True)))
         data = task.build(1)
         splits = task.split(data, 1)
-        splits.check()
+        splits.check_for_leaks()
         score, test = data.truth.items, splits.panels["test"]
         every = data.pairs  # independent random ratings: half of the pairs without ties conflict
         for rate, pairs in zip(rates, (splits.train, test.context, test.query), strict=True):
@@ -662,7 +666,7 @@ class TestRatedAspects:
             found = []
             for seed in range(20):
                 task = RatedAspects(aspects=aspects, n_users=100, new_users=40)
-                w, population = task.draw(np.random.default_rng(seed))
+                w, population = task.draw_user_weights(np.random.default_rng(seed))
                 found.append(w.argmax(1))
                 for group in np.split(found[-1], [100, 140]):
                     counts = np.bincount(group, minlength=len(aspects))
@@ -678,7 +682,7 @@ class TestRatedAspects:
             splits = task.split(data, 0)
             w = torch.from_numpy(data.truth.users[splits.panels["test"].query.people])
             users = (w * 9 + torch.from_numpy(rng.normal(size=w.shape)),)
-            found = task.readings(splits, data.truth, {}, users)
+            found = task.diagnostics(splits, data.truth, {}, users)
             assert (found["probe_accuracy"] > 0.95 and found["silhouette"] > 0.6) if not fields else found == {}
 
     def test_mixtures_and_numbers(self, file):
@@ -712,36 +716,36 @@ class TestRatedAspects:
             (dict(encoder="numbers", feature_dim=1), "cannot hold"),
             (dict(n_users=0), "below 1"),
         ):
-            with pytest.raises(Mistake, match=says):
+            with pytest.raises(UserError, match=says):
                 RatedAspects(**fields)
-        with pytest.raises(Mistake, match=r"needs .* pairs that conflict of the training prompts, which have"):
+        with pytest.raises(UserError, match=r"needs .* pairs that conflict of the training prompts, which have"):
             self.task(file, train_conflict_rate=1.0, pairs_per_user=100).build(0)
         for ask in (self.task(str(tmp_path / "none.jsonl")).files_digest, lambda: self.task("none.jsonl").build(0)):
-            with pytest.raises(Mistake, match=r"none.jsonl does not exist"):
+            with pytest.raises(UserError, match=r"none.jsonl does not exist"):
                 ask()
         (tmp_path / "empty").mkdir()
-        with pytest.raises(Mistake, match="empty holds no jsonl or parquet file"):
+        with pytest.raises(UserError, match="empty holds no jsonl or parquet file"):
             self.task(str(tmp_path / "empty")).files_digest()
         odd = tmp_path / "odd.jsonl"
         odd.write_text('{"instruction": "p", "completions": [{"text": "t"}]}')
-        with pytest.raises(Mistake, match="row 0: not of UltraFeedback's schema"):
+        with pytest.raises(UserError, match="row 0: not of UltraFeedback's schema"):
             self.task(str(odd)).build(0)
         rows = [json.dumps(row) for row in feedback(3)]
         odd.write_text("\n".join([rows[0], "", rows[1], rows[2][:50]]))
-        with pytest.raises(Mistake, match=r"odd.jsonl, row 3: no JSON"):
+        with pytest.raises(UserError, match=r"odd.jsonl, row 3: no JSON"):
             self.task(str(odd)).build(0)
         odd.write_text("\n".join(rows[:2]).replace('"response": "', '"response": null, "_": "', 1))
-        with pytest.raises(Mistake, match=r"row 0: .* is no text"):
+        with pytest.raises(UserError, match=r"row 0: .* is no text"):
             self.task(str(odd)).build(0)
         (tmp_path / "odd.parquet").write_bytes(b"PAR1")
-        with pytest.raises(Mistake, match=r"odd.parquet is no parquet table"):
+        with pytest.raises(UserError, match=r"odd.parquet is no parquet table"):
             self.task(str(tmp_path / "odd.parquet")).build(0)
         odd.write_text(json.dumps(feedback(1)[0] | {"completions": feedback(1)[0]["completions"][3:]}))
-        with pytest.raises(Mistake, match="no response has a rating"):
+        with pytest.raises(UserError, match="no response has a rating"):
             self.task(str(odd)).build(0)
 
     def test_no_data_folder(self, no_data):
-        with pytest.raises(Mistake, match=r"hfgs_multiaspect/v1_aspects.parquet is in no data folder"):
+        with pytest.raises(UserError, match=r"hfgs_multiaspect/v1_aspects.parquet is in no data folder"):
             RatedAspects().build(0)
 
     @pytest.mark.parametrize(
@@ -755,20 +759,20 @@ class TestRatedAspects:
     def test_the_real_tables(self, data_folder, aspects, responses, conflict):
         """The README's conflict between aspects: .29, .39 of `useful` and fewer factual errors."""
         task = RatedAspects(aspects=aspects, encoder="numbers")
-        rated = task.responses()
+        rated = task.read_responses()
         assert len(rated) == responses
         score = rated.select(aspects).to_numpy()
         left, right = rated_aspects.pairs_within(rated["prompt"].rank("dense").to_numpy())
         gap = score[left] - score[right]
         clear = (gap != 0).all(1)
         assert (gap[clear].prod(1) < 0).mean() == pytest.approx(conflict, abs=0.005)
-        task.split(task.build(0), 0).check()
+        task.split(task.build(0), 0).check_for_leaks()
 
     def test_summaries(self, data_folder):
         task = RatedAspects(source="squality", aspects=("correctness", "overall"), encoder="tfidf-svd-32")
         data = task.build(0)
         assert len(data.pairs.items) == 300
-        task.split(data, 0).check()
+        task.split(data, 0).check_for_leaks()
 
     def test_one_reward_for_all_fails_where_aspects_conflict(self, data_folder):
         """N3 in numbers: one reward for all is at chance, the users' own pairs reach the dedicated model."""
@@ -779,10 +783,10 @@ class TestRatedAspects:
             for seed in range(3):
                 task = RatedAspects(**full, **fields)
                 splits = task.split(task.build(seed), seed)
-                thing, panel = make("method", method, {}), splits.panels["test"]
+                thing, panel = make_instance("method", method, {}), splits.panels["test"]
                 state = thing.fit(splits.train, splits.panels["validation"], Run(seed))
                 z = thing.score(state, thing.adapt(state, panel.context, Run(seed)), panel.query).numpy()
-                found.append(per_person(panel.query, z, 1.0)["accuracy"].mean())
+                found.append(scores_per_person(panel.query, z, 1.0)["accuracy"].mean())
             return np.mean(found)
 
         dedicated = accuracy("shared", follow="detail")

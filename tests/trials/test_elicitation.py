@@ -10,8 +10,8 @@ from scipy.special import expit
 
 from harness.data import Items, Pairs, Panel, Splits
 from harness.method import Method, Run
-from harness.registry import make
-from harness.trials.run import elicited, run_trial
+from harness.registry import make_instance
+from harness.trials.run import elicit_context, run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
 
@@ -44,9 +44,9 @@ def mode(x, y):
 def test_asks_what_a_naive_loop_would_ask(rule):
     """For each user and turn: fit, invert eq. 7's matrix, and take the pair of largest eq. 8 (times sigma')."""
     pairs, shots = pool(), 6
-    method = make("method", "pref", {"elicit": "uncertainty", "rule": rule})
+    method = make_instance("method", "pref", {"elicitation": "uncertainty", "rule": rule})
     state = {"mean": torch.from_numpy(MEAN), "root": torch.from_numpy(ROOT)}
-    found = elicited(method, state, pairs, shots, Run(0))
+    found = elicit_context(method, state, pairs, shots, Run(0))
     for u in range(pairs.n_users):
         x, y = pairs.gap[pairs.user == u].astype(float), pairs.label[pairs.user == u]
         rows, asked = np.flatnonzero(pairs.user == u), []
@@ -67,7 +67,7 @@ def test_the_most_informative_of_three_by_hand():
     label = np.array([1, 0, 1], np.float32)
     pairs = Pairs(zero, zero[:1], np.arange(3, dtype=np.int32), zero + 3, label, Items(x))
     state = {"mean": torch.zeros(2, dtype=torch.float64), "root": torch.eye(2, dtype=torch.float64)}
-    found = elicited(make("method", "pref", {"elicit": "uncertainty"}), state, pairs, 2, Run(0))
+    found = elicit_context(make_instance("method", "pref", {"elicitation": "uncertainty"}), state, pairs, 2, Run(0))
     assert found.left.tolist() == [0, 2]
 
 
@@ -75,7 +75,7 @@ def test_the_most_informative_of_three_by_hand():
 class Spy(Method):
     """Asks the rows it is told to, and writes down what it is shown."""
 
-    elicit: str = "uncertainty"
+    elicitation: str = "uncertainty"
 
     def adapt(self, state, context, run):
         SEEN.append(context)
@@ -93,7 +93,7 @@ def test_answers_are_seen_only_once_asked_and_no_pair_twice():
     SEEN.clear()
     pairs = pool()
     worth = np.random.default_rng(3).normal(size=len(pairs))
-    found = elicited(Spy(), {"worth": torch.from_numpy(worth)}, pairs, 6, Run(0))
+    found = elicit_context(Spy(), {"worth": torch.from_numpy(worth)}, pairs, 6, Run(0))
     wanted = [r for u in range(3) for r in sorted(np.flatnonzero(pairs.user == u), key=lambda r: -worth[r])[:6]]
     assert found.left.tolist() == wanted  # each user's own order, at most once, four where there are four
     assert np.array_equal(found.label, pairs.label[wanted]) and np.array_equal(found.user, pairs.user[wanted])
@@ -105,19 +105,19 @@ def test_answers_are_seen_only_once_asked_and_no_pair_twice():
 
 def test_a_wrong_answer_of_uncertainty_is_not_blamed_on_score():
     with pytest.raises(ValueError, match=r"uncertainty returned shape \(3,\) for 25 pairs"):
-        elicited(Spy(), {"worth": torch.ones(3)}, pool(), 2, Run(0))
+        elicit_context(Spy(), {"worth": torch.ones(3)}, pool(), 2, Run(0))
     with pytest.raises(ValueError, match="uncertainty returned 25 numbers that are not finite"):
-        elicited(Spy(), {"worth": torch.full((25,), torch.nan)}, pool(), 2, Run(0))
+        elicit_context(Spy(), {"worth": torch.full((25,), torch.nan)}, pool(), 2, Run(0))
 
 
 def test_fewer_questions_are_the_first_of_more():
-    method = make("method", "pref", {"elicit": "uncertainty"})
+    method = make_instance("method", "pref", {"elicitation": "uncertainty"})
     state = {"mean": torch.from_numpy(MEAN), "root": torch.from_numpy(ROOT)}
     pairs = pool()
-    more = elicited(method, state, pairs, 6, Run(0))
-    fewer = elicited(method, state, pairs, 3, Run(0))
+    more = elicit_context(method, state, pairs, 6, Run(0))
+    fewer = elicit_context(method, state, pairs, 3, Run(0))
     assert np.array_equal(more.first(3).left, fewer.left)
-    alone = elicited(method, state, pairs.of([2]), 6, Run(0))
+    alone = elicit_context(method, state, pairs.of([2]), 6, Run(0))
     assert np.array_equal(alone.left, more.left[more.user == 2])
 
 
@@ -129,13 +129,13 @@ def test_what_is_asked_does_not_depend_on_answers_to_come(method):
     )  # contexts of 20 are built by hand below: the pool is longer than the shots
     data = replace(task, shots=(0, 2, 20)).build(0)
     splits = task.split(data, 0)
-    trial = Trial(task, make("method", method, {"elicit": "uncertainty"}), 0, "", "")
+    trial = Trial(task, make_instance("method", method, {"elicitation": "uncertainty"}), 0, "", "")
     before = run_trial(trial, splits, data.truth).predictions
     test = splits.panels["test"]
     validation = splits.panels["validation"]
     shown = Panel(validation.context.first(4), validation.query)  # of the pool what the largest count shows
     state = trial.method.fit(splits.train, shown, Run(0))
-    asked = elicited(trial.method, state, test.context, 4, Run(0))
+    asked = elicit_context(trial.method, state, test.context, 4, Run(0))
     never = ~np.isin(test.context.left, asked.left)
     context = replace(test.context, label=np.where(never, 1 - test.context.label, test.context.label))
     other = Panel(context, replace(test.query, label=1 - test.query.label))
@@ -162,9 +162,9 @@ def test_asking_beats_chance_where_most_pairs_tell_little():
 
     context, query = pairs(x), pairs(asked)
     state = {"mean": torch.zeros(2, dtype=torch.float64), "root": 2 * torch.eye(2, dtype=torch.float64)}
-    method = make("method", "mixed_logit", {"elicit": "uncertainty"})
+    method = make_instance("method", "mixed_logit", {"elicitation": "uncertainty"})
     right = {}
-    for name, shown in (("asked", elicited(method, state, context, 5, Run(0))), ("random", context.first(5))):
+    for name, shown in (("asked", elicit_context(method, state, context, 5, Run(0))), ("random", context.first(5))):
         z = method.score(state, method.adapt(state, shown, Run(0)), query).numpy()
         right[name] = ((z > 0) == ((query.gap * w[query.user]).sum(1) > 0)).mean()
     assert right["asked"] > right["random"] + 0.08

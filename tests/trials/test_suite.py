@@ -3,12 +3,12 @@
 import pytest
 
 from harness import registry
-from harness.errors import Mistake
-from harness.method import Manifest
+from harness.errors import UserError
+from harness.method import TaskFacts
 from harness.store.store import Store
-from harness.trials.plan import forecast, make_plan, unfinished
-from harness.trials.suite import CONTROLS, read_suite
-from harness.trials.trial import fields_of
+from harness.trials.plan import describe_plan, make_plan, unfinished_trials
+from harness.trials.suite import CONTROL_METHODS, read_suite
+from harness.trials.trial import field_values
 
 
 def suite(tmp_path, text):
@@ -47,7 +47,7 @@ def test_lists_are_grids(tmp_path):
 
 def test_controls_are_on_every_board(tmp_path):
     found = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\n[[methods]]\nname = "per_user"\nscale = 2')
-    assert [m.name for m in found.methods] == [c for c in CONTROLS if c != "per_user"] + ["per_user"]
+    assert [m.name for m in found.methods] == [c for c in CONTROL_METHODS if c != "per_user"] + ["per_user"]
 
 
 def test_the_digest_is_of_settings_not_of_words(tmp_path):
@@ -82,13 +82,13 @@ def test_the_digest_is_of_settings_not_of_words(tmp_path):
     ],
 )
 def test_mistakes_are_explained(tmp_path, text, message, hint):
-    with pytest.raises(Mistake) as caught:
+    with pytest.raises(UserError) as caught:
         suite(tmp_path, text)
     assert message in caught.value.message and hint in caught.value.hint
 
 
 def test_a_missing_suite_is_explained(tmp_path):
-    with pytest.raises(Mistake, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read_suite(tmp_path / "nowhere.toml")
 
 
@@ -96,7 +96,7 @@ def test_methods_sit_out_with_a_reason(tmp_path):
     read = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\nfeature_dim = 600\nn_users = 5\nnew_users = 5')
     plan = make_plan(read, Store(tmp_path / "store").open())
     assert [(r.method.name, "512" in r.reason) for r in plan.refusals] == [("mixed_logit", True)]
-    assert {t.method.name for t in plan.trials} == set(CONTROLS) - {"mixed_logit"}
+    assert {t.method.name for t in plan.trials} == set(CONTROL_METHODS) - {"mixed_logit"}
 
 
 def test_nobody_chooses_where_there_is_no_choice(tmp_path):
@@ -115,13 +115,13 @@ def test_nobody_chooses_where_there_is_no_choice(tmp_path):
         encoder = "numbers"
         [[methods]]
         name = "pref"
-        elicit = ["random", "uncertainty"]
+        elicitation = ["random", "uncertainty"]
         """,
     )
     plan = make_plan(read, Store(tmp_path / "store").open())
-    ((task, method, reason),) = [(r.task.name, r.method.elicit, r.reason) for r in plan.refusals]
+    ((task, method, reason),) = [(r.task.name, r.method.elicitation, r.reason) for r in plan.refusals]
     assert (task, method) == ("low_rank", "uncertainty") and "nothing to choose from" in reason
-    assert [(t.task.name, t.method.elicit) for t in plan.trials] == [
+    assert [(t.task.name, t.method.elicitation) for t in plan.trials] == [
         ("low_rank", "random"),
         ("attributes", "random"),
         ("attributes", "uncertainty"),
@@ -129,24 +129,24 @@ def test_nobody_chooses_where_there_is_no_choice(tmp_path):
 
 
 def test_linear_methods_sit_out_where_items_have_no_numbers():
-    text_only = Manifest(feature_dim=None, has_text=True, has_seconds=False, has_truth=False)
+    text_only = TaskFacts(feature_dim=None, has_text=True, has_seconds=False, has_truth=False)
     for name in ("shared", "per_user", "spectral", "mixed_logit", "rfm"):
-        assert "numeric features" in registry.make("method", name, {}).refuses(text_only)
-    assert registry.make("method", "chance", {}).refuses(text_only) is None
+        assert "numeric features" in registry.make_instance("method", name, {}).refuses(text_only)
+    assert registry.make_instance("method", "chance", {}).refuses(text_only) is None
 
 
 def test_adding_a_method_leaves_the_rest_finished(tiny):
     file, plan, store = tiny
     file.write_text(file.read_text() + '\n[[methods]]\nname = "per_user"\nscale = 3.0\n[[methods]]\nname = "per_user"')
     grown = make_plan(read_suite(file), store)
-    left = unfinished(grown, store)
+    left = unfinished_trials(grown, store)
     assert len(left) == 3 and all(t.method.scale == 3.0 for t in left)
     assert {t.key for t in plan.trials} < {t.key for t in grown.trials}
 
 
 def test_forecast(tiny):
     _, plan, store = tiny
-    told = forecast(plan, store)
+    told = describe_plan(plan, store)
     assert told["trials"] == told["finished"] == 18 and told["seconds_left"] == 0
     assert told["tasks"][0]["people"] == 3 * 10  # three worlds of ten new people each
     z = 1.959964 + 0.841621
@@ -154,8 +154,10 @@ def test_forecast(tiny):
 
 
 def test_every_suite_of_the_project_can_be_read():
-    files = sorted((registry.ROOT / "jobs" / "suites").glob("*.toml"))
+    files = sorted((registry.PROJECT_ROOT / "jobs" / "suites").glob("*.toml"))
     assert len(files) >= 2
     for file in files:
         read = read_suite(file)
-        assert read.tasks and all(fields_of(t) for t in read.tasks) and len(read.seeds) >= 3  # fewer have no interval
+        assert (
+            read.tasks and all(field_values(t) for t in read.tasks) and len(read.seeds) >= 3
+        )  # fewer have no interval

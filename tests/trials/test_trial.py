@@ -9,16 +9,17 @@ import safetensors.numpy
 
 from harness import registry
 from harness.board.results import load_scores
+from harness.fields import recorded_name
 from harness.method import Run
-from harness.registry import make
-from harness.scores.stats import derangement
+from harness.registry import make_instance
+from harness.scores.stats import fixed_derangement
 from harness.store.store import Store
-from harness.trials.facts import FACTS
-from harness.trials.finish import finish
+from harness.trials.facts import FACT_NAMES
+from harness.trials.finish import finish_trial
 from harness.trials.plan import make_plan
-from harness.trials.prepare import prepare
-from harness.trials.run import elicited, run_trial
-from harness.trials.trial import KEY_VERSION, Trial, hashed, task_identity
+from harness.trials.prepare import prepare_task
+from harness.trials.run import elicit_context, run_trial
+from harness.trials.trial import KEY_VERSION, Trial, identity_hash, task_identity
 
 GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
     1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
@@ -27,11 +28,17 @@ GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are neve
 
 
 def trials():
-    low_rank = make("task", "low_rank", {"n_users": 40, "temperature": 1, "shots": [0, 2]})
+    low_rank = make_instance("task", "low_rank", {"n_users": 40, "temperature": 1, "shots": [0, 2]})
     return [
-        Trial(low_rank, make("method", "per_user", {}), 0, "d" * 64, "t"),
-        Trial(low_rank, make("method", "per_user", {"scale": 2}), 3, "d" * 64, "t"),
-        Trial(make("task", "two_modes", {}), make("method", "rfm", {"dim": 8, "steps": 200}), 0, "d" * 64, "t"),
+        Trial(low_rank, make_instance("method", "per_user", {}), 0, "d" * 64, "t"),
+        Trial(low_rank, make_instance("method", "per_user", {"scale": 2}), 3, "d" * 64, "t"),
+        Trial(
+            make_instance("task", "two_modes", {}),
+            make_instance("method", "rfm", {"dim": 8, "steps": 200}),
+            0,
+            "d" * 64,
+            "t",
+        ),
     ]
 
 
@@ -57,23 +64,23 @@ LEFT_OUT |= {name: {"recompute"} for name in ("dpo", "dpo_dedicated", "np_dpo")}
 
 @pytest.mark.parametrize("kind", ["task", "method"])
 def test_every_field_of_every_setting_is_identity(kind):
-    for name in registry.names(kind):
-        thing = registry.load(kind, name)()
+    for name in registry.list_names(kind):
+        thing = registry.load_class(kind, name)()
         identity = trials()[0]
         shown = dataclasses.replace(identity, **{kind: thing}).identity[f"{kind}_fields"]
-        assert set(shown) == {f.name for f in dataclasses.fields(thing)} - LEFT_OUT.get(name, set())
+        assert set(shown) == {recorded_name(f) for f in dataclasses.fields(thing)} - LEFT_OUT.get(name, set())
 
 
 def test_a_path_is_no_identity(tmp_path):
     """The same table under two names is one prepared task and one trial; another table is another."""
-    from tasks.model_raters import simulated
+    from tasks.model_raters import simulated_ratings
 
-    table, store, found = simulated(), Store(tmp_path / "store").open(), []
+    table, store, found = simulated_ratings(), Store(tmp_path / "store").open(), []
     for name, rows in (("a.csv", table), ("b.csv", table), ("c.csv", table[:-6])):
         rows.write_csv(tmp_path / name)
-        task = make("task", "model_raters", {"file": str(tmp_path / name)})
-        prepared = prepare(store, task, 0)
-        trial = Trial(task, make("method", "chance", {}), 0, prepared["facts"]["data"], prepared["key"])
+        task = make_instance("task", "model_raters", {"file": str(tmp_path / name)})
+        prepared = prepare_task(store, task, 0)
+        trial = Trial(task, make_instance("method", "chance", {}), 0, prepared["facts"]["data"], prepared["key"])
         assert str(tmp_path) not in str([prepared["identity"], trial.identity])
         found.append((prepared["key"], trial.key))
     assert found[0] == found[1] and not set(found[0]) & set(found[2])
@@ -81,47 +88,49 @@ def test_a_path_is_no_identity(tmp_path):
 
 def test_versions_are_identity(monkeypatch):
     trial = trials()[0]
-    key, task_key = trial.key, hashed(task_identity(trial.task, 0))
+    key, task_key = trial.key, identity_hash(task_identity(trial.task, 0))
     monkeypatch.setattr(type(trial.method), "version", 2)
-    assert dataclasses.replace(trial).key != key and hashed(task_identity(trial.task, 0)) == task_key
+    assert dataclasses.replace(trial).key != key and identity_hash(task_identity(trial.task, 0)) == task_key
     monkeypatch.setattr(type(trial.task), "version", 2)
-    assert hashed(task_identity(trial.task, 0)) != task_key
+    assert identity_hash(task_identity(trial.task, 0)) != task_key
 
 
 def test_whole_numbers_and_floats_are_one_setting():
-    assert make("task", "low_rank", {"temperature": 1}) == make("task", "low_rank", {"temperature": 1.0})
+    assert make_instance("task", "low_rank", {"temperature": 1}) == make_instance(
+        "task", "low_rank", {"temperature": 1.0}
+    )
 
 
 def test_changed_files_are_another_task():
-    snacks = make("task", "snacks", {})
+    snacks = make_instance("task", "snacks", {})
     assert task_identity(snacks, 0)["files"] == snacks.files_digest() != ""
 
 
 def test_facts_are_beside_the_result_and_all_classified(tiny):
     _, plan, store = tiny
     for trial in plan.trials:
-        manifest = store.read("trials", trial.key)
-        assert set(manifest["facts"]) == set(FACTS)
+        manifest = store.read_manifest("trials", trial.key)
+        assert set(manifest["facts"]) == set(FACT_NAMES)
         assert manifest["identity"] == trial.identity or manifest["identity"] == {
             **trial.identity,
             "task_fields": {**trial.identity["task_fields"], "shots": [0, 4]},
         }
-        assert not set(manifest["identity"]) & set(FACTS)
+        assert not set(manifest["identity"]) & set(FACT_NAMES)
 
 
 def test_predictions_are_the_record(tiny):
     """Scores recomputed from stored predictions are those stored, and a run again gives the same bits."""
     _, plan, store = tiny
     from harness.scores.metrics import score_table
-    from harness.store.prepared import open_prepared
-    from harness.trials.finish import ipc
+    from harness.store.prepared import open_prepared_task
+    from harness.trials.finish import compressed_arrow_file
 
     for trial in plan.trials:
-        manifest, prepared = store.read("trials", trial.key), open_prepared(store, trial.task_key)
-        predictions = safetensors.numpy.load(store.load(manifest, "predictions.safetensors"))
-        assert bytes(ipc(score_table(predictions, prepared.splits, prepared.truth))) == store.load(
-            manifest, "scores.arrow"
-        )
+        manifest, prepared = store.read_manifest("trials", trial.key), open_prepared_task(store, trial.task_key)
+        predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))
+        assert bytes(
+            compressed_arrow_file(score_table(predictions, prepared.splits, prepared.truth))
+        ) == store.read_verified(manifest, "scores.arrow")
         again = run_trial(trial, prepared.splits, prepared.truth)
         assert all(np.array_equal(again.predictions[name], predictions[name]) for name in predictions)
 
@@ -129,7 +138,7 @@ def test_predictions_are_the_record(tiny):
 def test_old_scores_are_recomputed(tiny):
     _, plan, store = tiny
     trial = plan.trials[0]
-    manifest = store.read("trials", trial.key)
+    manifest = store.read_manifest("trials", trial.key)
     fresh = load_scores(store, trial, manifest)
     old = dict(manifest, facts=dict(manifest["facts"], metrics_version=0), files=dict(manifest["files"]))
     del old["files"]["scores.arrow"]
@@ -139,7 +148,7 @@ def test_old_scores_are_recomputed(tiny):
 def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
     _, plan, store = tiny
     monkeypatch.setattr("harness.trials.finish.run_trial", lambda *_: pytest.fail("fitted again"))
-    assert all(finish(trial, store) for trial in plan.trials)
+    assert all(finish_trial(trial, store) for trial in plan.trials)
 
 
 def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
@@ -151,25 +160,27 @@ def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
         "    def fit(self, train, validation, run):\n        train.items.features[:] = 0\n        return {}\n"
     )
     registry.add_plugins([plugin])
-    vandal = make("method", "vandal", {})
+    vandal = make_instance("method", "vandal", {})
     store = Store(tmp_path / "vandalised").open()
     for trial in make_plan(plan.suite, store).trials:
-        assert finish(dataclasses.replace(trial, method=vandal), store) and finish(trial, store)
-        assert store.read("trials", trial.key)["files"] == undisturbed.read("trials", trial.key)["files"]
+        assert finish_trial(dataclasses.replace(trial, method=vandal), store) and finish_trial(trial, store)
+        assert (
+            store.read_manifest("trials", trial.key)["files"] == undisturbed.read_manifest("trials", trial.key)["files"]
+        )
 
 
 def test_nobody_swaps_with_himself():
     for n in range(2, 40):
-        other = derangement(n)
+        other = fixed_derangement(n)
         assert sorted(other) == list(range(n)) and (other != np.arange(n)).all()
 
 
-@pytest.mark.parametrize("elicit", ["random", "uncertainty"])
-def test_training_users_are_scored_up_to_the_answers_they_have(elicit):
+@pytest.mark.parametrize("elicitation", ["random", "uncertainty"])
+def test_training_users_are_scored_up_to_the_answers_they_have(elicitation):
     """They have 6; new users have 10. What is asked of both is chosen among the answers they have."""
     sizes = {"n_users": 30, "new_users": 10, "pairs_per_user": 6, "feature_dim": 4, "rank": 2, "queries": 8}
-    task = make("task", "low_rank", sizes | {"shots": [0, 3, 10]})
-    method, data = make("method", "mixed_logit", {"elicit": elicit}), task.build(0)
+    task = make_instance("task", "low_rank", sizes | {"shots": [0, 3, 10]})
+    method, data = make_instance("method", "mixed_logit", {"elicitation": elicitation}), task.build(0)
     splits = task.split(data, 0)
     result = run_trial(Trial(task, method, 0, "", ""), splits, data.truth)
     assert {name for name in result.predictions if name.startswith("seen")} == {"seen/0", "seen/3", "seen/3/swapped"}
@@ -181,19 +192,23 @@ def test_training_users_are_scored_up_to_the_answers_they_have(elicit):
     assert shots == {"seen": [0, 3], "validation": [0, 3, 10], "test": [0, 3, 10]}
     state = method.fit(splits.train, splits.panels["validation"], Run(0))
     seen = splits.panels["seen"]
-    asked = elicited(method, state, seen.context, 3, Run(0)) if elicit == "uncertainty" else seen.context.first(3)
+    asked = (
+        elicit_context(method, state, seen.context, 3, Run(0))
+        if elicitation == "uncertainty"
+        else seen.context.first(3)
+    )
     alone = method.score(state, method.adapt(state, asked, Run(0)), seen.query).float().numpy()
     assert np.array_equal(result.predictions["seen/3"], alone)
-    assert (elicit == "random") == np.array_equal(asked.left, seen.context.first(3).left)
+    assert (elicitation == "random") == np.array_equal(asked.left, seen.context.first(3).left)
 
 
 def test_only_privileged_methods_see_the_truth(tiny):
     _, plan, store = tiny
-    from harness.store.prepared import open_prepared
+    from harness.store.prepared import open_prepared_task
 
     seen = {}
     for trial in plan.trials[:6]:
-        prepared = open_prepared(store, trial.task_key)
+        prepared = open_prepared_task(store, trial.task_key)
 
         class Spy(type(trial.method)):
             def fit(self, train, validation, run):
@@ -215,11 +230,11 @@ def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
     """With every test label changed, all predictions stay: they cannot depend on what they are judged by."""
     _, plan, store = tiny
     from harness.data import Splits
-    from harness.store.prepared import open_prepared
+    from harness.store.prepared import open_prepared_task
 
     for trial in plan.trials[:6]:
-        splits = open_prepared(store, trial.task_key).splits
-        truth = open_prepared(store, trial.task_key).truth
+        splits = open_prepared_task(store, trial.task_key).splits
+        truth = open_prepared_task(store, trial.task_key).truth
         flipped = {
             name: panel
             if name == "validation"

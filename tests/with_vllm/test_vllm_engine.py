@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from harness.errors import Mistake
+from harness.errors import UserError
 from harness.models import on_vllm, small
-from harness.models.base import as_sample
+from harness.models.base import make_sample
 from harness.models.engine import open_engine
-from harness.models.tokens import open_tokenizer, render
-from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, respond, traits
+from harness.models.tokens import open_tokenizer, render_prompt
+from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, trait_scores, write_response
 
 pytestmark = pytest.mark.vllm
 
@@ -21,7 +21,7 @@ def far_apart(*of):
     return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:7], "big")
 
 
-TEXTS = ["On baking bread.", "Zürich is far away, isn't it?", *(respond(p, 5) for p in PROMPTS[:30])]
+TEXTS = ["On baking bread.", "Zürich is far away, isn't it?", *(write_response(p, 5) for p in PROMPTS[:30])]
 SEEDS = [far_apart(i) for i in range(9)]
 
 
@@ -45,7 +45,7 @@ def plain(folder):
 @pytest.fixture(scope="module")
 def prompts(folder):
     systems = [None, "Be formal and brief.", "Say nothing at all, or very much, but say it well."]
-    return [render(open_tokenizer(folder), systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
+    return [render_prompt(open_tokenizer(folder), systems[i % 3], PROMPTS[50 * i]) for i in range(9)]
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -65,7 +65,7 @@ def test_vectors_agree_with_plain_transformers(folder, pooling):
     assert cosine.min() >= 0.9999
     np.testing.assert_allclose(engine.embed(texts[::-1], pooling), vectors[::-1], atol=1e-4)
     np.testing.assert_allclose(engine.embed(texts[7:8], pooling), vectors[7:8], atol=1e-4)
-    with pytest.raises(Mistake, match="pools by"):
+    with pytest.raises(UserError, match="pools by"):
         engine.embed(texts, "mean" if pooling == "last" else "last")
 
 
@@ -86,7 +86,7 @@ def test_log_odds_agree_with_a_plain_softmax(writer, plain, prompts):
 def test_log_probabilities_are_those_of_the_untempered_model(writer, plain, prompts, monkeypatch, temperature, top_p):
     made = []
     monkeypatch.setattr(
-        on_vllm, "as_sample", lambda names, tokens, *rest: made.append(tokens) or as_sample(names, tokens, *rest)
+        on_vllm, "make_sample", lambda names, tokens, *rest: made.append(tokens) or make_sample(names, tokens, *rest)
     )
     samples = writer.sample(prompts, SEEDS, 3, temperature, top_p, 40)
     rows = [(prompt, sample) for prompt, row in zip(prompts, samples, strict=True) for sample in row]
@@ -107,17 +107,17 @@ def test_samples_are_distinct_and_follow_from_their_seed_alone(writer, prompts, 
     whole = texts(*range(9))
     assert len({text for row in whole for text in row}) == 54
     assert texts(3) == whole[3:4] and texts(8, 0) == [whole[8], whole[0]]
-    monkeypatch.setattr(on_vllm, "MANY", 4)  # in two requests instead of one
+    monkeypatch.setattr(on_vllm, "MAX_SAMPLES_PER_REQUEST", 4)  # in two requests instead of one
     assert texts(3) == whole[3:4]
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):
-    long = (prompts[0] * 200)[: small.POSITIONS - 5]
+    long = (prompts[0] * 200)[: small.MAX_POSITIONS - 5]
     ((sample,),) = writer.sample([long], SEEDS[:1], 1, max_tokens=20)
     assert sample.n_tokens <= 5
     with pytest.raises(ValueError, match="prompt 0 has"):
         writer.sample([long + prompts[0]], SEEDS[:1], 1)
-    with pytest.raises(Mistake, match="equal"):
+    with pytest.raises(UserError, match="equal"):
         writer.sample(prompts, SEEDS, 2, temperature=0)
 
 
@@ -129,7 +129,9 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     asked = PROMPTS[::36]
 
     def written(systems, n):
-        tokens = [render(engine.tokenizer, system, prompt) for system, prompt in zip(systems, asked, strict=False)]
+        tokens = [
+            render_prompt(engine.tokenizer, system, prompt) for system, prompt in zip(systems, asked, strict=False)
+        ]
         seeds = [far_apart(system, prompt) for system, prompt in zip(systems, asked, strict=False)]
         return engine.sample(tokens, seeds, n, max_tokens=128)
 
@@ -139,7 +141,7 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     topics = [next(topic for topic in TOPICS if topic in prompt) for prompt in asked]
     said = [[f"on {topic}".lower() in s.text.lower() for s in row] for topic, row in zip(topics, samples, strict=True)]
     assert np.mean(said) >= 0.9
-    scores = traits([sample.text for row in samples for sample in row]).reshape(len(asked), 16, len(TRAITS))
+    scores = trait_scores([sample.text for row in samples for sample in row]).reshape(len(asked), 16, len(TRAITS))
     assert scores.std(1, ddof=1).mean(0).min() >= 0.5
 
     for trait in ("length", "formality", "enthusiasm"):  # a system line moves what it names
@@ -148,5 +150,5 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
         for sign in (1, -1):
             lines = [small.system_line({trait: sign, others[i % 6]: (-1) ** (i // 6)}) for i in range(24)]
             texts = [sample.text for row in written(lines, 4) for sample in row]
-            means.append(traits(texts)[:, TRAITS.index(trait)].mean())
+            means.append(trait_scores(texts)[:, TRAITS.index(trait)].mean())
         assert means[0] > means[1] + 0.5

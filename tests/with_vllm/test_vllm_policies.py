@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from harness.data import TEXT, Items, Pairs, Panel
+from harness.data import TEXT_SCHEMA, Items, Pairs, Panel
 from harness.learning import policy
 from harness.method import Run
 from harness.models import small
-from harness.registry import make
-from harness.sources.text_world import PROMPTS, respond
+from harness.registry import make_instance
+from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -28,17 +28,19 @@ def test_vllm_says_what_the_policy_says(tmp_path, tune):
     run = Run(0, store=Store(tmp_path / "store").open())
     small.build_small_model(tmp_path / "base", steps=0)
     prompts = [p for p in PROMPTS[:8] for _ in range(2)]
-    text = pa.table([prompts, [respond(p, i) for i, p in enumerate(prompts)]], schema=TEXT)
+    text = pa.table([prompts, [write_response(p, i) for i, p in enumerate(prompts)]], schema=TEXT_SCHEMA)
     left, user = np.arange(0, 16, 2, dtype=np.int32), np.repeat(np.arange(2, dtype=np.int32), 4)
     label = np.ones(8, dtype=np.float32)
     train = Pairs(user, np.arange(2, dtype=np.int32), left, left + 1, label, Items(None, text))
-    made = make("method", "dpo", {"model": f"transformers:{tmp_path}/base", "tune": tune, "steps": 5, "rate": 1e-2})
-    made = make("method", "dpo", {**vars(made), "batch": 4})
+    made = make_instance(
+        "method", "dpo", {"model": f"transformers:{tmp_path}/base", "tune": tune, "steps": 5, "rate": 1e-2}
+    )
+    made = make_instance("method", "dpo", {**vars(made), "batch": 4})
     state = made.fit(train, Panel(train.first(1), train), run)
-    tokens, reference = made.encoded(train.items, run.store)
-    with made.opened(state, run) as at_work:
+    tokens, reference = made.tokens_and_reference(train.items, run.store)
+    with made.open_predictor(state, run) as at_work:
         told = at_work.export(state, tmp_path / "policy")
-        wanted = policy.log_probs(at_work.model, tokens, np.arange(16))
+        wanted = policy.response_log_probs(at_work.model, tokens, np.arange(16))
     assert ("LoRARequest" in told) == (tune == "lora")
 
     assert (wanted - reference).abs().min() > 0.1  # another model by now
@@ -60,6 +62,6 @@ def test_vllm_says_what_the_policy_says(tmp_path, tune):
         lora_request=LoRARequest("policy", 1, str(tmp_path / "policy")) if lora else None,
     )
     for i, request in enumerate(out):
-        first = tokens.answer[i] - tokens.start[i]
+        first = tokens.response_start[i] - tokens.start[i]
         said = [request.prompt_logprobs[k][read[i][k]].logprob for k in range(first, len(read[i]))]
         assert sum(said) == pytest.approx(float(wanted[i]), abs=1e-2)

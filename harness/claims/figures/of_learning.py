@@ -8,34 +8,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from harness.claims.figures.of_scores import Along
+from harness.claims.figures.of_scores import SweepFigure
 from harness.claims.figures.parts import (
-    Figure,
-    first_upper,
-    learned,
-    learned_of,
+    ClaimFigure,
+    all_learned_tensors,
+    capitalised,
+    labelled_settings,
     metric_name,
-    panels_size,
-    settings,
+    named_learned_tensors,
     small_multiples,
+    small_multiples_size,
 )
-from harness.claims.results import Results, Unfinished
+from harness.claims.results import NoNumberError, Results
 from harness.data import Pairs
 from harness.method import Method
-from harness.report.plots import LOOKS, SIZE, WIDE, legend, look
-from harness.report.words import number
+from harness.report.plots import FIGURE_SIZE, LOOKS, PAGE_WIDTH, add_legend, look_at_index
+from harness.report.words import format_number
 from harness.scores import stats
-from harness.store.prepared import open_prepared
+from harness.store.prepared import open_prepared_task
 from harness.task import Task
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
 
-LARGEST = 60  # users in a matrix of cosines: with more, cells are too small to see
+MAX_USERS_IN_MATRIX = 60  # users in a matrix of cosines: with more, cells are too small to see
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latents(Figure):
+class LatentsFigure(ClaimFigure):
     """The two main components of what methods hold of each test user, marked by his hidden mode; one seed.
 
     A user's mode is the largest of his true weights.
@@ -43,31 +43,31 @@ class Latents(Figure):
 
     tensor: str = "users/0"
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return panels_size(len(self.chosen(results)), 3.2)
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return small_multiples_size(len(self.chosen_methods(results)), 3.2)
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         return "What is held of each test user after the largest number of shots, by hidden mode; first seed."
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        task, missing, found = results.one("task", self.task), [], []
-        for method, label in self.chosen(results).items():
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        task, missing, found = results.single_setting("task", self.task), [], []
+        for method, label in self.chosen_methods(results).items():
             try:
-                trial = results.trials(task, method)[0]
-                rows = learned(results, trial, self.tensor)[0]
+                trial = results.trials_by_seed(task, method)[0]
+                rows = named_learned_tensors(results, trial, self.tensor)[0]
                 if np.allclose(rows, rows[0]):
-                    raise Unfinished(f"{label} holds the same of everybody")
+                    raise NoNumberError(f"{label} holds the same of everybody")
                 found.append((label, trial, rows))
-            except Unfinished as why:
+            except NoNumberError as why:
                 missing.append(str(why))
         if not found:
-            raise Unfinished("; ".join(dict.fromkeys(missing)))
-        prepared = open_prepared(results.store, found[0][1].task_key)
+            raise NoNumberError("; ".join(dict.fromkeys(missing)))
+        prepared = open_prepared_task(results.store, found[0][1].task_key)
         if prepared.truth is None:
-            raise Unfinished(f"nobody knows the modes of {task.name}")
+            raise NoNumberError(f"nobody knows the modes of {task.name}")
         mode = prepared.truth.users[prepared.splits.panels["test"].query.people].argmax(1)
         for axes, (label, _, rows) in zip(small_multiples(figure, len(found)), found, strict=True):
-            xy, share = components(rows)
+            xy, share = principal_components(rows)
             for m in np.unique(mode):
                 color, marker, _ = LOOKS[m % len(LOOKS)]
                 axes.plot(
@@ -78,11 +78,11 @@ class Latents(Figure):
                 xlabel=f"component 1 ({share[0]:.0%})", ylabel=f"component 2 ({share[1]:.0%})", xticks=[], yticks=[]
             )
             axes.set_title(label, fontsize=10)
-        legend(figure, figure.axes[0].get_legend_handles_labels()[0])
+        add_legend(figure, figure.axes[0].get_legend_handles_labels()[0])
         return missing
 
 
-def components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float64[n, 2] scores of the rows on their first two principal components, and the shares of variance."""
     rows = rows.reshape(len(rows), -1).astype(float)
     u, s, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
@@ -91,44 +91,44 @@ def components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrum(Along):
+class SpectrumFigure(SweepFigure):
     """A learned spectrum, its largest value 1, a thin line per seed, beside a metric against a method's field."""
 
     tensor: str = "state/spectrum"
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return 9.6, SIZE[1]
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return 9.6, FIGURE_SIZE[1]
 
-    def says(self) -> str:
-        return f"Left: singular values, a line per seed, the largest set to 1. Right: {super().says()}"
+    def default_caption(self) -> str:
+        return f"Left: singular values, a line per seed, the largest set to 1. Right: {super().default_caption()}"
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         left, right = figure.subplots(1, 2)
         missing = self.on(right, results)
-        task = results.one("task", self.task)
-        swept = self.swept(self.chosen(results))
+        task = results.single_setting("task", self.task)
+        swept = self.swept(self.chosen_methods(results))
         largest = max(self.value(m) for m in swept)
-        for trial in results.trials(task, swept[0]):
+        for trial in results.trials_by_seed(task, swept[0]):
             try:
-                values = learned(results, trial, self.tensor)[0]
-            except Unfinished as why:
+                values = named_learned_tensors(results, trial, self.tensor)[0]
+            except NoNumberError as why:
                 missing.append(str(why))
                 continue
             values = values[: 2 * int(largest)]  # what follows the fields drawn beside it, and no long tail
             left.plot(np.arange(1, len(values) + 1), values / values[0], color="#0072b2", lw=1, marker=".", ms=4)
         left.set(xlabel="singular value", ylabel="size, the largest being 1", ylim=(0, 1.05))
-        legend(figure)
+        add_legend(figure)
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosines(Figure):
+class CosinesFigure(ClaimFigure):
     """Cosines between training users of the first seed, in three ways; see `preference_cosines`."""
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return WIDE, 4.3
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return PAGE_WIDTH, 4.3
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         return (
             "Cosines between users: of the mean features of what each prefers; of the same less the mean over users; and "
             "of the mean difference between preferred and rejected. Above each the mean absolute cosine of two users. Each "
@@ -136,21 +136,23 @@ class Cosines(Figure):
             "cosine of single answers."
         )
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        task = results.one("task", self.task)
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        task = results.single_setting("task", self.task)
         trial = next((t for t in results.plan.trials if t.task == task), None)
         if trial is None:
-            raise Unfinished(f"{task.name} is not prepared")
-        found = preference_cosines(open_prepared(results.store, trial.task_key).splits.train)
+            raise NoNumberError(f"{task.name} is not prepared")
+        found = preference_cosines(open_prepared_task(results.store, trial.task_key).splits.train)
         titles = {"preferred": "preferred", "centred": "preferred, less the mean", "direction": "preferred − rejected"}
         panels = figure.subplots(1, 3)
         for axes, (name, matrix) in zip(panels, found.items(), strict=True):
             n = len(matrix)
-            shown = np.linspace(0, n - 1, min(n, LARGEST)).round().astype(int)
+            shown = np.linspace(0, n - 1, min(n, MAX_USERS_IN_MATRIX)).round().astype(int)
             image = axes.imshow(matrix[np.ix_(shown, shown)], cmap="cividis", vmin=-1, vmax=1)
             mean = np.abs(matrix[~np.eye(n, dtype=bool)]).mean()
-            axes.set_title(f"{titles[name]}: {number(mean)}", fontsize=10)
-            axes.set(xticks=[], yticks=[], xlabel=f"{len(shown)} of {n} users" if n > LARGEST else f"{n} users")
+            axes.set_title(f"{titles[name]}: {format_number(mean)}", fontsize=10)
+            axes.set(
+                xticks=[], yticks=[], xlabel=f"{len(shown)} of {n} users" if n > MAX_USERS_IN_MATRIX else f"{n} users"
+            )
             axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=panels, pad=0.01, aspect=30)
         return []
@@ -174,7 +176,7 @@ def preference_cosines(pairs: Pairs) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Margins(Figure):
+class MarginsFigure(ClaimFigure):
     """Margins of all training pairs over time: median, 5th to 95th percentile, extremes; one seed, a panel per setting.
 
     A task may say between which limits they should lie: `task.band(times, state) -> (lower, upper)`, NaN where it says
@@ -186,29 +188,29 @@ class Margins(Figure):
     until: float | None = None  # the last time drawn
 
     def settings(self, results: Results) -> dict[str, tuple[Task, Method]]:
-        return settings(results.matching("task", self.task), self.chosen(results))
+        return labelled_settings(results.matching_settings("task", self.task), self.chosen_methods(results))
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return panels_size(len(self.settings(results)), 3.2)
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return small_multiples_size(len(self.settings(results)), 3.2)
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         return (
             "Margins of all training pairs over time: median, 5th to 95th percentile (dark) and extremes (light); "
             "dashed: the limits that theory gives. First seed."
         )
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing, found = [], []
         for label, (task, method) in self.settings(results).items():
             try:
-                trial = results.trials(task, method)[0]
-                times, margins = learned(results, trial, self.times, self.margins)
-            except Unfinished as why:
+                trial = results.trials_by_seed(task, method)[0]
+                times, margins = named_learned_tensors(results, trial, self.times, self.margins)
+            except NoNumberError as why:
                 missing.append(str(why))
                 continue
-            found.append((label, task, times, margins, learned_of(results, trial)))
+            found.append((label, task, times, margins, all_learned_tensors(results, trial)))
         if not found:
-            raise Unfinished("; ".join(dict.fromkeys(missing)))
+            raise NoNumberError("; ".join(dict.fromkeys(missing)))
         for axes, (label, task, times, margins, held) in zip(small_multiples(figure, len(found)), found, strict=True):
             shown = times <= (np.inf if self.until is None else self.until)
             times, margins = times[shown], margins[shown]
@@ -216,7 +218,7 @@ class Margins(Figure):
             axes.fill_between(times, low, high, color="#0072b2", alpha=0.2, lw=0, label="all pairs")
             axes.fill_between(times, least, most, color="#0072b2", alpha=0.45, lw=0, label="5 to 95 %")
             axes.plot(times, median, color="#000000", lw=1.5, label="median")
-            if band := getattr(task, "band", None):
+            if band := getattr(task, "margin_band", None):
                 state = {k.removeprefix("state/"): v for k, v in held.items() if k.startswith("state/")}
                 state = {
                     k: v.reshape(()) if v.size == 1 else v for k, v in state.items()
@@ -226,12 +228,12 @@ class Margins(Figure):
             axes.set(xlabel="time", ylabel="margin")
             axes.set_title(label, fontsize=10)
         handles = {h.get_label(): h for h in figure.axes[0].get_legend_handles_labels()[0]}
-        legend(figure, list(handles.values()))
+        add_legend(figure, list(handles.values()))
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curves(Figure):
+class CurvesFigure(ClaimFigure):
     """Logged curves, means over seeds with 95 % bands, a line per setting of tasks and methods, axes per curve.
 
     over: a learned tensor with as many values as a curve has points; without it, points are counted.
@@ -241,25 +243,25 @@ class Curves(Figure):
     over: str = ""
     log: bool = False
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return SIZE if len(self.curves) == 1 else panels_size(len(self.curves), 4.2)
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return FIGURE_SIZE if len(self.curves) == 1 else small_multiples_size(len(self.curves), 4.2)
 
-    def says(self) -> str:
-        return f"{first_upper(', '.join(map(metric_name, self.curves)))} while learning, with 95 % bands over seeds."
+    def default_caption(self) -> str:
+        return f"{capitalised(', '.join(map(metric_name, self.curves)))} while learning, with 95 % bands over seeds."
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing, drawn = [], 0
-        wanted = settings(results.matching("task", self.task), self.chosen(results))
+        wanted = labelled_settings(results.matching_settings("task", self.task), self.chosen_methods(results))
         panels = small_multiples(figure, len(self.curves))
         for axes, name in zip(panels, self.curves, strict=True):
             for i, (label, (task, method)) in enumerate(wanted.items()):
                 try:
                     x, values, seeds = self.read(results, task, method, name)
-                except Unfinished as why:
+                except NoNumberError as why:
                     missing.append(str(why))
                     continue
-                found = stats.estimate(values, np.arange(len(seeds)), seeds)
-                color, marker, dash = look(i)
+                found = stats.estimate_means(values, np.arange(len(seeds)), seeds)
+                color, marker, dash = look_at_index(i)
                 every = max(1, len(x) // 8)
                 axes.plot(x, found.value, color=color, marker=marker, ls=dash, markevery=every, ms=5, label=label)
                 axes.fill_between(x, *found.interval(), color=color, alpha=0.15, lw=0)
@@ -268,18 +270,18 @@ class Curves(Figure):
             if self.log:
                 axes.set_yscale("log")
         if not drawn:
-            raise Unfinished("; ".join(dict.fromkeys(missing)))
-        legend(figure, figure.axes[0].get_legend_handles_labels()[0])
+            raise NoNumberError("; ".join(dict.fromkeys(missing)))
+        add_legend(figure, figure.axes[0].get_legend_handles_labels()[0])
         return missing
 
     def read(
         self, results: Results, task: Task, method: Method, name: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """x [T], values [T, seeds], seeds; of curves of several lengths, what all have."""
-        trials = results.trials(task, method)
-        found = [results.manifest(t)["facts"]["curves"].get(name) for t in trials]
+        trials = results.trials_by_seed(task, method)
+        found = [results.trial_manifest(t)["facts"]["curves"].get(name) for t in trials]
         if not all(found):
-            raise Unfinished(f"{method.name} on {task.name} logs no curve {name!r}")
+            raise NoNumberError(f"{method.name} on {task.name} logs no curve {name!r}")
         n = min(map(len, found))
-        x = learned(results, trials[0], self.over)[0][:n] if self.over else np.arange(1, n + 1)
+        x = named_learned_tensors(results, trials[0], self.over)[0][:n] if self.over else np.arange(1, n + 1)
         return x, np.array([curve[:n] for curve in found]).T, np.array([t.seed for t in trials])

@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.claims.figures.parts import (
-    DASHES,
-    Figure,
-    Line,
-    Published,
-    at_shots,
+    LINE_DASHES,
+    ClaimFigure,
+    MeasuredLine,
+    PublishedNumbers,
+    at_shots_text,
+    capitalised,
     draw_lines,
-    first_upper,
     metric_name,
-    panels_size,
     selection_of,
     small_multiples,
+    small_multiples_size,
 )
-from harness.claims.results import Results, Unfinished
-from harness.errors import Mistake
+from harness.claims.results import NoNumberError, Results
+from harness.errors import UserError
 from harness.method import Method
-from harness.report.plots import SIZE, legend, look
-from harness.report.words import number
+from harness.report.plots import FIGURE_SIZE, add_legend, look_at_index
+from harness.report.words import format_number
 from harness.scores import stats
-from harness.store.prepared import open_prepared
+from harness.store.prepared import open_prepared_task
 from harness.task import Task
 from harness.trials import choose
-from harness.trials.trial import fields_of
+from harness.trials.trial import field_values
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
@@ -38,42 +38,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shots(Figure):
+class ShotsFigure(ClaimFigure):
     """A metric against shots, a line per method; several panels have dashes of their own."""
 
     metric: str = "accuracy"
     panels: tuple[str, ...] = ("test",)
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedNumbers, ...] = ()
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         where = (
             f" Hollow marks: panel {' and '.join(p for p in self.panels if p != 'test')}."
             if len(self.panels) > 1
             else ""
         )
-        return f"{first_upper(metric_name(self.metric))} against shots, with 95 % bands over people and seeds.{where}"
+        return f"{capitalised(metric_name(self.metric))} against shots, with 95 % bands over people and seeds.{where}"
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        axes, task = figure.subplots(), results.one("task", self.task)
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        axes, task = figure.subplots(), results.single_setting("task", self.task)
         place, lines, ranked = range(len(task.shots)), [], 0
-        for method, label in self.chosen(results).items():
-            color, marker, dash = look(ranked)
+        for method, label in self.chosen_methods(results).items():
+            color, marker, dash = look_at_index(ranked)
             ranked += not method.privileged
             at = tuple((x, task, method, shots, None) for x, shots in zip(place, task.shots, strict=True))
-            for panel, own in zip(self.panels, DASHES, strict=False):
+            for panel, own in zip(self.panels, LINE_DASHES, strict=False):
                 several = len(self.panels) > 1
                 told, dash = (f"{label}, {panel}", own) if several else (label, "-" if method.privileged else dash)
-                lines.append(Line(told, (color, marker, dash), at, self.metric, panel))
+                lines.append(MeasuredLine(told, (color, marker, dash), at, self.metric, panel))
         published = [(np.interp(t.shots, task.shots, place), t) for t in self.published]
         missing = draw_lines(axes, results, lines, published)
         axes.set_xticks(place, task.shots)
         axes.set_xlabel("shots: answers seen of each new user")
-        legend(figure)
+        add_legend(figure)
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Along(Figure):
+class SweepFigure(ClaimFigure):
     """A metric against a field that the suite sweeps, of tasks or of methods; `by` is a second field, a line per value.
 
     In a sweep of a method's field, methods of which it does not vary are drawn level.
@@ -85,45 +85,45 @@ class Along(Figure):
     shots: int | None = None
     panel: str = "test"
     log: bool = False
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedNumbers, ...] = ()
 
-    def says(self) -> str:
-        what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
+    def default_caption(self) -> str:
+        what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
         return f"{what} against {self.field.replace('_', ' ')}, with 95 % bands."
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing = self.on(figure.subplots(), results)
-        legend(figure)
+        add_legend(figure)
         return missing
 
     def swept(self, methods: Iterable[Method]) -> list[Method]:
         """Those of a name of which the field takes several values."""
         seen: dict[str, set] = {}
         for method in methods:
-            seen.setdefault(method.name, set()).add(fields_of(method).get(self.field))
+            seen.setdefault(method.name, set()).add(field_values(method).get(self.field))
         return [m for m in methods if len(seen[m.name]) > 1]
 
     def value(self, setting: Task | Method) -> Any:
-        return fields_of(setting)[self.field]
+        return field_values(setting)[self.field]
 
     def on(self, axes: Axes, results: Results) -> list[str]:
-        tasks, methods = results.matching("task", self.task), self.chosen(results)
-        of_task = len({fields_of(t).get(self.field) for t in tasks}) > 1
+        tasks, methods = results.matching_settings("task", self.task), self.chosen_methods(results)
+        of_task = len({field_values(t).get(self.field) for t in tasks}) > 1
         if not of_task:
-            tasks = [results.one("task", self.task)]
+            tasks = [results.single_setting("task", self.task)]
         swept: list[Task] | list[Method] = tasks if of_task else self.swept(methods)
-        by_task = len({fields_of(t).get(self.by) for t in tasks}) > 1
+        by_task = len({field_values(t).get(self.by) for t in tasks}) > 1
         values: list[Any] = sorted({self.value(s) for s in swept})
         if len(values) < 2:
-            raise Mistake(f"it sweeps {self.field!r}, which varies nowhere", "give it a list")
-        if self.by and not any(self.by in fields_of(s) for s in [*tasks, *methods]):
-            raise Mistake(f"it has a line for each {self.by!r}, which is no field", "drop by")
+            raise UserError(f"it sweeps {self.field!r}, which varies nowhere", "give it a list")
+        if self.by and not any(self.by in field_values(s) for s in [*tasks, *methods]):
+            raise UserError(f"it has a line for each {self.by!r}, which is no field", "drop by")
         numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         place = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
         found: dict[tuple[str, object], list] = {}
         for task in tasks:
             for method, label in methods.items():
-                other = fields_of(task if by_task else method).get(self.by)
+                other = field_values(task if by_task else method).get(self.by)
                 level = not of_task and method not in swept
                 told_by = not by_task and other is not None  # the line's label says which setting of the method it is
                 name = label if level or (of_task and not told_by) else method.name
@@ -134,12 +134,12 @@ class Along(Figure):
         for (name, value), at in found.items():
             if len({x for x, *_ in at}) < len(at):
                 told = f"several settings of {name} share one {self.field}"
-                raise Mistake(told, "add fields to the figure's task and methods, or name a second field: by")
+                raise UserError(told, "add fields to the figure's task and methods, or name a second field: by")
             privileged = at[0][2].privileged
             by = "" if privileged else f"{self.by.replace('_', ' ')} "
             told = f"{name}, {by}{value}" if self.by and value is not None else name
-            look_of = ("", "", "-") if privileged else look(ranked)
-            lines.append(Line(told, look_of, tuple(sorted(at, key=lambda p: p[0])), self.metric, self.panel))
+            look_of = ("", "", "-") if privileged else look_at_index(ranked)
+            lines.append(MeasuredLine(told, look_of, tuple(sorted(at, key=lambda p: p[0])), self.metric, self.panel))
             ranked += not privileged
         if self.log:
             axes.set_xscale("log")
@@ -152,71 +152,71 @@ class Along(Figure):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates(Figure):
+class CandidatesFigure(ClaimFigure):
     """A metric of the best of n candidates against n, a line per method."""
 
     metric: str = "gain_of_n"
     shots: int | None = None
 
-    def says(self) -> str:
-        what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
+    def default_caption(self) -> str:
+        what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
         return f"{what} against n, the candidates chosen among, with 95 % bands over people and seeds."
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        axes, task, lines, ranked = figure.subplots(), results.one("task", self.task), [], 0
-        methods = self.chosen(results)
-        trial = results.trials(task, next(iter(methods)))[0]
-        choices = open_prepared(results.store, trial.task_key).splits.panels["test"].choices
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        axes, task, lines, ranked = figure.subplots(), results.single_setting("task", self.task), [], 0
+        methods = self.chosen_methods(results)
+        trial = results.trials_by_seed(task, next(iter(methods)))[0]
+        choices = open_prepared_task(results.store, trial.task_key).splits.panels["test"].choices
         if choices is None:
-            raise Unfinished(f"{task.name} has no candidates to choose from")
-        counts = choose.counts(choices.shape[1])
+            raise NoNumberError(f"{task.name} has no candidates to choose from")
+        counts = choose.candidate_counts(choices.shape[1])
         for method, label in methods.items():
-            color, marker, dash = look(ranked)
+            color, marker, dash = look_at_index(ranked)
             ranked += not method.privileged
             at = tuple((float(x), task, method, self.shots, n) for x, n in enumerate(counts))
-            lines.append(Line(label, (color, marker, "-" if method.privileged else dash), at, self.metric))
+            lines.append(MeasuredLine(label, (color, marker, "-" if method.privileged else dash), at, self.metric))
         missing = draw_lines(axes, results, lines)
         axes.set_xticks(range(len(counts)), [str(n) for n in counts])
         axes.set_xlabel("n: candidates chosen among")
-        legend(figure)
+        add_legend(figure)
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread(Figure):
+class SpreadFigure(ClaimFigure):
     """A dot for every seed, and mean and standard deviation over seeds, a row per method."""
 
     metric: str = "accuracy"
     shots: int | None = None
     panel: str = "test"
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return SIZE[0], 1 + 0.42 * max(3, len(self.chosen(results)))
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return FIGURE_SIZE[0], 1 + 0.42 * max(3, len(self.chosen_methods(results)))
 
-    def says(self) -> str:
-        what = first_upper(metric_name(self.metric)) + at_shots(self.metric, self.shots)
+    def default_caption(self) -> str:
+        what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
         return f"{what}: a dot per seed; mean and standard deviation."
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        axes, task = figure.subplots(), results.one("task", self.task)
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        axes, task = figure.subplots(), results.single_setting("task", self.task)
         missing: list[str] = []
         rows: list[str] = []
-        for method, label in self.chosen(results).items():
+        for method, label in self.chosen_methods(results).items():
             try:
-                values = results.values(selection_of(task, method, self.metric, self.panel, self.shots)).value
-            except Unfinished as why:
+                values = results.selected_values(selection_of(task, method, self.metric, self.panel, self.shots)).value
+            except NoNumberError as why:
                 missing.append(str(why))
                 continue
             y, mean, sd = len(rows), values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
-            color, marker, _ = look(y)
+            color, marker, _ = look_at_index(y)
             apart = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0  # so that equal seeds show
             axes.plot(values, y + apart, color=color, marker=marker, ls="", ms=5, alpha=0.7)
             axes.errorbar(mean, y, xerr=sd, color="#000000", marker="|", ms=16, mew=2, capsize=4, lw=1.2)
-            told = f"{number(mean)} ± {number(sd)}"
+            told = f"{format_number(mean)} ± {format_number(sd)}"
             axes.text(1.02, y, told, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
             rows.append(label)
         if not rows:
-            raise Unfinished("; ".join(dict.fromkeys(missing)))
+            raise NoNumberError("; ".join(dict.fromkeys(missing)))
         axes.set_yticks(range(len(rows)), rows)
         axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel=metric_name(self.metric))
         axes.grid(axis="x", alpha=0.3)
@@ -224,7 +224,7 @@ class Spread(Figure):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simplex(Figure):
+class SimplexFigure(ClaimFigure):
     """A metric against one of the true weights of each test user, as its share of them all; a line per number of shots.
 
     Users of all seeds, in ten bins of the share; a panel per method.
@@ -233,49 +233,49 @@ class Simplex(Figure):
     metric: str = "accuracy"
     aspect: int = 0
 
-    def size(self, results: Results) -> tuple[float, float]:
-        return panels_size(len(self.chosen(results)), 3.6)
+    def size_inches(self, results: Results) -> tuple[float, float]:
+        return small_multiples_size(len(self.chosen_methods(results)), 3.6)
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         of = f"the share of aspect {self.aspect + 1} in a user's true weights"
         return (
-            f"{first_upper(metric_name(self.metric))} against {of}, in tenths, with 95 % bands over people and seeds."
+            f"{capitalised(metric_name(self.metric))} against {of}, in tenths, with 95 % bands over people and seeds."
         )
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        task, missing, found = results.one("task", self.task), [], []
-        for method, label in self.chosen(results).items():
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        task, missing, found = results.single_setting("task", self.task), [], []
+        for method, label in self.chosen_methods(results).items():
             try:
                 found.append((label, [self.read(results, task, method, n) for n in task.shots]))
-            except Unfinished as why:
+            except NoNumberError as why:
                 missing.append(str(why))
         if not found:
-            raise Unfinished("; ".join(dict.fromkeys(missing)))
+            raise NoNumberError("; ".join(dict.fromkeys(missing)))
         for axes, (label, lines) in zip(small_multiples(figure, len(found)), found, strict=True):
             for i, (shots, line) in enumerate(zip(task.shots, lines, strict=True)):
                 x, value, low, high = line
-                color, marker, dash = look(i)
+                color, marker, dash = look_at_index(i)
                 axes.plot(x, value, color=color, marker=marker, ls=dash, ms=5, label=f"{shots} shots")
                 axes.fill_between(x, *np.clip((low, high), 0, 1), color=color, alpha=0.12, lw=0)
             axes.set(xlabel=f"share of aspect {self.aspect + 1}", ylabel=metric_name(self.metric), xlim=(0, 1))
             axes.set_title(label, fontsize=10)
-        legend(figure, figure.axes[0].get_legend_handles_labels()[0])
+        add_legend(figure, figure.axes[0].get_legend_handles_labels()[0])
         return missing
 
     def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
         """float[4, bins that hold somebody]: middle of the bin, mean, limits."""
-        trials, shares = results.trials(task, method), []
-        found = results.cells(trials, selection_of(task, method, self.metric, "test", shots), shots)
+        trials, shares = results.trials_by_seed(task, method), []
+        found = results.person_cells(trials, selection_of(task, method, self.metric, "test", shots), shots)
         for trial in trials:
-            prepared = open_prepared(results.store, trial.task_key)
+            prepared = open_prepared_task(results.store, trial.task_key)
             if prepared.truth is None:
-                raise Unfinished(f"nobody knows the weights of {task.name}")
+                raise NoNumberError(f"nobody knows the weights of {task.name}")
             weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
             shares.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
         place = np.concatenate(shares)
         person, seed, value = (found[c].to_numpy() for c in ("person", "seed", "value"))
         rows = []
         for i in np.unique(place):
-            one = stats.estimate(value[None, place == i], person[place == i], seed[place == i])
+            one = stats.estimate_means(value[None, place == i], person[place == i], seed[place == i])
             rows.append((i / 10 + 0.05, one.value[0], *(limit[0] for limit in one.interval())))
         return np.array(rows).T

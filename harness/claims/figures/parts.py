@@ -9,37 +9,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors.numpy
 
-from harness.board.board import labels
-from harness.board.make import MEANS
-from harness.claims.measures import measured
-from harness.claims.results import Results, Unfinished
-from harness.claims.schema import WINS, Check, Selection
-from harness.errors import Mistake
+from harness.board.board import setting_labels
+from harness.board.make import METRIC_MAXIMA
+from harness.claims.measures import measure_check
+from harness.claims.results import NoNumberError, Results
+from harness.claims.schema import WIN_METRICS, Check, Selection
+from harness.errors import UserError
 from harness.method import Method
-from harness.report.plots import SIZE, WIDE, Look, grey_line, name_lines
-from harness.report.words import told_apart
+from harness.report.plots import FIGURE_SIZE, PAGE_WIDTH, Look, draw_grey_line, write_line_names
+from harness.report.words import distinct_task_labels
 from harness.task import Task
-from harness.trials.trial import Trial, fields_of
+from harness.trials.trial import Trial, field_values
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
     from matplotlib.axes import Axes
 
-DASHES = ("-", "--", ":", "-.")
-NAMES = {
+LINE_DASHES = ("-", "--", ":", "-.")
+METRIC_NAMES = {
     "auc": "AUC",
     "gain_of_n": "normalised gain",
     "win_random": "win rate over a random candidate",
     "win_shared": "win rate over the choice of shared",
 }
-LIMITS: dict[str, tuple[float, float]] = {
-    metric: (0, most) for metric, most in (MEANS | {"error": 1.0} | dict.fromkeys(WINS, 1.0)).items()
+METRIC_LIMITS: dict[str, tuple[float, float]] = {
+    metric: (0, most) for metric, most in (METRIC_MAXIMA | {"error": 1.0} | dict.fromkeys(WIN_METRICS, 1.0)).items()
 }
-LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
+METRIC_LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedNumbers:
     """Numbers of a paper, and at which shots or at which x."""
 
     values: tuple[float, ...]
@@ -49,44 +49,44 @@ class Published:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.shots + self.x):
-            raise Mistake(
+            raise UserError(
                 f"{len(self.values)} values have {len(self.shots + self.x)} places", "shots or x, one for each"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class ClaimFigure:
     """What every kind of figure may hold."""
 
     task: Any = None  # as in Selection
     methods: tuple[Any, ...] = ()
     caption: str = ""
 
-    def size(self, results: Results) -> tuple[float, float]:
+    def size_inches(self, results: Results) -> tuple[float, float]:
         """Width and height in inches."""
-        return SIZE
+        return FIGURE_SIZE
 
-    def says(self) -> str:
+    def default_caption(self) -> str:
         """The caption where the claim gives none."""
         raise NotImplementedError
 
-    def draw(self, figure: mpl.Figure, results: Results) -> list[str]:
-        """Draws what is finished and returns why the rest is not; raises Unfinished where nothing is."""
+    def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
+        """Draws what is finished and returns why the rest is not; raises NoNumberError where nothing is."""
         raise NotImplementedError
 
-    def chosen(self, results: Results) -> dict[Method, str]:
+    def chosen_methods(self, results: Results) -> dict[Method, str]:
         """Every method setting to draw, with its label."""
         named: dict[Method, str] = {}
         for wanted in self.methods or (None,):
             label = wanted.get("label", "") if isinstance(wanted, dict) else ""
             wanted = {k: v for k, v in wanted.items() if k != "label"} if isinstance(wanted, dict) else wanted
-            fits = results.matching("method", wanted)
+            fits = results.matching_settings("method", wanted)
             named |= dict.fromkeys(fits, label if len(fits) == 1 else "")
-        return {method: named[method] or label for method, label in labels(list(named)).items()}
+        return {method: named[method] or label for method, label in setting_labels(list(named)).items()}
 
 
 @dataclass(frozen=True)
-class Line:
+class MeasuredLine:
     """Numbers to measure: at each x those of a task, a method, and numbers of shots and candidates (None: the largest)."""
 
     label: str
@@ -101,7 +101,7 @@ class Line:
 
 
 def draw_lines(
-    axes: Axes, results: Results, lines: list[Line], published: Sequence[tuple[Any, Published]] = ()
+    axes: Axes, results: Results, lines: list[MeasuredLine], published: Sequence[tuple[Any, PublishedNumbers]] = ()
 ) -> list[str]:
     """Lines with 95 % bands, privileged ones thin and grey with their names at the end; published (x, table) as marks."""
     ends: list[tuple[float, float, str]] = []
@@ -110,9 +110,9 @@ def draw_lines(
         places, points = [], []
         for place, task, method, shots, n in line.at:
             try:
-                points.append(point(results, task, method, line.metric, line.panel, shots, n))
+                points.append(measure_point(results, task, method, line.metric, line.panel, shots, n))
                 places.append(place)
-            except Unfinished as why:
+            except NoNumberError as why:
                 missing.append(str(why))
         if not points:
             continue
@@ -121,59 +121,59 @@ def draw_lines(
         value, low, high = np.array(points, dtype=float).T  # a limit of None becomes NaN, and no band is drawn there
         color, marker, dash = line.look
         if line.privileged:
-            grey_line(axes, x, value, dash)
+            draw_grey_line(axes, x, value, dash)
             ends.append((x[-1], value[-1], line.label))
         else:
             face = color if line.panel == "test" else "none"
             axes.plot(x, value, color=color, marker=marker, ls=dash, label=line.label, ms=6, mfc=face)
-            low, high = np.clip((low, high), *LIMITS.get(line.metric, (-np.inf, np.inf)))
+            low, high = np.clip((low, high), *METRIC_LIMITS.get(line.metric, (-np.inf, np.inf)))
             axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
     if not drawn:
-        raise Unfinished("; ".join(dict.fromkeys(missing)) or "nothing is chosen")
+        raise NoNumberError("; ".join(dict.fromkeys(missing)) or "nothing is chosen")
     for (at, table), marker in zip(published, "Dohs*", strict=False):
         axes.plot(
             at, table.values, color="#000000", marker=marker, ls="", mfc="none", ms=8, label=table.label,
         )  # fmt: skip
     axes.margins(x=0.12 if ends else 0.05)
     axes.set_ylabel(metric_name(lines[0].metric))
-    name_lines(axes, ends)
+    write_line_names(axes, ends)
     return missing
 
 
-def point(
+def measure_point(
     results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> tuple[float, float | None, float | None]:
     """Value and 95 % limits, as a claim's check of this and no more has them."""
-    return measured(Check("", selection_of(task, method, metric, panel, shots, n)), results)[:3]
+    return measure_check(Check("", selection_of(task, method, metric, panel, shots, n)), results)[:3]
 
 
 def selection_of(
     task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> Selection:
-    a, b = ({"name": x.name} | fields_of(x) for x in (task, method))
+    a, b = ({"name": x.name} | field_values(x) for x in (task, method))
     return Selection(a, b, panel=panel, shots=shots, metric=metric, n=n)
 
 
 def metric_name(metric: str) -> str:
     name = metric.partition(":")[2] or metric
-    return NAMES.get(name, name.replace("_", " "))
+    return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
-def at_shots(metric: str, shots: int | None) -> str:
+def at_shots_text(metric: str, shots: int | None) -> str:
     """` at 5 shots`; nothing for what is read once of a whole trial."""
     if ":" in metric:
         return ""
     return " at the largest number of shots" if shots is None else f" at {shots} shot{'s' if shots != 1 else ''}"
 
 
-def first_upper(text: str) -> str:
+def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[Task, Method]]:
+def labelled_settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[Task, Method]]:
     """Every task with every method, under a label that holds only what tells them apart."""
     found = {}
-    for task, name in told_apart(tasks).items():
+    for task, name in distinct_task_labels(tasks).items():
         if len({t.name for t in tasks}) == 1:
             name = name.partition(": ")[2]
         for method, label in methods.items():
@@ -181,27 +181,27 @@ def settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[T
     return found
 
 
-def learned_of(results: Results, trial: Trial) -> dict[str, np.ndarray]:
+def all_learned_tensors(results: Results, trial: Trial) -> dict[str, np.ndarray]:
     """What the trial's method learned, by name; empty where it was too large to keep."""
-    manifest = results.manifest(trial)
+    manifest = results.trial_manifest(trial)
     if "learned.safetensors" not in manifest["files"]:
         return {}
-    return safetensors.numpy.load(bytes(results.store.load(manifest, "learned.safetensors")))
+    return safetensors.numpy.load(bytes(results.store.read_verified(manifest, "learned.safetensors")))
 
 
-def learned(results: Results, trial: Trial, *names: str) -> list[np.ndarray]:
-    held = learned_of(results, trial)
+def named_learned_tensors(results: Results, trial: Trial, *names: str) -> list[np.ndarray]:
+    held = all_learned_tensors(results, trial)
     for name in names:
         if name not in held:
             kept = ", ".join(sorted(held)) or "nothing"
-            raise Unfinished(f"{trial.method.name} on {trial.task.name} kept no tensor {name!r}; it kept {kept}")
+            raise NoNumberError(f"{trial.method.name} on {trial.task.name} kept no tensor {name!r}; it kept {kept}")
     return [held[name] for name in names]
 
 
-def panels_size(count: int, each: float) -> tuple[float, float]:
+def small_multiples_size(count: int, each: float) -> tuple[float, float]:
     """Inches for small multiples, four in a row, each about `each` wide and high."""
     columns = min(count, 4)
-    return max(SIZE[0], min(WIDE, each * columns)), each * -(-count // columns) + 0.6
+    return max(FIGURE_SIZE[0], min(PAGE_WIDTH, each * columns)), each * -(-count // columns) + 0.6
 
 
 def small_multiples(figure: mpl.Figure, count: int) -> list[Axes]:
