@@ -5,8 +5,6 @@ import os
 os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from harness import registry
 from harness.errors import UserError
 from harness.on_ray import session
 from harness.on_ray import trials as trials_module
-from harness.registry import PROJECT_ROOT
 from harness.store.logs import log_files, log_to_store
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
@@ -73,27 +70,7 @@ class Full(Chance):
     def fit(self, train, validation, run):
         raise UserError("the store is full", "free some space")
 '''
-TWO_NODES = """
-import os
-from ray.cluster_utils import Cluster
-from tests.on_ray.test_trials import Path, ready, trials_module
 
-cluster = Cluster()
-cluster.add_node(num_cpus=2)  # enough for a group of two once the other node is gone
-second = cluster.add_node(num_cpus=1)
-os.environ["RAY_ADDRESS"] = cluster.address
-store, trials, plugin = ready({folder!r}, "counted", ["counted"])
-hold = Path({folder!r}, "hold")
-hold.touch()  # fits after the fifth wait for it to go
-
-def kill(n):
-    if hold.exists():
-        cluster.remove_node(second, allow_graceful=False)
-        hold.unlink()
-
-trials_module.run_trials_on_ray(trials, store, plugins=[plugin], workers=2, on_progress=kill)
-cluster.shutdown()
-"""
 DEADLY = '''"""Takes its worker with it where the seed is two."""
 import os, signal
 from dataclasses import dataclass
@@ -106,12 +83,6 @@ class Deadly(Chance):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit(train, validation, run)
 '''
-DRIVER = """
-from harness.on_ray.trials import run_trials_on_ray
-from tests.on_ray.test_trials import ready
-store, trials, plugin = ready({folder!r}, "counted", ["counted"])
-run_trials_on_ray(trials, store, plugins=[plugin], workers=2)
-"""
 
 
 def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, list[Trial], Path]:
@@ -212,51 +183,12 @@ def test_a_killed_worker_costs_at_most_the_running_trials(cluster, undisturbed, 
     assert len(trials) < len(fits(tmp_path)) <= len(trials) + 2
 
 
-def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(cluster, undisturbed, tmp_path):
-    (tmp_path / "hold").touch()
-    root = PROJECT_ROOT
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=root)
-    wait_for(lambda: len(fits(tmp_path)) > 5)
-    driver.kill()
-    driver.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in set(fits(tmp_path))), 30)
-    (tmp_path / "hold").unlink()
-    done = len(results(Store(tmp_path / "store")))
-
-    store, trials, plugin = ready(tmp_path, "counted", ["counted"])
-    assert 0 < done < 12 and len(trials) == 12 - done
-    trials_module.run_trials_on_ray(trials, store, [plugin], 2)
-    assert results(store) == undisturbed
-    assert 12 < len(fits(tmp_path)) <= 12 + 2
-
-
-@pytest.mark.ray_cluster
-def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path):
-    """In a process of its own, with a token that Ray reads as it is imported."""
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    command = [sys.executable, "-c", TWO_NODES.format(folder=str(tmp_path))]
-    subprocess.run(command, cwd=PROJECT_ROOT, env=environment, check=True, timeout=240)
-    store = Store(tmp_path / "store")
-    assert results(store) == undisturbed
-    assert len(undisturbed) <= len(fits(tmp_path)) <= len(undisturbed) + 2
-    assert not any((store.root / "tmp").iterdir())
-
-
 def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     store, trials, plugin = ready(tmp_path, "deadly", ["deadly", "per_user"])
     trials_module.run_trials_on_ray(trials, store, [plugin], 1)
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
     assert "a worker died while it ran" in store.read_failure(lost.key)["reason"]
-
-
-def test_two_drivers_on_one_store(cluster, undisturbed, tmp_path):
-    """Both run the same trials at once, and neither disturbs the other."""
-    store, trials, plugin = ready(tmp_path, "counted", ["counted"])
-    other = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=PROJECT_ROOT)
-    trials_module.run_trials_on_ray(trials, store, [plugin], 1)
-    assert other.wait(120) == 0
-    assert results(store) == undisturbed and not any((store.root / "tmp").iterdir())
 
 
 def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):
