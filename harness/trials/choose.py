@@ -1,4 +1,4 @@
-"""The best of n candidates that a method chooses for every user and prompt."""
+"""Best-of-n choices of a method: one candidate for every user and prompt."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from harness.data import Pairs
 from harness.method import Method, Predictor, State, Users
 from harness.trials.outputs import checked_per_pair
 
-MAX_SCORES_AT_ONCE = 2**15  # rewards or log-odds asked for at once: of 128 features in double precision they hold 32 MB
+MAX_SCORES_AT_ONCE = 2**15  # rewards or log-odds in one call; with 128 features in double precision that is 32 MB
 
 
 def candidate_counts(n: int) -> list[int]:
-    """1, 2, 4, ... up to n, and n: of how many candidates the best is chosen."""
+    """Return the numbers of candidates to choose among: 1, 2, 4, ... up to n, and n itself."""
     return sorted({2**k for k in range(n.bit_length())} | {n})
 
 
 def choose_candidates(
     method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
 ) -> np.ndarray:
-    """uint8[n_users, prompts, len(counts(n))]: which of a prompt's first 1, 2, 4, ... candidates each user gets.
+    """Choose for each user the best of a prompt's first 1, 2, 4, ... candidates.
 
-    The users are those of `query`, whose pairs are not read; choices: int32[prompts, n], rows of its items. The largest
-    reward is chosen, a tie by the lower place: candidates of a prompt stand in no order. A method that
-    scores pairs alone (Method.has_rewards) plays a round robin: the candidate with the largest sum of log-odds against
-    the other ones. Where log-odds are gaps of rewards, that sum is n times the reward less what all have in common, so
-    both ways choose the same; counting won duels instead would throw away by how much. log-odds(b, a) = -log-odds(a, b)
-    is taken as given, so each pair is asked once.
+    Return uint8[n_users, prompts, len(candidate_counts(n))]: the place of the choice among the prompt's candidates.
+
+    query: only its users and items are read, not its pairs.  choices: int32[prompts, n], rows of the query's items.
+
+    The candidate with the largest reward is chosen. A tie goes to the lower place, since candidates are in no
+    particular order. For a method that scores only pairs (`Method.has_rewards` is False) the candidates play a round
+    robin: the one with the largest sum of log-odds against the others is chosen. Where log-odds are differences of
+    rewards, that sum is n times the reward minus a constant of the prompt, so both rules choose the same candidate.
+    Counting won duels instead would ignore their margins. log-odds(b, a) = -log-odds(a, b) is assumed, so each pair is
+    scored once.
     """
     n = choices.shape[1]
 
     def parts(each: int) -> list[np.ndarray]:
-        """The prompts, as many at a time as MAX_SCORES_AT_ONCE allow."""
+        """Split the prompts into parts of at most MAX_SCORES_AT_ONCE scores, with `each` scores per user and prompt."""
         step = max(1, MAX_SCORES_AT_ONCE // (query.n_users * each))
         return [choices[start : start + step] for start in range(0, len(choices), step)]
 

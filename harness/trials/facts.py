@@ -1,4 +1,4 @@
-"""How and where a trial ran: facts, which are never part of its identity."""
+"""Facts of a trial: how and where it ran, which is never part of its identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from harness.trials.trial import Trial
 
-FACT_NAMES = (  # how and where a trial ran: never part of its identity
+FACT_NAMES = (
     "adapt_seconds_per_user",
     "bytes_per_user",
     "code",
@@ -29,18 +29,24 @@ FACT_NAMES = (  # how and where a trial ran: never part of its identity
     "source",
     "versions",
     "world_size",
-    "written_tokens_per_second",  # None where nothing is written
+    "written_tokens_per_second",  # None for a method that writes no texts
 )
 
 
 def source_digests(trial: Trial) -> dict[str, str]:
-    """16 hex digits of the task's and the method's file: where they change and `version` does not, the board says so."""
+    """Return 16 hex digits of the SHA-256 of the task's and the method's file.
+
+    The board warns where a file has changed although its `version` has not.
+    """
     files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
     return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}
 
 
 def reset_peak_memory(device: str = "cpu") -> None:
-    """Linux keeps a process's peak memory and lets it be reset; elsewhere the peak is that of the process's life."""
+    """Reset the peak memory of this process where the system allows it (Linux), and that of the GPU.
+
+    Elsewhere the peak covers the whole life of the process.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -48,7 +54,7 @@ def reset_peak_memory(device: str = "cpu") -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most this process held since the last reset, in MiB."""
+    """Return this process's peak memory since the last reset, in MiB."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024

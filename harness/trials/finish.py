@@ -1,4 +1,4 @@
-"""A trial run and committed, or its failure noted: every way of running goes through `finish`."""
+"""The end of every trial: its result is committed or its failure recorded, in process and on Ray alike."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ log = logging.getLogger(__name__)
 
 
 def finish_trial(trial: Trial, store: Store) -> bool:
-    """Runs the trial unless it is finished, and commits it. False where it failed; the store then holds why.
+    """Run the trial unless it is finished, and commit its result. Return False if it failed; the store records why.
 
-    A UserError (a store that is full, say) is no failure of the trial and is raised. Workers that run the trial together
-    all call this, and the first of them commits. Where they are out of step, as one alone failed or is gone, the error
-    is raised, for their group to start anew: what failed is noted, and a trial whose worker is gone goes on from its
-    checkpoint.
+    A UserError (for example a full store) is not a failure of the trial and is raised. Workers that run the trial
+    together all call this function, and the first of them commits. If only some of them failed or one is lost, the
+    error is raised so that their group starts again. A failure is then recorded, and a trial that lost a worker
+    continues from its checkpoint.
     """
     if parallel.first_workers_value(store.read_manifest("trials", trial.key) is not None):
         return True
     what = f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}"
     log.info("trial %s: begins", what)
-    alone = parallel.worker_count() == 1  # asked now: a group may be taken down while its workers fail
+    alone = parallel.worker_count() == 1  # read now, because the group may be shut down while its workers fail
     checkpoint = store.checkpoint_folder(trial.key) if trial.method.trains_model else None
     if checkpoint:
         with store.os_errors_as_user_errors():
             checkpoint.mkdir(parents=True, exist_ok=True)
     try:
-        prepared = open_prepared_task(store, trial.task_key)  # anew: a method that writes into it harms itself alone
+        # opened for every trial: a method that writes into the arrays by mistake spoils only its own trial
+        prepared = open_prepared_task(store, trial.task_key)
         with threadpool_limits(1), one_torch_thread():
             result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answers_from_store(store))
     except UserError:
@@ -54,7 +55,7 @@ def finish_trial(trial: Trial, store: Store) -> bool:
             raise
         reason = f"{type(error).__name__}: {error}"
         log.exception("trial %s: failed", what)
-        if alone or not store.read_failure(trial.key):  # of several reasons the first
+        if alone or not store.read_failure(trial.key):  # of a group's failures, the first is recorded
             store.record_failure(trial.key, trial.identity, reason, traceback.format_exc(), current_run_name())
         if not alone and not parallel.have_all_workers_failed(trial.key, reason):
             raise
@@ -81,14 +82,17 @@ def finish_trial(trial: Trial, store: Store) -> bool:
 def finish_trials(
     trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
 ) -> Iterator[tuple[Trial, bool]]:
-    """Finishes trials one after another, task by task, yielding each with whether it succeeded."""
+    """Finish trials one after another, task by task, and yield each with whether it succeeded.
+
+    before: called with each trial before it starts.
+    """
     for trial in sorted(trials, key=lambda t: t.task_key):
         before(trial)
         yield trial, finish_trial(trial, store)
 
 
 def compressed_arrow_file(table: pa.Table) -> memoryview:
-    """The table as an Arrow file, the same bytes for the same rows."""
+    """Return the table as a compressed Arrow file; the same rows give the same bytes."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table.combine_chunks())

@@ -1,4 +1,4 @@
-"""What methods return, checked: one finite number for each pair, one text for each prompt."""
+"""Checks of what methods return: one finite number for each pair, one text for each prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from harness.method import GENERATED_SCHEMA, Answerer, Method, Predictor, State,
 
 
 def checked_per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
-    """float32[n]: what the function `who` answered, one finite number for each of n pairs."""
+    """Return the answer of the function `who` as float32[n], one number for each of n pairs.
+
+    Raises ValueError for another shape and for numbers that are not finite.
+    """
     values = answer.detach().to("cpu", torch.float32).numpy()
     if values.shape != (n,):
         raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
@@ -23,20 +26,24 @@ def checked_per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
 def score_queries(
     method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
 ) -> np.ndarray:
-    """float32[n queries]: log-odds that left is preferred; of a method that asks a language model by its answers.
+    """Return float32[n queries]: log-odds that left is preferred.
 
-    predictor: what `method.open_predictor` gave. answer: answers such questions; a method that asks none needs none.
+    predictor: from `method.open_predictor`.  answer: answers the questions of a method that asks a language model
+    (`Method.asks_model`); other methods need no answerer.
     """
     if not method.asks_model:
         return checked_per_pair(predictor.score(state, users, query), len(query), f"{method.name}.score")
     if answer is None:
-        raise ValueError(f"{method.name} asks a language model, and nothing answers: give a store, or an answerer")
+        raise ValueError(f"{method.name} asks a language model, but there is no answerer: pass one as `answer`")
     said = predictor.score_answers(answer(predictor.questions(state, users, query)), query)
     return checked_per_pair(said, len(query), f"{method.name}.read")
 
 
 def checked_generated(made: pa.Table, n: int, who: str) -> pa.Table:
-    """What the function `who` wrote: n rows of GENERATED_SCHEMA. Raises ValueError where it is something else."""
+    """Return the n texts of the function `who` as rows of GENERATED_SCHEMA.
+
+    Raises ValueError for other columns, another number of rows, and missing or infinite values.
+    """
     if set(made.column_names) != set(GENERATED_SCHEMA.names) or len(made) != n:
         raise ValueError(f"{who} returned {len(made)} rows of {', '.join(made.column_names)} for {n} prompts")
     made = made.select(GENERATED_SCHEMA.names).cast(GENERATED_SCHEMA)

@@ -1,4 +1,4 @@
-"""What a run would do: trials left, estimated time, and the gain it could detect."""
+"""Plan of a run: the trials that are left, the estimated time, and the gain that the suite could detect."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness.trials.suite import Suite
 from harness.trials.trial import Trial, name_at_version
 
 ASSUMED_DISAGREEMENT = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
-ASSUMED_CORRELATION = 0.05  # how far such differences go together within one person
+ASSUMED_CORRELATION = 0.05  # correlation of such differences within one person
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A method that says why it cannot meet a task: neither a trial nor a hole."""
+    """A method that cannot run on a task, with its reason. Refusals are neither trials nor missing results."""
 
     task: Task
     method: Method
@@ -31,7 +31,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every trial of a suite, and who refused what."""
+    """Every trial of a suite, and the methods that refuse tasks."""
 
     suite: Suite
     trials: tuple[Trial, ...]
@@ -42,9 +42,10 @@ class Plan:
 def prepare_tasks(
     suite: Suite, store: Store, prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
 ) -> dict[tuple[Task, int], dict]:
-    """Every task's and seed's manifest. Rows that tasks lack (samples, vectors) are made for all of them at once.
+    """Prepare every task under every seed, and return their manifests.
 
-    Raises NotCachedError where some are not made yet and `make`, which makes them, is None.
+    prepared: called after each task and seed.  make: makes rows that tasks need and the store lacks (samples, vectors),
+    those of all tasks at once. Raises NotCachedError where rows are missing and `make` is None.
     """
     manifests: dict[tuple[Task, int], dict] = {}
     while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
@@ -58,7 +59,7 @@ def prepare_tasks(
                     raise
                 jobs.append(lacking.job)
         if jobs and make is not None:
-            for method in suite.methods:  # before the longest work, what would stop it afterwards
+            for method in suite.methods:  # check that all models are available before hours of generation
                 method.prepare_models(store)
             make(merge_jobs(jobs))
     return manifests
@@ -70,9 +71,9 @@ def make_plan(
     prepared: Callable[[], None] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> Plan:
-    """Prepares what is not prepared yet, asks methods what they refuse, and lists the trials.
+    """Prepare the suite's tasks, let methods refuse tasks, and list the trials.
 
-    `prepared` is called after each task and seed; `make` with the rows that tasks lack (see prepare_all).
+    prepared: called after each task and seed.  make: makes rows that tasks need and the store lacks (`prepare_tasks`).
     """
     trials, refusals, people = [], {}, {}
     manifests = prepare_tasks(suite, store, prepared, make)
@@ -93,12 +94,15 @@ def make_plan(
 
 
 def unfinished_trials(plan: Plan, store: Store) -> list[Trial]:
-    """Trials without a committed result."""
+    """Return the trials without a committed result."""
     return [trial for trial in plan.trials if store.read_manifest("trials", trial.key) is None]
 
 
 def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
-    """Seconds each trial would take: as long as finished ones of the same method and task took, else the method's guess."""
+    """Estimate the seconds that each trial takes.
+
+    The estimate is the median of finished trials of the same method and task, or else the method's own guess.
+    """
     taken: dict[tuple[str, str], list[float]] = {}
     for key in store.committed_keys("trials"):
         if manifest := store.read_manifest("trials", key):
@@ -111,7 +115,7 @@ def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
 
 
 def describe_plan(plan: Plan, store: Store) -> dict:
-    """Everything `manyminds plan` prints, as plain values."""
+    """Return everything that `manyminds plan` prints, as plain values."""
     left = unfinished_trials(plan, store)
     return {
         "suite": plan.suite.name,

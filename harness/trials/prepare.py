@@ -1,4 +1,4 @@
-"""Tasks made ready: built, split, checked for leaks and committed to the store, from where workers memory-map them."""
+"""Preparation of tasks: build, split, check for leaks, and commit to the store, from where workers memory-map them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def prepare_task(store: Store, task: Task, seed: int) -> dict:
-    """The prepared task's manifest; builds, splits, checks and commits it where the store has none."""
+    """Return the manifest of the prepared task. Build, split, check and commit the task if the store lacks it.
+
+    Raises UserError where the task's code raises, and where people have too few pairs.
+    """
     identity = task_identity(task, seed)
     key = identity_hash(identity)
     if found := store.read_manifest("tasks", key):
         return found
     log.info("task %s, seed %d: building %s", task.name, seed, key)
-    with threadpool_limits(1):  # sums in one order: features, and so keys, are the same however many cores there are
+    with threadpool_limits(1):  # sums in a fixed order give the same features, and so the same keys, on any machine
         data = _call_task(task, "build", build_task, task, seed, store)
         splits = _call_task(task, "split", task.split, data, seed)
     splits.check_for_leaks()
@@ -69,7 +72,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     prepared = store.read_manifest("tasks", key)
     if prepared is None:
         raise UserError(
-            f"the prepared task {key} is gone from {store.root}", "run it again: is something removing files?"
+            f"the prepared task {key} has disappeared from {store.root}",
+            "run the command again, and check that nothing else removes files there",
         )
     return prepared
 
@@ -85,20 +89,21 @@ def _call_task(task: Task, step: str, function: Callable[..., T], *arguments: ob
     except Exception as error:
         raise UserError(
             f"task {task.name}: {step} raised {describe_error(error)}",
-            "are its fields possible together? `manyminds check` builds it with its defaults",
+            "check that its field values fit together; `manyminds check` builds it with its defaults",
         ) from error
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong, and in which file and line."""
+    """Return the error's type, message, file and line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def check_enough_context(task: Task, splits: Splits) -> None:
-    """Raises UserError where someone has fewer pairs to show than the largest number of shots, or none to ask.
+    """Raise UserError where a person has fewer context pairs than the largest number of shots, or no query pairs.
 
-    Training users (panel `seen`) need only enough for the least: they are scored up to what all of them have.
+    Training users (panel `seen`) need only enough for the smallest number of shots: they are scored at the numbers of
+    shots that all of them have.
     """
     for name, panel in splits.panels.items():
         needed = min(task.shots) if name == "seen" else max(task.shots)
@@ -107,14 +112,14 @@ def check_enough_context(task: Task, splits: Splits) -> None:
         if shown.min(initial=needed) < needed or not asked.all():
             user = int(np.argmin(np.where(asked == 0, -1, shown)))
             raise UserError(
-                f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} pairs to show and "
-                f"{asked[user]} to ask, but shots go up to {needed}",
+                f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} context pairs "
+                f"and {asked[user]} query pairs, but shots go up to {needed}",
                 f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
             )
 
 
 def shares_pairs(splits: Splits) -> bool:
-    """Whether most pairs that test users are asked were judged by training users too, in either order."""
+    """Return whether training users judged most of the test users' query pairs too, in either order."""
     n = len(splits.train.items)
 
     def numbers(pairs: Pairs) -> np.ndarray:
@@ -125,18 +130,18 @@ def shares_pairs(splits: Splits) -> bool:
 
 
 def can_choose(task: Task, splits: Splits) -> bool:
-    """Whether every test user has more pairs to show than the largest number of shots: a method can choose among them."""
+    """Return whether every test user has more context pairs than the largest number of shots, to choose among."""
     return bool((np.diff(splits.panels["test"].context.offsets) > max(task.shots)).all())
 
 
 def task_facts(prepared: dict) -> TaskFacts:
-    """What methods may know before they run; what an older store does not know of keeps its default."""
+    """Return what methods may know before they run. Facts that an older store lacks keep their defaults."""
     facts = prepared["facts"]
     return TaskFacts(**{field.name: facts[field.name] for field in fields(TaskFacts) if field.name in facts})
 
 
 def _named_pairs(splits: Splits) -> dict[str, Pairs]:
-    """Every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
+    """Return every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
     panels = {
         f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")
     }

@@ -1,4 +1,4 @@
-"""Questions that methods ask language models: answered from the store, or collected before trials run."""
+"""Questions from methods to language models: answered from the store, or collected before trials run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from harness.trials.trial import Trial
 
 
 def answers_from_store(store: Store) -> Answerer:
-    """An answerer that reads what language models said; it raises NotCachedError where a question was not asked yet."""
+    """Return an answerer that reads stored answers. The answerer raises NotCachedError for a new question."""
     return lambda asked: answer.stored_log_odds(asked.model, asked.systems, asked.prompts, asked.words, store)
 
 
 def question_collector(store: Store, jobs: list[Job]) -> Answerer:
-    """An answerer that adds a job to `jobs` for questions not answered yet, and answers them with 0: undecided."""
+    """Return an answerer that gives new questions log-odds of 0 (undecided), and adds a job for them to `jobs`."""
 
     def note(asked: Questions) -> np.ndarray:
         table, index = (
@@ -40,11 +40,11 @@ def question_collector(store: Store, jobs: list[Job]) -> Answerer:
 
 
 def jobs_of_questions(trials: Iterable[Trial], store: Store) -> list[Job]:
-    """All that methods which ask (Method.asks) will ask in these trials and nobody has answered: a job per model.
+    """Collect the unanswered questions of these trials' methods (`Method.asks_model`), in one job per model.
 
-    Trials run as they will, with zeros for answers that are not there yet; nothing of them is kept. A method whose
-    questions depend on answers has more of them once these are made: ask until there are none. A trial that fails here
-    fails in its turn, where it is told. The questions are held in memory, without what is answered already.
+    The trials run with log-odds of 0 in place of missing answers, and their results are discarded. Where questions
+    depend on earlier answers, new ones appear once these are answered: call again until there are none. A trial that
+    fails here fails again when it runs, and is reported then. Only unanswered questions are held in memory.
     """
     jobs: list[Job] = []
     for trial in trials:
@@ -57,6 +57,6 @@ def jobs_of_questions(trials: Iterable[Trial], store: Store) -> list[Job]:
                     )
                 except UserError:
                     raise
-                except Exception:  # told in its turn, where the store keeps why
+                except Exception:  # reported when the trial itself runs
                     continue
     return merge_jobs(jobs)

@@ -1,4 +1,4 @@
-"""run_trial: the one loop, without Ray. Every way of running, in process or on a cluster, goes through `finish`."""
+"""The run loop of a trial, without Ray: fit once, then score every panel at every number of shots."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from harness.trials.outputs import checked_per_pair, score_queries
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write_texts
 
-MAX_LEARNED_BYTES = 2**23  # bytes; what figures of claims are drawn from, and a laptop's store bears a thousand times
+MAX_LEARNED_BYTES = 2**23  # enough for the figures of claims; a laptop's store can hold a thousand times as much
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial found.
+    """The result of a trial.
 
-    predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`, and where a panel has
-    candidates, those chosen among them (harness/board/best_of.py) under `choices/panel/shots`. scores: a row per person.
+    predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`; where a panel has
+    candidates, also the chosen ones (harness/trials/choose.py) under `choices/panel/shots`.  scores: see
+    harness.scores.metrics.score_table.
     """
 
     predictions: dict[str, np.ndarray]
     scores: pa.Table
     facts: dict[str, object]
-    learned: dict[str, torch.Tensor]  # `state/NAME`, and `users/I` of the test panel at the largest shots; {} if large
-    written: pa.Table | None = None  # what `write` gives
+    learned: dict[str, torch.Tensor]  # `state/NAME`, `users/I` of the test panel at most shots; {} if too large
+    written: pa.Table | None = None  # texts from `write_texts`
 
 
 def run_trial(
@@ -50,18 +51,19 @@ def run_trial(
     store: Store | None = None,
     answer: Answerer | None = None,
 ) -> TrialResult:
-    """Fits once, then scores every panel at every number of shots it has, and at the largest under the swap control.
+    """Fit the method once, then score every panel at every number of shots, and at the largest with the swap control.
 
-    Where a panel has candidates, every user's best of the first n are chosen at every number of shots too; a policy
-    writes to their prompts. What follows of the same adapted users is computed once: with any number of shots, and
-    swapped, for a method that ignores the user.
+    Where a panel has candidates, each user's best of the first n are chosen at every number of shots, and a policy
+    writes responses to their prompts. Scores are computed once for equal adapted users: a method that ignores the user
+    has the same scores at every number of shots, and swapped.
 
-    The swap control answers each user's queries with another user's adapted state, by a fixed derangement: a method
-    whose gain survives it ignores the user.
+    The swap control answers each user's queries with another user's adapted state, by a fixed derangement. A method
+    whose gain survives the swap ignores the user.
 
-    checkpoint: where the method may keep what it needs to go on after a kill. store: where language models are kept.
-    answer: what answers a method's questions to a language model. Workers that run the trial together all call this, and
-    find the same.
+    checkpoint: a folder in which the method may save its progress, to continue after a kill.  store: where language
+    models are kept.  answer: answers the method's questions to a language model.
+
+    Workers that run the trial together all call this function and find the same result.
     """
     method, test = trial.method, PanelResult()
     predictions: dict[str, np.ndarray] = {}
@@ -84,7 +86,7 @@ def run_trial(
         "device": run.device,
         "fit_seconds": fit_seconds,
         "metrics_version": METRICS_VERSION,
-        "model": getattr(method, "model", None),  # as it was named, which tells where it lay
+        "model": getattr(method, "model", None),  # as the suite named it, which says where its files were
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
         "peak_memory_mb": peak_memory_mb(),
         "readings": {k: float(v) for k, v in trial.task.diagnostics(splits, truth, state, test.users).items()},
@@ -98,8 +100,8 @@ def run_trial(
 
 
 def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
-    """What the method learns. A failure removes the checkpoint, from where it would only fail again."""
-    validation = splits.panels["validation"]  # what is chosen there is chosen at counts that are scored
+    """Fit the method and return its state. A failure removes the checkpoint, since continuing would fail again."""
+    validation = splits.panels["validation"]  # cut to the largest scored number of shots: settings are chosen there
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
     try:
         return trial.method.fit(splits.train, shown, run)
@@ -111,7 +113,7 @@ def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
 
 @dataclass
 class PanelResult:
-    """What a trial found on one panel: predictions as in TrialResult, the users at the largest number of shots, and costs."""
+    """The result of a trial on one panel: predictions as in TrialResult, users at the most shots, and costs."""
 
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     users: Users = ()
@@ -123,7 +125,7 @@ class PanelResult:
 
 @dataclass(frozen=True)
 class PanelRunner:
-    """A fitted method that is asked about panels."""
+    """A fitted method with what is needed to score panels."""
 
     trial: Trial
     predictor: Predictor
@@ -132,11 +134,10 @@ class PanelRunner:
     answer: Answerer | None
 
     def run_panel(self, name: str, panel: Panel) -> PanelResult:
-        """Answers to the panel's queries at every number of shots, choices among its candidates, and texts."""
+        """Score the panel's queries at every number of shots, choose among its candidates, and write texts."""
         found, query, context = PanelResult(), panel.query.without_labels(), panel.context
-        shown = np.diff(context.offsets).min(
-            initial=max(self.trial.task.shots)
-        )  # training users may have fewer answers
+        # training users may have fewer answers than the largest number of shots
+        shown = np.diff(context.offsets).min(initial=max(self.trial.task.shots))
         counts = [shots for shots in self.trial.task.shots if shots <= shown]
         if self.trial.method.elicitation == "uncertainty":
             context = elicit_context(self.trial.method, self.state, context, max(counts), self.run)
@@ -154,9 +155,8 @@ class PanelRunner:
                         found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
             else:
                 found.predictions[f"{name}/{shots}"] = self.score_queries(users, query)
-                if (
-                    panel.choices is not None and not self.trial.method.asks_model
-                ):  # a round robin would be a million questions
+                # no choices by asking a language model: a round robin would need a million questions
+                if panel.choices is not None and not self.trial.method.asks_model:
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
@@ -173,18 +173,19 @@ class PanelRunner:
         return found
 
     def score_queries(self, users: Users, query: Pairs) -> np.ndarray:
-        """float32[n queries]"""
+        """Return float32[n queries]: log-odds that left is preferred."""
         return score_queries(self.trial.method, self.predictor, self.state, users, query, self.answer)
 
     def choose_candidates(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
-        """As `choose` has it."""
+        """Return each user's best of the first n candidates, as choose.choose_candidates does."""
         return choose_candidates(self.trial.method, self.predictor, self.state, users, query, choices)
 
 
 def elicit_context(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:
-    """Each user's first `shots` pairs in the order in which the method asks for them; answers are seen once asked.
+    """Return each user's first `shots` pairs of the pool, in the order in which the method asks for them.
 
-    All users are asked at the same time, and adapted anew after every answer.
+    The method sees an answer only after asking for it. All users are asked in parallel, and adapted again after every
+    answer.
     """
     order, blank = np.full(len(pool), np.inf), pool.without_labels()
     for turn in range(shots):
@@ -198,8 +199,10 @@ def elicit_context(method: Method, state: State, pool: Pairs, shots: int, run: R
 
 
 def _learned_tensors(method: Method, state: State, users: Users) -> dict[str, torch.Tensor]:
-    """Of a language model that was trained always: it is what the trial is for."""
+    """Return the tensors to store, {} above MAX_LEARNED_BYTES. A trained language model is always stored."""
     named = {f"state/{k}": v for k, v in state.items()} | {f"users/{i}": t for i, t in enumerate(users)}
     if sum(t.nbytes for t in named.values()) > MAX_LEARNED_BYTES and not method.trains_model:
         return {}
-    return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}  # a file has no shared tensors
+    return {
+        k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()
+    }  # safetensors refuses shared ones

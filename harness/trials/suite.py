@@ -1,4 +1,4 @@
-"""TOML suite -> trials: which methods meet which tasks; lists are grids."""
+"""Suites: a TOML file names tasks and methods with their settings; a list of values is a grid of settings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ from harness.store.store import identity_hash
 from harness.task import Task
 from harness.trials.trial import field_values, identity_fields, name_at_version, recorded_values
 
-CONTROL_METHODS = (
-    "chance",
-    "shared",
-    "per_user",
-    "spectral",
-    "mixed_logit",
-    "bayes",
-)  # on every board, asked for or not
+# on every board unless `controls = false`
+CONTROL_METHODS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")
 SUITE_KEYS: dict[str, Any] = {
     "title": str,
     "seeds": (list, int),
@@ -39,7 +33,7 @@ SUITE_KEYS |= {"paper": str, "claims": list, "quick": dict}  # read by harness/c
 class Suite:
     """A title, seeds, and settings of tasks and methods.
 
-    margin: the smallest gain in accuracy over `shared` worth having, stated before the run; a board's verdict uses it.
+    margin: the smallest gain in accuracy over `shared` that matters, fixed before the run and used by the verdict.
     """
 
     name: str
@@ -51,13 +45,13 @@ class Suite:
 
     @property
     def digest(self) -> str:
-        """16 hex digits: the same for the same settings, whatever the file is called."""
+        """16 hex digits of the settings; the file's name has no influence."""
         settings = [[name_at_version(x), recorded_values(x)] for x in self.tasks + self.methods]
         return identity_hash({"seeds": self.seeds, "settings": settings, "margin": self.margin})
 
 
 def load_toml(path: Path) -> dict:
-    """The file's tables. Raises UserError for a file that is missing or no TOML."""
+    """Read the file's tables. Raises UserError for a file that is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
@@ -68,9 +62,11 @@ def load_toml(path: Path) -> dict:
 
 
 def read_suite(path: str | Path, quick: bool = False) -> Suite:
-    """Raises UserError for a file that is missing or malformed, and for unknown names, fields and types.
+    """Read a suite from its file.
 
-    quick: with what the file's `[quick]` says instead: seeds, and fields of tasks and methods by name.
+    quick: replace seeds, and fields of tasks and methods, by those in the file's `[quick]` table.
+
+    Raises UserError for a file that is missing or malformed, and for unknown names, unknown fields and wrong types.
     """
     path = Path(path)
     content = load_toml(path)
@@ -86,12 +82,15 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     seeds = less.get("seeds", content.get("seeds", 5))
     seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
     if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds must be a count or a list of different whole numbers", "for example seeds = 5")
+        raise UserError(
+            f"{path}: seeds must be a number of seeds, or a list of different whole numbers from 0 on",
+            "for example seeds = 5",
+        )
     tasks = _expand_settings(path, "task", content.get("tasks", []), less.get("tasks", {}))
     methods = _expand_settings(path, "method", content.get("methods", []), less.get("methods", {}))
     if not tasks or not (methods or content.get("controls", True)):
         raise UserError(
-            f"{path} names no {'methods' if tasks else 'tasks'}",
+            f"{path} has no {'methods' if tasks else 'tasks'}",
             'add a table, for example [[tasks]] with name = "two_modes"',
         )
     if content.get("controls", True):
@@ -101,12 +100,12 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
         ] + methods
     margin = float(content.get("margin", Suite.margin))
     if not 0 <= margin < 1:
-        raise UserError(f"{path}: margin = {margin} is no gain in accuracy", "for example margin = 0.01")
+        raise UserError(f"{path}: margin = {margin} is not between 0 and 1", "for example margin = 0.01")
     return Suite(path.stem, content.get("title", path.stem), tuple(seeds), tuple(tasks), tuple(methods), margin)
 
 
 def _check_quick(path: Path, content: dict) -> None:
-    """Raises UserError where `[quick]` says something that no quick run would read."""
+    """Raise UserError where `[quick]` has keys, values or names that a quick run does not use."""
     hint = "for example quick = { seeds = 3, methods = { np_btl = { steps = 500 } } }"
     for key, value in content.get("quick", {}).items():
         if key not in ("seeds", "tasks", "methods"):
@@ -114,21 +113,21 @@ def _check_quick(path: Path, content: dict) -> None:
         if key == "seeds" and isinstance(value, (list, int)):
             continue
         if not isinstance(value, dict) or not all(isinstance(fields, dict) for fields in value.values()):
-            raise UserError(f"{path}: quick.{key} = {value!r} is neither seeds nor fields by name", hint)
+            raise UserError(f"{path}: quick.{key} = {value!r} is neither seeds nor a table of fields by name", hint)
         names = [table.get("name") for table in content.get(key, []) if isinstance(table, dict)]
         if unknown := [name for name in value if name not in names]:
-            raise UserError(f"{path}: quick.{key} names {unknown[0]!r}, which the suite does not have", hint)
+            raise UserError(f"{path}: quick.{key} names {unknown[0]!r}, which is not in the suite", hint)
 
 
 def _expand_settings(path: Path, kind: str, tables: list, less: dict[str, dict]) -> list:
-    """Make an instance for every combination of the lists in each table.
+    """Make an instance for every combination of the listed values in each table.
 
-    less: fields by name that replace those of a table, as a quick run asks for.
+    less: by the name of a task or method, fields of a quick run that replace those of the table.
     """
     found = []
     for table in tables:
         if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-            raise UserError(f"{path}: every {kind} is a table with a name", f'[[{kind}s]] and name = "..."')
+            raise UserError(f"{path}: a {kind} is not a table with a name", f'write [[{kind}s]] and name = "..."')
         cls, where = registry.load_class(kind, table["name"]), f"{path}: {table['name']}"
         fields = with_current_names(cls, {k: v for k, v in table.items() if k != "name"}, where)
         fields |= with_current_names(cls, less.get(table["name"], {}), where)
@@ -141,12 +140,12 @@ def _expand_settings(path: Path, kind: str, tables: list, less: dict[str, dict])
             for values in product(*grids)
         ]
     if len(set(map(_setting_hash, found))) < len(found):
-        raise UserError(f"{path} names the same {kind} setting twice", "remove one")
+        raise UserError(f"{path} has the same {kind} setting twice", "remove one of them")
     return found
 
 
 def _setting_hash(thing: Any) -> str:
-    """The same for the same setting, however it is spelled; as it is spelled where its model is not at hand."""
+    """Return one hash for all spellings of a setting; if its model is unavailable, the spelling itself is hashed."""
     try:
         fields = identity_fields(thing)
     except UnavailableError:

@@ -1,4 +1,4 @@
-"""Trial: one task, one method, one seed, and the key that names its result for ever."""
+"""A trial: one task, one method, one seed, and the permanent key of its result."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ if TYPE_CHECKING:
     from harness.method import Method
     from harness.task import Task
 
-KEY_VERSION = (
-    2  # raised whenever the same trial would get another key; tests/trials/test_trial.py pins keys per version
-)
+# Raised whenever the same trial would get another key. tests/trials/test_trial.py pins the keys of each version.
+KEY_VERSION = 2
 
 
 def name_at_version(thing: Task | Method) -> str:
+    """Return `name@version`."""
     return f"{thing.name}@{type(thing).version}"
 
 
 def field_values(thing: Task | Method) -> dict[str, object]:
-    """Every field with its value."""
+    """Return every field with its value."""
     return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
 
 
 def recorded_values(thing: Task | Method) -> dict[str, object]:
-    """Every field with its value, renamed fields under their first names: for hashes that must not change."""
+    """Return every field with its value, renamed fields under their first names: for hashes that must not change."""
     return {recorded_name(field): getattr(thing, field.name) for field in dataclasses.fields(thing)}
 
 
 def identity_fields(thing: Task | Method) -> dict[str, object]:
-    """The fields that are part of a key, under the names that keys know.
+    """Return the fields that are part of a key, under the names recorded in keys.
 
-    A field declared with metadata={"identity": False} is left out: a path, whose content `files_digest` names. A
-    function there says what counts of a value: a model's content instead of its folder, for example.
+    A field declared with metadata={"identity": False} is left out, for example a path, since `files_digest` covers the
+    file's content. If "identity" is a function, its value for the field is used: a model's content instead of its
+    folder, for example.
     """
     found = recorded_values(thing)
     for declared in dataclasses.fields(thing):
@@ -50,7 +51,7 @@ def identity_fields(thing: Task | Method) -> dict[str, object]:
 
 
 def task_identity(task: Task, seed: int) -> dict[str, object]:
-    """What decides the content of a prepared task, known before anything is built."""
+    """Return what determines the content of a prepared task; known before anything is built."""
     identity = {
         "key_version": KEY_VERSION,
         "task": name_at_version(task),
@@ -62,20 +63,21 @@ def task_identity(task: Task, seed: int) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Trial:
-    """Fitted once, judged at every number of shots on every panel.
+    """One method, fitted once on one task and seed, and scored at every number of shots on every panel.
 
-    Every field here but `task_key` is identity. How and where a trial ran (code state, device, seconds, ...) are facts, listed in
-    `harness.trials.facts.FACTS` and stored beside the result.
+    Every field but `task_key` is part of the identity. How and where a trial ran (code state, device, seconds, ...) are
+    facts, listed in `harness.trials.facts.FACT_NAMES` and stored beside the result.
     """
 
     task: Task
     method: Method
     seed: int
     data: str  # digest of the prepared task
-    task_key: str = field(compare=False)  # where the store keeps the prepared task: no identity, `data` is
+    task_key: str = field(compare=False)  # key of the prepared task in the store; `data` stands for it in the identity
 
     @cached_property
     def identity(self) -> dict[str, object]:
+        """What determines the result."""
         return {
             "key_version": KEY_VERSION,
             "task": name_at_version(self.task),
@@ -88,4 +90,5 @@ class Trial:
 
     @cached_property
     def key(self) -> str:
+        """Hash of the identity: the name of the result in the store."""
         return identity_hash(self.identity)

@@ -1,4 +1,4 @@
-"""Texts that a policy writes for the test people, beside those of the model it started from."""
+"""Texts that a policy writes for the test people, beside those of its reference model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from harness.data import Panel
 from harness.method import GENERATED_SCHEMA, Predictor, Run, State, Users, equal_users
 from harness.trials.outputs import checked_generated
 
-MAX_PEOPLE, MAX_PROMPTS = (
-    40,
-    12,
-)  # people written to, and prompts: 1440 texts, two minutes at a core's 800 tokens a second
-REFERENCE_SHOTS = -1  # in the place of a number of shots: texts of the model that a policy started from
+# At two numbers of shots and for the reference model: 1440 texts, two minutes at one core's 800 tokens a second.
+MAX_PEOPLE, MAX_PROMPTS = 40, 12
+REFERENCE_SHOTS = -1  # in place of a number of shots: marks the texts of the model that the policy started from
 
 
 def write_texts(
     name: str, predictor: Predictor, state: State, adapted: dict[int, Users], panel: Panel, run: Run
 ) -> tuple[pa.Table | None, float | None]:
-    """A text of the policy for each of the first people and prompts, at each number of shots, and of its reference model.
+    """Write texts to the first people and prompts, by the reference model and by the policy at each number of shots.
 
-    Columns shots (int32, REFERENCE_SHOTS for the reference model), person, prompt (row of the panel's choices), and those of
-    GENERATED_SCHEMA; all rows of a number of shots together, and of a person. With it, tokens a second. None without text.
+    Return the texts and the tokens written per second, or (None, None) for a task without texts or candidates. Columns:
+    shots (int32, REFERENCE_SHOTS for the reference model), person, prompt (row of the panel's choices), and those of
+    GENERATED_SCHEMA. Rows are ordered by shots, then person, then prompt.
     """
     texts, people = panel.query.items.text, panel.query.people[:MAX_PEOPLE]
     if texts is None or panel.choices is None:

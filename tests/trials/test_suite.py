@@ -68,16 +68,16 @@ def test_the_digest_is_of_settings_not_of_words(tmp_path):
         ('[[tasks]]\nname = "low_rank"\nn_users = [20, 2.5]', "is not a whole number", "n_users"),
         ('[[tasks]]\nname = "low_rank"\nweights = "cauchy"', "is not 'gaussian' or 'dirichlet'", "weights"),
         ('[[tasks]]\nname = "low_rank"\ntemperature = nan', "is not a finite number", "temperature"),
-        ('[[tasks]]\nname = "low_rank"\nshots = [5, 5]', "must rise", "shots"),
+        ('[[tasks]]\nname = "low_rank"\nshots = [5, 5]', "ascending order", "shots"),
         ('[[tasks]]\nname = "low_rank"\n[[tasks]]\nname = "low_rank"', "twice", "remove"),
         ('seeds = [1, 1]\n[[tasks]]\nname = "low_rank"', "different whole numbers", "seeds = 5"),
-        ('margin = nan\n[[tasks]]\nname = "low_rank"', "is no gain in accuracy", "margin = 0.01"),
+        ('margin = nan\n[[tasks]]\nname = "low_rank"', "is not between 0 and 1", "margin = 0.01"),
         ('[[tasks]]\nname = "low_rank"\nrank = 9\nfeature_dim = 4', "rank 9 is more than feature_dim 4", "lower"),
         ('[[tasks]]\nname = "low_rank"\nn_users = -3', "at least 1", ""),
         ('[[tasks]]\nname = "two_modes"\ncontext_conflict_rate = 7.0', "outside [0, 1]", ""),
         ('seed = 3\n[[tasks]]\nname = "low_rank"', "unknown key 'seed'", "'seeds'"),
-        ("seeds = 3", "names no tasks", "[[tasks]]"),
-        ("[[tasks]]\nn_users = 3", "is a table with a name", "name ="),
+        ("seeds = 3", "has no tasks", "[[tasks]]"),
+        ("[[tasks]]\nn_users = 3", "is not a table with a name", "name ="),
         ("[[tasks", "is not TOML", "quick.toml"),
     ],
 )
@@ -120,7 +120,7 @@ def test_nobody_chooses_where_there_is_no_choice(tmp_path):
     )
     plan = make_plan(read, Store(tmp_path / "store").open())
     ((task, method, reason),) = [(r.task.name, r.method.elicitation, r.reason) for r in plan.refusals]
-    assert (task, method) == ("low_rank", "uncertainty") and "nothing to choose from" in reason
+    assert (task, method) == ("low_rank", "uncertainty") and "cannot choose context pairs" in reason
     assert [(t.task.name, t.method.elicitation) for t in plan.trials] == [
         ("low_rank", "random"),
         ("attributes", "random"),
