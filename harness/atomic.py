@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever else writes them at the same time."""
+"""Atomic file writes: a file appears complete or not at all, even when several processes write it at once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import IO
 
 
 def private_path(path: Path, folder: Path | None = None) -> Path:
-    """A name beside `path` (or in `folder`) that no other process has, on any node that shares the folder."""
+    """Return a path beside `path` (or in `folder`) that no other process uses, on any node that shares the folder."""
     unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
     return (folder or path.parent) / f".{path.name}.{unique}.part"
 
 
 @contextlib.contextmanager
 def open_for_replacement(path: Path) -> Iterator[IO[bytes]]:
-    """A file open for writing that takes the name `path` once its content is on disk; on an error it is removed.
+    """Open a temporary file for writing and rename it to `path` once its content is on disk; remove it on an error.
 
-    Readers see the old content or the new one, never a part. Raises OSError as writing does.
+    Readers see the old content or the new content, never a part. Raises OSError where writing fails.
     """
     part = private_path(path)
     try:
@@ -35,7 +35,7 @@ def open_for_replacement(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replaces the file's content at once, making its folder where there is none. Raises OSError as writing does."""
+    """Replace the file's content atomically and create its folder if needed. Raises OSError where writing fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_for_replacement(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Checks of fields: a value becomes what its annotation wants, or is refused with its name."""
+"""Checks of fields: each value is converted to the type of its annotation, or rejected with the field's name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.errors import UserError, note_former_name
 
 
 def renamed_field(default: Any, formerly: str) -> Any:
-    """A field of a task or method that has been renamed.
+    """Return a field of a task or method that has been renamed.
 
     Keys of results keep the former name, and suites may still use it.
     """
@@ -21,17 +21,17 @@ def renamed_field(default: Any, formerly: str) -> Any:
 
 
 def recorded_name(field: dataclasses.Field) -> str:
-    """The name under which a field is part of a result's key: its first one."""
+    """Return the name under which a field is part of a result's key: the first name that it had."""
     return field.metadata.get("formerly", field.name)
 
 
 def names_by_recorded_name(cls: type) -> dict[str, str]:
-    """The present name of every field of a task or method class, by the name that keys know it under."""
+    """Return recorded name -> current name for every field of a task or method class."""
     return {recorded_name(field): field.name for field in dataclasses.fields(cls)}
 
 
 def with_current_names(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A table of field values, former names of fields replaced by present ones. Raises UserError where both are given."""
+    """Replace former names of fields by current ones in a table of values. Raises UserError where both are given."""
     current = names_by_recorded_name(cls)
     found: dict[str, Any] = {}
     for name, value in table.items():
@@ -44,7 +44,7 @@ def with_current_names(cls: type, table: Mapping[str, Any], where: str) -> dict[
 
 
 def validate_fields(thing: Any) -> None:
-    """Checks every field of a new task or method as `make` does, so that Python may say no more than a suite may."""
+    """Check and convert every field of a new task or method, so that Python code obeys the same rules as a suite."""
     hints = typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
         value = coerce_value(getattr(thing, field.name), hints[field.name], f"{thing.name}.{field.name}")
@@ -52,7 +52,10 @@ def validate_fields(thing: Any) -> None:
 
 
 def coerce_value(value: object, hint: Any, where: str) -> Any:
-    """The value as its annotation wants it, so that one setting has one key: 1 becomes 1.0 for a float."""
+    """Convert a value to the type of its annotation, so that one setting has one key: 1 becomes 1.0 for a float.
+
+    Raises UserError, which names `where`, for a value of another type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -68,6 +71,6 @@ def coerce_value(value: object, hint: Any, where: str) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    plain = {float: "a finite number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
+    plain = {float: "a finite number", int: "a whole number", str: "text in quotes", bool: "true or false"}
     wanted = " or ".join(map(repr, args)) if origin is typing.Literal else plain.get(hint, str(hint))
-    raise UserError(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that kind")
+    raise UserError(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that type")

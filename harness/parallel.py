@@ -1,4 +1,4 @@
-"""What the workers of one trial tell each other: plain torch.distributed, and nothing where one works alone."""
+"""Communication between the workers of one trial, by plain torch.distributed; a single worker sends nothing."""
 
 from datetime import timedelta
 
@@ -11,17 +11,20 @@ FAILURE_WINDOW = timedelta(seconds=10)  # workers that fail for the same reason 
 
 
 def worker_count() -> int:
-    """How many workers run this trial."""
+    """Return the number of workers that run this trial."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def worker_rank() -> int:
-    """Which of them this is."""
+    """Return the rank of this worker, from 0."""
     return distributed.get_rank() if worker_count() > 1 else 0
 
 
 def sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all workers of what each calls this with, on the device their group talks by."""
+    """Return the sum of all workers' tensors, on the device of this worker's tensor.
+
+    The sum is taken on the device of the group's backend: the GPU for NCCL, the CPU otherwise.
+    """
     if worker_count() == 1:
         return tensor
     home = tensor.device
@@ -31,12 +34,12 @@ def sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def first_workers_value(value: float) -> float:
-    """The first worker's value: what all must do alike, such as whether to save now."""
+    """Return the first worker's value, for decisions that all workers must take alike, such as whether to save now."""
     return float(sum_over_workers(torch.tensor([value if worker_rank() == 0 else 0.0], dtype=torch.float64)))
 
 
 def gather_tables(table: pa.Table) -> pa.Table:
-    """The tables of all workers, whose rows were dealt out in turn, as one in the original order."""
+    """Join the tables of all workers, whose rows were dealt out in turn, into one table in the original order."""
     if worker_count() == 1:
         return table
     tables: list[pa.Table] = [pa.table({})] * worker_count()  # each is replaced
@@ -46,17 +49,19 @@ def gather_tables(table: pa.Table) -> pa.Table:
 
 
 def is_lost_connection(error: BaseException | None) -> bool:
-    """Whether the error, or what it came from, is that of a connection to another worker."""
+    """Return whether the error, or an error that caused it, is a lost connection to another worker."""
     while error is not None:
-        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):  # gloo has no class of its own
+        if isinstance(error, distributed.DistError) or "gloo/transport" in str(error):  # gloo has no error class
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def have_all_workers_failed(key: str, reason: str) -> bool:
-    """Whether all workers of the trial failed for this reason, and so are still in step. They tell each other in the
-    store that their group met by: no collective would do, as some may wait in another one.
+    """Return whether all workers of the trial failed for this reason, and are therefore still in step.
+
+    Each worker writes its reason into the key-value store that their process group was started with. A collective
+    operation cannot be used: some workers may still be waiting in another one.
     """
     try:
         met = distributed.distributed_c10d._get_default_store()
@@ -64,12 +69,12 @@ def have_all_workers_failed(key: str, reason: str) -> bool:
         met.set(told[distributed.get_rank()], reason)
         met.wait(told, FAILURE_WINDOW)
         return all(met.get(name).decode() == reason for name in told)
-    except (distributed.DistError, ValueError):  # ValueError: the group is taken down already
+    except (distributed.DistError, ValueError):  # ValueError: the process group is already shut down
         return False
 
 
 class one_torch_thread:
-    """Sums in one order, so that any executor finds the same bits."""
+    """A context in which torch uses one thread: sums keep their order, so that every executor gets the same bits."""
 
     def __enter__(self) -> None:
         self.before = torch.get_num_threads()

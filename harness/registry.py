@@ -1,4 +1,4 @@
-"""A name is a file name: finds tasks and methods, lists them without importing, and loads plug-ins named by path."""
+"""Tasks and methods by name, which is their file's stem: built-in ones, and plug-ins that are given by path."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BUILT_IN_FOLDERS = {
     "task": ("tasks", PROJECT_ROOT / "tasks"),
     "method": ("harness.methods", PROJECT_ROOT / "harness" / "methods"),
 }
-PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` from what the user named explicitly
+PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` with the files that the user named
 
 
 def list_names(kind: str) -> dict[str, str]:
-    """Name -> the first line of its file's docstring; built-ins are read without importing any."""
+    """Return name -> first line of the file's docstring; built-in files are read without importing them."""
     files = [f for f in BUILT_IN_FOLDERS[kind][1].glob("*.py") if f.stem != "__init__"]
     files += [file for name, file in PLUGINS.items() if _classes_of_kind(_import_plugin(name), kind)]
     return {file.stem: _first_docstring_line(file) for file in sorted(files)}
@@ -35,43 +35,46 @@ def _first_docstring_line(file: Path) -> str:
     try:
         return (ast.get_docstring(ast.parse(file.read_text())) or "(no docstring)").splitlines()[0]
     except SyntaxError as error:
-        raise UserError(f"{file} is not Python: {error}", f"mend line {error.lineno}") from error
+        raise UserError(f"{file} is not Python: {error}", f"fix line {error.lineno}") from error
 
 
 def add_plugins(files: typing.Iterable[str | Path]) -> None:
-    """Makes files outside the project known by their stem."""
+    """Register files outside the project under their stems. Raises UserError for a missing or unusable file."""
     for file in map(Path, files):
         if not file.is_file():
-            raise UserError(f"the plug-in {file} does not exist", "name a Python file: --plugin my_task.py")
+            raise UserError(f"the plug-in {file} does not exist", "give the path of a Python file: --plugin my_task.py")
         name = file.stem
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or file.suffix != ".py":
             raise UserError(
-                f"{file.name} cannot name a task or method",
-                "use lower-case letters, digits and _, for example my_task.py",
+                f"{file.name} is not a valid name for a task or method",
+                "use lower-case letters, digits and _, starting with a letter, for example my_task.py",
             )
         if any((folder / file.name).exists() for _, folder in BUILT_IN_FOLDERS.values()):
-            raise UserError(f"the plug-in {file} has the name of a built-in", "rename the file")
+            raise UserError(f"the plug-in {file} has the name of a built-in task or method", "rename the file")
         PLUGINS[name] = file.resolve()
         if not any(_classes_of_kind(_import_plugin(name), base) for base in ("task", "method")):
             raise UserError(
-                f"{file} holds neither a task nor a method",
+                f"{file} defines neither a task nor a method",
                 "write one class derived from harness.task.Task or harness.method.Method; README shows both",
             )
 
 
 def load_class(kind: str, name: str) -> Any:
-    """The Task or Method class of that name. Raises UserError with the nearest names."""
+    """Return the Task or Method class of that name.
+
+    Raises UserError, with the closest known name, where there is none.
+    """
     built_in = (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
     if not built_in and name not in PLUGINS:
         known = list_names(kind)
-        hint = did_you_mean(name, known, f"manyminds list shows all; {kind}s: {', '.join(known)}")
+        hint = did_you_mean(name, known, f"`manyminds list` shows all names; {kind}s: {', '.join(known)}")
         raise UserError(f"there is no {kind} {name!r}", hint)
     found = _classes_of_kind(
         _import_plugin(name) if name in PLUGINS else importlib.import_module(f"{BUILT_IN_FOLDERS[kind][0]}.{name}"),
         kind,
     )
     if len(found) != 1:
-        raise UserError(f"{name}.py holds {len(found)} {kind} classes", f"keep one {kind} per file")
+        raise UserError(f"{name}.py defines {len(found)} {kind} classes", f"keep one {kind} per file")
     return found[0]
 
 
@@ -87,7 +90,7 @@ def _import_plugin(name: str) -> types.ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"{file} cannot be imported: it is no Python file", "name a file that ends in .py")
+        raise UserError(f"{file} cannot be imported: it is not a Python file", "give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -95,13 +98,16 @@ def _import_plugin(name: str) -> types.ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise UserError(
-            f"{file} cannot be imported: {type(error).__name__}: {error}", f"python {file} shows where"
+            f"{file} cannot be imported: {type(error).__name__}: {error}", f"run python {file} to see where"
         ) from error
     return module
 
 
 def make_instance(kind: str, name: str, fields: dict[str, object]) -> Any:
-    """An instance, every field checked against its annotation. Raises UserError for unknown names and wrong types."""
+    """Create an instance, with every field checked against its annotation.
+
+    Raises UserError for unknown names and wrong types.
+    """
     cls = load_class(kind, name)
     fields = with_current_names(cls, fields, name)
     known = {f.name for f in dataclasses.fields(cls)}
@@ -114,7 +120,7 @@ def make_instance(kind: str, name: str, fields: dict[str, object]) -> Any:
 
 
 def lists_several_settings(kind: str, name: str, field: str, value: object) -> bool:
-    """Whether a suite's list means several settings rather than one tuple."""
+    """Return whether a suite's list means several settings of the field rather than one tuple."""
     if not isinstance(value, list):
         return False
     hint = typing.get_type_hints(load_class(kind, name)).get(field)

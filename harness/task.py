@@ -1,4 +1,4 @@
-"""Task: which preferences are asked about, and how they are split."""
+"""Tasks: where preferences come from, and how they are split into training, context and query pairs."""
 
 from __future__ import annotations
 
@@ -21,85 +21,90 @@ FOLD_COUNT = 5  # test users are a fifth: five successive seeds are a five-fold 
 
 @dataclass(frozen=True)
 class Task:
-    """One file in `tasks/` holds one subclass; the file's name is the task's name.
+    """A source of preferences. Each file in `tasks/` defines one subclass, and the file's name is the task's name.
 
-    Fields are what a sweep varies, and all of them are part of a trial's identity. `version` is raised whenever
-    scores stop being comparable with those of the version before.
+    Fields are the settings that a sweep varies, and all are part of a trial's identity. Raise `version` whenever scores
+    stop being comparable with those of the previous version.
     """
 
     version: ClassVar[int] = 1
 
-    shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # context pairs shown of each user
-    queries: int = field(default=20, kw_only=True)  # pairs asked of each user, at most
+    shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # numbers of context pairs shown for each user
+    queries: int = field(default=20, kw_only=True)  # most query pairs for each user
 
     def __post_init__(self) -> None:
         fields.validate_fields(self)
         if list(self.shots) != sorted(set(self.shots)) or min(self.shots, default=-1) < 0 or self.queries < 1:
             raise UserError(
-                f"shots = {list(self.shots)}, queries = {self.queries}: shots must rise from 0 or more, queries be 1 or more",
-                "for example shots = [0, 5, 10], queries = 20",
+                f"shots = {list(self.shots)}, queries = {self.queries}: "
+                "shots must be 0 or more and in ascending order, queries 1 or more",
+                "set for example shots = [0, 5, 10], queries = 20",
             )
 
     @property
     def name(self) -> str:
+        """Name of the task: its file's stem."""
         return type(self).__module__.rpartition(".")[2]
 
     def build(self, seed: int) -> PreferenceDataset:
-        """The data: a simulator draws its world from the seed, a data set ignores it."""
+        """Build the data. A simulator draws its data from the seed; a fixed data set ignores the seed."""
         raise NotImplementedError
 
     def files_digest(self) -> str:
-        """Of the files `build` reads, so that changed data is another task; a simulator reads none."""
+        """Return a digest of the files that `build` reads, so that changed data makes another task; "" for no files."""
         return ""
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        """Whole users 60/20/20 into train, validation and test; context and query drawn once, disjoint."""
+        """Split whole users 60/20/20 into train, validation and test; context and query pairs are disjoint."""
         return split_whole_users(data, seed, max(self.shots), self.queries)
 
     @property
     def reads_texts(self) -> bool:
-        """Whether `utility` knows what any response is worth: of simulators that can read."""
+        """Whether `utility` can compute the true utility of any text: true for some text simulators."""
         return False
 
     def utility(self, texts: Sequence[str]) -> np.ndarray:
-        """float32[n, k]: attributes of any responses, such as a policy's: they are worth truth.users @ utility.T.
+        """Return float32[n, k]: attributes of any responses, such as a policy's.
 
-        Of tasks that declare `reads_texts`. For responses among the items it gives their rows of truth.items.
+        Only for tasks whose `reads_texts` is true. The responses' utilities are truth.users @ attributes.T, and the
+        attributes of a response among the items are its row of truth.items.
         """
         raise NotImplementedError
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """What the task's truth says of what a method learned, as named numbers stored beside the trial.
+        """Compare what a method learned with the task's ground truth: named numbers that are stored with the trial.
 
-        `state` is the method's, `users` the test panel's at the largest number of shots. Says nothing of a method
-        that has not learned what it looks for.
+        state: the method's. users: the test panel's at the largest number of shots. The result is empty for a method
+        that has not learned the quantities compared here.
         """
         return {}
 
 
 class TextTask(Task):
-    """A task whose `build` needs the store: for vectors, samples and answers of language models, which are kept there.
+    """A task whose `build` reads vectors, samples or answers of language models from the store.
 
-    Without a store it builds what needs no language model, and raises UserError where it needs one.
+    Without a store, `build` works only where no language model is needed, and raises UserError otherwise.
     """
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
+        """Build the data, reading what language models made from the store."""
         raise NotImplementedError
 
 
 def build_task(task: Task, seed: int, store: Store | None) -> PreferenceDataset:
-    """What the task builds, with the store where it takes one."""
+    """Build the task's data, and pass the store to a TextTask."""
     return task.build(seed, store) if isinstance(task, TextTask) else task.build(seed)
 
 
 def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:
-    """Splits whole users three fifths, one fifth, one fifth; every person is a test person once in FOLD_COUNT seeds.
+    """Split whole users 3:1:1 into train, validation and test; each person is a test user once in FOLD_COUNT seeds.
 
     A pair that a user judged twice is either shown or asked, never both.
+    Raises UserError for fewer than FOLD_COUNT people.
     """
     pairs, n = data.pairs, data.pairs.n_users
     if n < FOLD_COUNT:
-        raise UserError(f"{n} people are too few to hold whole users out", f"bring at least {FOLD_COUNT} people")
+        raise UserError(f"{n} people are too few to hold out whole users", f"use at least {FOLD_COUNT} people")
     block, fold = divmod(seed, FOLD_COUNT)
     folds = np.array_split(np.random.default_rng([block, n]).permutation(n), FOLD_COUNT)
     test, validation = folds[fold], folds[(fold + 1) % FOLD_COUNT]
@@ -120,9 +125,9 @@ def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_quer
 def split_pairs_of_each_user(
     pairs: Pairs, rng: np.random.Generator, n_first: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[Pairs, Pairs]:
-    """Draws each user's rows into a first part of `n_first(counts)` distinct pairs, and the rest.
+    """Split each user's rows at random into a first part of `n_first(counts)` distinct pairs, and the rest.
 
-    `counts` is int[n_users], the distinct pairs of each user; a pair's repeats go where the pair goes.
+    counts: int[n_users], each user's number of distinct pairs. Repeats of a pair stay in the same part.
     """
     low, high = np.minimum(pairs.left, pairs.right).astype(np.int64), np.maximum(pairs.left, pairs.right)
     key = (pairs.user * np.int64(len(pairs.items)) + low) * len(pairs.items) + high
@@ -138,9 +143,10 @@ def split_pairs_of_each_user(
 
 
 def split_in_order(data: PreferenceDataset, n_train: int, n_query: int) -> Splits:
-    """For simulators: the first `n_train` people train, the rest are half validation, half test.
+    """Split a simulator's people in order: the first `n_train` are training users.
 
-    Each user's last `n_query` pairs are asked, the ones before are shown.
+    Of the rest, the first half are validation users and the others test users. Each
+    user's last `n_query` pairs are query pairs, and the earlier ones are context.
     """
     pairs = data.pairs
     new = np.arange(n_train, pairs.n_users)

@@ -97,9 +97,9 @@ def test_nan_features_are_refused():
 def test_what_is_not_there_is_named(ask):
     with pytest.raises(UserError, match=r"there is no (numeric features|texts) of the items"):
         ask(Items())
-    with pytest.raises(UserError, match="no population in the task's truth"):
+    with pytest.raises(UserError, match="no population in the task's ground truth"):
         _ = Truth(EYE, EYE).known_population
-    with pytest.raises(UserError, match="no truth"):
+    with pytest.raises(UserError, match="no ground truth"):
         require_truth(None)
 
 
@@ -120,12 +120,12 @@ GOOD = {"user": ["a", "a", "b", "b"], "left": [0, 1, 0, 1], "right": [1, 2, 2, 2
         ({"label": ["yes", "no", "no", "no"]}, "column label holds .*, not numbers"),
         ({"user": [1.0, np.nan, 2.0, np.nan]}, r"row 1 has no user \(nan\); 2 such"),
         ({"user": np.array(["a", "a", None, "b"], object)}, r"row 2 has no user \(None\); 1 such"),
-        ({"seconds": [1, np.nan, 1, 1]}, "row 1 has a response time that is none"),
-        ({"seconds": [1, 1, 1, -3]}, "row 3 has a response time that is none"),
-        ({"seconds": [1, 1, np.inf, 1]}, "row 2 has a response time that is none"),
-        ({"seconds": [1]}, r"column seconds has shape \(1,\), user \(4,\)"),
-        ({"left": [0, 1, 0, 1, 0]}, r"column left has shape \(5,\), user \(4,\)"),
-        ({"label": [1, 0]}, r"column label has shape \(2,\), user \(4,\)"),
+        ({"seconds": [1, np.nan, 1, 1]}, "row 1 has an impossible response time"),
+        ({"seconds": [1, 1, 1, -3]}, "row 3 has an impossible response time"),
+        ({"seconds": [1, 1, np.inf, 1]}, "row 2 has an impossible response time"),
+        ({"seconds": [1]}, r"column seconds has shape \(1,\), but column user has shape \(4,\)"),
+        ({"left": [0, 1, 0, 1, 0]}, r"column left has shape \(5,\), but column user has shape \(4,\)"),
+        ({"label": [1, 0]}, r"column label has shape \(2,\), but column user has shape \(4,\)"),
         ({"user": [], "left": [], "right": [], "label": []}, r"column user has shape \(0,\)"),
         ({"items": Items(np.eye(9, dtype=np.float32), TEXTS)}, "9, 9.* for 3 texts"),
         ({"items": Items(np.ones(3, np.float32))}, r"features are float32 of shape \(3,\)"),

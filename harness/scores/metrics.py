@@ -1,4 +1,4 @@
-"""From log-odds and labels to one row of scores per person: what a board averages."""
+"""Scores per person, computed from log-odds and labels; a board averages them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scipy.special import expit
 from harness.data import Pairs, Splits, Truth
 
 METRICS_VERSION = 2  # raised whenever a score of the same predictions changes; older score tables are then recomputed
-CALIBRATION_BINS = 10  # of equal mass, for the calibration error
-MAX_MEAN_LOG_ODDS = 20.0  # largest temperature scale: separable validation answers would ask for infinity
+CALIBRATION_BINS = 10  # bins of equal mass for the calibration error
+MAX_MEAN_LOG_ODDS = 20.0  # bounds the temperature scale, which is infinite for separable validation answers
 
 
 def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
-    """One row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
+    """Return one row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
 
-    What was chosen among candidates (`choices/...`) is judged when a board is made: it takes two methods to tell who wins.
+    Choices among candidates (`choices/...`) are scored later, by the board: a win rate compares two methods.
 
-    Probabilities are calibrated by one temperature fitted on the validation panel at the same number of shots. Where
-    the truth is known, sign_accuracy is the share of queries whose side of larger true utility is preferred.
+    Probabilities are calibrated by one temperature, fitted on the validation panel at the same number of shots. Where
+    there is ground truth, sign_accuracy is the share of queries whose side of larger true utility is preferred.
     """
     tables, scales = [], {}
     better = {
@@ -42,12 +42,14 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
 def scores_per_person(
     query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None
 ) -> dict[str, object]:
-    """Columns with a row per user: means over his queries, and his share in every calibration bin.
+    """Return columns with one row per user: means over the user's queries, and parts of the calibration bins.
 
-    accuracy: of the side preferred against the observed label, ties one half.  auc: over both orders of his pairs.
-    sign_accuracy: the same against `better`, 1 where the truth prefers left; null where nobody knows it.
+    asked: number of queries.  accuracy: of the preferred side against the observed label; a tie counts one half.
+    auc: over both orders of the user's pairs.
+    sign_accuracy: accuracy against `better`, 1 where the ground truth prefers left; null without ground truth.
     log_loss (nats), brier: of the calibrated probabilities.
-    bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS] count, sum of probabilities and of labels, in bins of equal mass over the panel.
+    bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS], count, sum of probabilities and sum of labels, in bins of equal
+        mass over the panel.
     """
     z, y, user, n_users = log_odds.astype(np.float64), query.label.astype(np.float64), query.user, query.n_users
     asked = np.bincount(user, minlength=n_users)
@@ -83,14 +85,15 @@ def scores_per_person(
 
 
 def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """float64[n_users]: P(a preferred side outscores a rejected one), ties one half, soft labels as weights.
+    """Return float64[n_users]: P(a preferred side outscores a rejected one).
 
-    Each pair counts in both orders, since which side is left says nothing; so every user has both classes.
+    Ties count one half, and soft labels are weights. Each pair counts in both orders, since the order carries no
+    information, so every user has both classes.
     """
     user, z, up = np.concatenate([user, user]), np.concatenate([z, -z]), np.concatenate([y, 1 - y])
     order = np.lexsort((z, user))
     user, z, up, down = user[order], z[order], up[order], 1 - up[order]
-    new = np.r_[True, (user[1:] != user[:-1]) | (z[1:] != z[:-1])]  # a group: one user's equal scores
+    new = np.r_[True, (user[1:] != user[:-1]) | (z[1:] != z[:-1])]  # starts of groups: equal scores of one user
     group = np.cumsum(new) - 1
     group_user = user[new]
     ups, downs = np.bincount(group, up), np.bincount(group, down)
@@ -100,11 +103,14 @@ def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np
 
 
 def fit_temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
-    """The factor s in [0, MAX_MEAN_LOG_ODDS / mean |z|] (one over the temperature) for which sigmoid(s z) has the lowest log loss."""
+    """Return the scale s, one over the temperature, for which sigmoid(s z) has the lowest log loss.
+
+    s lies in [0, MAX_MEAN_LOG_ODDS / mean |z|], and is 1 where all z are 0.
+    """
     z, y = z.astype(np.float64), y.astype(np.float64)
     if not z.any():
         return 1.0
-    unit = np.abs(z).mean()  # so that the search is over comparable numbers, whatever a method's log-odds' size
+    unit = np.abs(z).mean()  # makes the search range the same for log-odds of any size
     found = minimize_scalar(
         lambda s: mean_log_loss(s * z / unit, y),
         bounds=(0, MAX_MEAN_LOG_ODDS),
@@ -115,14 +121,15 @@ def fit_temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
 
 
 def mean_log_loss(z: np.ndarray, y: np.ndarray) -> float:
-    """Mean log loss, in nats, of log-odds z against shares y."""
+    """Return the mean log loss, in nats, of log-odds z against labels y in [0, 1]."""
     return float((np.logaddexp(0, z) - y * z).mean())
 
 
 def calibration_error(n: np.ndarray, p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Debiased root mean square gap of confidence and frequency over equal-mass bins (Kumar, Liang and Ma 2019).
+    """Return the debiased root mean square gap of confidence and frequency over equal-mass bins.
 
-    n, p, y: [..., CALIBRATION_BINS] counts, summed probabilities and summed labels. Returns [...].
+    The estimator is that of Kumar, Liang and Ma (2019). n, p, y: [..., CALIBRATION_BINS] counts, summed probabilities
+    and summed labels. Returns shape [...].
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         gap, rate = (p - y) / n, y / n

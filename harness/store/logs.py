@@ -1,4 +1,4 @@
-"""Log files of runs, kept in the store: what a run did, for finding out later why something failed."""
+"""Log files of runs, kept in the store: a record of what each run did, to find out later why something failed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from pathlib import Path
 
 from harness.store.store import Store
 
-LOGGER = logging.getLogger("harness")  # of which every module's own is a child
+LOGGER = logging.getLogger("harness")  # the parent of every module's logger
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"
 
 
 @cache
 def run_name() -> str:
-    """`20261128-210533-HOST-PID`: names the log files of this process's run, in the order of time."""
+    """Return the name of this process's run and log files, `20261128-210533-HOST-PID`; names sort by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname().partition('.')[0]}-{os.getpid()}"
 
 
 @contextlib.contextmanager
 def log_to_store(store: Store, name: str) -> Iterator[None]:
-    """Within it, what harness modules log goes to the store's log file of that name too; within another, to both once.
+    """Also write what harness modules log to the store's log file of that name, inside this context.
 
-    The file appears with its first line. A log that cannot be written stops no run: the run goes on without.
+    Contexts may be nested: a line is then written once to each file. The file is created with its first line. A run
+    continues without a log that cannot be written.
     """
     path = store.log_file(name)
     if str(path) in [h.baseFilename for h in LOGGER.handlers if isinstance(h, logging.FileHandler)]:
@@ -50,7 +51,7 @@ def log_to_store(store: Store, name: str) -> Iterator[None]:
 
 
 def log_to_terminal(verbose: int) -> None:
-    """Shows the log on standard error: from INFO on where `verbose` is 1, from DEBUG on where it is more."""
+    """Show the log on standard error: from level INFO where `verbose` is 1, from level DEBUG where it is higher."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     LOGGER.addHandler(handler)
@@ -58,12 +59,12 @@ def log_to_terminal(verbose: int) -> None:
 
 
 def log_files(store: Store, name: str) -> list[Path]:
-    """The log files of a run: the driver's, and those of its workers on Ray."""
+    """Return the log files of a run: the driver's, and those of its workers on Ray."""
     folder = store.log_file(name).parent
     return sorted([*folder.glob(f"{name}.log"), *folder.glob(f"{name}.worker-*.log")])
 
 
 def current_run_name() -> str:
-    """The name of the run that this process logs to, and "" where it logs to no file."""
+    """Return the name of the run that this process logs for, or "" where it writes no log file."""
     files = [Path(h.baseFilename) for h in LOGGER.handlers if isinstance(h, logging.FileHandler)]
     return files[-1].stem.partition(".")[0] if files else ""

@@ -1,4 +1,4 @@
-"""Prepared tasks read back from the store, memory-mapped."""
+"""Prepared tasks, read from the store by memory-mapping."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ PAIR_COLUMNS = ("user", "people", "left", "right", "label", "seconds")
 
 @dataclass(frozen=True, eq=False)
 class PreparedTask:
-    """A prepared task as a worker sees it, memory-mapped."""
+    """A prepared task as a worker uses it: its splits and its ground truth, memory-mapped."""
 
     splits: Splits
     truth: Truth | None
 
 
 def open_prepared_task(store: Store, key: str) -> PreparedTask:
-    """Raises UserError where the task is not prepared."""
+    """Open the prepared task with that key. Raises UserError where the task is not prepared."""
     manifest = store.read_manifest("tasks", key)
     if manifest is None:
-        raise UserError(f"the task {key} is not prepared in {store.root}", "manyminds prepare SUITE")
+        raise UserError(f"the task {key} is not prepared in {store.root}", "run `manyminds prepare SUITE`")
 
     def load(name: str) -> Any:
-        """The array, or None where there is none: seconds, features and the truth are optional."""
+        """Load an array, or return None where there is none: seconds, features and ground truth are optional."""
         return (
             np.load(store.verified_path(manifest, f"{name}.npy"), mmap_mode="c")
             if f"{name}.npy" in manifest["files"]

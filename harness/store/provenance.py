@@ -1,4 +1,4 @@
-"""Where a result comes from: the state of the code, the libraries and the machine, kept beside it as facts."""
+"""Provenance of a result: the state of the code, the libraries and the machine, stored with the result as facts."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ LIBRARIES = ("manyminds", "numpy", "torch", "pyarrow", "polars", "scipy", "trans
 
 
 def provenance_facts() -> dict[str, object]:
-    """`code`, `machine` and `versions`."""
+    """Return the facts `code`, `machine` and `versions`."""
     machine = f"{platform.machine()} {platform.system()}"
     return {"code": code_state(), "machine": machine, "versions": dict(library_versions())}
 
 
 @lru_cache(1)
 def code_state() -> str:
-    """The commit this code is at, `-dirty` where files differ from it; MANYMINDS_CODE says it where git is not."""
+    """Return the commit of this code, with `-dirty` where files differ from it. MANYMINDS_CODE, if set, replaces it."""
     if told := os.environ.get("MANYMINDS_CODE"):
         return told
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         return "unknown"
     return described.stdout.strip() or "unknown"
 
 
 @lru_cache(1)
 def library_versions() -> dict[str, str]:
-    """Of those installed."""
+    """Return name -> version of those LIBRARIES that are installed."""
     found = {}
     for name in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):  # an extra
+        with contextlib.suppress(PackageNotFoundError):  # an optional dependency
             found[name] = version(name)
     return found

@@ -1,23 +1,23 @@
-"""The store: prepared tasks, finished trials and what they rest on, each whole or not at all.
+"""The store: prepared tasks, finished trials and what they depend on, each committed completely or not at all.
 
     objects/<sha256>              content of every committed file, immutable
     tasks/<key>.json              a prepared task     } manifests: identity, digests of the
     trials/<key>.json             a finished trial    } files, and facts
-    references/<key>.json         what a language model thinks of a task's responses
+    references/<key>.json         a language model's log-probabilities of a task's responses
     rows/<maker>/<block>.json     vectors, samples or answers of one block of texts (harness/inference/cache.py)
-    trials/<key>.diverged.json    a later run of the same key that found something else
-    failures/<key>.json           why a trial last failed; no result, so it is tried again
-    checkpoints/<key>/            what a long training needs to go on after a kill; gone once it is finished
+    trials/<key>.diverged.json    a later run of the same key with a different result
+    failures/<key>.json           why a trial last failed; not a result, so the trial is run again
+    checkpoints/<key>/            what a long training needs to resume after a kill; removed once it is finished
     models/small-<version>/       the project's own small language model
-    boards/<name>.html            pages of boards and claims     } views: may be
+    boards/<name>.html            pages of boards and claims     } views: can be
     mlflow.db, mlflow-artifacts/  MLflow's own tracking store    } removed, and
-    mlflow.env, mlflow.lock       how to open it; who writes it  } made again
-    salt                          what hides people's ids in anything published; readable by its owner alone
-    logs/<time>-<host>-<pid>...   what a run and its workers did (harness/store/logs.py)
-    tmp/                          private to one writer, or to one run
+    mlflow.env, mlflow.lock       how to open it; who writes it  } created again
+    salt                          random bytes that hide people's ids in anything published; readable by the owner only
+    logs/<time>-<host>-<pid>...   log files of runs and their workers (harness/store/logs.py)
+    tmp/                          files that belong to one writer, or to one run
 
-A commit writes and syncs the files under private names, moves them to where their content puts them, and then links a
-manifest to its final name, which fails if the name exists: the first commit wins, whole.
+A commit writes and syncs the files under private names and moves them to the names given by their content. Then the
+commit links a manifest to its final name. Linking fails if that name exists, so the first commit wins.
 """
 
 from __future__ import annotations
@@ -36,19 +36,13 @@ from pathlib import Path
 from harness.atomic import private_path, write_atomically
 from harness.errors import UserError
 
-CRASH_POINTS = (
-    "begun",
-    "written",
-    "placed",
-    "described",
-    "linked",
-    "cleaned",
-)  # where MANYMINDS_CRASH can kill a commit
-STALE_AFTER_SECONDS = 24 * 3600  # seconds after which a private file has lost its writer: no commit takes a day
+# Steps of a commit at which MANYMINDS_CRASH can kill the process.
+CRASH_POINTS = ("begun", "written", "placed", "described", "linked", "cleaned")
+STALE_AFTER_SECONDS = 24 * 3600  # an older private file has lost its writer: no commit takes a day
 
 
 class Store:
-    """A folder. Any number of processes on any number of machines may read and write it at once."""
+    """A store in a folder, which any number of processes on any number of machines may read and write at once."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
@@ -60,24 +54,24 @@ class Store:
         return hash(self.root)
 
     def board_page(self, name: str) -> Path:
-        """The page of a board, or of claims."""
+        """Return the path of the page of a board or of claims."""
         return self.root / "boards" / f"{name}.html"
 
     def checkpoint_folder(self, key: str) -> Path:
-        """The folder where a trial's training keeps what it needs to go on after a kill."""
+        """Return the folder where a trial's training saves what it needs to resume after a kill."""
         return self.root / "checkpoints" / key
 
     def model_folder(self, name: str) -> Path:
-        """The folder of a language model that the project builds itself."""
+        """Return the folder of a language model that the project builds itself."""
         return self.root / "models" / name
 
     def log_file(self, name: str) -> Path:
-        """The log file of one run."""
+        """Return the path of a run's log file."""
         return self.root / "logs" / f"{name}.log"
 
     @property
     def mlflow_paths(self) -> dict[str, Path]:
-        """MLflow's `database`, `artifacts`, `settings` and `lock`."""
+        """Paths of MLflow's `database`, `artifacts`, `settings` and `lock`."""
         names = {
             "database": "mlflow.db",
             "artifacts": "mlflow-artifacts",
@@ -88,16 +82,16 @@ class Store:
 
     @property
     def salt_file(self) -> Path:
-        """The file of random bytes that hides people's ids in anything published."""
+        """Path of the random bytes that hide people's ids in anything published."""
         return self.root / "salt"
 
     @property
     def scratch_folder(self) -> Path:
-        """The folder of files that are private to one writer or one run; swept once they are STALE_AFTER_SECONDS."""
+        """Folder of files that belong to one writer or one run; `open` removes those older than STALE_AFTER_SECONDS."""
         return self.root / "tmp"
 
     def open(self) -> Store:
-        """Makes the folders and proves that they can be written. Raises UserError where they cannot."""
+        """Create the folders and check that files can be written. Raises UserError where they cannot."""
         with self.os_errors_as_user_errors():
             for name in ("objects", "tasks", "trials", "references", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
@@ -105,16 +99,16 @@ class Store:
             probe.write_bytes(b"x")
             probe.unlink()
             for left in filter(Path.is_file, self.scratch_folder.iterdir()):
-                with contextlib.suppress(FileNotFoundError):  # another driver was quicker
+                with contextlib.suppress(FileNotFoundError):  # another driver removed the file first
                     if time.time() - left.stat().st_mtime > STALE_AFTER_SECONDS:
                         left.unlink()
         return self
 
     def read_manifest(self, kind: str, key: str) -> dict | None:
-        """The manifest, or None where nothing is committed or one of its files is missing or cut short."""
+        """Return the manifest, or None where nothing is committed or one of its files is missing or truncated."""
         try:
             manifest = json.loads((self.root / kind / f"{key}.json").read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):  # not there, or cut short: to be made anew
+        except (FileNotFoundError, json.JSONDecodeError):  # missing or truncated: the result has to be made again
             return None
         for file in manifest["files"].values():
             try:
@@ -125,24 +119,27 @@ class Store:
         return manifest
 
     def committed_keys(self, kind: str) -> set[str]:
-        """Keys of everything committed."""
+        """Return the keys of everything committed of that kind."""
         with contextlib.suppress(FileNotFoundError):
             names = (file.name for file in (self.root / kind).iterdir())
             return {name[:-5] for name in names if name.endswith(".json") and "." not in name[:-5]}
         return set()
 
     def object_path(self, manifest: Mapping, name: str) -> Path:
-        """Where a committed file lies; its name there is its sha256."""
+        """Return the path of a committed file; the file's name there is its sha256."""
         return self.root / "objects" / manifest["files"][name]["sha256"]
 
     def read_verified(self, manifest: Mapping, name: str) -> bytes:
-        """A committed file's content, verified. Raises UserError where it is not what was committed."""
+        """Return a committed file's verified content. Raises UserError where the content is not what was committed."""
         content = self.object_path(manifest, name).read_bytes()
         self._check_digest(self.object_path(manifest, name), hashlib.sha256(content).hexdigest())
         return content
 
     def verified_path(self, manifest: Mapping, name: str) -> Path:
-        """Where a committed file lies, for memory-mapping; read through once per process. Raises UserError as `load`."""
+        """Return the path of a committed file, for memory-mapping, after verifying its content once per process.
+
+        Raises UserError where the content is not what was committed.
+        """
         path = self.object_path(manifest, name)
         self._check_digest(path, _file_digest(path, path.stat().st_mtime_ns))
         return path
@@ -151,15 +148,15 @@ class Store:
         if digest != path.name:
             raise UserError(
                 f"{path} is damaged: its content is not what was committed",
-                f"remove it (rm {path}) and run the suite again: what it held is made anew",
+                f"remove it (rm {path}) and run the suite again, which makes its content again",
             )
 
     def commit(
         self, kind: str, key: str, identity: Mapping, files: Mapping[str, bytes | memoryview], facts: Mapping
     ) -> bool:
-        """Makes a result visible, whole. Returns False where the key was there already: the first commit wins.
+        """Commit a result and return True, or return False where the key was committed before: the first commit wins.
 
-        Where a later commit's files differ from the first's, `<key>.diverged.json` says so.
+        Where the files of a later commit differ from the first's, `<key>.diverged.json` records the later ones.
         """
         with self.os_errors_as_user_errors():
             (self.root / kind).mkdir(parents=True, exist_ok=True)
@@ -171,7 +168,7 @@ class Store:
             first = self._link_manifest(kind, f"{key}.json", manifest)
             if not first:
                 winner = self.read_manifest(kind, key)
-                if winner is None:  # it or its files are gone: what was lost may be made anew
+                if winner is None:  # the manifest or its files are lost: replace them
                     private = self._private_path(key)
                     _write_and_sync(private, _manifest_json(manifest))
                     private.replace(self.root / kind / f"{key}.json")
@@ -180,39 +177,45 @@ class Store:
             return first
 
     def record_failure(self, key: str, identity: Mapping, reason: str, trace: str, log: str = "") -> None:
-        """Notes why a trial failed, and the name of the run whose log tells more; a later success makes the note moot."""
+        """Record why a trial failed, and the name of the run whose log has details.
+
+        A record does not count once there is a result.
+        """
         with self.os_errors_as_user_errors():
             note = {"key": key, "identity": identity, "reason": reason, "trace": trace, "log": log}
             write_atomically(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
 
     def forget_failure(self, key: str) -> None:
-        """Removes the note of an earlier failure: a reason that appears from here on belongs to a new try."""
+        """Remove the record of an earlier failure, so that a later record belongs to a new try."""
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
 
     def has_ended(self, key: str) -> bool:
-        """Whether the trial has a result or a noted failure; asked often while trials run, so nothing is read."""
+        """Return whether the trial has a result or a recorded failure.
+
+        No file is read: callers ask often while trials run.
+        """
         return any((self.root / kind / f"{key}.json").exists() for kind in ("trials", "failures"))
 
     def committed_at(self, kind: str, key: str) -> int:
-        """When the manifest was committed, in nanoseconds. Raises FileNotFoundError where there is none."""
+        """Return when the manifest was committed, in nanoseconds. Raises FileNotFoundError where there is none."""
         return (self.root / kind / f"{key}.json").stat().st_mtime_ns
 
     def read_failure(self, key: str) -> dict | None:
-        """Why the trial last failed, or None."""
+        """Return the record of the trial's last failure, or None."""
         try:
             return json.loads((self.root / "failures" / f"{key}.json").read_bytes())
         except FileNotFoundError:
             return None
 
     def has_diverged(self, key: str) -> bool:
-        """Whether a second run of the same trial found something else."""
+        """Return whether a second run of the same trial had a different result."""
         return (self.root / "trials" / f"{key}.diverged.json").exists()
 
     def _private_path(self, name: str) -> Path:
         return private_path(Path(name), self.scratch_folder)
 
     def _write_object(self, content: bytes | memoryview) -> dict[str, object]:
-        """Writes content to where its digest puts it; a file that is there already has the same content."""
+        """Write content under the name of its digest; a file that already exists there has the same content."""
         sha256, size = hashlib.sha256(content).hexdigest(), memoryview(content).nbytes
         final = self.root / "objects" / sha256
         if not final.exists() or final.stat().st_size != size:
@@ -239,21 +242,21 @@ class Store:
 
     @contextlib.contextmanager
     def os_errors_as_user_errors(self) -> Iterator[None]:
-        """Turns a full disk, and a folder that may not be written, into a UserError."""
+        """Turn a full disk, or a folder that cannot be written, into a UserError."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                hint = f"free some space or name another folder: --store DIR; what is finished is safe in {self.root}"
+                hint = f"free some space, or choose another folder: --store DIR; results are safe in {self.root}"
                 raise UserError(f"the store {self.root} is full", hint) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
-                hint = "name a folder you may write: --store DIR"
+                hint = "choose a folder that you can write to: --store DIR"
                 raise UserError(f"the store {self.root} cannot be written ({error.strerror})", hint) from error
             raise
 
 
 def identity_hash(identity: dict[str, object]) -> str:
-    """16 hex digits of the canonical JSON: sorted keys, no spaces, shortest floats."""
+    """Return 16 hex digits of the sha256 of the canonical JSON: sorted keys, no spaces, shortest floats."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -276,7 +279,7 @@ def _file_digest(path: Path, modified: int) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes new names in the folder survive a power cut."""
+    """Sync a folder to disk, so that new names in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -285,6 +288,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _crash_point(step: str) -> None:
-    """Kills the process here if MANYMINDS_CRASH names this step: how the tests visit every crash point."""
+    """Kill the process if MANYMINDS_CRASH names this step; tests use this to reach every crash point."""
     if os.environ.get("MANYMINDS_CRASH") == step:
         os.kill(os.getpid(), signal.SIGKILL)

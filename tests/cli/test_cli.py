@@ -173,11 +173,11 @@ def test_bad_values_in_a_plugin(call, suite, tmp_path, line, says):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("no_task.py", "x = 1", "holds neither a task nor a method"),
+        ("no_task.py", "x = 1", "defines neither a task nor a method"),
         ("broken.py", "def (", "cannot be imported: SyntaxError"),
         ("two_modes.py", "", "the name of a built-in"),
-        ("My-Task.py", "", "cannot name a task"),
-        ("..sneaky.py", "", "cannot name a task"),
+        ("My-Task.py", "", "not a valid name for a task"),
+        ("..sneaky.py", "", "not a valid name for a task"),
     ],
 )
 def test_a_plugin_that_is_none(call, suite, name, text, says):
