@@ -1,4 +1,4 @@
-"""An error a user can cause and mend: what is wrong, and what to type."""
+"""Errors that a user can cause and fix: each says what is wrong and what to type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 
 
 class UserError(Exception):
-    """Shown as the message, a blank line and `hint:`, without a traceback; the command exits with 2."""
+    """An error shown as its message, a blank line and `hint:`, without a traceback; the command exits with status 2."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -23,13 +23,13 @@ class UserError(Exception):
 
 
 class UnavailableError(UserError):
-    """Data that is not at hand: what else was asked for can go on without it."""
+    """A file, data set or model is unavailable. Work that does not need it can continue."""
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """A hint: the known word nearest to a misspelt one, or `otherwise` where none is near.
+    """Return a hint that names the known word closest to a misspelt one, or `otherwise` where none is close.
 
-    cutoff: how alike they must be, from 0 to 1; .6 is difflib's own.
+    cutoff: the least similarity of the two words, from 0 to 1; 0.6 is difflib's default.
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else otherwise
@@ -37,5 +37,5 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float 
 
 @cache
 def note_former_name(former: str, current: str, where: str = "") -> None:
-    """Say once on stderr that a name has changed; the former one still works."""
+    """Print a note on stderr, once per name, that a name has changed; the former name still works."""
     print(f"note: {where}{former} is now called {current}; the old name still works", file=sys.stderr)
