@@ -1,4 +1,4 @@
-"""Items, Pairs, PreferenceDataset, Panel, Splits: the one data structure every task and method shares."""
+"""Items, Pairs, PreferenceDataset, Panel and Splits: the data structures that all tasks and methods share."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 
 class SplitLeakError(UserError):
-    """A split shows a method something it is later asked."""
+    """A split shows a method something that it is asked later."""
 
-    def __init__(self, message: str, hint: str = "mend the task's split; `manyminds check` shows each rule") -> None:
+    def __init__(self, message: str, hint: str = "correct the task's split; `manyminds check` shows each rule") -> None:
         super().__init__(message, hint)
 
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """Distinct options; an item's id is its row.
+    """The distinct options that people choose between; an item's id is its row.
 
-    features: float32[n, d], the task's own numbers (often memory-mapped).
+    features: float32[n, d], numeric features from the task (often memory-mapped).
     text: a table with the columns `prompt` and `response`, n rows.
     """
 
@@ -42,22 +42,22 @@ class Items:
 
     @property
     def known_features(self) -> np.ndarray:
-        """The features. Raises UserError where these items have none."""
+        """Features of the items. Raises UserError where they have none."""
         return require_value(
-            self.features, "numeric features of the items", "a method that reads them refuses tasks without"
+            self.features, "numeric features of the items", "make the method refuse tasks without them"
         )
 
     @property
     def known_text(self) -> pa.Table:
-        """The texts. Raises UserError where these items have none."""
-        return require_value(self.text, "texts of the items", "a method that reads them refuses tasks without")
+        """Texts of the items. Raises UserError where they have none."""
+        return require_value(self.text, "texts of the items", "make the method refuse tasks without them")
 
     def check_content(self) -> None:
-        """Raises UserError for items without content, features that are not a table of finite numbers, or not one row a text."""
+        """Raise UserError where items have no content, or features are not one row of finite numbers for each item."""
         x = self.features
         if x is None and self.text is None:
             raise UserError(
-                "the items have neither features nor text", "give Items a row of numbers or a text per item"
+                "the items have neither features nor text", "give Items a row of numbers, or a text, for each item"
             )
         if x is None:
             return
@@ -65,27 +65,28 @@ class Items:
             raise UserError(
                 f"features are {x.dtype} of shape {x.shape}"
                 + ("" if self.text is None else f" for {len(self.text)} texts"),
-                "give a row of numbers per item: float32[n, d]",
+                "give one row of numbers for each item: float32[n, d]",
             )
         _raise_for_first_bad(
             ~np.isfinite(x).all(axis=1),
             "a NaN or infinite feature",
             np.arange(len(x)),
-            "drop the item or fill the value in before building the data set",
+            "drop the item, or fill in the value, before building the data set",
             "item",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """One row per judged pair, rows sorted by user.
+    """Judged pairs, one per row, sorted by user.
 
     user: int32[n], local index 0..n_users-1.
-    people: int32[n_users], local index -> the data set's person: the unit of every interval.
+    people: int32[n_users], local index -> the data set's person. Persons are the unit of every confidence interval.
     left, right: int32[n], rows of `items`.
     label: float32[n], P(left preferred); NaN when hidden.
     seconds: float32[n], response time, where known.
-    profiles: large_string[all people of the data set], what somebody wrote about himself, where known: profiles[people].
+    profiles: large_string[all people of the data set], what people wrote about themselves, where known:
+        profiles[people[u]] is local user u's.
     """
 
     user: np.ndarray
@@ -102,26 +103,27 @@ class Pairs:
 
     @property
     def n_users(self) -> int:
+        """Number of users."""
         return len(self.people)
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """int64[n_users + 1]: user u's rows are offsets[u]:offsets[u + 1]."""
+        """Row offsets, int64[n_users + 1]: user u's rows are offsets[u]:offsets[u + 1]."""
         return np.searchsorted(self.user, np.arange(self.n_users + 1))
 
     @cached_property
     def rank(self) -> np.ndarray:
-        """int64[n]: each row's place among its user's rows, 0 for the first."""
+        """Place of each row among its user's rows, int64[n]; 0 for the first."""
         return np.arange(len(self)) - self.offsets[self.user]
 
     @cached_property
     def gap(self) -> np.ndarray:
-        """float32[n, d]: features of left minus features of right, gathered once."""
+        """Features of left minus features of right, float32[n, d]; computed once and kept."""
         features = self.items.known_features
         return features[self.left] - features[self.right]
 
     def take(self, rows: np.ndarray | slice) -> Pairs:
-        """The given rows (a mask, a slice, or ascending indices); the users stay the same."""
+        """Select rows by a mask, a slice or ascending indices; the users stay the same."""
         return replace(
             self,
             user=self.user[rows],
@@ -132,16 +134,16 @@ class Pairs:
         )
 
     def first(self, shots: int) -> Pairs:
-        """Each user's first `shots` pairs."""
+        """Select each user's first `shots` pairs."""
         return self.take(self.rank < shots)
 
     def chunk(self, start: int, stop: int) -> Pairs:
-        """The pairs of the users start..stop-1, renumbered from 0."""
+        """Select the pairs of users start..stop-1 and renumber the users from 0."""
         part = self.take(slice(self.offsets[start], self.offsets[stop]))
         return replace(part, user=part.user - np.int32(start), people=self.people[start:stop])
 
     def of(self, users: np.ndarray | Sequence[int]) -> Pairs:
-        """The pairs of the given local users, in that order, renumbered from 0."""
+        """Select the pairs of the given local users, in that order, and renumber the users from 0."""
         users = np.asarray(users, dtype=np.int64)
         counts = np.diff(self.offsets)[users]
         user = np.repeat(np.arange(len(users), dtype=np.int32), counts)
@@ -150,21 +152,21 @@ class Pairs:
         return replace(self.take(rows), user=user, people=self.people[users])
 
     def pooled(self) -> Pairs:
-        """The same rows as if one person had judged them all."""
+        """Return the same rows as if one person had judged them all."""
         return replace(self, user=np.zeros_like(self.user), people=self.people[:1])
 
     def swapped(self) -> Pairs:
-        """Left and right exchanged: the same judgements, written the other way round."""
+        """Exchange left and right: the same judgements in the opposite order."""
         return replace(self, left=self.right, right=self.left, label=1 - self.label)
 
     def without_labels(self) -> Pairs:
-        """The questions alone: labels become NaN and response times are dropped."""
+        """Hide the answers: labels become NaN and response times are dropped."""
         return replace(self, label=np.full_like(self.label, np.nan), seconds=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a simulator knows: utility = users @ items.T. Only metrics and privileged methods read it.
+    """Ground truth of a simulator: utility = users @ items.T. Only metrics and privileged methods read it.
 
     users: float32[people, k];  items: float32[items, k].
     temperature: P(left) = sigmoid(utility gap / temperature); 0 means the larger utility always wins.
@@ -178,23 +180,24 @@ class Truth:
 
     @property
     def known_population(self) -> np.ndarray:
-        """The population. Raises UserError where the truth has none."""
+        """Population in the ground truth. Raises UserError where there is none."""
         return require_value(
-            self.population, "population in the task's truth", "give its Truth one: population=users will do"
+            self.population, "population in the task's ground truth", "give one to Truth: population=users will do"
         )
 
     def gap(self, pairs: Pairs) -> np.ndarray:
-        """float32[n]: utility of left minus utility of right, for each row's own person."""
+        """Return float32[n]: utility of left minus utility of right, for the person of each row."""
         rows = self.users[pairs.people[pairs.user]]
         return np.einsum("nk,nk->n", self.items[pairs.left] - self.items[pairs.right], rows)
 
 
 @dataclass(frozen=True, eq=False)
 class PreferenceDataset:
-    """Everybody's judgements before any split.
+    """All people's judgements, before any split.
 
     users: a table with a row per person and at least the column `id`.
-    choices: int32[prompts, n], the rows of n candidate responses to each prompt that a user's best is chosen from.
+    choices: int32[prompts, n], rows of `items`: the n candidate responses to each prompt, from which a method
+        chooses each user's best.
     """
 
     users: pa.Table
@@ -213,9 +216,9 @@ class PreferenceDataset:
         seconds: np.ndarray | None = None,
         truth: Truth | None = None,
     ) -> PreferenceDataset:
-        """From one array per column; `user` holds any kind of id, rows in any order.
+        """Build a data set from one array per column; `user` holds ids of any kind, and rows may be in any order.
 
-        Raises UserError where a row cannot be used, naming the first such row.
+        Raises UserError where a row cannot be used, and names the first such row.
         """
         given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
         columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
@@ -225,7 +228,7 @@ class PreferenceDataset:
         _check_rows(columns, len(items))
         user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
-        hint = "a user needs one pair to show and one to ask: drop users with fewer than two"
+        hint = "each user needs one pair to show and one to ask: drop users with fewer than two pairs"
         _raise_for_first_bad(counts[person] < 2, "a user with one pair", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
@@ -245,29 +248,32 @@ class PreferenceDataset:
         frame: pl.DataFrame,
         features: Callable[[pl.DataFrame], np.ndarray] | None = None,
     ) -> PreferenceDataset:
-        """From the columns user, prompt, chosen, rejected (Hugging Face preference columns plus a user id).
+        """Build a data set from the columns user, prompt, chosen and rejected.
 
+        These are Hugging Face's preference columns plus a user id.
         Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
-        items (columns prompt, response) to float32[n, d]. Sides are drawn at random and items numbered in a random order
-        of their content, so neither position nor number tells anything.
+        items (columns prompt, response) to float32[n, d]. Sides are drawn at random, and items are numbered in a random
+        order, so neither side nor number reveals the preferred response.
         """
         needed = ["user", "prompt", "chosen", "rejected"]
         if missing := [name for name in needed if name not in frame.columns]:
             raise UserError(
-                f"the frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
+                f"the data frame has no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}",
                 'rename them first, for example frame.rename({"annotator_id": "user"})',
             )
         texts = frame.select(needed[1:])
         if wrong := [name for name, kind in texts.schema.items() if kind != pl.String]:
             raise UserError(
-                f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text", "turn messages into one string each"
+                f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text",
+                "turn each list of messages into one string",
             )
         for name, nulls in frame.select(pl.col(needed).null_count()).to_dicts()[0].items():
             if nulls:
                 raise UserError(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
         items = options.unique().sort("prompt", "response")
-        mixed = np.random.default_rng(len(items)).permutation(len(items))  # "I am" stands before "I am not"
+        # Sorted order would reveal content: "I am" comes before "I am not".
+        mixed = np.random.default_rng(len(items)).permutation(len(items))
         items = items[mixed].with_row_index("item")
         of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
         chosen, rejected = of[: len(frame)], of[len(frame) :]
@@ -287,44 +293,46 @@ class PreferenceDataset:
         )
 
     def content_digest(self) -> str:
-        """sha256 over every array and table, 64 hex digits."""
+        """Return the sha256 of every array and table, 64 hex digits."""
         return arrays_digest(named_arrays(self))
 
 
 def require_value(value: T | None, what: str, hint: str) -> T:
-    """The value. Raises UserError where it is None: `what` is missing."""
+    """Return the value. Raises UserError, which says that there is no `what`, where the value is None."""
     if value is None:
         raise UserError(f"there is no {what}", hint)
     return value
 
 
 def require_truth(truth: Truth | None) -> Truth:
-    """The truth. Raises UserError where there is none: a run brings it to privileged methods alone."""
-    return require_value(truth, "truth", "declare privileged = True in the method, and refuse tasks without a truth")
+    """Return the ground truth. Raises UserError where there is none: only privileged methods are given the truth."""
+    return require_value(
+        truth, "ground truth", "declare privileged = True in the method, and make it refuse tasks without ground truth"
+    )
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError where the columns of judged pairs differ in length, or all but `user` do not hold numbers."""
+    """Raise UserError where columns of judged pairs differ in length, or a column other than `user` is not numeric."""
     user = columns["user"]
     for name, values in columns.items():
         if values.shape != user.shape or user.ndim != 1 or not len(user):
             raise UserError(
-                f"column {name} has shape {values.shape}, user {user.shape}",
-                "give every column one value per judged pair, and at least two pairs",
+                f"column {name} has shape {values.shape}, but column user has shape {user.shape}",
+                "give every column one value for each judged pair, and give at least two pairs",
             )
         if name != "user" and values.dtype.kind not in "biuf":
-            raise UserError(f"column {name} holds {values.dtype}, not numbers", f"turn {name} into numbers")
+            raise UserError(f"column {name} holds {values.dtype}, not numbers", f"convert {name} to numbers")
 
 
 def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
-    """Raises UserError for the first row without a user, or with an impossible label, item or response time."""
+    """Raise UserError for the first row without a user, or with an impossible label, item or response time."""
     user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
     missing = (user != user) | (user == None)  # noqa: E711 (of every element)
-    _raise_for_first_bad(missing, "no user", user, "drop rows of which nobody knows whose they are")
-    hint = "labels are P(left preferred): use 1, 0, or a share between"
+    _raise_for_first_bad(missing, "no user", user, "drop the rows whose user is unknown")
+    hint = "labels are P(left preferred): use 1, 0 or a number between"
     _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
     _raise_for_first_bad(
-        left == right, "a pair of one item with itself", left, "drop rows whose two options are the same"
+        left == right, "a pair of one item with itself", left, "drop the rows whose two options are the same"
     )
     for side in (left, right):
         exists = (side >= 0) & (side < n_items) & (side == np.floor(side))
@@ -332,20 +340,20 @@ def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
     if "seconds" in columns:
         seconds = columns["seconds"]
         possible = (seconds >= 0) & (seconds < np.inf)
-        _raise_for_first_bad(~possible, "a response time that is none", seconds, "drop the row, or leave out seconds")
+        _raise_for_first_bad(~possible, "an impossible response time", seconds, "drop the row, or leave out seconds")
 
 
 def _raise_for_first_bad(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise UserError(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such in all", hint)
+        raise UserError(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such {where}s in all", hint)
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Users with the pairs a method may see of them (context) and the pairs it must answer (query).
+    """Users with the pairs that a method is shown (context) and the pairs that it must answer (query).
 
-    choices: int32[prompts, n], rows of items: of each prompt's n candidates a method chooses one for every user.
+    choices: int32[prompts, n], rows of `items`: for each user, a method chooses one of each prompt's n candidates.
     """
 
     context: Pairs
@@ -355,16 +363,17 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What a method is trained on, and the panels it is judged on."""
+    """Training pairs of a method, and the panels that it is evaluated on."""
 
     train: Pairs
     panels: Mapping[str, Panel] = field(default_factory=dict)
 
     def check_for_leaks(self) -> None:
-        """Raises SplitLeakError where a new user was trained on or helps choose settings, or a query was shown to its own user.
+        """Raise SplitLeakError where users or answers leak into training.
 
-        A pair counts as shown in either orientation, and also where the very same two options have other row
-        numbers (items are compared by their content).
+        A panel other than `seen` must not share users with the training data, nor any panel with the validation panel.
+        A query must not be shown to its own user, in context or in training data. A pair counts as shown in either
+        order, and also where the same two options have other row numbers (items are compared by their content).
         """
         same = content_ids(self.train.items)
         train = _judgement_ids(self.train, same)
@@ -386,32 +395,33 @@ class Splits:
                 if (both := np.unique(shown[np.isin(shown, asked)])).size:
                     person = both[0] // len(same) ** 2
                     raise SplitLeakError(
-                        f"panel {name}: {both.size} query pairs are in their own user's {where}, for example person {person}"
+                        f"panel {name}: {both.size} query pairs are in their own user's {where}, "
+                        f"for example person {person}"
                     )
 
 
 def content_ids(items: Items) -> np.ndarray:
-    """int64[n]: a number per item, equal for items of equal content.
+    """Return int64[n]: a number for each item, equal for items with equal content.
 
-    By 64-bit hashes: that any two of 2 million different items share one has a chance of 1e-7.
+    Contents are compared by 64-bit hashes. Among 2 million different items, any two share a hash with probability 1e-7.
     """
     table = pl.from_numpy(items.known_features) if items.text is None else pl.DataFrame(items.text)
     return np.unique(table.hash_rows().to_numpy(), return_inverse=True)[1]
 
 
 def _judgement_ids(pairs: Pairs, same: np.ndarray) -> np.ndarray:
-    """int64[n]: a number per (person, unordered pair of contents)."""
+    """Return int64[n]: a number for each (person, unordered pair of contents)."""
     a, b, n = same[pairs.left], same[pairs.right], len(same)
     return (pairs.people[pairs.user].astype(np.int64) * n + np.minimum(a, b)) * n + np.maximum(a, b)
 
 
 def profile_table(pairs: Pairs) -> pa.Table | None:
-    """What people wrote about themselves, as a table of one column."""
+    """Return what people wrote about themselves, as a table with the column `profile`; None where there is nothing."""
     return None if pairs.profiles is None else pa.table({"profile": pairs.profiles})
 
 
 def named_arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
-    """Every array and table of a data set under a stable name."""
+    """Return every array and table of a data set under a stable name."""
     found = {name: getattr(data.pairs, name) for name in ("user", "people", "left", "right", "label", "seconds")}
     found |= {"features": data.pairs.items.features, "text": data.pairs.items.text, "users": data.users}
     found |= {"profiles": profile_table(data.pairs), "choices": data.choices}
@@ -422,7 +432,7 @@ def named_arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
 
 
 def arrays_digest(named: Mapping[str, np.ndarray | pa.Table]) -> str:
-    """sha256 of named arrays and tables: names, types, shapes and values."""
+    """Return the sha256 of named arrays and tables: names, types, shapes and values."""
     total = hashlib.sha256()
     for name in sorted(named):
         value = named[name]
