@@ -1,4 +1,4 @@
-"""Methods in which one network reads a user from context pairs, and another says the reward of an item for that user."""
+"""Amortised methods: one network encodes a user's context pairs, another computes an item's reward for that user."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
 
 class TrainingBatch(NamedTuple):
-    """Users of one training step: their context, and the pairs to be predicted."""
+    """The users of one training step: their contexts, and the target pairs to predict."""
 
     shown: torch.Tensor  # float32[users, n, 2d], see `pair_inputs`
-    mask: torch.Tensor  # bool[users, n], which of them there are
+    mask: torch.Tensor  # bool[users, n], False for padding
     asked: torch.Tensor  # float32[users, m, 2, d], standardised items
     label: torch.Tensor  # float32[users, m]
-    weight: torch.Tensor  # float32[users, m], 0 where there is no pair, with sum 1
+    weight: torch.Tensor  # float32[users, m], 0 for padding; sums to 1
 
 
 @dataclass(frozen=True)
 class AmortisedMethod(Method):
-    """reward(x, z) = MLP_2([MLP_1(x) || z]) (Few-shot Steerable Alignment, C.1), with a latent z read from the context.
+    """A method with reward(x, z) = MLP_2([MLP_1(x) || z]) and a latent z that is encoded from the context.
 
-    As MLP_1 ends and MLP_2 begins with a linear layer, that is out(act(item(x) + user(z))). A subclass says how z is
-    read (`networks`, `encode_users`) and what is minimised (`loss`). Each step draws users, and of each a context of 0 to
-    `context` pairs and up to `targets` others. Items are centred, and divided by the number that makes their features'
-    mean variance 1. The weights of the lowest validation loss are kept (C.1).
+    Few-shot Steerable Alignment, C.1. As MLP_1 ends and MLP_2 begins with a linear layer, the reward is
+    out(act(item(x) + user(z))). A subclass defines how z is encoded (`initial_networks`, `encode_users`) and the loss
+    (`training_loss`). Each step draws users and, for each of them, a context of 0 to `context` pairs and up to
+    `targets` other pairs. Items are centred and scaled so that the mean variance of their features is 1. The weights
+    with the lowest validation loss are kept (C.1).
     """
 
-    width: int = 64  # the paper has 256; on `two_modes` 64 comes as near Bayes as 96, in two thirds of the time
-    latent_dim: int = 32  # like `rate`, chosen on validation users of `two_modes` and `low_rank`
-    context: int = 10  # this, the targets and the users per step: C.1
+    width: int = 64  # the paper has 256; on `two_modes` 64 comes as near to Bayes as 96, in two thirds of the time
+    latent_dim: int = 32  # chosen, like `rate`, on validation users of `two_modes` and `low_rank`
+    context: int = 10  # from C.1, like `targets` and `users_per_step`
     targets: int = 20
     users_per_step: int = 64
     steps: int = 1000
@@ -52,19 +53,22 @@ class AmortisedMethod(Method):
         if min(counts) < 1 or self.rate <= 0:
             raise UserError(
                 f"{self.name}: width, latent_dim, context, targets, users_per_step, steps must be 1 or more, rate above 0",
-                "contexts of 0 pairs are among those drawn",
+                f"for example context = {type(self).context}, steps = {type(self).steps}, rate = {type(self).rate}",
             )
 
     def initial_networks(self, d: int, generator: torch.Generator) -> State:
-        """The networks of `encode_users`, for items of d features."""
+        """Draw the networks that `encode_users` applies, for items of d features."""
         raise NotImplementedError
 
     def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
-        """Tensors with a row per user, the first of them the latent float32[users, latent_dim]."""
+        """Encode contexts as tensors with a row per user; the first is the latent float32[users, latent_dim].
+
+        shown: float32[users, n, 2d], see `pair_inputs`.  mask: bool[users, n], False for padding.
+        """
         raise NotImplementedError
 
     def training_loss(self, state: State, batch: TrainingBatch, draw: torch.Generator) -> torch.Tensor:
-        """What a training step minimises, per target."""
+        """Return the loss of a training step, per target."""
         raise NotImplementedError
 
     def refuses(self, task: TaskFacts) -> str | None:
@@ -94,9 +98,9 @@ class AmortisedMethod(Method):
     def training_batches(
         self, train: Pairs, items: torch.Tensor, sides: torch.Tensor, draw: torch.Generator
     ) -> Iterator[TrainingBatch]:
-        """Batches without end; a user's pairs are shuffled anew each time, and the first few are the context.
+        """Yield batches without end; each shuffles a user's pairs again and takes the first few as the context.
 
-        items: float32[n, d], standardised.  sides: int64[pairs, 2], their rows.
+        items: float32[n, d], standardised.  sides: int64[pairs, 2], rows of `items`.
         """
         label, start = torch.from_numpy(train.label), torch.from_numpy(train.offsets[:-1])
         count = torch.from_numpy(np.diff(train.offsets))
@@ -107,7 +111,8 @@ class AmortisedMethod(Method):
             own = count[user].unsqueeze(1)
             key = torch.rand(len(user), len(slot), generator=draw).masked_fill_(slot >= own, 2.0)
             order = key.topk(min(n + m, len(slot)), largest=False).indices
-            size = (torch.rand(len(user), 1, generator=draw) * own.clamp(max=n + 1)).long()  # 0..n, and one is asked
+            # 0..n context pairs, with at least one pair left as a target
+            size = (torch.rand(len(user), 1, generator=draw) * own.clamp(max=n + 1)).long()
             target = size + slot[:m]
             there = target < own
             order = torch.cat([order[:, :n], order.gather(1, target.clamp(max=order.shape[1] - 1))], 1)
@@ -130,7 +135,7 @@ class AmortisedMethod(Method):
         return item_rewards(state, x, apply_mlp(state, "user", users[0])[torch.from_numpy(user).long()])
 
     def validation_loss(self, state: State, validation: Panel, run: Run) -> float:
-        """Calibrated log loss on validation users, averaged over no, an eighth, a quarter, half and all of the context."""
+        """Return the calibrated log loss on validation users, averaged over 0, 1/8, 1/4, 1/2 and all of the context."""
         shots, query = int(np.diff(validation.context.offsets).max(initial=0)), validation.query
         total = 0.0
         for n in {0, shots // 8, shots // 4, shots // 2, shots}:
@@ -140,26 +145,27 @@ class AmortisedMethod(Method):
 
 
 def standardise(state: State, features: torch.Tensor) -> torch.Tensor:
-    """Items' features float32[..., d], centred and of mean variance 1."""
+    """Centre items' features float32[..., d] and scale them to mean variance 1."""
     return (features - state["mean"]) / state["scale"]
 
 
 def pair_inputs(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """float32[..., 2d] from pairs of items float32[..., 2, d]: their middle, and their gap times 2y - 1.
+    """Return float32[..., 2d] for pairs of items float32[..., 2, d]: their midpoint, and their gap times 2y - 1.
 
-    For hard labels a linear change of (winner, loser); a soft label shortens the gap. The same from either side.
+    For hard labels this is a linear map of (winner, loser); a soft label shortens the gap. Exchanging left and right
+    (and the label) changes nothing.
     """
     left, right = x.unbind(-2)
     return torch.cat([(left + right) / 2, (left - right) * (2 * label - 1).unsqueeze(-1)], -1)
 
 
 def item_rewards(state: State, x: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
-    """float32[...]: the reward of standardised items float32[..., d] for users float32[..., width], already embedded."""
+    """Return float32[...]: the reward of standardised items float32[..., d] for embedded users float32[..., width]."""
     return apply_mlp(state, "reward", silu(apply_mlp(state, "item", x, silu) + user)).squeeze(-1)
 
 
 def target_loss(state: State, batch: TrainingBatch, z: torch.Tensor) -> torch.Tensor:
-    """Mean Bradley-Terry loss of the targets under latents float32[users, latent_dim], in nats."""
+    """Return the mean Bradley-Terry loss of the targets under latents float32[users, latent_dim], in nats."""
     user = apply_mlp(state, "user", z)[:, None, None]
     left, right = item_rewards(state, batch.asked, user).unbind(-1)
     return binary_cross_entropy_with_logits(left - right, batch.label, batch.weight, reduction="sum")
@@ -168,6 +174,6 @@ def target_loss(state: State, batch: TrainingBatch, z: torch.Tensor) -> torch.Te
 def gaussian_divergence(
     mean: torch.Tensor, variance: torch.Tensor, other_mean: torch.Tensor, other_variance: torch.Tensor
 ) -> torch.Tensor:
-    """KL(N(mean, variance) || N(other_mean, other_variance)) in nats: summed over dimensions, averaged over users."""
+    """Return KL(N(mean, variance) || N(other_mean, other_variance)) in nats: sum over dimensions, mean over users."""
     ratio = variance / other_variance
     return 0.5 * (ratio + (mean - other_mean).square() / other_variance - 1 - ratio.log()).sum(1).mean()

@@ -1,4 +1,4 @@
-"""Direct preference optimisation of a policy: the training loop, alone or with other workers, which goes on after a kill."""
+"""Direct preference optimisation of a policy: a training loop for one or several workers that resumes after a kill."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ from harness.learning.policy import (
 from harness.method import Run, State
 from harness.models.tokens import batches_by_length
 
-CHECKPOINT_SECONDS = (
-    120.0  # between checkpoints: what a kill costs at most; MANYMINDS_CHECKPOINT_SECONDS says otherwise
-)
+# Seconds between checkpoints, the most work a kill can cost. MANYMINDS_CHECKPOINT_SECONDS overrides it.
+CHECKPOINT_SECONDS = 120.0
 WARMUP_SHARE = 0.05  # of the steps
 MAX_GRADIENT_NORM = 1.0  # norm of the gradient of all weights together
-ADAM_BYTES_PER_WEIGHT = 12  # bytes that each trained weight needs beside itself: its gradient and two moments
-MAX_MEMORY_SHARE = 0.8  # of a GPU's memory that weights and moments may take; the rest is for a batch
+ADAM_BYTES_PER_WEIGHT = 12  # extra bytes per trained weight: its gradient and two moments
+MAX_MEMORY_SHARE = 0.8  # share of a GPU's memory for weights, gradients and moments; the rest is for a batch
 
 
 class TrainingStep(NamedTuple):
-    """The pairs of one step, drawn from seed and step alone."""
+    """The pairs of one training step; they depend on the seed and the step alone."""
 
     left: np.ndarray  # int64[batch], items
     right: np.ndarray
@@ -52,15 +51,19 @@ class TrainingStep(NamedTuple):
 
 
 def dpo_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """[n], nats: -log sigmoid of the margin toward the preferred side, averaged by the label (Rafailov et al. 2023, eq. 7).
+    """Return the DPO loss [n] in nats (Rafailov et al. 2023, eq. 7), averaged over both sides by a soft label.
 
-    margin: beta times the policy's log-ratio left over right, less the reference's.
+    margin: beta times the policy's log-ratio of left to right, minus that of the reference.
+    label: P(left preferred).
     """
     return -label * logsigmoid(margin) - (1 - label) * logsigmoid(-margin)
 
 
 class TrainingSettings(NamedTuple):
-    """Of the training. rates: learning rate by the first part of a tensor's name, `lm` or `film`."""
+    """Settings of `train_policy`.
+
+    rates: learning rate by the first part of a tensor's name, `lm` or `film`.
+    """
 
     beta: float
     steps: int
@@ -76,12 +79,14 @@ def train_policy(
     run: Run,
     held_out: Callable[[], dict[str, float]] | None = None,
 ) -> State:
-    """Minimises the DPO loss of step_at(0), step_at(1), ... by Adam; returns the tensors it moved, by name.
+    """Minimise the DPO loss of step_at(0), step_at(1), ... by Adam; return the trained tensors by name.
 
-    reference: float64[items], log-probabilities under the reference model. The rates rise linearly over the first WARMUP_SHARE
-    of the steps and fall to zero as a cosine. held_out: logged ten times on the way. Several workers share each step's pairs; the sum of their gradients is
-    that of one worker, but for rounding. A state is saved in run.checkpoint now and then, and training goes on from
-    there: on a CPU to the same bits, for the same number of workers. ValueError where the loss is not finite.
+    The learning rates rise linearly over the first WARMUP_SHARE of the steps and fall to zero as a cosine. Several
+    workers share each step's pairs; the sum of their gradients equals that of one worker up to rounding. Checkpoints go
+    to run.checkpoint, and training resumes from the last one: on a CPU bit for bit, for the same number of workers.
+    Raises ValueError where the loss is not finite.
+    reference: float64[items], log-probabilities under the reference model.
+    held_out: returns held-out values, which are logged ten times during training.
     """
     sharded, whole, steps = needs_sharding(policy), wrap_for_workers(policy), settings.steps
     learned = policy.trained_tensors()
@@ -102,7 +107,7 @@ def train_policy(
         optimizer.step()
         read, busy = read + n_tokens, busy + time.monotonic() - began
         recent.append((loss, margin, right))
-        if (step + 1) % max(1, steps // 40) == 0:  # 40 points draw a curve; each is the mean since the one before
+        if (step + 1) % max(1, steps // 40) == 0:  # a curve has 40 points; each is the mean since the previous one
             loss, margin, right = np.mean(recent, axis=0)
             run.log(step=step + 1, train_loss=loss, train_margin=margin, train_accuracy=right)
             recent.clear()
@@ -112,14 +117,14 @@ def train_policy(
         if run.checkpoint and parallel.first_workers_value(due):
             save_checkpoint(learned, optimizer, step + 1, recent, run)
             saved = time.monotonic()
-    optimizer.zero_grad(set_to_none=True)  # gradients are as large as the model, which is opened again to be asked
+    optimizer.zero_grad(set_to_none=True)  # free the gradients before a second copy of the model is loaded for scoring
     if steps > first:
         run.log(tokens_per_second=read / busy)
     return {name: gather_tensor(t.detach()).cpu().clone() for name, t in learned.items()}
 
 
 def make_optimizer(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.Optimizer:
-    """Adam with a group of tensors for each learning rate, which the group keeps as `rate`."""
+    """Return Adam with one group of tensors per learning rate; each group keeps its full rate as `rate`."""
     groups = [
         {"params": [t for name, t in learned.items() if name.startswith(part)], "lr": rate, "rate": rate}
         for part, rate in rates.items()
@@ -128,19 +133,20 @@ def make_optimizer(learned: dict[str, torch.Tensor], rates: dict[str, float]) ->
 
 
 def check_finite(loss: float, norm: float, step: int, drawn: TrainingStep) -> None:
-    """Raises ValueError, naming the step's item pairs, where the loss or the norm of its gradient is not finite."""
+    """Raise ValueError, naming the step's item pairs, where the loss or the norm of its gradient is not finite."""
     if not math.isfinite(loss) or not math.isfinite(norm):
         items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
-        raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step}, of the item pairs {items}")
+        raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step}, for the item pairs {items}")
 
 
 def accumulate_gradients(
     whole: torch.nn.Module, tokens: ItemTokens, reference: torch.Tensor, drawn: TrainingStep, beta: float
 ) -> torch.Tensor:
-    """Adds this worker's part of the step's gradient; returns its part of [loss, margin, accuracy, tokens] float64.
+    """Add this worker's part of the step's gradient; return its part of [loss, margin, accuracy, tokens] float64.
 
-    Of the pairs by length it takes every n-th, in batches under a budget of tokens that hold both sides of a pair. All
-    workers have as many, since they gather each other's shards at every batch: some repeat a pair that does not count.
+    A worker takes every n-th of the pairs sorted by length, in batches below a budget of tokens that hold both sides of
+    each pair. All workers have equally many batches, because they gather each other's shards at every batch. Where the
+    pairs do not divide evenly, some workers repeat a pair with weight zero.
     """
     n, size = len(drawn.left), parallel.worker_count()
     length = np.maximum(tokens.length[drawn.left], tokens.length[drawn.right])
@@ -148,9 +154,7 @@ def accumulate_gradients(
     order = np.concatenate([order, order[-1:].repeat(-n % size)])
     mine, counts = order[parallel.worker_rank() :: size], np.arange(len(order))[parallel.worker_rank() :: size] < n
     found = torch.zeros(4, dtype=torch.float64)
-    some = list(
-        batches_by_length(2 * length[order[::size]], MAX_POLICY_TOKENS)
-    )  # by the longest pair that any worker has
+    some = list(batches_by_length(2 * length[order[::size]], MAX_POLICY_TOKENS))  # by the longest pair of any worker
     for turn, places in enumerate(some):
         rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(torch_device())
         items = np.concatenate([drawn.left[rows], drawn.right[rows]])
@@ -174,9 +178,10 @@ def accumulate_gradients(
 
 
 def wrap_for_workers(policy: Policy) -> torch.nn.Module:
-    """The policy as several workers train it: each whole (DDP), or where that does not fit a GPU in shards (FSDP).
+    """Wrap the policy for several workers: whole copies (DDP), or shards (FSDP) where a copy does not fit a GPU.
 
-    Shards spare gradients and moments, the most of it; to be loaded, and asked, the weights must fit each GPU whole.
+    Sharding divides the gradients and moments, which need most of the memory. For loading and scoring the whole
+    weights must still fit each GPU.
     """
     if parallel.worker_count() == 1:
         return policy
@@ -191,7 +196,7 @@ def wrap_for_workers(policy: Policy) -> torch.nn.Module:
 
 
 def needs_sharding(policy: Policy) -> bool:
-    """Whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 says so without asking."""
+    """Return whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 overrides it."""
     if said := os.environ.get("MANYMINDS_SHARD"):
         return said == "1"
     if torch_device().type != "cuda":
@@ -203,20 +208,20 @@ def needs_sharding(policy: Policy) -> bool:
 
 
 def clip_gradients(tensors: list[torch.Tensor]) -> float:
-    """The norm of the gradient of all tensors together, which is made no longer than MAX_GRADIENT_NORM."""
+    """Clip the joint gradient of all tensors to the norm MAX_GRADIENT_NORM; return its norm before clipping."""
     norm = torch.nn.utils.clip_grad_norm_(tensors, MAX_GRADIENT_NORM)
     return float(gather_tensor(norm))
 
 
 def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, where workers hold parts of it."""
+    """Return the whole tensor where workers hold shards of it, else the tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def save_checkpoint(
     learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, step: int, recent: list, run: Run
 ) -> None:
-    """Weights, moments, step and curves so far, in one file, whole or not at all."""
+    """Save weights, moments, step and curves so far in one file, atomically."""
     tensors = {f"weight/{name}": gather_tensor(t.detach()) for name, t in learned.items()}
     for name, t in learned.items():
         kept = optimizer.state[t]
@@ -233,7 +238,7 @@ def save_checkpoint(
 def restore_checkpoint(
     learned: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, run: Run
 ) -> tuple[int, list]:
-    """Puts a saved state back, if there is one: the step to go on with, and what is not drawn yet of the curves."""
+    """Restore a saved checkpoint if there is one; return the next step and the values not yet logged to the curves."""
     if run.checkpoint is None:
         return 0, []
     file = run.checkpoint / "state.safetensors"
@@ -254,6 +259,6 @@ def restore_checkpoint(
 
 
 def place_like(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor on the other's device, and in the same shards where workers hold parts of the other."""
+    """Move the whole tensor to the other's device, and shard it in the same way where the other is sharded."""
     tensor = tensor.to(other.device)
     return distribute_tensor(tensor, other.device_mesh, other.placements) if isinstance(other, DTensor) else tensor

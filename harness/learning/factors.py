@@ -1,4 +1,4 @@
-"""Low-rank factors of users' weights: spectral, moment-based and by alternating least squares."""
+"""Low-rank factors of users' weights: from moments (singular vectors), or fitted jointly by L-BFGS."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from harness.method import Run
 
 
 def mean_square_gap(pairs: Pairs) -> float:
-    """Of the gaps' entries: the square of the features' unit; 1 where all are zero."""
+    """Return the mean square of the gaps' entries, or 1 where all are zero."""
     return float(np.square(pairs.gap).mean()) or 1.0
 
 
 def whitening_matrix(pairs: Pairs) -> torch.Tensor:
-    """float64[d, d]: the symmetric root of the inverse of E[x xT], x the rows' gaps."""
+    """Return float64[d, d]: the symmetric root of the inverse of E[x xT], x the rows' gaps."""
     X = torch.from_numpy(pairs.gap).double()
     second = X.T @ X / len(X)
-    second.diagonal().add_(1e-3 * mean_square_gap(pairs))  # features that never differ tell nothing
+    second.diagonal().add_(1e-3 * mean_square_gap(pairs))  # ridge for features that never differ
     values, vectors = torch.linalg.eigh(second)
     return vectors * values.rsqrt() @ vectors.T
 
 
 def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The users x pairs matrix of labels (1, -1, and 0 where nobody was asked), projected on the features and factorised.
+    """Factorise the users x pairs matrix of labels (1, -1; 0 for pairs not asked), projected onto the features.
 
-    Returns the singular values float64[min(n_users, d)] and weights float64[d, <= rank] whose gaps, orthonormal over
+    Returns the singular values float64[min(n_users, d)], and weights float64[d, <= rank] whose gaps, orthonormal over
     all pairs, are the leading right singular vectors. The matrix is never formed: its product with the features is the
-    sum of each user's signed gaps. A row is divided by the root of its user's number of pairs: all are equally noisy.
+    sum of each user's signed gaps. Each row is divided by the root of its user's number of pairs, so that all rows are
+    equally noisy.
     """
     whiten = whitening_matrix(train) / len(train) ** 0.5
     signed = torch.from_numpy(train.gap).double() * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
@@ -42,36 +43,39 @@ def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights_in_basis(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each training user's ridge answer float64[n_users, r] in a basis float64[d, r], rescaled to gaps of variance 1."""
+    """Return training users' MAP coordinates float64[n_users, r] in the rescaled basis, and that basis float64[d, r].
+
+    basis: float64[d, r], which `scaled_to_unit_gaps` rescales.
+    """
     basis = scaled_to_unit_gaps(train, basis)
     zero = torch.zeros(len(basis), dtype=basis.dtype)
     return fit_map_weights(train, zero, basis) @ torch.linalg.pinv(basis).T, basis
 
 
 def random_factors(train: Pairs, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where `factorise` can begin: weights float[n_users, rank], and a basis float[d, rank] of gaps of variance 1."""
+    """Draw a start for `fit_factors`: weights float[n_users, rank] and a basis float[d, rank] of unit-variance gaps."""
     basis = scaled_to_unit_gaps(train, torch.randn(train.gap.shape[1], rank, generator=generator))
     return torch.randn(train.n_users, rank, generator=generator), basis
 
 
 def scaled_to_unit_gaps(train: Pairs, basis: torch.Tensor) -> torch.Tensor:
-    """The basis float[d, r] with each column rescaled so that the pairs' gaps in it have variance 1."""
+    """Rescale each column of the basis float[d, r] so that the pairs' gaps along that column have variance 1."""
     return basis / (torch.from_numpy(train.gap).to(basis) @ basis).square().mean(0).sqrt().clamp(min=1e-9)
 
 
 def fit_factors(
     train: Pairs, weights: torch.Tensor, basis: torch.Tensor, decay: float, steps: int, run: Run, simplex: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimises the Bradley-Terry loss over weights float[n_users, r] and basis float[d, r] jointly, by L-BFGS.
+    """Minimise the Bradley-Terry loss jointly over weights float[n_users, r] and basis float[d, r], by L-BFGS.
 
-    An equal ridge on both is a nuclear-norm penalty on their product; `decay` is relative to the spectral norm of the
-    labels' noise, so that one value suits few people and many. With `simplex` a user's weights are the softmax of what
-    is given and penalised. Returns weights and basis as float64. Inside, features are in a unit in which their gaps'
-    mean square is 1: in another L-BFGS does not arrive.
+    Returns weights and basis as float64. An equal ridge on both is a nuclear-norm penalty on their product. Internally
+    features are rescaled so that their gaps have mean square 1; L-BFGS does not converge otherwise.
+    decay: strength of the ridge relative to the spectral norm of the labels' noise; one value suits few or many users.
+    simplex: a user's weights are the softmax of the given (and penalised) parameters.
     """
     unit = mean_square_gap(train) ** 0.5
     X, y = torch.from_numpy(train.gap).T / unit, torch.from_numpy(train.label)
-    X = X.contiguous()  # as columns: twice as fast
+    X = X.contiguous()  # contiguous columns make the loss twice as fast
     user = torch.from_numpy(train.user).long()
     (d, n), n_users = X.shape, train.n_users
     ridge = decay * noise_spectral_norm(n, n_users, d)
@@ -93,5 +97,5 @@ def fit_factors(
 
 
 def noise_spectral_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:
-    """About the spectral norm of the loss's gradient [n_users, d] by noise alone, for gaps of that variance."""
+    """Approximate the spectral norm of the loss's gradient [n_users, d] under pure noise, for gaps of that variance."""
     return 0.5 * (n / n_users * variance) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2

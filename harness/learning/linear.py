@@ -1,8 +1,8 @@
-"""Linear rewards: a Gaussian prior over user weights, and the batched solver that adapts every user at once.
+"""Linear rewards: a Gaussian prior over user weights, and the batched solver that adapts all users at once.
 
-A linear method says reward(u, i) = <features_i, w_u> and differs from the others only in the prior N(mean, root rootT)
-that its `fit` learns. Adaptation is the maximum a posteriori weight under the Bradley-Terry likelihood: for each user
-a convex logistic regression.
+A linear method models reward(u, i) = <features_i, w_u>. Linear methods differ only in the prior N(mean, root rootT)
+that their `fit` learns. Adaptation finds the maximum a posteriori weights under the Bradley-Terry likelihood, which is
+a convex logistic regression for each user.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from torch.nn.functional import softplus
 from harness.data import Items, Pairs
 from harness.method import Method, Run, State, TaskFacts, Users
 
-HESSIAN_CHUNK_BYTES = (
-    2**20
-)  # bytes of Hessians per chunk of users: they are read every step, so they stay in a core's own cache
-FEATURE_CHUNK_BYTES = (
-    2**24
-)  # bytes of float64 features per chunk of users: they are read twice in the dual, so they need not
-NEWTON_TOLERANCE = 1e-4  # last Newton step in log-odds; convergence is quadratic, so what remains is about its square
+# Bytes of Hessians per chunk of users. Every step reads them, so a chunk must fit a core's own cache.
+HESSIAN_CHUNK_BYTES = 2**20
+# Bytes of float64 features per chunk of users. The dual reads them only twice, so they need not fit that cache.
+FEATURE_CHUNK_BYTES = 2**24
+NEWTON_TOLERANCE = 1e-4  # last Newton step in log-odds; the remaining error is about its square (quadratic convergence)
 MAX_NEWTON_STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 
 class LinearMethod(Method):
     """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}.
 
-    One that declares the field `elicitation` can ask: it then also keeps every user's posterior covariance.
+    A subclass that declares the field `elicitation` can choose which pairs to ask. With `elicitation = "uncertainty"`
+    it also keeps every user's posterior covariance.
     """
 
     def refuses(self, task: TaskFacts) -> str | None:
@@ -42,10 +41,10 @@ class LinearMethod(Method):
         return weights, posterior_covariances(context, weights, state["root"])
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
-        """float64[n]: p(1 - p) xT C x, with C the user's posterior covariance: what an answer tells of the weights.
+        """Return float64[n]: p(1 - p) xT C x, with C the user's posterior covariance.
 
-        To first order twice the expected gain of information in nats (MacKay 1992): a pair is asked whose answer is
-        open and whose features the user's earlier answers say little of.
+        To first order this is twice the expected information gain about the weights in nats (MacKay 1992). It is large
+        for pairs whose answer is uncertain and whose features the user's earlier answers say little about.
         """
         p = torch.sigmoid(self.score(state, users, pool))
         return p * (1 - p) * log_odds_variance(state["root"], users[1], pool)
@@ -59,11 +58,11 @@ class LinearMethod(Method):
 
 
 def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
-    """float64[n_users, d]: every user's maximum a posteriori weights under w ~ N(mean, root rootT).
+    """Return float64[n_users, d]: every user's maximum a posteriori weights under w ~ N(mean, root rootT).
 
-    Minimises, for each user, sum_i [softplus(z_i) - y_i z_i] + |v|^2 / 2 with z = X w and w = mean + root v; labels y
-    may be soft. Users without pairs get exactly `mean`. Works through chunks of users in the primal (r x r) or the dual
-    (n x n), whichever is smaller. Never holds more than one chunk of features.
+    For each user, minimise sum_i [softplus(z_i) - y_i z_i] + |v|^2 / 2 with z = X w and w = mean + root v; labels y may
+    be soft. Users without pairs get exactly `mean`. Chunks of users are solved in the primal (r x r) or the dual
+    (n x n), whichever is smaller. No more than one chunk of features is in memory at a time.
     """
     d = len(mean)
     weights = mean.repeat(context.n_users, 1)
@@ -80,10 +79,12 @@ def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> t
 
 
 def chunks_of_users(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[torch.Tensor, Pairs]]:
-    """Users (int64[users]) and their pairs, as many at a time as fit the cache; users without pairs are left out.
+    """Yield users (int64[users]) and their pairs, as many at a time as fit the cache; leave out users without pairs.
 
-    Those of a chunk have about equally many pairs, or one with thousands would make everybody's matrices large.
-    side(n): of the square matrix of a user with n pairs, beside d features of each.
+    The users of a chunk have about equally many pairs. Otherwise one user with thousands of pairs would make all
+    padded matrices large.
+    side(n): side length of the square matrix of a user with n pairs.
+    d: number of features of a pair.
     """
     counts = np.diff(pairs.offsets)
     doubled = np.where(counts > 0, np.frexp(np.maximum(counts, 15))[1], 0)  # below 16, below 32, below 64, ...
@@ -98,14 +99,14 @@ def chunks_of_users(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterato
 
 
 def padded_gaps(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer than n pairs get empty rows."""
+    """Return gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer pairs get zero rows."""
     X, y = torch.from_numpy(pairs.gap).double(), torch.from_numpy(pairs.label).double()
     X, y, mask = padded_rows(pairs, X, y, torch.ones_like(y))
     return X, y, mask
 
 
 def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[users, n, ...] of each [len(pairs), ...], n the most pairs of a user; rows that do not exist are zero."""
+    """Reshape each column [len(pairs), ...] to [users, n, ...], n the most pairs of a user; missing rows are zero."""
     counts = np.diff(pairs.offsets)
     n = int(counts.max())
     if (counts == n).all():
@@ -116,7 +117,7 @@ def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...
 
 
 def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """float64[users, d]: argmin over v of the logistic loss of offset + X v, plus |v|^2 / 2."""
+    """Return float64[users, d]: argmin over v of the logistic loss of offset + X v, plus |v|^2 / 2."""
 
     def loss_at(v: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return (mask * (softplus(z) - y * z)).sum(1) + (v**2).sum(1) / 2
@@ -138,7 +139,10 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
 
 
 def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """The same minimum through v = XT a with one weight a per pair (Rasmussen and Williams 2006, algorithm 3.1)."""
+    """Return the minimum of `newton_primal` from v = XT a, with one weight a per pair.
+
+    Rasmussen and Williams 2006, algorithm 3.1.
+    """
 
     def loss_at(a: torch.Tensor, z: torch.Tensor, Ka: torch.Tensor) -> torch.Tensor:
         return (mask * (softplus(z) - y * z)).sum(1) + (a * Ka).sum(1) / 2
@@ -169,22 +173,23 @@ def backtracking_step(
     direction: tuple[torch.Tensor, ...],
     loss: torch.Tensor,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Where a step in the direction leads, and the loss float64[users] there; the step is halved for users whose loss rises.
+    """Take a step in the direction, halved for users whose loss rises; return the new point and its loss.
 
-    point and direction: float64[users, ...] each, the arguments of `loss_at`. loss: at the point.
+    point, direction: float64[users, ...] each, the arguments of `loss_at`.
+    loss: float64[users], the loss at `point`.
     """
     t = loss.new_ones(len(loss), 1)
     while True:
         moved = tuple(x + t * dx for x, dx in zip(point, direction, strict=True))
         reached = loss_at(*moved)
-        worse = reached > loss + 1e-9 * loss.abs()  # rounding is no rise
+        worse = reached > loss + 1e-9 * loss.abs()  # tolerates rounding errors
         if not worse.any() or t.min() < 1e-6:
             return moved, reached
         t = torch.where(worse.unsqueeze(1), t / 2, t)
 
 
 def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """float64[n]: each row's features times its own user's weights."""
+    """Return float64[n]: the inner product of each row's features and the weights of its user."""
     counts = np.diff(pairs.offsets)
     if (counts == counts[0]).all():
         return (gap.view(len(counts), counts[0], -1).to(weights) @ weights.unsqueeze(2)).view(-1)
@@ -192,7 +197,7 @@ def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torc
 
 
 def laplace_posteriors(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every user's posterior under the prior: its modes float64[n_users, d], and its covariances' sum float64[d, d]."""
+    """Return the modes float64[n_users, d] of all users' posteriors, and the sum float64[d, d] of their covariances."""
     weights = fit_map_weights(pairs, mean, root)
     eye = torch.eye(root.shape[1], dtype=torch.float64)
     total = pairs.n_users * eye
@@ -202,7 +207,7 @@ def laplace_posteriors(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> 
 
 
 def posterior_covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
-    """float64[n_users, r, r]: each user's Laplace covariance of v, where w = mean + root v, at the mode `weights`."""
+    """Return float64[n_users, r, r]: each user's Laplace covariance of v, with w = mean + root v, at mode `weights`."""
     found = torch.eye(root.shape[1], dtype=torch.float64).repeat(pairs.n_users, 1, 1)
     for users, covariance in covariances_by_chunk(pairs, weights, root):
         found[users] = covariance
@@ -212,7 +217,7 @@ def posterior_covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tenso
 def covariances_by_chunk(
     pairs: Pairs, weights: torch.Tensor, root: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Chunks of users with pairs, and their `covariances`."""
+    """Yield chunks of the users with pairs, and their covariances as in `posterior_covariances`."""
     d, r = root.shape
     for users, part in chunks_of_users(pairs, d, lambda n: r):
         X, _, mask = padded_gaps(part)
@@ -230,7 +235,7 @@ def covariances_by_chunk(
 
 
 def log_odds_variance(root: torch.Tensor, covariance: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """float64[n]: the posterior variance of each row's log-odds, from `covariances` of its user."""
+    """Return float64[n]: the posterior variance of each row's log-odds, from its user's `posterior_covariances`."""
     Z = torch.from_numpy(pairs.gap).to(root) @ root
     counts = np.diff(pairs.offsets)
     if (counts == counts[0]).all():

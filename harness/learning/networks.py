@@ -1,4 +1,4 @@
-"""Small networks as plain dicts of tensors, and the one training loop of every method that has one."""
+"""Small networks as plain dicts of tensors, and the training loop that methods with such networks share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from harness.method import Run, State
 
 
 def initial_mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -> State:
-    """Layers `prefix.0.weight`, `prefix.0.bias`, ... from sizes[0] inputs to sizes[-1] outputs, uniform(+-1/sqrt(inputs))."""
+    """Draw layers `prefix.0.weight`, `prefix.0.bias`, ... from sizes[0] inputs to sizes[-1] outputs.
+
+    All entries are uniform in +-1/sqrt(inputs of the layer).
+    """
     state = {}
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         for name, shape in (("weight", (n_out, n_in)), ("bias", (n_out,))):
@@ -22,14 +25,17 @@ def initial_mlp(prefix: str, sizes: Sequence[int], generator: torch.Generator) -
 
 
 def apply_mlp(state: State, prefix: str, x: torch.Tensor, activation: Callable = gelu) -> torch.Tensor:
-    """float32[..., sizes[-1]]: the network's answer to float32[..., sizes[0]]."""
+    """Return float32[..., sizes[-1]]: the network's output for inputs float32[..., sizes[0]]."""
     for i in range(sum(name.startswith(f"{prefix}.") and name.endswith(".weight") for name in state)):
         x = linear(activation(x) if i else x, state[f"{prefix}.{i}.weight"], state[f"{prefix}.{i}.bias"])
     return x
 
 
 def learning_rate_share(step: int, steps: int, warmup: float = 0.05) -> float:
-    """The share of the full learning rate at a step: up in a line over the first share `warmup`, down to 0 as a cosine."""
+    """Return the share of the full learning rate at a step: linear warm-up, then a cosine down to 0.
+
+    warmup: the share of the steps that the warm-up takes.
+    """
     first = max(1, round(warmup * steps))
     return (step + 1) / first if step < first else (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
 
@@ -44,10 +50,10 @@ def train_network(
     name: str = "train_loss",
     held_out: Callable[[State], float] | None = None,
 ) -> State:
-    """Minimises loss(step) over the tensors of `state`, in place, by Adam; returns them detached.
+    """Minimise loss(step) over the tensors of `state`, in place, by Adam; return them detached.
 
-    The rate follows `learning_rate_share`. With `held_out`, asked ten times on the way, the tensors of its lowest value are
-    returned.
+    The rate follows `learning_rate_share`.
+    held_out: a held-out loss, evaluated ten times during training; the tensors with its lowest value are returned.
     """
     for tensor in state.values():
         tensor.requires_grad_()
@@ -60,7 +66,7 @@ def train_network(
         value = loss(step)
         value.backward()
         optimizer.step()
-        if step % max(1, steps // 200) == 0:  # 200 points draw a curve
+        if step % max(1, steps // 200) == 0:  # 200 points are enough for a curve
             run.log(**{name: value.item()})
         if held_out and (step + 1) % max(1, steps // 10) == 0:
             now = {key: tensor.detach() for key, tensor in state.items()}

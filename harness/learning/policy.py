@@ -1,4 +1,4 @@
-"""A causal language model as a policy: whole or by LoRA, modulated by a user's vector, and what it thinks of responses."""
+"""A causal language model as a policy: its tokens, LoRA terms, modulation by a user's latent, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render_prompt
 from harness.store.store import Store, identity_hash
 
-POLICY_MODEL_DEFAULTS: dict[str, object] = {
-    "max_length": 2048
-}  # tokens of a prompt and its response, where the model's own context is not shorter
-POLICY_RECIPE = 1  # raised whenever the same model would find other tokens or log-probabilities
-# Of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, and so do their gradients.
+# max_length: tokens of a prompt and its response together; a shorter context of the model takes precedence.
+POLICY_MODEL_DEFAULTS: dict[str, object] = {"max_length": 2048}
+POLICY_RECIPE = 1  # raised whenever the same model would give other tokens or log-probabilities
+# Tokens of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, their gradients as much.
 MAX_POLICY_TOKENS = 8192
-MAX_CPU_POLICY_TOKENS = 2048  # larger batches fall out of the caches
+MAX_CPU_POLICY_TOKENS = 2048  # larger batches do not fit the CPU's caches
 
 
 def parse_policy_model(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises UserError where it is none that can be trained."""
+    """Parse the name of a language model. Raises UserError for a model that cannot be trained."""
     model = parse_model(name, POLICY_MODEL_DEFAULTS, POLICY_RECIPE)
     if model.engine != "transformers":
-        raise UserError(f"{name!r}: policies are trained in transformers", f"transformers:{model.model}")
+        raise UserError(f"{name!r}: policies are trained with transformers", f"transformers:{model.model}")
     if model["max_length"] < 2:
         raise UserError(f"{name!r}: max_length is below 2", "leave it out for 2048")
     return model
 
 
 def canonical_policy_model(name: str) -> str:
-    """One string for one model: what a method's field `model` has as its identity."""
+    """Return the canonical name of a model, which stands for the field `model` in a method's identity."""
     return parse_policy_model(name).canonical_name
 
 
-CausalLM = Any  # a transformers.PreTrainedModel, perhaps with PEFT's terms around it
+CausalLM = Any  # a transformers.PreTrainedModel, possibly wrapped by PEFT
 
 
 def torch_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_run_store(run: Run) -> Store:
-    """The run's store. ValueError where it has none: language models, and what they say, are kept in one."""
+    """Return the run's store, which keeps language models and their results. Raises ValueError where there is none."""
     if run.store is None:
         raise ValueError("a policy needs a store: Run(seed, store=Store(folder))")
     return run.store
@@ -67,7 +67,7 @@ def require_run_store(run: Run) -> Store:
 
 @dataclass(frozen=True, eq=False)
 class ItemTokens:
-    """Items as a model reads them: item i is ids[start[i]:start[i + 1]], its response from answer[i] on."""
+    """Items as tokens: item i is ids[start[i]:start[i + 1]], its response is ids[response_start[i]:start[i + 1]]."""
 
     ids: np.ndarray  # int32[all tokens]
     start: np.ndarray  # int64[items + 1]
@@ -75,10 +75,11 @@ class ItemTokens:
 
     @property
     def length(self) -> np.ndarray:
+        """int64[items]: the number of tokens of each item."""
         return np.diff(self.start)
 
     def padded_batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """ids int64, mask bool and response bool, each [rows, longest]; padding stands on the right."""
+        """Return ids int64, mask bool and response bool, each [rows, longest], padded on the right."""
         place = np.arange(self.length[rows].max())
         mask = place < self.length[rows][:, None]
         ids = self.ids[np.where(mask, self.start[rows][:, None] + place, 0)]
@@ -91,18 +92,19 @@ class ItemTokens:
         )
 
 
-@lru_cache(2)  # of a trial, which asks a dozen times; Items are hashed by identity
+@lru_cache(2)  # a trial calls this a dozen times; Items are hashed by identity
 def tokenise_items(items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0) -> ItemTokens:
-    """All items' tokens: the prompt by the model's chat template (or plain), the response, and the token that ends it.
+    """Tokenise all items: the prompt by the model's chat template (or plain), the response, and the end-of-text token.
 
-    A response longer than `max_response_tokens` tokens loses its end (0: none does). A prompt loses its beginning where both do not fit.
-    ValueError for empty responses, for such as do not fit, and where a tokenizer has no token that ends a text: a policy
-    would never learn to stop.
+    A prompt loses its beginning where prompt and response together exceed the context. Raises ValueError for empty
+    responses, for responses longer than the context, and for a tokenizer without an end-of-text token, with which a
+    policy would never learn to stop.
+    max_response_tokens: longer responses are cut at their end; 0 cuts none.
     """
     tokenizer = open_tokenizer(model.model_folder(store))
     room = context_length(model_config(model.model_folder(store)), tokenizer, model["max_length"])
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{model.model}: its tokenizer has no token that ends a text, so no policy can learn to stop")
+        raise ValueError(f"{model.model}: the tokenizer has no end-of-text token, so no policy can learn to stop")
     prompts, responses = (items.known_text[name].to_pylist() for name in ("prompt", "response"))
     if empty := [i for i, text in enumerate(responses) if not text.strip()]:
         raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
@@ -115,7 +117,7 @@ def tokenise_items(items: Items, model: LanguageModel, store: Store, max_respons
     if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
         raise ValueError(
             f"{len(long)} responses are longer than the context of {room} tokens, for example item {long[0]} "
-            f"with {len(after[long[0]])}: max_response_tokens = {room // 2} cuts them; or take a model with a longer context"
+            f"with {len(after[long[0]])}: set max_response_tokens = {room // 2} to cut them, or use a model with a longer context"
         )
     heads = [before[prompt][-(room - len(ids)) :] for prompt, ids in zip(prompts, after, strict=True)]
     length = np.array([len(head) + len(ids) for head, ids in zip(heads, after, strict=True)])
@@ -128,13 +130,14 @@ def tokenise_items(items: Items, model: LanguageModel, store: Store, max_respons
 
 @lru_cache(8)
 def model_config(folder: Path):
+    """Return the transformers configuration of the language model in a folder."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """The causal language model in a folder, on this process's device, without dropout."""
+    """Load the causal language model in a folder onto this process's device, without dropout."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -146,7 +149,7 @@ def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> Cau
 
 
 def add_lora(model: CausalLM, rank: int, seed: int) -> CausalLM:
-    """The model with trainable low-rank terms beside every linear layer but the last (Hu et al. 2021), which begin at zero."""
+    """Add trainable low-rank terms, zero at first, to every linear layer but the last (Hu et al. 2021)."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -156,21 +159,23 @@ def add_lora(model: CausalLM, rank: int, seed: int) -> CausalLM:
 
 
 class Policy(nn.Module):
-    """A language model, and where `film` is there a network that modulates each of its blocks for a user.
+    """A language model, with an optional network `film` that modulates each of its blocks for a user.
 
-    A block's output o becomes (1 + scale) * o + shift (FiLM, Perez et al. 2017; Few-shot Steerable, eq. 23).
+    A modulated block's output o becomes (1 + scale) * o + shift (FiLM, Perez et al. 2017; Few-shot Steerable, eq. 23).
     """
 
     def __init__(self, model: CausalLM, film: Film | None = None) -> None:
         super().__init__()
         self.lm: CausalLM = model
         self.film = film
-        self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden], of the batch in work
-        me = weakref.ref(self)  # else the model held itself, with its gradients, until Python looks for such rings
+        self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden] of the current batch
+        # A strong reference would be a cycle that keeps the model and its gradients until the garbage collector runs.
+        me = weakref.ref(self)
         for place, block in enumerate(transformer_blocks(model) if film is not None else []):
             block.register_forward_hook(partial(_modulation_hook, me, place))
 
     def modulate_block(self, place: int, output):
+        """Return a block's output modulated for the current batch; place: the block's index."""
         if self.modulation is None:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
@@ -186,15 +191,17 @@ class Policy(nn.Module):
         shown: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """float64[batch]: log-probability of each response given its prompt, whose tokens' sum float32 would round.
+        """Return float64[batch]: the log-probability of each response given its prompt (float32 would round the sum).
 
-        For the users of whom `shown` tells, or whose latents those are (see Film); without either, unmodulated.
+        ids, mask, response: see `ItemTokens.padded_batch`.
+        shown: float32[batch, features], each user's mean gap, from which `film` computes the latent.
+        latent: float32[batch, width], given instead of `shown`. With neither, the model is not modulated.
         """
         self.modulation = None
         if self.film is not None:
             latent = self.film.latent(shown) if latent is None and shown is not None else latent
             self.modulation = None if latent is None else self.film.modulation(latent)
-        first = int(response.int().argmax(1).min())  # nothing before it is asked for
+        first = int(response.int().argmax(1).min())  # no logits are needed before the first response token
         target, asked = ids[:, first:], response[:, first:]
         logits = self.lm(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=ids.shape[1] - first + 1)
         each = -cross_entropy(logits.logits[:, :-1][asked].float(), target[asked], reduction="none")
@@ -202,7 +209,7 @@ class Policy(nn.Module):
 
     @contextlib.contextmanager
     def acting_for(self, latent: torch.Tensor | None) -> Iterator[None]:
-        """Within it the model alone (`lm`) acts for the users with those latents float32[batch, width]."""
+        """Modulate `lm` for the users with these latents float32[batch, width] within the context."""
         self.modulation = None if self.film is None or latent is None else self.film.modulation(latent)
         try:
             yield
@@ -210,20 +217,20 @@ class Policy(nn.Module):
             self.modulation = None
 
     def trained_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that training moves, by name."""
+        """Return the trainable tensors by name."""
         return {name: tensor for name, tensor in self.named_parameters() if tensor.requires_grad}
 
 
 def _modulation_hook(policy: weakref.ref[Policy], place: int, block: nn.Module, given: tuple, output: Any) -> Any:
-    """The forward hook of one block: modulates its output while its policy lives."""
+    """Modulate a block's output while its policy exists; the forward hook of that block."""
     return output if (held := policy()) is None else held.modulate_block(place, output)
 
 
 class Film(nn.Module):
-    """Reads a user from the mean of his context's features, winner less loser, and says how blocks are modulated.
+    """A network that encodes a user's mean context gap (winner minus loser) and computes the modulation of blocks.
 
-    A linear map of that mean, a layer norm, an MLP: the latent. A linear map of the latent, zero at first, so that
-    training begins at the unmodulated model.
+    A linear map of that mean, a layer norm and an MLP give the latent. A linear map of the latent gives the modulation;
+    that map is zero at first, so training begins at the unmodulated model.
     """
 
     def __init__(self, features: int, width: int, n_blocks: int, hidden: int) -> None:
@@ -237,37 +244,42 @@ class Film(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def latent(self, shown: torch.Tensor) -> torch.Tensor:
-        """float32[n, width] from mean gaps float32[n, features]."""
+        """Return the latent float32[n, width] of mean gaps float32[n, features]."""
         return self.mlp(self.norm(self.weigh(shown)))
 
     def modulation(self, latent: torch.Tensor) -> torch.Tensor:
-        """float32[n, blocks, 2, hidden] from latents float32[n, width]: scale less one, and shift."""
+        """Return float32[n, blocks, 2, hidden], scale minus one and shift, of latents float32[n, width]."""
         return self.out(latent).unflatten(1, self.shape)
 
 
 def without_peft(model: CausalLM) -> CausalLM:
-    """The model without PEFT's wrapping around it."""
+    """Return the model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def transformer_blocks(model: CausalLM) -> nn.ModuleList:
-    """The model's blocks, in order. ValueError where they are not found."""
+    """Return the model's transformer blocks in order. Raises ValueError where they are not found."""
     decoder = without_peft(model).get_decoder()
-    for name in ("layers", "h"):  # h: GPT-2 and its kin
+    for name in ("layers", "h"):  # h: GPT-2 and similar models
         if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
             return found
-    raise ValueError(f"the blocks of {type(decoder).__name__} were not found: dpo without recompute needs none")
+    raise ValueError(
+        f"the transformer blocks of {type(decoder).__name__} were not found; use dpo with recompute = false, which needs none"
+    )
 
 
 def gpu_autocast() -> contextlib.AbstractContextManager:
-    """bfloat16 on a GPU; on a CPU nothing, where it would be slower."""
+    """Return autocast to bfloat16 on a GPU, and a null context on a CPU, where bfloat16 would be slower."""
     return torch.autocast("cuda", torch.bfloat16) if torch_device().type == "cuda" else contextlib.nullcontext()
 
 
 def response_log_probs(
     policy: Policy, tokens: ItemTokens, rows: np.ndarray, latent: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float64[n]: log-probability of the response of item rows[i] for a user with latent[i]; workers share the batches."""
+    """Return float64[n]: log-probability of the response of item rows[i] for a user with latent[i].
+
+    Workers share the batches.
+    """
     found = torch.zeros(len(rows), dtype=torch.float64)
     limit = MAX_POLICY_TOKENS if torch_device().type == "cuda" else MAX_CPU_POLICY_TOKENS
     with torch.inference_mode(), gpu_autocast():
@@ -278,11 +290,11 @@ def response_log_probs(
     return parallel.sum_over_workers(found)
 
 
-@lru_cache(2)  # a trial asks a dozen times; Items are hashed by identity
+@lru_cache(2)  # a trial calls this a dozen times; Items are hashed by identity
 def reference_log_probs(
     items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """float64[items]: log-probability of each response under the model as it is, found once and kept in the store."""
+    """Return float64[items]: the log-probability of each response under the untrained model, cached in the store."""
     text = hashlib.sha256()
     for name in ("prompt", "response"):
         for chunk in items.known_text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
@@ -299,7 +311,7 @@ def reference_log_probs(
         kept = kept or store.read_manifest("references", key)
         if kept is None:
             raise ValueError(
-                f"the log-probabilities {key} of another worker are not in this worker's store {store.root}"
+                f"the reference log-probabilities {key} are in another worker's store but not in this one's, {store.root}"
             )
         return torch.from_numpy(safetensors.numpy.load(store.read_verified(kept, "log_probs.safetensors"))["log_probs"])
     tokens = tokenise_items(items, model, store, max_response_tokens)

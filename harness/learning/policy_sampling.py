@@ -1,7 +1,7 @@
-"""Samples from a causal language model that acts as a policy, with its KL divergence from the model it started from.
+"""Samples from a causal language model used as a policy, with its KL divergence from the reference model.
 
-A policy is a model `lm`, if wanted under a condition of each row (`policy`, for FiLM or an adapter) or with something
-added to its logits (`steer`, for value-augmented sampling). The plain model is the case without either.
+A policy is a model `lm`, optionally with a context per row (`policy`, for FiLM or an adapter) or with adjusted logits
+(`adjust_logits`, for value-augmented sampling). With neither, the policy is the plain model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.models.tokens import batches_by_length, context_length, render_prom
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_MEASURED_LOGITS = 2**27  # of a batch that is measured: half a GB of each distribution of a vocabulary of 150,000
+MAX_MEASURED_LOGITS = 2**27  # logits per batch in the measurement of KL: half a GB of float32 per distribution
 
 Tensor = torch.Tensor
 Condition = Callable[[np.ndarray], AbstractContextManager]
@@ -43,19 +43,20 @@ def write_responses(
     adjust_logits: AdjustLogits | None = None,
     reference: Reference | None = None,
 ) -> pa.Table:
-    """A response to each prompt, as the chat template renders it: the table harness.method.GENERATED_SCHEMA.
+    """Sample a response to each prompt, rendered by the chat template; return a table with GENERATED_SCHEMA.
 
-    seeds: row i draws its tokens by the uniform numbers of seeds[i]; one int s stands for a seed of each row's own,
-    (s, i). So what else is in a batch changes no draw (it can change a probability by a rounding error), and two
-    policies that are given the same seeds draw by the same numbers.
-    policy(rows): a context under which `lm` is the policy of these rows (int64[b] of `prompts`, in any order), entered
-    anew for each forward pass. steer(rows, hidden float[b, t, d], logits float[b, t, V]): the policy's logits, from
-    the model's last hidden states and its logits. reference(ids, mask), int64[b, t] each, padded on the right: the
-    reference model's logits float[b, t, V]; without it the reference is `lm` itself, outside `policy` and not steered.
-
-    Tokens are drawn at temperature 1. `kl` sums over the response's places the divergence of the whole next-token
-    distributions: its mean over samples is the policy's KL from the reference up to max_tokens, with less noise than
-    the log-ratio of what was drawn. ValueError where a prompt is empty or leaves no room in the context.
+    Tokens are drawn at temperature 1. `kl` sums the divergence of the whole next-token distributions over the
+    response's tokens. Its mean over samples is the policy's KL from the reference up to max_tokens, with less noise
+    than the log-ratio of the drawn tokens. Raises ValueError where a prompt has no tokens.
+    seeds: row i draws its tokens by the uniform numbers of seeds[i]; an int s means the seed (s, i) for row i. So the
+    other rows of a batch change no draw (they can change a probability by a rounding error), and two policies with the
+    same seeds use the same numbers.
+    policy(rows): a context in which `lm` is the policy of these rows (int64[b] of `prompts`, in any order); entered
+    again for each forward pass.
+    adjust_logits(rows, hidden float[b, t, d], logits float[b, t, V]): the policy's logits, computed from the model's
+    last hidden states and its logits.
+    reference(ids, mask): the reference model's logits float[b, t, V] for int64[b, t] each, padded on the right; None:
+    the reference is `lm` outside `policy` and with its own logits.
     """
     device = next(lm.parameters()).device
     limit = context_length(lm.config, tokenizer, None)
@@ -90,7 +91,7 @@ def write_responses(
 
 @dataclass(frozen=True, eq=False)
 class PolicyWriter:
-    """A model with the prompts it answers, as tokens, and the conditions of each: see `write`."""
+    """A model, the tokens of its prompts, and the policy of each row; see `write_responses`."""
 
     lm: PreTrainedModel
     prompts: list[list[int]]
@@ -100,7 +101,7 @@ class PolicyWriter:
     reference: Reference | None
 
     def policy_logits(self, rows: np.ndarray, ids: Tensor, mask: Tensor, last: int, cache=None) -> tuple[Tensor, Any]:
-        """The policy's, float[b, last, V] of the last places (0: all), and the cache."""
+        """Return the policy's logits float[b, last, V] at the last positions (0: all positions), and the cache."""
         with nullcontext() if self.policy is None else self.policy(rows):
             out = self.lm(
                 input_ids=ids,
@@ -116,7 +117,7 @@ class PolicyWriter:
         return self.adjust_logits(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
 
     def sample_responses(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[DrawnSample]:
-        """A response to each row's prompt, its tokens by the uniform numbers of `draws`, as far as they go."""
+        """Sample a response to each row's prompt by the uniform numbers `draws`, one per token until they run out."""
 
         def forward(line: Tensor, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
             logits, cache = self.policy_logits(rows[line.cpu().numpy()], ids, mask, 1, cache)
@@ -126,14 +127,14 @@ class PolicyWriter:
         return sample_batch(forward, asked, np.arange(len(rows)), draws, ends)
 
     def measure_divergence(self, rows: np.ndarray, said: list[list[int]]) -> np.ndarray:
-        """KL from the reference, and the reference's mean log-probability of a token, float[2, b], of what rows said."""
+        """Return float[2, b] of the responses `said`: KL from the reference, and its mean log-probability of a token."""
         asked = [self.prompts[row] for row in rows]
         n_tokens = token_counts(said)
         device = next(self.lm.parameters()).device
         ids, mask = pad_tokens([before + after for before, after in zip(asked, said, strict=True)], device)
         line = np.repeat(np.arange(len(rows)), n_tokens)
         start = np.repeat(token_counts(asked), n_tokens)
-        place = start + np.concatenate([np.arange(n) for n in n_tokens])  # of the responses' tokens
+        place = start + np.concatenate([np.arange(n) for n in n_tokens])  # positions of the responses' tokens
         p = self.policy_logits(rows, ids, mask, 0)[0][line, place - 1].float().log_softmax(1)
         if self.policy is None and self.adjust_logits is None and self.reference is None:
             q = p
@@ -142,7 +143,7 @@ class PolicyWriter:
             q = plain[line, place - 1].float().log_softmax(1)
         else:
             q = self.reference(ids, mask)[line, place - 1].float().log_softmax(1)
-        divergence = (p.exp() * (p - q)).sum(1).clamp(min=0)  # rounding alone is negative
+        divergence = (p.exp() * (p - q)).sum(1).clamp(min=0)  # only rounding errors are negative
         likely = q.gather(1, ids[line, place][:, None])[:, 0]
         sums = torch.zeros(2, len(rows), device=device)
         sums.index_add_(1, torch.from_numpy(line).to(device), torch.stack([divergence, likely]))
@@ -152,7 +153,7 @@ class PolicyWriter:
 
 @contextmanager
 def evaluation_mode(lm: PreTrainedModel) -> Iterator[None]:
-    """Without dropout; afterwards each module is as it was."""
+    """Switch dropout off within the context; restore each module's mode afterwards."""
     before = [(module, module.training) for module in lm.modules()]
     lm.eval()
     try:

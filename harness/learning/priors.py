@@ -1,4 +1,4 @@
-"""Priors of users' weights, estimated from training users and tempered on validation users."""
+"""Priors over users' weights, estimated from training users and selected on validation users."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, row_log_o
 from harness.method import State
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
-SIMPLEX_BARRIER = 0.1  # of weights on a simplex: a tenth of one answer's worth keeps them off the edge
+SIMPLEX_BARRIER = 0.1  # strength of the log barrier, a tenth of one answer: keeps weights off the simplex's boundary
 
 
 def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prior of new users' weights, from coordinates float64[n_users, r] of training users in basis float64[d, r]."""
+    """Estimate the prior of new users' weights from training users' coordinates float64[n_users, r] in a basis.
+
+    basis: float64[d, r].
+    Returns the mean float64[d] and the root float64[d, r] of the covariance.
+    """
     n_users, r = weights.shape
     spread = weights - weights.mean(0)
-    least = 1e-6 * weights.square().mean() + 1e-12  # where nobody prefers anything all weights are zero
+    least = 1e-6 * weights.square().mean() + 1e-12  # without any preferences all weights are zero
     covariance = spread.T @ spread / n_users + least * torch.eye(r, dtype=weights.dtype)
     mean = james_stein_mean(weights.mean(0), covariance, n_users)
     rest = weights.mean(0) - mean
@@ -28,24 +32,24 @@ def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
 
 
 def james_stein_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> torch.Tensor:
-    """Positive-part James-Stein: the users' mean float64[r] drawn towards zero as far as their spread explains it.
+    """Shrink the users' mean float64[r] towards zero by the positive-part James-Stein rule.
 
-    A prior centred on the mean helps where people agree and costs where they oppose each other; the statistic below is
-    about r where the true mean is zero and grows with the number of users who agree.
+    A prior centred on the mean helps where people agree and hurts where they oppose each other. The statistic
+    `agreement` is about r if the true mean is zero, and grows with the number of users who agree.
     """
     agreement = float(n_users * mean @ torch.linalg.solve(covariance, mean))
     return mean * max(0.0, 1 - max(len(mean) - 2, 1) / agreement) if agreement > 0 else mean
 
 
-PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # one number per method, chosen among seven on validation users
+PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # each method selects one of these seven on validation users
 
 
 def best_prior_on_validation(
     priors: list[State], validation: Panel, answer: Callable[[State, Pairs], torch.Tensor] | None = None
 ) -> State:
-    """The prior with the lowest calibrated log loss, averaged over eighths, quarters, halves and whole contexts.
+    """Return the prior with the lowest calibrated log loss, averaged over an eighth, a quarter, half and all shots.
 
-    `answer` gives the log-odds of the validation queries from a context; without it they are a linear method's.
+    answer: returns the log-odds of the validation queries from a prior and a context; None: those of a linear method.
     """
     shots = int(np.diff(validation.context.offsets).max(initial=0))
     contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
@@ -65,10 +69,11 @@ EIGENVALUE_POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # as many as PRIOR_SCA
 
 
 def tempered_priors(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
-    """Priors whose covariance is that of root float64[d, r] with its eigenvalues raised to powers, at constant trace.
+    """Return priors whose covariance is root rootT with its eigenvalues raised to EIGENVALUE_POWERS, at constant trace.
 
-    At 1 new users differ as the training users do; at 0 equally in all r directions, which is safer where few people
-    were trained on; above 1 mostly where people differ most.
+    root: float64[d, r].
+    At power 1 new users vary as the training users do. At 0 they vary equally in all r directions, which is safer with
+    few training users. Above 1 they vary mostly in the directions in which training users differ most.
     """
     vectors, values, _ = torch.linalg.svd(root, full_matrices=False)
     variances = values**2
@@ -79,10 +84,11 @@ def tempered_priors(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
 def fit_simplex_weights(
     Z: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor, prior: State
 ) -> torch.Tensor:
-    """float64[users, r]: argmin over w > 0, sum w = 1, of the logistic loss of offset + Z w plus a prior around `mean`.
+    """Return float64[users, r]: argmin over w > 0, sum w = 1, of the logistic loss of offset + Z w plus a prior term.
 
-    The prior is (w - mean)T precision (w - mean) / 2 - SIMPLEX_BARRIER meanT log w: without data the answer is `mean`. Z is
-    float64[users, n, r]. Newton's method under the equality constraint; the barrier keeps its steps inside.
+    The prior term is (w - mean)T precision (w - mean) / 2 - SIMPLEX_BARRIER meanT log w; without data the result is
+    `mean`. Solved by Newton's method under the equality constraint. The barrier keeps the steps inside the simplex.
+    Z: float64[users, n, r].
     """
     mean, precision = prior["mean"], prior["precision"]
 
@@ -102,7 +108,7 @@ def fit_simplex_weights(
         both = torch.stack([gradient, torch.ones_like(w)], 2)
         downhill, level = torch.cholesky_solve(both, torch.linalg.cholesky_ex(hessian)[0]).unbind(2)
         dw = downhill.sum(1, keepdim=True) / level.sum(1, keepdim=True) * level - downhill  # sums to zero
-        t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # stops short of the boundary
+        t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # the largest step stops short of the boundary
         while (worse := (reached := value(w + t * dw)) > loss + 1e-9 * loss.abs()).any() and t.min() > 1e-6:
             t = torch.where(worse.unsqueeze(1), t / 2, t)
         w, loss = w + t * dw, reached
@@ -112,7 +118,7 @@ def fit_simplex_weights(
 
 
 def mixture_priors(weights: torch.Tensor) -> list[State]:
-    """Priors of a new user's place on the simplex, from training users' float64[n_users, r], at every SCALE."""
+    """Return one prior of a new user's simplex weights per PRIOR_SCALES, from training users' float64[n_users, r]."""
     mean, r = weights.mean(0), weights.shape[1]
     spread = weights - mean
     covariance = spread.T @ spread / len(weights) + 1e-4 * torch.eye(r, dtype=weights.dtype)

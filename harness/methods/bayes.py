@@ -1,4 +1,4 @@
-"""The Bayes line: knows the population and every item's true attributes, and learns a user from the same context."""
+"""Bayes-optimal reference: knows the population and all items' true attributes; learns each user from the context."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,24 @@ from torch.nn.functional import softplus
 from harness.data import Items, Pairs, Panel, require_truth
 from harness.method import Method, Run, State, Users
 
-LOG_ODDS_PER_CHUNK = 2**18  # log-odds held at once: 1 MB of float32, which stays in a core's own cache
+LOG_ODDS_PER_CHUNK = 2**18  # log-odds in memory at once: 1 MB of float32, which fits a core's own cache
 
 
 @dataclass(frozen=True)
 class Bayes(Method):
-    """P(left) averaged over the truth's population, each member weighed by the likelihood of the user's context.
+    """A posterior predictive: P(left) averaged over the true population, weighted by the likelihood of the context.
 
-    Exact where the population lists all kinds of user; where it holds draws, it is self-normalised importance
-    sampling and falls slightly short of the true line once few draws explain a long context.
+    The average is exact where the population lists all kinds of user. Where the population is a sample, the average is
+    self-normalised importance sampling, which falls slightly short of the optimum once few draws explain a long
+    context.
     """
 
     privileged = True
-    draws: int = 20_000  # of the population, at most
+    draws: int = 20_000  # members of the population used, at most
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         truth = require_truth(run.truth)
-        utility = torch.from_numpy(truth.items) / max(truth.temperature, 0.01)  # 0 means certain
+        utility = torch.from_numpy(truth.items) / max(truth.temperature, 0.01)  # temperature 0: deterministic labels
         return {"items": utility, "population": torch.from_numpy(truth.known_population[: self.draws])}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
@@ -42,12 +43,12 @@ class Bayes(Method):
         return torch.logit(p.double(), eps=1e-7)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        """The utility expected of an item: choosing the largest is the best one can do."""
+        """Return the posterior expected utility of each item; choosing the largest is optimal."""
         taste = (users[0] @ state["population"])[torch.from_numpy(user).long()]
         return (state["items"][torch.from_numpy(item).long()] * taste).sum(1)
 
     def population_log_odds(self, state: State, pairs: Pairs):
-        """Yields slices of rows, their users, and float32[rows, draws]: what each of the population would answer."""
+        """Yield slices of rows, their users, and float32[rows, draws]: log-odds of every member of the population."""
         left, right, user = (torch.from_numpy(x).long() for x in (pairs.left, pairs.right, pairs.user))
         step = max(1, LOG_ODDS_PER_CHUNK // len(state["population"]))
         for start in range(0, len(pairs), step):

@@ -1,4 +1,4 @@
-"""Knows nothing: log-odds of zero for every pair."""
+"""Chance: log-odds of zero for every pair, the floor of every metric."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from harness.method import Method, Run, State, Users
 
 @dataclass(frozen=True)
 class Chance(Method):
-    """The floor: a tie scores one half."""
+    """A constant prediction of zero: a tie counts one half in accuracy."""
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         return {}

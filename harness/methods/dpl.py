@@ -15,18 +15,19 @@ from harness.methods.shared import apply_reward_network, train_reward_network
 
 @dataclass(frozen=True)
 class Dpl(Method):
-    """The utility U of an item is random, as who judges is hidden; P(left) = P(U_left > U_right), sides independent.
+    """A random utility U for each item, because the judge is hidden: P(left) = P(U_left > U_right), sides independent.
 
-    mean_variance: U ~ N(mu, sigma^2), the network says mu and log sigma, and P(left) = Phi(gap of mu / sqrt(sum of
-    sigma^2)) (as in Few-shot Steerable Alignment, section 2.1). Only ratios count, so sigma is kept at 1 or more by a
-    softplus: left free it falls to 0 where all people agree, and training diverges. categorical: U is one of `atoms`
-    equally spaced values on [0, 1], the network says their logits, and a tie counts one half. Trained by cross-entropy
-    on all training users' pairs; context changes nothing. The reward is the mean of U. Departure: the network is
-    stopped where validation users' answers are told best.
+    Trained by cross-entropy on all training users' pairs; the context is ignored. The reward is the mean of U.
+    mean_variance: U ~ N(mu, sigma^2), and P(left) = Phi(gap of mu / sqrt(sum of sigma^2)) (as in Few-shot Steerable
+    Alignment, section 2.1). The network outputs mu and log sigma before a softplus. Only ratios matter, so the softplus
+    keeps sigma at 1 or more; unconstrained, sigma falls to 0 where all people agree, and training diverges.
+    categorical: U is one of `atoms` equally spaced values on [0, 1]. The network outputs their logits, and a tie counts
+    one half.
+    Departure from the paper: the weights with the lowest loss on validation users are kept.
     """
 
     model: Literal["mean_variance", "categorical"] = "mean_variance"
-    atoms: int = 10  # of the categorical model
+    atoms: int = 10  # values of U in the categorical model
     hidden: int = 64  # width of both hidden layers; 0 for outputs linear in the item's features
     steps: int = 1000
 
@@ -43,7 +44,7 @@ class Dpl(Method):
         return train_reward_network(train, validation, outputs, hidden, self.outputs_log_odds, self.steps, run)
 
     def outputs_log_odds(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """float[n]: logit P(U_left > U_right), from both sides' outputs float[n, 2] or float[n, atoms]."""
+        """Return float[n]: logit P(U_left > U_right), from both sides' outputs float[n, 2] or float[n, atoms]."""
         if self.model == "mean_variance":
             variance = torch.exp(2 * softplus(left[:, 1])) + torch.exp(2 * softplus(right[:, 1]))
             gap = (left[:, 0] - right[:, 0]) / variance.sqrt()

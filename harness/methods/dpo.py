@@ -1,4 +1,4 @@
-"""Direct preference optimisation of a language model: one policy for all, judged by its implicit reward (Rafailov et al. 2023)."""
+"""Direct preference optimisation: one policy for all users, scored by its implicit reward (Rafailov et al. 2023)."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ from harness.models.names import LanguageModel
 from harness.models.tokens import open_tokenizer
 from harness.store.store import Store
 
-LENGTH_SORTED_STEPS = (
-    16  # steps whose pairs are sorted by length: enough to choose among, few enough to come in random order
-)
-VALIDATION_PAIRS = 64  # validation pairs asked on the way
+# Steps whose pairs are sorted by length together: enough for like lengths in a step, few enough to stay random.
+LENGTH_SORTED_STEPS = 16
+VALIDATION_PAIRS = 64  # validation pairs scored during training
 
 
 @dataclass(frozen=True)
 class Dpo(Method):
-    """reward(x, y) = beta log(pi(y | x) / reference(y | x)), the same for every user; context changes nothing.
+    """A policy with reward(x, y) = beta log(pi(y | x) / reference(y | x)), the same for all users; context is ignored.
 
-    Trained on all training users' pairs as if one person had judged them (the mixture of Few-shot Steerable 3.2, whose
-    `BTL-DPO` it is; eq. 25). Soft labels are allowed. The reference's log-probabilities are found once for each task and
-    kept in the store. tune: `lora` trains low-rank terms beside every linear layer, `full` all weights. Several workers
-    train one policy together.
+    Trained on all training users' pairs as if one person had judged them (`BTL-DPO`, the mixture of Few-shot Steerable
+    3.2; eq. 25). Soft labels are allowed. The reference's log-probabilities are computed once per task and kept in the
+    store. Several workers can train one policy together.
+    tune: `lora` trains low-rank terms beside every linear layer but the last, `full` trains all weights.
 
-    State: the tensors that training moved, by their names in the policy. Curves: loss, margin (beta times the log-ratio,
-    preferred less rejected) and accuracy of the steps' pairs, and of validation pairs.
+    State: the trained tensors by their names in the policy. Curves: loss, margin (beta times the log-ratio, preferred
+    minus rejected) and accuracy of the training pairs; margin and accuracy of validation pairs.
     """
 
     trains_model: ClassVar[bool] = True
@@ -51,16 +50,15 @@ class Dpo(Method):
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical_policy_model})
     tune: Literal["lora", "full"] = "lora"
-    rank: int = 16  # of `lora`; its alpha is twice that, as in C.2.2
+    rank: int = 16  # of `lora`; its alpha is twice the rank, as in C.2.2
     beta: float = 0.05  # C.2.2
     steps: int = 240
     batch: int = 16  # pairs a step
     rate: float = 1e-3
-    max_response_tokens: int = renamed_field(
-        0, formerly="cut"
-    )  # tokens of a response at most; 0: one that does not fit into the model's context is an error
-    recompute: bool = field(default=False, metadata={"identity": False})  # activations: less memory, slower
-    max_tokens: int = 128  # of a response that is written
+    # Longer training responses are cut; 0 cuts none, and a response longer than the model's context is an error.
+    max_response_tokens: int = renamed_field(0, formerly="cut")
+    recompute: bool = field(default=False, metadata={"identity": False})  # of activations: less memory, slower
+    max_tokens: int = 128  # of a generated response
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,17 +75,18 @@ class Dpo(Method):
 
     @property
     def language_model(self) -> LanguageModel:
+        """The language model that the field `model` names."""
         return policy.parse_policy_model(self.model)
 
     @property
     def estimated_seconds(self) -> float:
-        return 30 + 0.025 * self.steps * self.batch  # of the project's small model: a pair's step, and what is judged
+        return 30 + 0.025 * self.steps * self.batch  # measured with the project's small model: training, and scoring
 
     def prepare_models(self, store: Store) -> None:
         self.language_model.check_available(store)
 
     def tokens_and_reference(self, items: Items, store: Store) -> tuple[policy.ItemTokens, torch.Tensor]:
-        """The items' tokens, and their log-probabilities under the reference model."""
+        """Return the items' tokens, and the log-probabilities of their responses under the reference model."""
         tokens = policy.tokenise_items(items, self.language_model, store, self.max_response_tokens)
         return tokens, policy.reference_log_probs(
             items, self.language_model, store, self.max_response_tokens, self.weights_dtype
@@ -95,17 +94,20 @@ class Dpo(Method):
 
     @property
     def weights_dtype(self) -> torch.dtype:
-        """Of the weights as the model comes; the same for the reference."""
+        """The type of the loaded weights; the reference model uses the same."""
         frozen = self.tune == "lora" and policy.torch_device().type == "cuda"
         return torch.bfloat16 if frozen else torch.float32
 
     def untrained_policy(self, seed: int, store: Store, n_features: int = 0) -> Policy:
-        """The policy before training, which is the reference model."""
+        """Return the policy before training, which equals the reference model.
+
+        n_features: features of a context pair, for subclasses that read the context.
+        """
         opened = policy.load_language_model(self.language_model.model_folder(store), self.weights_dtype)
         if self.recompute:
             opened.gradient_checkpointing_enable({"use_reentrant": False})
             for block in policy.transformer_blocks(opened):
-                block.training = True  # which the others are not, for dropout; recomputing asks for it
+                block.training = True  # recomputing needs it; all other modules are in evaluation mode, without dropout
         if self.tune == "lora":
             opened = policy.add_lora(opened, self.rank, seed)
         return Policy(opened).to(policy.torch_device())
@@ -125,7 +127,7 @@ class Dpo(Method):
         )
 
     def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run):
-        """The pairs of each step: all in random order, again and again; those of a step have like lengths."""
+        """Return a function from step to pairs: repeated random passes, with pairs of like lengths in a step."""
         rng = np.random.default_rng([run.seed, 1])
         times = -(-self.steps * self.batch // len(train))
         order = np.concatenate([rng.permutation(len(train)) for _ in range(times)])[: self.steps * self.batch]
@@ -144,7 +146,7 @@ class Dpo(Method):
 
     @contextmanager
     def open_predictor(self, state: State, run: Run) -> Iterator[Predictor]:
-        """Within it the policy with these weights is loaded; afterwards its memory is free."""
+        """Load the policy with these weights; free its memory when the context ends."""
         held = LoadedDpo(self, state, policy.require_run_store(run))
         try:
             yield held
@@ -153,14 +155,14 @@ class Dpo(Method):
 
 
 class LoadedDpo(Predictor):
-    """A trained policy at work: one language model in memory, until it is closed."""
+    """A trained policy in memory, until `close` is called."""
 
     def __init__(self, method: Dpo, state: State, store: Store) -> None:
         self.method, self.store = method, store
         self.model = set_trained_tensors(method.untrained_policy(0, store, count_context_features(state)), state)
 
     def close(self) -> None:
-        """Frees the model."""
+        """Free the model's memory."""
         del self.model
         gc.collect()
         if torch.cuda.is_available():
@@ -183,7 +185,7 @@ class LoadedDpo(Predictor):
         return parallel.gather_tables(self.responses_for(whose, [prompts[row] for row in mine], seeds))
 
     def responses_for(self, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
-        """A response to prompts[i] for the user of row i; each row draws by its own seed."""
+        """Sample a response to prompts[i] for the user of row i by seeds[i]; latent None: by the reference model."""
         folder = self.method.language_model.model_folder(self.store)
         base = policy.load_language_model(folder, self.method.weights_dtype)
         return write_responses(
@@ -199,7 +201,7 @@ class LoadedDpo(Predictor):
         )
 
     def export(self, state: State, folder: Path) -> str:
-        """Writes what transformers and vLLM read; returns how."""
+        """Write the model for transformers and vLLM into the folder; return instructions for loading it."""
         base = self.method.language_model.model_folder(self.store)
         self.model.lm.save_pretrained(folder)
         open_tokenizer(base).save_pretrained(folder)
@@ -216,7 +218,7 @@ class LoadedDpo(Predictor):
 
 
 def set_trained_tensors(opened: Policy, state: State) -> Policy:
-    """The policy with its learned tensors set to those of the state."""
+    """Set the policy's trained tensors to those of the state; return the policy."""
     learned = opened.trained_tensors()
     with torch.no_grad():
         for name, tensor in learned.items():
@@ -225,14 +227,17 @@ def set_trained_tensors(opened: Policy, state: State) -> Policy:
 
 
 def count_context_features(state: State) -> int:
-    """Of the context that a state's policy reads; 0 where it reads none."""
+    """Return the number of context features that a state's policy reads; 0 where it reads none."""
     return state["film.weigh.weight"].shape[1] if "film.weigh.weight" in state else 0
 
 
 def policy_log_ratios(
     opened: Policy, tokens: policy.ItemTokens, reference: torch.Tensor, latent: torch.Tensor, item: np.ndarray
 ) -> torch.Tensor:
-    """float64[n]: log pi(y | x) / reference(y | x) of the response of item[i], for a user with latent[i]; alike ones once."""
+    """Return float64[n]: log pi(y | x) / reference(y | x) of the response of item[i] for a user with latent[i].
+
+    Rows with the same latent and item are computed once.
+    """
     who = np.zeros(len(item), dtype=np.int64)
     if latent.shape[1]:
         who = np.unique(latent.numpy(), axis=0, return_inverse=True)[1].ravel()
@@ -245,7 +250,7 @@ def policy_log_ratios(
 def validation_curves(
     opened: Policy, tokens: policy.ItemTokens, reference: torch.Tensor, query: Pairs, beta: float
 ) -> dict:
-    """Margin and accuracy of the first VALIDATION_PAIRS validation pairs; nothing where there are none."""
+    """Return margin and accuracy of the first VALIDATION_PAIRS validation pairs; {} where there are none."""
     if not len(query):
         return {}
     rows = np.arange(min(VALIDATION_PAIRS, len(query)))

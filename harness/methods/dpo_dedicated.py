@@ -1,4 +1,4 @@
-"""A DPO policy for each hidden kind of user, which it is told: an upper line, never ranked (Few-shot Steerable, 4.2)."""
+"""One DPO policy per true kind of user: an upper reference that is not ranked (Few-shot Steerable, 4.2)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from harness.methods.dpo import Dpo, LoadedDpo
 
 @dataclass(frozen=True)
 class DpoDedicated(Dpo):
-    """`dpo` trained on the users of one kind, for every kind; each user is answered by that of his own.
+    """A separate `dpo` policy for every kind of user, each trained on the users of that kind; users' kinds are known.
 
-    Kinds are the training users' true utilities; where those are more than `kinds`, they are grouped by k-means. Each
-    kind costs a training.
-    State: `kinds` float32[kinds, k], their utilities, and each one's tensors under its number. Users: the number.
+    Kinds are the distinct true utilities of the training users; if there are more than `kinds`, k-means groups them.
+    Each kind needs its own training run.
+    State: `kinds` float32[kinds, k], their utilities, and each policy's tensors as `<kind>/<name>`.
+    Users: the number of each user's kind.
     """
 
     privileged = True
@@ -70,7 +71,7 @@ class DpoDedicated(Dpo):
 
 
 class LoadedDedicated(Predictor):
-    """The policies of all kinds at work, one of them in memory at a time."""
+    """The trained policies of all kinds, with one of them in memory at a time."""
 
     def __init__(self, method: DpoDedicated, state: State, run: Run) -> None:
         self.method, self.state, self.store, self.truth = (
@@ -83,13 +84,14 @@ class LoadedDedicated(Predictor):
         self.held: LoadedDpo | None = None
 
     def policy_of_kind(self, number: int) -> LoadedDpo:
-        """The policy of one kind, loaded in the place of another."""
+        """Return the policy of one kind; load it in place of another if needed."""
         if self.number != number or self.held is None:
             self.close()
             self.number, self.held = number, LoadedDpo(self.method, state_of_kind(self.state, number), self.store)
         return self.held
 
     def close(self) -> None:
+        """Free the loaded policy's memory."""
         if self.held is not None:
             self.held.close()
         self.held = None
@@ -135,10 +137,10 @@ class LoadedDedicated(Predictor):
 
 
 def nearest_kind(users: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """int64[n]: which of the kinds float32[m, k] each of the users float32[n, k] is; the nearest."""
+    """Return int64[n]: the nearest of the kinds float32[m, k] for each of the users float32[n, k]."""
     return ((users[:, None] - kinds) ** 2).sum(2).argmin(1)
 
 
 def state_of_kind(state: State, number: int) -> State:
-    """The state of one kind's policy."""
+    """Return the state of one kind's policy."""
     return {name.partition("/")[2]: t for name, t in state.items() if name.startswith(f"{number}/")}

@@ -1,4 +1,4 @@
-"""A linear unembedding trained with DPO on fixed features, its margins logged over time (Generalization of DPO, 2024)."""
+"""A linear unembedding trained with DPO on fixed features, with margins over time (Generalization of DPO, 2024)."""
 
 from dataclasses import dataclass
 from math import ceil, log
@@ -11,27 +11,28 @@ from harness.errors import UserError
 from harness.learning.linear import LinearMethod
 from harness.method import Run, State
 
-STEP_SIZE = 0.1  # of the fastest rate's inverse; what a fourth-order step then neglects is below 1e-7 of a margin
-MAX_STEPS = 100_000  # steps: a minute or more, and a sign that features are not of the order of one
+STEP_SIZE = 0.1  # share of the fastest rate's inverse; a fourth-order step's error is then below 1e-7 of a margin
+MAX_STEPS = 100_000  # more take over a minute, and mean that features are not of order one
 
 
 @dataclass(frozen=True)
 class DpoHead(LinearMethod):
-    """Gradient flow of the DPO loss over the last layer W, from the reference W_0 (eq. 4 and 6-10; eq. 7 lost its 1/N).
+    """The gradient flow of the DPO loss over the last layer W, from the reference W_0 (eq. 4 and 6-10).
 
-    With item features y (x) g(x), as task `concepts` has them, the log-ratio of two tokens is linear, the normaliser
-    cancels, and the margin of a pair is <u, gap of features> with u = beta (W - W_0). Then eq. 6 reads, in any features,
+    The paper's eq. 7 misses its factor 1/N. With item features y (x) g(x), as in task `concepts`, the log-ratio of two
+    tokens is linear, the normaliser cancels, and the margin of a pair is <u, gap of features> with u = beta (W - W_0).
+    For any features, eq. 6 then reads
         tau du/dt = beta^2 / N  sum_i [label_i - sigmoid(<u, gap_i>)] gap_i
-    which also allows soft labels. It closes in one number per pair (eq. 10) through the gaps' Gram matrix, used where
-    it is the smaller one. Solved by fourth-order Runge-Kutta with steps far below the fastest rate's inverse. The reward
-    is the implicit one at `horizon`, the same for all users: context changes nothing.
+    which also allows soft labels. The flow has one variable per pair (eq. 10) through the gaps' n x n Gram matrix, used
+    where that is smaller than the d x d one. Solved by fourth-order Runge-Kutta with steps far below the fastest rate's
+    inverse. The reward is the implicit reward at `horizon`, the same for all users; the context is ignored.
 
     State: `times` float64[T], `weights` float32[T, d] (u over time), `margins` float32[T, n training pairs] (preferred
     minus rejected), `beta`, `tau`. Curves: loss, accuracy and mean margin on training and on validation pairs.
     """
 
     beta: float = 0.1
-    tau: float = 1.0  # the larger, the slower
+    tau: float = 1.0  # time constant: larger is slower
     horizon: float = 320 * log(3)  # time trained: at this beta and tau 16 times tau_1 of one concept (theorem 4.1)
     records: int = 64  # equally spaced times after 0 at which weights and margins are kept
 
@@ -48,14 +49,18 @@ class DpoHead(LinearMethod):
         dual = n <= d
         gram = X @ X.T if dual else X.T @ X
         pace = self.beta**2 / (self.tau * n)
-        fastest = pace * float(gram.abs().sum(1).max()) / 4  # no eigenvalue exceeds a row's sum, no sigmoid slopes more
+        fastest = (
+            pace * float(gram.abs().sum(1).max()) / 4
+        )  # bounds: eigenvalues by row sums, the sigmoid's slope by 1/4
         apart = self.horizon / self.records
         steps = max(1, ceil(apart * fastest / STEP_SIZE))
         if steps * self.records > MAX_STEPS:
-            raise ValueError(f"{steps * self.records} steps: scale the features down, or lower beta^2 horizon / tau")
+            raise ValueError(
+                f"{steps * self.records} steps are too many: scale the features down, or lower beta^2 horizon / tau"
+            )
 
         def flow(a: torch.Tensor) -> torch.Tensor:
-            """da/dt, where u = sum_i a_i gap_i."""
+            """Return da/dt, where u = sum_i a_i gap_i."""
             return pace * (y - torch.sigmoid(gram @ a if dual else X @ (a @ X)))
 
         a = torch.zeros_like(y)
@@ -90,7 +95,7 @@ class DpoHead(LinearMethod):
 
 
 def runge_kutta_step(flow, a: torch.Tensor, step: float) -> torch.Tensor:
-    """One classical fourth-order step of da/dt = flow(a)."""
+    """Take one classical fourth-order step of da/dt = flow(a)."""
     k1 = flow(a)
     k2 = flow(a + step / 2 * k1)
     k3 = flow(a + step / 2 * k2)
@@ -99,6 +104,6 @@ def runge_kutta_step(flow, a: torch.Tensor, step: float) -> torch.Tensor:
 
 
 def gaps_to_preferred(pairs: Pairs) -> torch.Tensor:
-    """float64[n, d]: features of the preferred item minus those of the other."""
+    """Return float64[n, d]: features of the preferred item minus those of the other."""
     sign = torch.from_numpy(pairs.label >= 0.5).double() * 2 - 1
     return torch.from_numpy(pairs.gap).double() * sign.unsqueeze(1)

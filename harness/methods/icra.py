@@ -1,4 +1,4 @@
-"""In-context reward adaptation: one trained matrix, or a small GPT-2, reads a user's choices or choices over times (ICRA)."""
+"""ICRA: in-context reward adaptation by one trained matrix or a small GPT-2, from choices (and response times)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,43 +17,42 @@ from harness.learning.priors import best_prior_on_validation
 from harness.method import Run, State, TaskFacts, Users
 from harness.methods.moment import Signal, answer_signals, mean_signed_gaps, refusal_without_times, shortest_seconds
 
-# The ridge times the number of training users: one number per method, chosen among seven on validation users.
+# The ridge times the number of training users; validation users select one of these seven.
 RIDGE_STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
-MAX_TRAINING_CONTEXT = (
-    60  # pairs in a training context of the network, which takes a minute; the paper's inference length
-)
-USERS_PER_CHUNK = 64  # users the network reads at once
-ATTENTION_HEADS = 4  # heads of its attention
+# Pairs in a training context of the network: the paper's inference length; training then takes a minute.
+MAX_TRAINING_CONTEXT = 60
+USERS_PER_CHUNK = 64  # users per forward pass of the network
+ATTENTION_HEADS = 4  # of the network
 
 
 @dataclass(frozen=True)
 class Icra(LinearMethod):
-    """What the trained model says of a query x_q after the context's (x_i, signal_i), with no step of learning per user.
+    """A trained model that predicts a query x_q from the context's (x_i, signal_i), without any training per user.
 
     `signal`: the answer y = 2 label - 1 (eq. 2), or y over the response time, means over annotators (section 4).
-    `model="linear"`: xqT G s with s = mean of signal_i x_i (eq. 4); G minimises the cross-entropy of P = sigmoid of it
-    (eq. 5), or the squared error to the query's own signal (eq. 9; half the log-odds). In training each pair of a user
-    is asked after all his others, or after `length` of them. Departure: a ridge, chosen on validation users, on what
-    distinguishes G from a multiple of E[x xT]^-1, the untrained `moment`; the paper has thousands of users and needs
-    none.
-    `model="gpt2"`: GPT-2's blocks on tokens (x_i, signal_i), then (x_q, 0), and the same two losses. Departures: no
-    positions, and full attention within the context, which is a set; each context pair is turned so that its signal is
-    positive, and the answer is (f(x_q) - f(-x_q)) / 2, so that sides tell nothing; one without a signal (a tie) carries
-    no x, whose sign would be its side; training contexts of 0 to `length` pairs.
-    The longer the training contexts, the smaller the gap between people like those in training and others: asked after
-    60 pairs of `response_times` (ten annotators' times), G has a gap of .05 when trained after 199 pairs, and of .13
-    after 60, which is what the network is trained on. Compare the two models at one `length`.
+    `model="linear"`: the output is xqT G s with s = mean of signal_i x_i (eq. 4). G minimises the cross-entropy of
+    sigmoid(output) (eq. 5), or the squared error to the query's own signal (eq. 9; half the log-odds). In training each
+    pair of a user is the query after all other pairs of that user, or after `length` of them. Departure: a ridge,
+    chosen on validation users, on the difference of G from a multiple of E[x xT]^-1 (the untrained `moment`); the paper
+    has thousands of users and needs none.
+    `model="gpt2"`: GPT-2's blocks on tokens (x_i, signal_i), then (x_q, 0), with the same two losses. Departures: no
+    positions, and full attention within the context, because the context is a set. Each context pair is flipped so
+    that its signal is positive, and the output is (f(x_q) - f(-x_q)) / 2, so that sides carry no information. A pair
+    without a signal (a tie) has x = 0, because the sign of x would reveal the side. Training contexts have 0 to
+    `length` pairs.
+    The longer the training contexts, the smaller the gap between people like those in training and others. After 60
+    context pairs of `response_times` (ten annotators' times), G has a gap of .05 if trained with 199 pairs, and of .13
+    if trained with 60, as the network is. Compare the two models at the same `length`.
     """
 
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"
-    length: int = (
-        0  # pairs in a training context, at most; 0 is every other pair of the user, and MAX_TRAINING_CONTEXT for gpt2
-    )
+    # Pairs in a training context, at most. 0: all other pairs of the user (linear), MAX_TRAINING_CONTEXT (gpt2).
+    length: int = 0
     width: int = 64  # gpt2
     layers: int = 2  # gpt2
-    steps: int = 600  # gpt2: of 64 users and 10 queries each
-    rate: float = 1e-3  # gpt2: of Adam
+    steps: int = 600  # gpt2: training steps, each of 64 users with 10 queries
+    rate: float = 1e-3  # gpt2: learning rate of Adam
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,8 +63,8 @@ class Icra(LinearMethod):
             or self.rate <= 0
         ):
             raise UserError(
-                "icra: layers or steps below 1, length below 0, rate not above 0, or a width its heads do not divide",
-                f"width is a multiple of {ATTENTION_HEADS}, for example 64",
+                "icra: layers and steps must be 1 or more, length 0 or more, rate above 0, and the heads must divide width",
+                f"width is a multiple of {ATTENTION_HEADS}, for example width = 64",
             )
 
     @property
@@ -74,7 +73,7 @@ class Icra(LinearMethod):
 
     def refuses(self, task: TaskFacts) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
-            return "holds a d x d matrix of every pair of features: more than 512 features are too many"
+            return "needs at most 512 features, because it trains a d x d matrix"
         return refusal_without_times(self.signal, task) or super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
@@ -91,12 +90,12 @@ class Icra(LinearMethod):
         return (self.answer_log_odds(mean_signed_gaps(context, self.signal, state["floor"]) @ state["gamma"].T),)
 
     def answer_log_odds(self, answer: torch.Tensor) -> torch.Tensor:
-        """From what was trained: log-odds already, or the drift, where P(left) = sigmoid(2 drift)."""
+        """Convert the model's output to log-odds: already log-odds, or the drift with P(left) = sigmoid(2 drift)."""
         return answer if self.signal == "choice" else 2 * answer
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         if self.model == "gpt2":
-            raise NotImplementedError("icra: gpt2 scores pairs only")
+            raise NotImplementedError("icra with model = gpt2 scores pairs only; call `score`")
         return super().reward(state, users, items, user, item)
 
     def score(self, state: State, users: Users, query: Pairs) -> torch.Tensor:
@@ -114,9 +113,10 @@ class Icra(LinearMethod):
 
 
 def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) -> list[State]:
-    """{"gamma": float64[d, d]} for each of RIDGE_STRENGTHS: the convex problems' minima, each begun at the one before.
+    """Return one state {"gamma": float64[d, d], "floor": seconds} for each of RIDGE_STRENGTHS.
 
-    In coordinates where E[x xT] = I the matrix is a I + D, and D has the ridge.
+    Each is the minimum of a convex problem, started at the previous minimum. In coordinates where E[x xT] = I the
+    matrix is a I + D, and the ridge applies to D.
     """
     white = whitening_matrix(train)
     d = len(white)
@@ -153,7 +153,10 @@ def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) ->
 
 
 def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Tensor:
-    """float64[n, d]: each row's mean of the `length` rows after it of its user, round his end; of all his others if 0."""
+    """Return float64[n, d]: for each row, the mean of the next `length` rows of the same user, cyclically.
+
+    length 0: the mean of all other rows of that user.
+    """
     start, stop = (torch.from_numpy(pairs.offsets[pairs.user + end]) for end in (0, 1))
     size = stop - start - 1 if length == 0 else (stop - start - 1).clamp(max=length)
     total = torch.cat([torch.zeros_like(rows[:1]), rows.cumsum(0)])
@@ -164,14 +167,14 @@ def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Te
 
 
 def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
-    """GPT-2's tensors, trained on random contexts and queries of random training users."""
+    """Train GPT-2's tensors on random contexts and queries of random training users."""
     white, floor = whitening_matrix(train), shortest_seconds(train)
     scale = answer_signals(train, method.signal, floor).square().mean().sqrt().clamp(min=1e-6)
     inputs = {"white": white, "scale": scale, "floor": floor}
     draw, d, width = run.generator("icra"), len(white), method.width
 
     def normal(*shape: int) -> torch.Tensor:
-        return 0.02 * torch.randn(*shape, generator=draw)  # GPT-2's own
+        return 0.02 * torch.randn(*shape, generator=draw)  # the initial scale of GPT-2
 
     net = {"embed.weight": torch.randn(width, d + 1, generator=draw) / (d + 1) ** 0.5, "embed.bias": torch.zeros(width)}
     for i in range(method.layers):
@@ -194,11 +197,13 @@ def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
         chosen = users[torch.randint(len(users), (64,), generator=draw)]
         order = (torch.rand(64, T.shape[1], generator=draw) + ~mask[chosen]).argsort(1)[:, : asked + length]
         t, real = T[chosen[:, None], order], mask[chosen[:, None], order]
-        shown = torch.randint(length + 1, (64, 1), generator=draw)  # of the pairs after the ones asked
+        shown = torch.randint(
+            length + 1, (64, 1), generator=draw
+        )  # context pairs; the first `asked` pairs are the queries
         context = real[:, asked:] & (torch.arange(order.shape[1] - asked) < shown)
         z = transformer_answers(net, t[:, asked:], context, t[:, :asked, :d])[real[:, :asked]]
         target = t[:, :asked, d][real[:, :asked]]
-        if method.signal == "choice":  # turned so that the winner is first: a share of .8 has the signal .6
+        if method.signal == "choice":  # pairs are flipped so that the winner is first: label .8 has the signal .6
             return (softplus(z) - (1 + target * scale) / 2 * z).mean()
         return (z / scale - target).square().mean()
 
@@ -206,7 +211,10 @@ def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
 
 
 def context_tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32[n_users, n, d + 1]: whitened gaps and scaled signals, turned so that no signal is negative; bool[n_users, n]."""
+    """Return tokens float32[n_users, n, d + 1] and their mask bool[n_users, n].
+
+    A token is a whitened gap and its scaled signal, flipped so that no signal is negative.
+    """
     counts = np.diff(pairs.offsets)
     own = answer_signals(pairs, signal, state["floor"]) / state["scale"]
     gap = torch.from_numpy(pairs.gap).double() @ state["white"]
@@ -218,11 +226,12 @@ def context_tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Te
 
 
 def transformer_answers(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """float32[users, queries]: (f(x) - f(-x)) / 2 for whitened gaps x float32[users, queries, d] after the context tokens.
+    """Return float32[users, queries]: (f(x) - f(-x)) / 2 for whitened gaps x float32[users, queries, d].
 
-    Every token sees the context and itself, so that no query sees another.
+    Every token attends to the context and itself, so no query attends to another.
+    context, mask: see `context_tokens`.
     """
-    context = context * (context[..., -1:] > 0)  # a tie has no side to be turned to
+    context = context * (context[..., -1:] > 0)  # a tie has no preferred side, so its x is set to zero
     ask = torch.cat([query, -query], 1)
     ask = torch.cat([ask, ask.new_zeros(*ask.shape[:2], 1)], 2)
     h = linear(torch.cat([context, ask], 1), state["embed.weight"], state["embed.bias"])

@@ -1,4 +1,4 @@
-"""A language model is shown a user's earlier choices, or what the user wrote of himself, and says what he prefers (PReF 5.3)."""
+"""A language model judges for a user, given the user's earlier choices or self-description (PReF 5.3)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -13,7 +13,7 @@ from harness.fields import renamed_field
 from harness.inference import answer
 from harness.method import Method, Questions, Run, State, TaskFacts, Users
 
-# Ours, written for this. Raise InContext.version with any change: another prompt is another method.
+# Written for this project. Raise InContext.version with any change, because another prompt is another method.
 SYSTEM_PROMPT = (
     "Say which response this person prefers. Their own taste counts, not what is better in general. Answer A or B."
 )
@@ -28,17 +28,19 @@ CutTexts = dict[int, tuple[str, str]]  # an item's row -> its prompt and respons
 
 @dataclass(frozen=True)
 class InContext(Method):
-    """Nothing is trained: the log-odds of the answers A and B under `model`, which judges by what it is shown of a user.
+    """An untrained judge: the log-odds of the answers A and B under the language model `model`, prompted with the user.
 
-    view: `context`, the user's context pairs, as in PReF's in-context baseline (there a model writes for the user; here,
-    as in RFM's, it judges); `profile`, what he wrote of himself; or both. Without either it asks for the model's own
-    preference.
-    Every pair is asked in both orders and the two log-odds are averaged, (z(left as A) - z(right as A)) / 2, so what the
-    model adds for a position cancels; a pair of which one order could not be answered is undecided. Context pairs stand in the order of their items' numbers, each once (the mean of
-    its labels) and the preferred response first, so neither order nor side of an answer tells anything, and no letter
-    is more frequent among the examples. Where there are more than `max_examples`, the first of them are shown.
-    A question has at most (3 `max_examples` + 4) x `max_characters` characters of texts, (4 `max_examples` + 5) x `max_characters` where the two of a pair
-    answer different prompts, and some 300 + 40 `max_examples` of ours. One that is longer than the model reads is an error.
+    view: `context`, the user's context pairs, as in PReF's in-context baseline (there a model writes for the user; here
+    it judges, as in RFM's baseline); `profile`, what the user wrote about themselves; or both. With no context and no
+    profile, the question asks for the model's own preference.
+    Every pair is asked in both orders and the two log-odds are averaged, (z(left as A) - z(right as A)) / 2, so that
+    the model's position bias cancels. A pair is undecided if either order could not be answered. Context pairs are
+    shown in the order of their items' numbers, each once (with the mean of its labels) and with the preferred response
+    first. So neither order nor side carries information, and no letter is more frequent among the examples. Of more
+    than `max_examples` pairs the first are shown.
+    A question has at most (3 `max_examples` + 4) x `max_characters` characters of task texts, or (4 `max_examples` + 5)
+    x `max_characters` where the two items of a pair answer different prompts. The method's own words add about 300 + 40
+    `max_examples` characters. A question longer than the model's context is an error.
     """
 
     version: ClassVar[int] = 1
@@ -47,16 +49,15 @@ class InContext(Method):
     model: str = field(default="transformers:small", metadata={"identity": answer.canonical_judge})
     view: Literal["context", "profile", "profile+context"] = "context"
     max_examples: int = renamed_field(20, formerly="most")  # context pairs shown
-    max_characters: int = renamed_field(
-        600, formerly="room"
-    )  # characters of each text, cut at its end: with 20 pairs that is at most 10,000 tokens of English
+    # Characters of each text, cut at its end. With 20 pairs that is at most 10,000 tokens of English.
+    max_characters: int = renamed_field(600, formerly="room")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         answer.parse_judge(self.model)
         if self.max_examples < 1 or self.max_characters < 1:
             raise UserError(
-                f"in_context: max_examples = {self.max_examples}, max_characters = {self.max_characters} show nothing",
+                f"in_context: max_examples = {self.max_examples} and max_characters = {self.max_characters} must be 1 or more",
                 "max_examples = 20, max_characters = 600",
             )
 
@@ -71,16 +72,17 @@ class InContext(Method):
         return {}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        """What is shown: the person int64[n_users]; items first and second, and liked, int64[n_users, k], -1 where none.
+        """Return what each question shows: person int64[n_users], then first, second and liked, int64[n_users, k] each.
 
-        liked: 1 where first is preferred to second, 0 where neither is.
+        first, second: the items of each context pair; -1 where there is none.
+        liked: 1 where first is preferred to second, 0 for a tie, -1 where there is no pair.
         """
         person = torch.from_numpy(context.people.astype(np.int64))
         pairs = context.first(0) if self.view == "profile" else context
         low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
         distinct, row = np.unique(np.stack([pairs.user, low, high]), axis=1, return_inverse=True)
         label = np.where(pairs.left == low, pairs.label, 1 - pairs.label).astype(np.float64)
-        gap = np.round(np.bincount(row, label - 0.5) / np.bincount(row), 6)  # rounding is no preference
+        gap = np.round(np.bincount(row, label - 0.5) / np.bincount(row), 6)  # rounding errors are not preferences
         user, low, high = distinct
         place = np.arange(len(user)) - np.searchsorted(user, user)
         shown = place < self.max_examples
@@ -90,7 +92,7 @@ class InContext(Method):
         return (person, *map(torch.from_numpy, table))
 
     def questions(self, state: State, users: Users, query: Pairs) -> Questions:
-        """All pairs with left named first, then all with right named first."""
+        """Return the questions for all pairs with left first, then for all pairs with right first."""
         asked, user = np.unique(query.user, return_inverse=True)
         person, *shown = (t.numpy()[asked] for t in users)
         text = cut_texts(
@@ -112,6 +114,7 @@ class InContext(Method):
         return torch.from_numpy(first + second) / 2
 
     def profile_text(self, profiles: pa.Array | None, person: int) -> str:
+        """Return the prompt's part about what a person wrote about themselves; empty where there is none."""
         if self.view == "context" or profiles is None:
             return ""
         written = profiles[int(person)].as_py() or ""
@@ -119,7 +122,7 @@ class InContext(Method):
 
 
 def choices_text(text: CutTexts, first: np.ndarray, second: np.ndarray, liked: np.ndarray) -> str:
-    """One user's context pairs."""
+    """Format one user's context pairs; first, second, liked: as returned by `InContext.adapt`."""
     blocks = [
         pair_text(text, (a, LIKED if c else EQUAL), (b, DISLIKED if c else EQUAL))
         for a, b, c in zip(first.tolist(), second.tolist(), liked.tolist(), strict=True)
@@ -129,7 +132,7 @@ def choices_text(text: CutTexts, first: np.ndarray, second: np.ndarray, liked: n
 
 
 def pair_text(text: CutTexts, one: tuple[int, str], other: tuple[int, str]) -> str:
-    """Two items under their names; the prompt once where they share it."""
+    """Format two items under their names, with the prompt once where they share it."""
     (a, name_a), (b, name_b) = one, other
     (prompt_a, response_a), (prompt_b, response_b) = text[a], text[b]
     again = f"Prompt: {prompt_b}\n" if prompt_b != prompt_a else ""
@@ -137,7 +140,7 @@ def pair_text(text: CutTexts, one: tuple[int, str], other: tuple[int, str]) -> s
 
 
 def cut_texts(table: pa.Table, rows: np.ndarray, max_characters: int) -> CutTexts:
-    """Those of the given rows, each at most `max_characters` characters; rows below 0 are none."""
+    """Return the texts of the given rows, each cut to `max_characters` characters; rows below 0 are skipped."""
     rows = np.unique(rows[rows >= 0])
     found = table.take(pa.array(rows))
     prompts, responses = (found[name].to_pylist() for name in ("prompt", "response"))
@@ -148,5 +151,5 @@ def cut_texts(table: pa.Table, rows: np.ndarray, max_characters: int) -> CutText
 
 
 def cut_text(text: str, max_characters: int) -> str:
-    """Shorten a text to at most so many characters, the last of them an ellipsis where it was cut."""
+    """Cut a text to at most `max_characters` characters, the last an ellipsis if it was cut."""
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"

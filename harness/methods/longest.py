@@ -1,4 +1,4 @@
-"""The longer response wins: a control that reads nothing but the number of characters."""
+"""Control that prefers the longer response, from the number of characters alone."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from harness.method import Method, Run, State, TaskFacts, Users
 
 @dataclass(frozen=True)
 class Longest(Method):
-    """reward(item) = log(1 + characters of its response), the same for all and never fitted.
+    """A fixed reward, log(1 + characters of the response), the same for all users.
 
-    Characters, not words: on `arguments` the longer text wins .685 of the decided judgements by characters, .676 by
-    words. What a reward model gains over this line is more than a taste for length.
+    On `arguments` the longer text wins .685 of the decided judgements by characters and .676 by words. A reward model's
+    gain over this control is more than a preference for length.
     """
 
     def refuses(self, task: TaskFacts) -> str | None:
@@ -28,7 +28,7 @@ class Longest(Method):
         return (torch.zeros(context.n_users),)
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        if items.text is None:  # refused above; without text all lengths are equal
+        if items.text is None:  # such tasks are refused above; without text all lengths are equal
             return torch.zeros(len(item))
         shown, row = np.unique(item, return_inverse=True)
         characters = pc.utf8_length(items.known_text["response"].take(shown)).to_numpy()

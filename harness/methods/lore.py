@@ -1,4 +1,4 @@
-"""LoRe: a low-rank basis of rewards, and every user a mixture of them (Bose et al. 2025)."""
+"""LoRe: a low-rank basis of rewards; every user's reward is a mixture of them (Bose et al. 2025)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,24 +21,24 @@ from harness.method import Run, State, Users
 
 @dataclass(frozen=True)
 class Lore(LinearMethod):
-    """r_i(x, y) = <w_i, B^T e(x, y)>: the basis and all users' weights by maximum likelihood, then weights alone.
+    """A reward r_i(x, y) = <w_i, B^T e(x, y)>: basis and training weights by maximum likelihood, then w_i of new users.
 
-    `weights = "simplex"` is the paper's w_i >= 0, sum w_i = 1, trained as a softmax from a random start; "free" drops
-    the constraint and starts from the SVD of the users' moments, or at random (`svd = False`), where it can stay in a
-    poor local optimum. Departures: the likelihood is minimised over both jointly by L-BFGS, not by alternating steps of
-    Adam; there is no penalty towards a reference reward, which few tasks have; and new users' weights have the training
-    users' Gaussian prior, its one number chosen on validation users, as every method's is here.
+    `weights = "simplex"` is the paper's w_i >= 0, sum w_i = 1, trained as a softmax from a random start. "free" drops
+    the constraint and starts from the SVD of the users' moments, or at random (`svd = False`), from where training can
+    end in a poor local optimum. Departures: L-BFGS minimises the negative log-likelihood over both jointly, instead of
+    alternating steps of Adam. There is no penalty towards a reference reward, because few tasks have one. New users'
+    weights have the training users' Gaussian prior, with one number chosen on validation users, as for all methods.
     """
 
     rank: int = 5
     weights: Literal["simplex", "free"] = "simplex"
-    svd: bool = True  # of free weights
+    svd: bool = True  # start free weights from the SVD
     steps: int = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.rank, self.steps) < 1:
-            raise UserError("lore: rank and steps must be at least 1", "rank counts the rewards that a user mixes")
+            raise UserError("lore: rank and steps must be at least 1", "rank is the number of basis rewards")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         simplex = self.weights == "simplex"
@@ -55,12 +55,14 @@ class Lore(LinearMethod):
         )
 
     def score_from_context(self, state: State, context: Pairs, query: Pairs) -> torch.Tensor:
+        """Return the log-odds float64[n] of the queries for users adapted to the context."""
         return self.score(state, self.fit_mixtures(state, context), query)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         return self.fit_mixtures(state, context) if "basis" in state else super().adapt(state, context, run)
 
     def fit_mixtures(self, state: State, context: Pairs) -> Users:
+        """Return users' weights in feature space float64[n_users, d] and on the simplex float64[n_users, rank]."""
         w = state["mean"].repeat(context.n_users, 1)
         if len(context):
             X, y, mask = padded_gaps(context)

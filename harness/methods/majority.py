@@ -1,4 +1,4 @@
-"""What most training users said of the very same pair: a control that knows no person and no feature."""
+"""Majority vote of the training users on the same pair: a control that uses neither person nor features."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from harness.method import Method, Run, State, TaskFacts, Users
 
 @dataclass(frozen=True)
 class Majority(Method):
-    """Log-odds log((yes + smoothing) / (no + smoothing)) of the training users' votes on a pair, in either order.
+    """The log-odds log((yes + smoothing) / (no + smoothing)) of the training users' votes on a pair, in either order.
 
-    A tie or a soft label is a split vote; a pair nobody judged gets zero. It scores pairs and gives no item a reward.
+    A tie or a soft label is a split vote. A pair without votes gets zero. Only pairs are scored; items have no reward.
     """
 
-    smoothing: float = 1.0  # one vote for either side (Laplace); calibration rescales, so it sets only the order
+    smoothing: float = 1.0  # votes added to each side (Laplace); calibration rescales, so only the order depends on it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +49,6 @@ class Majority(Method):
 
 
 def unordered_pair_ids(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64[n], a number per unordered pair of items; bool[n], whether left is the item of lower number."""
+    """Return int64[n], an id per unordered pair of items, and bool[n], whether left has the lower item number."""
     left, right = torch.from_numpy(pairs.left).long(), torch.from_numpy(pairs.right).long()
     return torch.minimum(left, right) * len(pairs.items) + torch.maximum(left, right), left < right

@@ -1,4 +1,4 @@
-"""Hierarchical-Bayes mixed logit: a Gaussian over user weights fitted by empirical Bayes, the classical method to beat."""
+"""Hierarchical-Bayes mixed logit: a Gaussian over user weights fitted by empirical Bayes; the classical baseline."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +16,12 @@ from harness.method import Run, State, TaskFacts
 
 @dataclass(frozen=True)
 class MixedLogit(LinearMethod):
-    """EM with a Laplace approximation of each user's posterior (conjoint analysis; Train 2009, chapter 12).
+    """A mixed logit fitted by EM with a Laplace approximation of each user's posterior (Train 2009, chapter 12).
 
-    Plain EM on few people overfits the covariance and does worse than `per_user`. So the M step has an inverse-Wishart
-    prior worth d people, centred on sigma^2 I, and the eigenvalues are then raised to a power chosen on validation
-    users, at constant trace: below one shrinks the covariance towards sigma^2 I (reached at zero), above one sharpens
-    it towards the directions in which people differ most.
+    With few people, plain EM overfits the covariance and does worse than `per_user`. So the M step has an
+    inverse-Wishart prior worth d people, centred on sigma^2 I. The eigenvalues are then raised to a power chosen on
+    validation users, at constant trace: a power below one shrinks the covariance towards sigma^2 I (reached at zero), a
+    power above one sharpens it towards the directions in which people differ most.
     """
 
     steps: int = 10
@@ -30,11 +30,11 @@ class MixedLogit(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1:
-            raise UserError("mixed_logit: steps must be at least 1", "a prior that is not learned is that of per_user")
+            raise UserError("mixed_logit: steps must be at least 1", "use per_user for a prior that is not learned")
 
     def refuses(self, task: TaskFacts) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
-            return "holds a d x d posterior for every user: more than 512 features are too many"
+            return "needs at most 512 features, because it computes a d x d posterior for every user"
         return super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

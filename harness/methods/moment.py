@@ -1,4 +1,4 @@
-"""Mean of choice (or choice over time) times feature gap, whitened by the gaps' covariance: the untrained control for ICRA."""
+"""Whitened mean of choice (or choice over response time) times feature gap: the untrained control for ICRA."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +16,12 @@ Signal = Literal["choice", "response_time"]
 
 @dataclass(frozen=True)
 class Moment(LinearMethod):
-    """w = 2 S^-1 s: s the mean over a user's context of signal_i x_i, S = E[x xT] over the training pairs.
+    """Closed-form weights w = 2 S^-1 s, with s the context mean of signal_i x_i and S = E[x xT] over training pairs.
 
     The signal is y = 2 label - 1, or y / seconds (ICRA, eq. 8: mean answer over mean time is the drift xT theta / 2, so
-    that w tends to theta). Nothing is trained: on one binary choice it is the closed form that ICRA's matrix competes
-    with, and it knows no population it could be shifted from. Departure: no time is below the training
-    users' first percentile, or the slip of a finger would outweigh all considered answers.
+    that w tends to theta). Only S is estimated from training users. For binary choices this is the closed form to
+    compare ICRA's trained matrix with, and no shift of the population affects it. Departure: response times are clipped
+    from below at the training users' first percentile, so that accidental clicks do not outweigh considered answers.
     """
 
     signal: Signal = "choice"
@@ -38,23 +38,23 @@ class Moment(LinearMethod):
 
 
 def refusal_without_times(signal: Signal, task: TaskFacts) -> str | None:
-    """Why response times cannot be read, where the signal asks for them and the task has none."""
-    return "reads response times" if signal == "response_time" and not task.has_seconds else None
+    """Return why the task is refused if the signal needs response times and the task has none, else None."""
+    return "needs response times" if signal == "response_time" and not task.has_seconds else None
 
 
 def shortest_seconds(train: Pairs) -> torch.Tensor:
-    """float64[]: the response time in seconds that one row in a hundred is below; zero where there are no times."""
+    """Return float64[]: the first percentile of response times in seconds; zero where there are no times."""
     return torch.tensor(0.0 if train.seconds is None else float(np.quantile(train.seconds, 0.01)), dtype=torch.float64)
 
 
 def answer_signals(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
-    """float64[n]: each row's mean answer in [-1, 1], or that over its mean response time in seconds, at least `floor`."""
+    """Return float64[n]: each row's mean answer in [-1, 1], or that divided by its mean seconds, at least `floor`."""
     y = 2 * torch.from_numpy(pairs.label).double() - 1
     return y if signal == "choice" else y / torch.from_numpy(pairs.seconds).double().clamp(min=floor)
 
 
 def mean_signed_gaps(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
-    """float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero without rows."""
+    """Return float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero without rows."""
     rows = answer_signals(pairs, signal, floor)[:, None] * torch.from_numpy(pairs.gap)
     total = torch.zeros(pairs.n_users, rows.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(pairs.user).long(), rows)

@@ -1,4 +1,4 @@
-"""NP-BTL: a neural process reads the user from context pairs (Few-shot Steerable Alignment 2024, eq. 4-7)."""
+"""NP-BTL: a neural process that encodes a user's context pairs (Few-shot Steerable Alignment 2024, eq. 4-7)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +16,15 @@ ATTENTION_HEADS = 8  # C.2
 
 @dataclass(frozen=True)
 class NpBtl(AmortisedMethod):
-    """z = h_2(sum_j h_1(winner_j, loser_j)) (eq. 5); the log-odds are the gap of rewards under z (eq. 4, 6, 7).
+    """A neural process: z = h_2(sum_j h_1(winner_j, loser_j)) (eq. 5), and log-odds from rewards under z (eq. 4, 6, 7).
 
     encoder: `deepset` (C.1), or `attention` between the pairs of a context before the sum (eq. 21, C.2).
-    latent: z is Gaussian (eq. 3) and training maximises the neural process's bound: targets under z ~ q(z | context and
-    targets), less KL(q(z | context and targets) || q(z | context)); rewards are those of the mean of q(z | context).
-    Departures: a sum instead of eq. 5's mean, as in eq. 21, because the number of pairs tells how sure to be; contexts
-    longer than those of training count as their mean times that length; context sizes are drawn per user, not per
-    batch; SiLU for GELU and width 64 for 256; Adam at 3e-3 with warm-up and cosine, for 1e-4.
+    latent: z is Gaussian (eq. 3) and training maximises the neural process's bound: the log-likelihood of the targets
+    under z ~ q(z | context and targets), minus KL(q(z | context and targets) || q(z | context)). Rewards use the mean
+    of q(z | context).
+    Departures: a sum instead of eq. 5's mean, as in eq. 21, because the number of pairs carries certainty. Contexts
+    longer than in training count as their mean times the training length. Context sizes are drawn per user, not per
+    batch. SiLU replaces GELU, width 64 replaces 256, and Adam at 3e-3 with warm-up and cosine replaces 1e-4.
     """
 
     encoder: Literal["deepset", "attention"] = "deepset"
@@ -33,7 +34,8 @@ class NpBtl(AmortisedMethod):
         super().__post_init__()
         if self.encoder == "attention" and self.width % ATTENTION_HEADS:
             raise UserError(
-                f"np_btl: width {self.width} cannot be shared among {ATTENTION_HEADS} heads", "for example width = 64"
+                f"np_btl: width = {self.width} must be a multiple of {ATTENTION_HEADS}, the attention heads",
+                "for example width = 64",
             )
 
     def initial_networks(self, d: int, generator: torch.Generator) -> State:
@@ -51,14 +53,14 @@ class NpBtl(AmortisedMethod):
         if not self.latent:
             return (z,)
         mean, spread = z.chunk(2, 1)
-        return mean, softplus(spread).square() + 1e-4  # a variance that is never zero, so that the KL is finite
+        return mean, softplus(spread).square() + 1e-4  # the variance is never zero, so the KL is finite
 
     def encode_pairs(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """float32[users, n, width]: every pair, under attention in the light of the others."""
+        """Return float32[users, n, width]: the embedding of every pair, which with attention depends on the others."""
         pairs = apply_mlp(state, "pair", shown, silu)
         if self.encoder == "deepset":
             return pairs
-        pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)  # so that none attends to nothing
+        pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)  # attended to by empty contexts
         seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, None, None]
         query, key, value = (
             apply_mlp(state, "heads", pairs).unflatten(2, (3, ATTENTION_HEADS, -1)).permute(2, 0, 3, 1, 4)

@@ -1,4 +1,4 @@
-"""NP-DPO: a policy whose blocks are modulated by what a neural process reads from a user's choices (Few-shot Steerable, 3.2)."""
+"""NP-DPO: a policy modulated by a neural process's encoding of a user's choices (Few-shot Steerable, 3.2)."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from harness.store.store import Store
 
 @dataclass(frozen=True)
 class NpDpo(Dpo):
-    """`dpo` conditioned on context (eq. 8 and 24): adapting to a user is reading his pairs, without any gradient.
+    """A `dpo` policy conditioned on the context (eq. 8 and 24): adaptation encodes a user's pairs without any gradient.
 
-    The context encoder is linear in the features of winner less loser, their mean, a layer norm and an MLP; each block's
-    output o becomes (1 + scale) o + shift, both linear in the latent (FiLM, eq. 23). Each step draws users, of each 0 to
-    `context` pairs to be read and `targets` others to be answered. tune: beside the encoder `lora` terms, all weights
-    (`full`), or neither (`film`).
-    Departures: differences instead of eq. 21's attention over (winner, loser), and modulation that begins at none;
-    with the paper's own encoder few steps find nothing.
+    The context encoder takes the mean of the features of winner minus loser and applies a linear map, a layer norm and
+    an MLP. Each block's output o becomes (1 + scale) o + shift, both linear in the latent (FiLM, eq. 23). Each step
+    draws users and, for each of them, 0 to `context` context pairs and `targets` other pairs to predict.
+    tune: what is trained besides the encoder: `lora` terms, all weights (`full`), or nothing (`film`).
+    Departures: differences instead of eq. 21's attention over (winner, loser), and a modulation that is zero at first.
+    The paper's own encoder learns nothing in few steps.
 
-    Curves: as of `dpo`, but of the steps' pairs alone. State: as of `dpo`, and `scale`, the features' size. Users: the latent float32[n_users, width].
+    Curves: as for `dpo`, but for training pairs only. State: as for `dpo`, and `scale`, the features' size. Users: the
+    latent float32[n_users, width].
     """
 
     tune: Literal["lora", "full", "film"] = "full"  # type: ignore[assignment]  # a wider choice than dpo's
     steps: int = 540
     batch: int = 18
-    targets: int = 9  # of a user; this and `context`: C.2
+    targets: int = 9  # per user; from C.2, like `context`
     context: int = 6
     width: int = 64
     film_rate: float = 5e-3
@@ -82,7 +83,7 @@ class NpDpo(Dpo):
         )
 
     def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run) -> Callable[[int], TrainingStep]:
-        """The users of each step, and of each his context and targets."""
+        """Return a function from a step to its users' contexts and targets."""
         count, size, scale = np.diff(train.offsets), self.batch // self.targets, root_mean_square_gap(train)
         able = np.flatnonzero(count > self.targets)
         if not len(able):
@@ -117,7 +118,7 @@ class NpDpo(Dpo):
 
 
 class LoadedNpDpo(LoadedDpo):
-    """A policy at work that reads users from their context pairs."""
+    """A trained policy in memory that encodes users from their context pairs."""
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
         total = np.zeros((context.n_users, context.items.known_features.shape[1]), dtype=np.float32)
@@ -125,7 +126,7 @@ class LoadedNpDpo(LoadedDpo):
         mean = total / np.maximum(np.diff(context.offsets), 1)[:, None].astype(np.float32)
         film = self.model.film
         if film is None:
-            raise ValueError("the policy has nothing that reads a user")
+            raise ValueError("the policy has no network `film` to encode users with")
         with torch.inference_mode():
             shown = torch.from_numpy(mean).to(policy.torch_device()) / state["scale"].to(policy.torch_device())
             return (film.latent(shown).cpu().clone(),)
@@ -135,19 +136,19 @@ class LoadedNpDpo(LoadedDpo):
         film = {name: t.contiguous() for name, t in state.items() if name == "scale" or name.startswith("film.")}
         save_file(film, folder / "film.safetensors")
         return (
-            f"{told}\nThat is the model unmodulated, nobody's policy. What modulates it for a user is in film.safetensors, "
-            "which only manyminds\nreads: harness.trials.export.load_trained gives method and state; within "
-            "method.open_predictor(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) reads users from "
-            "their choices, policy.generate(state, users, user, prompts, Run(0)) writes for them."
+            f"{told}\nThese commands load the unmodulated model, which is no user's policy. The modulation for users is in "
+            "film.safetensors, which only manyminds\nreads: harness.trials.export.load_trained returns method and state. "
+            "Within method.open_predictor(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) encodes "
+            "users from their choices, and policy.generate(state, users, user, prompts, Run(0)) writes for them."
         )
 
 
 def root_mean_square_gap(pairs: Pairs) -> float:
-    """The root mean square of all features of all gaps, by which what a user is read from is divided."""
+    """Return the root mean square of all gaps' features, by which the encoder's inputs are divided; at least 1e-6."""
     return max(float(np.sqrt(np.square(pairs.gap).mean())), 1e-6)
 
 
 def gaps_to_winner(pairs: Pairs, rows: np.ndarray) -> np.ndarray:
-    """float32[n, d]: features of winner less loser of those rows; a soft label shortens the gap."""
+    """Return float32[n, d]: features of winner minus loser for the given rows; a soft label shortens the gap."""
     features = pairs.items.known_features
     return (features[pairs.left[rows]] - features[pairs.right[rows]]) * (2 * pairs.label[rows] - 1)[:, None]

@@ -1,4 +1,4 @@
-"""Knows every user's true utility: an upper line, never ranked."""
+"""Oracle: predicts from every user's true utility; an upper reference that is not ranked."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,14 @@ from harness.method import Method, Run, State, Users
 
 @dataclass(frozen=True)
 class Oracle(Method):
-    """Log-odds are the true utility gap over the truth's temperature."""
+    """The ground truth's log-odds: the true utility gap over the truth's temperature."""
 
     privileged = True
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         truth = require_truth(run.truth)
-        utility = torch.from_numpy(truth.items).double() / max(truth.temperature, 0.01)  # 0 means certain
+        # temperature 0: deterministic labels
+        utility = torch.from_numpy(truth.items).double() / max(truth.temperature, 0.01)
         return {"items": utility}
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:

@@ -1,4 +1,4 @@
-"""PAL: every user an ideal point among K prototypes, and nearer items are preferred (Chen et al. 2024)."""
+"""PAL: every user is an ideal point, a mixture of K prototypes, and prefers items near it (Chen et al. 2024)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +17,14 @@ from harness.method import Method, Run, State, TaskFacts, Users
 
 @dataclass(frozen=True)
 class Pal(Method):
-    """Pluralistic alignment: a user's ideal point a_i = sum_k w_ik p_k is a mixture of K prototypes, w_i on the simplex.
+    """Pluralistic alignment: a user's ideal point a_i = sum_k w_ik p_k mixes K prototypes, with w_i on the simplex.
 
-    `variant = "distance"` (model A of the paper) has the reward -|f(x) - a_i|^2; "angle" (model B) has <f(x), a_i>, here
-    with one f for prompt and response together. f is linear, or an MLP with one hidden layer of `hidden` units. f,
-    prototypes and the weights' logits are trained together by Adam; a new user fits w alone, which is convex: a pair's
-    log-odds are linear in w in either variant. Departures: no temperature, as f has any scale, and new users' weights
-    have the training users' Gaussian prior, its one number chosen on validation users, as every method's is here.
+    The reward is -|f(x) - a_i|^2 for `variant = "distance"` (model A of the paper), and <f(x), a_i> for "angle" (model
+    B), here with one f for prompt and response together. f is linear, or an MLP with one hidden layer of `hidden`
+    units. Adam trains f, the prototypes and the logits of the weights together. For a new user only w is fitted, a
+    convex problem, because a pair's log-odds are linear in w in both variants. Departures: there is no temperature,
+    because f can have any scale. New users' weights have the training users' Gaussian prior, with one number chosen on
+    validation users, as for all methods.
     """
 
     variant: Literal["distance", "angle"] = "distance"
@@ -53,7 +54,8 @@ class Pal(Method):
         state["logits"] = torch.zeros(shown.n_users, self.prototypes)
         x = torch.from_numpy(shown.items.known_features[np.stack([shown.left, shown.right])])
         center = x.mean((0, 1))
-        scale = (2 * (x - center).square().mean()).sqrt().clamp(min=1e-6)  # two items then differ by 1 in a feature
+        # with this scale the items of a pair differ by about 1 in a feature
+        scale = (2 * (x - center).square().mean()).sqrt().clamp(min=1e-6)
         x, y, user = (x - center) / scale, torch.from_numpy(shown.label), torch.from_numpy(shown.user).long()
 
         def loss(step: int) -> torch.Tensor:
@@ -63,7 +65,7 @@ class Pal(Method):
             return (softplus(z) - y[rows] * z).mean()
 
         state = train_network(state, loss, self.steps, self.rate, run)
-        state["map.0.weight"] = state["map.0.weight"] / scale  # from here on f takes items as they come
+        state["map.0.weight"] = state["map.0.weight"] / scale  # from here on f takes raw features
         state["map.0.bias"] = state["map.0.bias"] - state["map.0.weight"] @ center
         weights = state.pop("logits").softmax(1).double()
         priors = [state | prior for prior in mixture_priors(weights)]
@@ -74,7 +76,10 @@ class Pal(Method):
     def log_odds_parts(
         self, state: State, left: torch.Tensor, right: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The log-odds of pairs of items float32[n, d] are slope float32[n, K] times w, plus offset float32[n]."""
+        """Return slope float32[n, K] and offset float32[n]: the log-odds of the pairs are slope w + offset.
+
+        left, right: float32[n, d], features of both items.
+        """
         left, right = apply_mlp(state, "map", left), apply_mlp(state, "map", right)
         slope = (left - right) @ state["prototypes"].T
         if self.variant == "angle":

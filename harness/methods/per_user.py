@@ -1,4 +1,4 @@
-"""Ridge logistic regression on each user's own pairs, nothing shared between users."""
+"""Ridge logistic regression on each user's own pairs; users share nothing but the ridge."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from harness.method import Run, State
 
 @dataclass(frozen=True)
 class PerUser(LinearMethod):
-    """One prior N(0, scale^2 I) for all; the scale is chosen on validation users unless it is given."""
+    """A prior N(0, scale^2 I) for all users; the scale is chosen on validation users unless given."""
 
     scale: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale is not None and self.scale <= 0:
-            raise UserError("per_user: scale must be positive", "leave it out and validation users choose it")
+            raise UserError("per_user: scale must be positive", "leave it out to choose it on validation users")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         zero = torch.zeros(train.gap.shape[1], dtype=torch.float64)

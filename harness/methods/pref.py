@@ -1,4 +1,4 @@
-"""PReF: the users x pairs matrix factorised and refined by maximum likelihood; can choose what to ask."""
+"""PReF: the users x pairs matrix, factorised and refined by maximum likelihood; can choose the pairs to ask."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,35 +15,35 @@ from harness.learning.linear import LinearMethod, log_odds_variance
 from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior, tempered_priors
 from harness.method import Run, State, Users
 
-MAX_MATRIX_ENTRIES = (
-    4_000_000  # entries of the matrix of users and pairs: an SVD of 4 s of one core; arguments have 61 million
-)
+# Entries of the users x pairs matrix: its SVD then takes 4 s on one core. `arguments` has 61 million.
+MAX_MATRIX_ENTRIES = 4_000_000
 
 
 @dataclass(frozen=True)
 class Pref(LinearMethod):
     """Personalization via Reward Factorization: r_i = <lambda_i, phi>, with phi linear in the item's features.
 
-    Algorithm 1: the rank-J SVD of the users x pairs matrix of labels, features fitted to it by ridge regression (least
-    squares interpolate where pairs are few more than dimensions), and both factors refined by eq. 4. Where pairs have
-    fewer than two answers on average (most entries are empty, and singular vectors would be single users), and where
-    the matrix is large, it is projected on the features before the SVD instead of after.
-    Algorithm 2: lambda of a new user by eq. 5, and the next pair by eq. 8 as printed (`rule = "printed"`), the longest
-    phi in the norm of the inverse Hessian (eq. 7), or that times sigma' of the pair's own log-odds (`"slope"`, as in the
-    authors' code): eq. 8 alone asks pairs whose answer is known long since, as their phi is large.
+    Algorithm 1 takes the rank-J SVD of the users x pairs matrix of labels, fits features to it by ridge regression
+    (least squares would interpolate where pairs barely outnumber dimensions), and refines both factors by eq. 4. The
+    matrix is projected onto the features before the SVD instead of after it in two cases: where pairs have fewer than
+    two answers on average (most entries are empty, and singular vectors would be single users), and where the matrix
+    is large.
+    Algorithm 2 fits lambda of a new user by eq. 5 and chooses the next pair. `rule = "printed"` is eq. 8 as printed:
+    the longest phi in the norm of the inverse Hessian (eq. 7). "slope" multiplies that by sigma' of the pair's
+    log-odds, as in the authors' code, because eq. 8 alone asks pairs with a large phi whose answers are already certain.
 
-    Departures. L2 on lambda alone is undone by a larger phi, so that an equal penalty is on both (as in `rfm`). The SVD
-    gives phi, and lambda starts as every user's ridge answer under it. The prior is the training users' own (mean, and
-    second moment tempered on validation users); `whiten = False` is the paper's beta I, with beta chosen there. The
-    first pair asked is the most uncertain under the prior, not a random one.
+    Departures: a larger phi undoes an L2 penalty on lambda alone, so both have an equal penalty (as in `rfm`). The SVD
+    gives phi, and lambda starts at every user's ridge solution under it. The prior is that of the training users (mean,
+    and second moment tempered on validation users); `whiten = False` is the paper's beta I, with beta chosen on
+    validation users. The first pair asked is the most uncertain one under the prior, not a random one.
 
-    The state's `spectrum` holds the singular values, whose elbow the paper reads J from (figure 9).
+    The state's `spectrum` holds the singular values; the paper chooses J at their elbow (figure 9).
     """
 
-    rank: int = 8  # J; chosen with `attributes`, where 6 is too few and 10 gains nothing, and `low_rank`
-    decay: float = 0.12  # of the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
+    rank: int = 8  # J; chosen on `attributes` (6 is too few, 10 gains nothing) and `low_rank`
+    decay: float = 0.12  # relative to the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
     svd: bool = True  # False starts from random factors: the ablation without SVD
-    whiten: bool = True
+    whiten: bool = True  # the prior has the training users' covariance; False: the paper's beta I
     steps: int = 40  # 60 gain nothing
     elicitation: Literal["random", "uncertainty"] = renamed_field("random", formerly="elicit")
     rule: Literal["slope", "printed"] = "slope"
@@ -67,7 +67,10 @@ class Pref(LinearMethod):
         return best_prior_on_validation(priors, validation) | {"spectrum": spectrum}
 
     def matrix_svd(self, train: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Singular values, and features float64[d, <= J] fitted to the pairs' factor (Algorithm 1, lines 2 to 5)."""
+        """Return singular values, and features float64[d, <= J] fitted to the pairs' factor.
+
+        Algorithm 1, lines 2 to 5.
+        """
         low, high = np.minimum(train.left, train.right).astype(np.int64), np.maximum(train.left, train.right)
         _, first, pair = np.unique(low * len(train.items) + high, return_index=True, return_inverse=True)
         if len(train) < 2 * len(first) or train.n_users * len(first) > MAX_MATRIX_ENTRIES:
@@ -81,7 +84,7 @@ class Pref(LinearMethod):
         gap = torch.from_numpy(train.gap[first] * sign[first, None]).double()
         columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
         alphas = mean_square_gap(train) * np.logspace(-2, 5, 8)
-        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leaving pairs out one by one
+        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leave-one-pair-out
         return spectrum, torch.from_numpy(np.atleast_2d(ridge.coef_).T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:

@@ -20,21 +20,21 @@ PAIRS_PER_STEP = 1024  # pairs in each step of `mlp`
 
 @dataclass(frozen=True)
 class Rfm(LinearMethod):
-    """r_h(x, y) = <phi(x, y), w_h> with phi linear in the item's features, or a network of them with one hidden layer.
+    """A reward r_h(x, y) = <phi(x, y), w_h>, with phi linear in the item's features or a network with one hidden layer.
 
-    Training minimises the Bradley-Terry loss over the features and all training users' weights jointly (eq. 7), with an
-    equal ridge on both, which is a nuclear-norm penalty on their product; it is set relative to the spectral norm of
-    the labels' noise, so that one `decay` suits few people and many. Adaptation freezes the features and solves for w
-    (eq. 8). The network's activation is tanh (gelu loses .015 on validation users of `raters` with a tanh truth), and
-    it needs many answers: 8,000 in 64 features earn it nothing over linear ones. Departure: w has the training users'
-    own prior (James-Stein mean, second moment); the paper has none.
+    Training minimises the Bradley-Terry loss jointly over phi and all training users' weights (eq. 7), with an equal
+    ridge on both, which is a nuclear-norm penalty on their product. The ridge is relative to the spectral norm of the
+    labels' noise, so that one `decay` suits few and many people. Adaptation freezes phi and solves for w (eq. 8). The
+    network's activation is tanh (gelu loses .015 on validation users of `raters` with a tanh truth). The network needs
+    many answers: 8,000 in 64 features give no gain over linear phi. Departure: w has a prior from the training users
+    (James-Stein mean, second moment); the paper has none.
     """
 
     dim: int = 32  # of phi
     features: Literal["linear", "mlp"] = "linear"
-    hidden: int = 128  # the hidden layer's width; read by `mlp` alone
-    decay: float = 0.12  # of the noise's spectral norm; chosen on validation users of `low_rank` and `snacks`
-    steps: int = 50  # of L-BFGS; `mlp` takes forty times as many, with PAIRS_PER_STEP pairs in each
+    hidden: int = 128  # width of the hidden layer; `mlp` only
+    decay: float = 0.12  # relative to the noise's spectral norm; chosen on validation users of `low_rank` and `snacks`
+    steps: int = 50  # of L-BFGS; `mlp` takes forty times as many, each of PAIRS_PER_STEP pairs
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,12 +47,14 @@ class Rfm(LinearMethod):
         return (self.fit_linear if self.features == "linear" else self.fit_mlp)(train, validation, run)
 
     def fit_linear(self, train: Pairs, validation: Panel, run: Run) -> State:
+        """Fit phi linear in the items' features."""
         weights, basis = random_factors(train, self.dim, run.generator("rfm"))
-        weights = 0.1 * weights  # so that people with thousands of pairs (`arguments`) need no more steps than others
+        weights = 0.1 * weights  # with small weights, people with thousands of pairs (`arguments`) need no more steps
         mean, root = empirical_prior(*fit_factors(train, weights, basis, self.decay, self.steps, run))
         return best_prior_on_validation([{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES], validation)
 
     def fit_mlp(self, train: Pairs, validation: Panel, run: Run) -> State:
+        """Fit phi as a network with one hidden layer."""
         x = torch.from_numpy(train.items.known_features[np.stack([train.left, train.right])])
         center = x.mean((0, 1))
         scale = (x - center).square().mean().sqrt().clamp(min=1e-6)
@@ -90,13 +92,13 @@ class Rfm(LinearMethod):
 
 
 def network_features(state: State, features: np.ndarray) -> np.ndarray:
-    """float32[n, dim]: the learned features of items float32[n, d]."""
+    """Return float32[n, dim]: the learned features of items float32[n, d]."""
     x = (torch.from_numpy(features) - state["center"]) / state["scale"]
     return networks.apply_mlp(state, "phi", x, torch.tanh).detach().numpy()
 
 
 def with_network_features(state: State, pairs: Pairs) -> Pairs:
-    """The same pairs, of items in the learned features; where these are linear they are left to the prior."""
+    """Return the pairs with the learned features of their items; unchanged for linear phi, which the prior contains."""
     if "phi.0.weight" not in state:
         return pairs
     items = Items(network_features(state, pairs.items.known_features[np.r_[pairs.left, pairs.right]]))

@@ -1,4 +1,4 @@
-"""One Bradley-Terry reward for everybody: classic RLHF, the reference every gain is measured against."""
+"""One Bradley-Terry reward for all users: classic RLHF, the baseline that gains are measured against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
 @dataclass(frozen=True)
 class Shared(LinearMethod):
-    """One reward fitted to all training users' pairs, ignoring who judged; context changes nothing.
+    """One reward fitted to all training users' pairs as if one person had judged them; the context is ignored.
 
-    linear: ridge logistic regression, at its exact minimum. mlp: a network with two hidden layers, where the reward is
-    no linear function of the features; it is stopped where validation users' answers are told best.
+    linear: ridge logistic regression, solved exactly.
+    mlp: a network with two hidden layers, for rewards that are not linear in the features; the weights with the lowest
+    loss on validation users are kept.
     """
 
     head: Literal["linear", "mlp"] = "linear"
-    hidden: int = 64  # the width of each hidden layer; read by `mlp` alone, as all below
-    steps: int = 1000
+    hidden: int = 64  # width of each hidden layer; `mlp` only
+    steps: int = 1000  # `mlp` only
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,12 +64,12 @@ class Shared(LinearMethod):
 
 
 def bradley_terry_log_odds(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """float32[n]: log-odds that left is preferred, from rewards float32[n, 1]."""
+    """Return float32[n]: log-odds that left is preferred, from rewards float32[n, 1]."""
     return (left - right).squeeze(1)
 
 
 def apply_reward_network(state: State, items: Items, item: np.ndarray) -> torch.Tensor:
-    """float32[n, outputs]: what `train_reward_network`'s network says of the items' given rows."""
+    """Return float32[n, outputs]: outputs of the network of `train_reward_network` for the given rows of items."""
     x = torch.from_numpy(items.known_features[item])
     return networks.apply_mlp(state, "net", (x - state["center"]) / state["scale"])
 
@@ -82,22 +83,22 @@ def train_reward_network(
     steps: int,
     run: Run,
 ) -> State:
-    """A network `net` of `outputs` per item, by cross-entropy of all pairs' labels as if one person had given them.
+    """Train a network `net` with `outputs` per item on all pairs as if one person had judged them, by cross-entropy.
 
-    `log_odds` says that left is preferred, from both sides' outputs. Inputs are centred on the training items' mean,
-    `center`, and divided by `scale`, the root of their features' mean variance. The weights of the lowest validation
-    loss are kept.
+    Inputs are centred on the training items' mean, `center`, and divided by `scale`, the root of their features' mean
+    variance. The weights with the lowest validation loss are kept.
+    log_odds: returns the log-odds that left is preferred from both sides' outputs.
     """
     draw = run.generator("network")
     x = torch.from_numpy(train.items.known_features[np.stack([train.left, train.right])])
     center = x.mean((0, 1))
-    scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one for all: rare features stay small
+    scale = (x - center).square().mean().sqrt().clamp(min=1e-6)  # one scale for all features: rare features stay small
     x, y = (x - center) / scale, torch.from_numpy(train.label)
     frame = {"center": center, "scale": scale}
     net = networks.initial_mlp("net", [x.shape[2], *hidden, outputs], draw)
 
     def loss(step: int) -> torch.Tensor:
-        rows = torch.randint(len(y), (512,), generator=draw)  # pairs a step: more were slower and no better
+        rows = torch.randint(len(y), (512,), generator=draw)  # 512 pairs per step: more were slower and no better
         z = log_odds(*networks.apply_mlp(net, "net", x[:, rows]))
         return (softplus(z) - y[rows] * z).mean()
 

@@ -1,4 +1,4 @@
-"""SVD of per-user mean moments, then ridge in the leading directions: the control for every low-rank method."""
+"""SVD of users' mean moments, then ridge in the leading directions: the control for all low-rank methods."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,12 @@ from harness.method import Run, State
 
 @dataclass(frozen=True)
 class Spectral(LinearMethod):
-    """Closed form but for the last step.
+    """A subspace in closed form, and a prior inside it.
 
-    A user's moment is the sum of (2 label - 1) x over his pairs, over the root of their number, x the features' gap;
-    whitened by the gaps' second moment it estimates his weights up to a factor. The leading right singular vectors of
-    all users' moments span the subspace; the prior inside it is that of the training users' own ridge answers there.
+    A user's moment is the sum of (2 label - 1) x over the user's pairs, divided by the root of their number, with x the
+    gap of features. Whitened by the gaps' second moment, it estimates the user's weights up to a factor. The leading
+    right singular vectors of all users' moments span the subspace. The prior inside it is estimated from the training
+    users' ridge solutions there.
     """
 
     rank: int = 8
@@ -24,7 +25,7 @@ class Spectral(LinearMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
-            raise UserError("spectral: rank must be at least 1", "rank counts the directions that are kept")
+            raise UserError("spectral: rank must be at least 1", "rank is the number of directions kept")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         mean, root = empirical_prior(*weights_in_basis(train, moment_svd(train, self.rank)[1]))

@@ -1,4 +1,4 @@
-"""Knows the true attributes of every item but not the users: the line low-rank methods can hope to reach."""
+"""Upper reference for low-rank methods: knows all items' true attributes and the population, but no user."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from harness.method import Run, State, Users
 
 @dataclass(frozen=True)
 class TrueSubspace(LinearMethod):
-    """The same solver as every linear method, on the truth's attributes and with the population's second moment."""
+    """The linear methods' solver on the true attributes, with the true population's mean and covariance as prior."""
 
     privileged = True
 
@@ -39,5 +39,5 @@ class TrueSubspace(LinearMethod):
 
 
 def with_true_features(pairs: Pairs, state: State) -> Pairs:
-    """The same pairs with the items' true attributes as features."""
+    """Return the pairs with the items' true attributes as features."""
     return replace(pairs, items=Items(state["items"].numpy()))

@@ -1,4 +1,4 @@
-"""Value-augmented sampling: a user's reward, foretold for every next token, tilts a language model as it writes."""
+"""Value-augmented sampling: a user's predicted reward, per next token, adjusts a language model's logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,51 +23,56 @@ from harness.models.tokens import batches_by_length, open_tokenizer
 from harness.store.store import Store
 
 HIDDEN_WIDTH = 256  # of the value head's hidden layer
-TOKENS_PER_STEP = 2048  # tokens a step
+TOKENS_PER_STEP = 2048  # tokens per training step of the value head
 LEARNING_RATE = 3e-3
-VALIDATION_SHARE = 8  # every eighth text decides when the head has learned enough
+VALIDATION_SHARE = 8  # every eighth text is held out to choose the head's weights
 
 
 @dataclass(frozen=True)
 class Vas(LinearMethod):
-    """log pi(a | s) = log base(a | s) + strength * w Q(s, a) + const (Han et al. 2024, as PReF uses it on PRISM).
+    """A policy log pi(a | s) = log base(a | s) + strength * w Q(s, a) + const (Han et al. 2024; used by PReF on PRISM).
 
-    Rewards, adaptation and scores are `mixed_logit`'s on the task's features. Q(s, a) in R^axes foretells, from the
-    base model's last hidden state h after s and the next token a, where a response will end on the axes along which the
-    rewards of users drawn from the learned prior differ most; w is the user's place on them. Q = V(h) + G(h) e_a with
-    e_a in R^rank: one matrix product for the whole vocabulary, where Han et al. run a value network on each of the
-    likeliest tokens. The head is trained by regression on the responses of the training pairs, as they stand (Monte
-    Carlo returns), so it knows what the task's responses do rather than what the base model's own would. `fit` holds a
-    hidden state for each of their tokens.
+    Rewards, adaptation and scores are those of `mixed_logit` on the task's features. The value head Q(s, a) in R^axes
+    predicts a response's final coordinates from the base model's last hidden state h after s and the next token a. The
+    axes are those along which the rewards of users drawn from the learned prior differ most; w is the user's
+    coordinates on them. Q = V(h) + G(h) e_a with e_a in R^rank needs one matrix product for the whole vocabulary, where
+    Han et al. run a value network on each of the likeliest tokens. The head is trained by regression on the training
+    pairs' responses (Monte Carlo returns), so it learns how the task's responses end, not how the base model's own
+    would. `fit` keeps a hidden state for each of their tokens in memory.
 
-    A user of whom nothing is known gets the prior's mean, which is about the base model where people are opposed. The
+    A user without context gets the prior's mean, which is close to the base model where people oppose each other. The
     reward is in log-odds of a choice, so `strength` is the inverse of DPO's beta. On validation users of `attributes`
-    (40 shots) strengths of 1, 2 and 4 add 1.3, 2.6, 3.9 to the utility at 1.1, 4.6, 25 nats with 84 kinds of user (seed
-    100); with two (seeds 100 and 101) .5, 1 and 2 add 1.3, 2.4, 3.6 at 1.1, 4.7, 26 nats. 1 is the largest at which, in
-    both, the base model finds a token of what is written as likely as one of its own, to .05 nats, and texts still end.
+    (40 shots), strengths of 1, 2 and 4 add 1.3, 2.6, 3.9 to the utility at 1.1, 4.6, 25 nats with 84 kinds of user
+    (seed 100); with two kinds (seeds 100 and 101) .5, 1 and 2 add 1.3, 2.4, 3.6 at 1.1, 4.7, 26 nats. 1 is the largest
+    of these strengths at which, in both cases, the base model gives the sampled tokens the same mean log-probability as
+    its own samples, to .05 nats, and texts still end.
     """
 
     generates: ClassVar[bool] = True
-    trains_model: ClassVar[bool] = True  # for the GPU that its model is on; several workers find the same
+    trains_model: ClassVar[bool] = True  # so that it gets a GPU; several workers compute the same result
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical_policy_model})
     strength: float = 1.0
     axes: int = 8
     rank: int = 16
-    steps: int = 400  # of the head's training
-    max_tokens: int = 128  # of a response that is written
+    steps: int = 400  # of training the value head
+    max_tokens: int = 128  # of a generated response
 
     def __post_init__(self) -> None:
         super().__post_init__()
         policy.parse_policy_model(self.model)
         if min(self.axes, self.rank, self.steps, self.max_tokens) < 1 or self.strength < 0:
-            raise UserError("vas: axes, rank, steps or max_tokens below 1, or strength below 0", "strength = 1.0")
+            raise UserError(
+                "vas: axes, rank, steps and max_tokens must be 1 or more, strength 0 or more",
+                "for example strength = 1.0",
+            )
 
     def refuses(self, task: TaskFacts) -> str | None:
         return MixedLogit().refuses(task) if task.has_text else "needs items with text"
 
     @property
     def language_model(self) -> LanguageModel:
+        """The language model that the field `model` names."""
         return policy.parse_policy_model(self.model)
 
     @property
@@ -97,7 +102,11 @@ class Vas(LinearMethod):
     def train_value_head(
         self, hidden: torch.Tensor, token: torch.Tensor, target: torch.Tensor, held_out: torch.Tensor, run: Run
     ) -> State:
-        """Q by least squares, from hidden float32[n, d], the token int64[n] that follows, and target float32[n, axes]."""
+        """Fit Q by least squares.
+
+        hidden: float32[n, d].  token: int64[n], the token that follows.  target: float32[n, axes].
+        held_out: bool[n], rows used only to choose the weights with the lowest error.
+        """
         generator = run.generator("vas")
         sizes = [hidden.shape[1], HIDDEN_WIDTH, target.shape[1] * (self.rank + 1)]
         vocabulary = (
@@ -109,7 +118,7 @@ class Vas(LinearMethod):
         known, other = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
         def misfit(state: State, rows: torch.Tensor) -> torch.Tensor:
-            """Mean squared error of the reward of a user drawn from the prior: axes are in that unit."""
+            """Return the mean squared error of the reward of a user drawn from the prior, the unit of the axes."""
             value, gain = apply_value_head(state, hidden[rows])
             q = value + torch.einsum("njr,nr->nj", gain, state["tokens"][token[rows]])
             return (q - target[rows]).square().sum(1).mean()
@@ -139,7 +148,7 @@ class Vas(LinearMethod):
         )
 
     def logits_adjuster(self, state: State, weights: torch.Tensor) -> Callable:
-        """What harness.learning.policy_sampling.write takes as `steer`, for rows with these weights float64[n, d]."""
+        """Return `adjust_logits` of `policy_sampling.write_responses` for users with these weights float64[n, d]."""
         state = {name: tensor.to(policy.torch_device()) for name, tensor in state.items()}
         place = (weights.to(state["places"]) @ state["places"]).float()
 
@@ -151,18 +160,19 @@ class Vas(LinearMethod):
 
 
 def apply_value_head(state: State, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """V float32[..., axes] and G float32[..., axes, rank] of hidden states float32[..., d]."""
+    """Return V float32[..., axes] and G float32[..., axes, rank] of hidden states float32[..., d]."""
     found = apply_mlp(state, "value", layer_norm(hidden, hidden.shape[-1:]))
     found = found.unflatten(-1, (-1, state["tokens"].shape[1] + 1))
     return found[..., 0], found[..., 1:]
 
 
 def reward_axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of centred features float64[items, d] on the n axes along which rewards differ most: float64[items, n].
+    """Return items' coordinates float64[items, n] on the n axes along which rewards differ most, and a map to users'.
 
-    And what takes weights to the same axes, float64[d, n], so that place of item times place of user is about the
-    reward. Axes are principal components of the rewards of users with weights mean + root v: turning v leaves it a unit
-    normal, so an error on any axis counts as much as it does in the reward of such a user.
+    The map float64[d, n] takes users' weights to coordinates on the same axes, so that the product of both coordinates
+    approximates the reward. Axes are principal components of the rewards of users with weights mean + root v. A rotated
+    v is still unit normal, so an error on any axis counts as much as it does in the reward of such a user.
+    features: float64[items, d], centred.
     """
     root = torch.cat([prior["mean"][:, None], prior["root"]], 1)
     turn = torch.linalg.svd(features @ root, full_matrices=False)[2][:n].T
@@ -172,9 +182,10 @@ def reward_axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Ten
 def hidden_states(
     folder: Path, tokens: policy.ItemTokens, rows: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A row for each token of the responses of items `rows`, the one that ends it too.
+    """Compute a row for each response token of the items `rows`, including the end-of-text token.
 
-    The model's last hidden state before it float32[n, d], the token int64[n], and the place of its item in `rows` int64[n].
+    Returns the model's last hidden state before the token float32[n, d], the token int64[n], and the index of its item
+    in `rows` int64[n].
     """
     opened = policy.load_language_model(folder)
     limit = policy.MAX_POLICY_TOKENS if policy.torch_device().type == "cuda" else policy.MAX_CPU_POLICY_TOKENS

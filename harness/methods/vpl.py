@@ -1,4 +1,4 @@
-"""Variational preference learning: a Gaussian posterior over each user's latent, read by a network (Poddar et al. 2024)."""
+"""Variational preference learning: a network infers a Gaussian posterior of each user's latent (Poddar et al. 2024)."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,20 @@ from harness.method import State, Users
 class Vpl(AmortisedMethod):
     """Personalizing RLHF with Variational Preference Learning (Poddar et al. 2024, section 4: the ELBO).
 
-    Minimises E_q(z | context)[-log sigmoid(r(winner, z) - r(loser, z))] + beta KL(q || N(0, I)), z drawn by
-    reparametrisation. Adaptation is one pass of the encoder; rewards are those of the posterior's mean.
-    Departures: q is a product of the prior and one Gaussian factor per context pair, so that no context gives the
-    prior itself and more pairs a narrower posterior (the paper's encoder pools pairs by attention); what is decoded
-    are other pairs of the same user, as in the paper's language experiments; contexts have 0 to `context` pairs.
+    Training minimises E_q(z | context)[-log sigmoid(r(winner, z) - r(loser, z))] + beta KL(q || N(0, I)), with z drawn
+    by reparametrisation. Adaptation is one pass of the encoder; rewards use the posterior's mean.
+    Departures: q is a product of the prior and one Gaussian factor per context pair, so that an empty context gives the
+    prior itself and more pairs give a narrower posterior (the paper's encoder pools pairs by attention). The decoder
+    predicts other pairs of the same user, as in the paper's language experiments. Contexts have 0 to `context` pairs.
     """
 
     context: int = 20
     targets: int = 10
     users_per_step: int = 32
     steps: int = 2000
-    rate: float = (
-        1e-3  # chosen, with beta and steps, on validation users of `low_rank`: faster ones overfit its 500 people
-    )
-    beta: float = 0.001  # nats of a target per nat of KL
+    # Chosen, with beta and steps, on validation users of `low_rank`: higher rates overfit its 500 people.
+    rate: float = 1e-3
+    beta: float = 0.001  # weight of the KL against the loss per target, both in nats
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +39,7 @@ class Vpl(AmortisedMethod):
         return initial_mlp("pair", [2 * d, self.width, 2 * self.latent_dim], generator)
 
     def encode_users(self, state: State, shown: torch.Tensor, mask: torch.Tensor) -> Users:
-        """Mean and variance float32[users, latent_dim] of each user's posterior."""
+        """Return the mean and variance float32[users, latent_dim] of each user's posterior."""
         shift, log_precision = apply_mlp(state, "pair", shown, silu).chunk(2, 2)
         there = mask.unsqueeze(2)
         variance = 1 / (1 + (log_precision.exp() * there).sum(1))

@@ -1,4 +1,4 @@
-"""Adapting all users at once against a loop over scikit-learn: one thread, float64, same objective, no intercept.
+"""Adaptation of all users at once against a loop over scikit-learn: one thread, float64, same objective, no intercept.
 
 Prints users per CPU second, medians of alternating runs, and ratios; the aims are 8, 4 and 2 times scikit-learn's
 default solver: OMP_NUM_THREADS=1 python tests/benchmarks/bench_adaptation.py
@@ -17,14 +17,14 @@ from harness.data import Items, Pairs
 from harness.learning import linear
 from harness.trials.facts import peak_memory_mb, reset_peak_memory
 
-SHAPES = [(1000, 20, 32, 8), (400, 50, 256, 4), (100, 50, 2048, 2)]  # users, pairs, features, aimed ratio
+SHAPES = [(1000, 20, 32, 8), (400, 50, 256, 4), (100, 50, 2048, 2)]  # users, pairs, features, target ratio
 SOLVERS = ("lbfgs", "newton-cholesky", "liblinear")  # the first is the default
 RUNS = 5
-LOOPED = 60  # users a scikit-learn loop is timed on: each costs about the same
+LOOPED = 60  # users in the timed scikit-learn loop: each costs about the same
 
 
 def problem(n_users: int, n: int, d: int, items: int = 0) -> Pairs:
-    """Gaussian gaps and Bradley-Terry labels of random users; with `items`, pairs among that many shared items."""
+    """Return Gaussian gaps and Bradley-Terry labels of random users; with `items`, pairs among so many shared items."""
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(n_users, dtype=np.int32), n)
     if items:
@@ -54,14 +54,14 @@ def adapt(pairs: Pairs) -> torch.Tensor:
 
 
 def flops(n_users: int, n: int, d: int, steps: int) -> float:
-    """Multiply-adds counted twice, of the smaller of primal and dual: what must be done at this number of Newton steps."""
+    """Return the operations (two per multiply-add) of so many Newton steps, for the smaller of primal and dual."""
     if n < d:
         return n_users * (n * n * d + 2 * n * d + steps * (n**3 / 3 + 6 * n * n))
     return n_users * steps * (n * d * d + d**3 / 3 + 4 * n * d)
 
 
 def newton_steps(pairs: Pairs) -> int:
-    """Steps the slowest chunk of users took."""
+    """Return the Newton steps of the slowest chunk of users."""
     counted = [0]
     cholesky = torch.linalg.cholesky_ex
 
@@ -91,7 +91,7 @@ def compare(n_users: int, n: int, d: int, aim: float) -> None:
         for u in both:
             LogisticRegression(C=1.0, fit_intercept=False, solver=solver).fit(X[u], y[u])
 
-    solvers = [s for s in SOLVERS if s != "newton-cholesky" or d <= 256]  # d^3 per step: minutes beyond
+    solvers = [s for s in SOLVERS if s != "newton-cholesky" or d <= 256]  # d^3 per step: larger d takes minutes
     rates = {name: [] for name in ("ours", *solvers)}
     adapt(pairs)
     for _ in range(RUNS):

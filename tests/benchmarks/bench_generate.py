@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_generate.py                      engine transformers
     .venv-vllm/bin/python tests/benchmarks/bench_generate.py vllm  engine vllm
 
-With the project's small model, untrained unless --model names another: its samples run to their 64 tokens. Ratios are
-within one run, and mean little next to other work on the machine.
+Uses the project's small model, untrained unless --model names another, whose samples have all 64 tokens. Ratios are
+within one run; other work on the machine makes them unreliable.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
+os.environ["RAY_worker_niceness"] = "0"  # worker and bare loop then have the same priority
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pyarrow as pa
@@ -44,7 +44,7 @@ def main() -> None:
         job = generate.generate_job(name, asked.n, lambda: [table], Store(f"{folder}/store").open())
         job.recipe.check()
         began = time.perf_counter()
-        worker = job.recipe.start()  # in this process, hence once
+        worker = job.recipe.start()  # in this process, so started once
         worker(job.recipe.prepare(table.slice(0, 1))[0])  # loads the tokenizer and warms up, as the start on Ray does
         seconds = {"  its start": [time.perf_counter() - began]}
         for number in range(asked.rounds):

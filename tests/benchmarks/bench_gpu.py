@@ -1,16 +1,16 @@
-"""Encoding and training policies on a GPU: Qwen2 of 0.5 to 7 billion parameters with random weights, which speed does not mind.
+"""Encoding and policy training on a GPU: Qwen2 with 0.5 to 7 billion random parameters, which are as fast as trained.
 
     python tests/benchmarks/bench_gpu.py                 on a machine with a GPU; 16 GB of disk for the 7B
     python tests/benchmarks/bench_gpu.py policies        or `encoding`: one of the two
-    python tests/benchmarks/bench_gpu.py --tiny          its own logic, on a CPU: no figure means anything
+    python tests/benchmarks/bench_gpu.py --tiny          a test of this script on a CPU; its figures mean nothing
 
-Encoding, for each: tokens a second of the model alone, of `manyminds encode`'s own path without and with Ray; the share of the
-card's dense bf16 peak, counting 2 operations per parameter and token (attention's own left out, so it is a lower
-bound); and how far a text's vector in bf16 moves with the batch it is in.
+Encoding, for each size: tokens per second of the model alone, and of the code of `manyminds encode` without and with
+Ray; the share of the card's dense bf16 peak, counting 2 operations per parameter and token (a lower bound, as attention
+is not counted); and how far a text's bf16 vector depends on the other texts of its batch.
 
-Policies: tokens a second of DPO by harness/learning/dpo_training.py with all of Qwen's vocabulary, LoRA beside a frozen bf16 model, and
-what FiLM adds; of reference log-probabilities; peak memory. Operations per parameter and token: 6, of a frozen one 4,
-without gradient 2, the head's for response tokens alone.
+Policies: tokens per second of DPO by harness/learning/dpo_training.py with Qwen's whole vocabulary, with LoRA on a
+frozen bf16 model, and with FiLM; of reference log-probabilities; and peak memory. Operations per parameter and token:
+6 if trained, 4 if frozen, 2 without gradients; the head's count for response tokens only.
 """
 
 import argparse
@@ -47,7 +47,7 @@ PEAK = {  # dense bf16 operations a second, of NVIDIA's data sheets
     "L40S": 362e12,
     "L4": 121e12,
 }
-SIZES = {  # of the published Qwen2 and Qwen2.5 configurations
+SIZES = {  # from the published Qwen2 and Qwen2.5 configurations
     "0.5B": dict(
         hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2
     ),
@@ -67,13 +67,13 @@ POLICIES = {
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8
     ),
 }
-VOCABULARY = 151_936  # Qwen's; float32 logits of it are most of a batch's memory
-BATCH = 32  # pairs a step
-FEATURES = 1024  # of the context
+VOCABULARY = 151_936  # Qwen's; its float32 logits take most of a batch's memory
+BATCH = 32  # pairs per step
+FEATURES = 1024  # features of a context pair
 
 
 def build(folder: Path, size: dict, device: str) -> int:
-    """Random weights and the small model's tokenizer; returns the parameters that a token passes, the embedding's aside."""
+    """Save random weights and the small model's tokenizer; return the number of parameters without the embedding."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
@@ -88,7 +88,7 @@ def build(folder: Path, size: dict, device: str) -> int:
 
 
 def mixed_texts(count: int) -> pa.Table:
-    """Of lognormal lengths, the median some 200 tokens."""
+    """Return texts of lognormal lengths with a median of about 200 tokens."""
     rng = np.random.default_rng(0)
     words = np.array(
         [
@@ -145,7 +145,7 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
                 engine.model(ids, attention_mask=mask).last_hidden_state[:, 0].float().cpu()
             seconds["model alone, batches on the card"] = now() - began
     together = engine.embed(tokens[:512], "mean")
-    engine.tokens = 1  # each alone
+    engine.tokens = 1  # every text alone in a batch
     alone = engine.embed(tokens[:512], "mean")
     del engine, ready
     if device == "cuda":
@@ -178,7 +178,7 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
 
 
 def random_pairs(pairs: int, vocabulary: int) -> ItemTokens:
-    """Pair i: items 2 i and 2 i + 1; prompts of 20 to 200 tokens, responses of lognormal lengths about 200."""
+    """Return pairs i of items 2 i, 2 i + 1; prompts of 20 to 200 tokens, responses of lognormal lengths about 200."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(20, 200, pairs).repeat(2)
     response = np.clip(np.exp(rng.normal(np.log(200), 0.6, 2 * pairs)), 10, 600).astype(int)
@@ -209,7 +209,7 @@ def train(what: str, size: dict, steps: int, vocabulary: int, peak: float) -> No
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.synchronize()
             began = time.perf_counter()
-            work()  # ends in a copy to the CPU, so nothing is left to wait for
+            work()  # ends with a copy to the CPU, which waits for the GPU
             taken[name] = time.perf_counter() - began
         share = f"{operations * (body * len(tokens.ids) + head * answers) / taken[name] / peak:8.1%}" if peak else ""
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:8.1f} GiB" if device.type == "cuda" else ""

@@ -1,4 +1,4 @@
-"""Training PReF, LoRe and PAL: CPU seconds of one thread beside what others needed on a like core.
+"""Training of PReF, LoRe and PAL: CPU seconds on one thread, beside baselines measured on a similar core.
 
 Prints the median of alternating runs: all of `fit`, and without the choice of the prior on validation users, which the
 baselines lack: OMP_NUM_THREADS=1 python tests/benchmarks/bench_low_rank.py
@@ -15,7 +15,7 @@ from harness.method import Run
 from harness.registry import make_instance
 from tasks.low_rank import LowRank
 
-CASES = [  # what is timed, method, fields, and the baseline
+CASES = [  # label, method, fields, baseline's seconds
     ("lore, free weights, rank 5", "lore", {"weights": "free"}, "16 s for 60 users (a loop over users); .7 s good"),
     ("lore, simplex, rank 5", "lore", {}, "16 s for 60 users (a loop over users); .7 s good"),
     ("pal, distance, 1,200 steps x 256", "pal", {}, "14 s; 2 s good"),
@@ -35,7 +35,8 @@ def main() -> None:
     task = LowRank()  # 500 users x 100 pairs, 64 features
     splits = task.split(task.build(0), 0)
     validation = splits.panels["validation"]
-    one = Panel(validation.context.chunk(0, 1).first(0), validation.query.chunk(0, 1))  # nothing to choose by
+    # one user without context: the choice of the prior then takes no time
+    one = Panel(validation.context.chunk(0, 1).first(0), validation.query.chunk(0, 1))
     seconds = np.zeros((RUNS, len(CASES), 2))
     for run in range(-1, RUNS):  # the first run warms up
         for i, (_, name, fields, _) in enumerate(CASES):

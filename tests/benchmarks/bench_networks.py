@@ -1,4 +1,4 @@
-"""CPU seconds of np_btl and vpl on one thread, beside baselines measured on a like core, and of five seeds in one batch.
+"""CPU seconds of np_btl and vpl on one thread, beside baselines on a similar core, and of five seeds in one batch.
 
 OMP_NUM_THREADS=1 python tests/benchmarks/bench_networks.py
 """
@@ -41,7 +41,7 @@ def fits(name: str, task: str, steps: int) -> None:
 
 
 def together(seeds: int, width: int = 64, rows: int = 2560, steps: int = 200) -> float:
-    """CPU milliseconds per step and seed of np_btl's item network, `seeds` of them in one batched product (1: no batch)."""
+    """Return CPU milliseconds per step and seed of np_btl's item network, with `seeds` seeds in one batched product."""
     lead = () if seeds == 1 else (seeds,)
     weights = [torch.randn(*lead, width, width).div_(8).requires_grad_() for _ in range(3)]
     optimizer = torch.optim.Adam(weights, fused=True)

@@ -1,9 +1,9 @@
-"""Training a policy beside TRL's DPOTrainer, and what caching, like lengths and FiLM are worth: the small LM, on one thread.
+"""Policy training beside TRL's DPOTrainer, and the effects of caching, like lengths and FiLM: small LM, one thread.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_policies.py
 
-CPU seconds, not those of the clock: the median of rounds in which all ways take turns. TRL trains in the same batches,
-with reference log-probabilities cached. Peak memory (Linux) is what a process of its own took beside what it began with.
+Prints CPU seconds, not wall-clock time: the median of rounds in which all variants take turns. TRL trains in the same
+batches, with cached reference log-probabilities. Peak memory (Linux) is the increase within a separate process.
 """
 
 import ctypes
@@ -36,16 +36,16 @@ from harness.registry import make_instance
 from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
-STEPS = 12  # of a round
-BATCH = 16  # pairs a step
+STEPS = 12  # per round
+BATCH = 16  # pairs per step
 ROUNDS = 3
 WINDOW = 16 * BATCH  # pairs sorted by length, as in harness/methods/dpo.py
-FEATURES = 64  # of the context
+FEATURES = 64  # features of a context pair
 BETA = 0.05
 
 
 def texts(n: int) -> Items:
-    """Pair i: items 2 i and 2 i + 1, two responses of the text world to one prompt."""
+    """Return pairs i of items 2 i and 2 i + 1, two responses of the text world to one prompt."""
     rng = np.random.default_rng(0)
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n).repeat(2)]
     responses = [write_response(p, int(s)) for p, s in zip(prompts, rng.integers(1 << 30, size=2 * n), strict=True)]
@@ -53,7 +53,7 @@ def texts(n: int) -> Items:
 
 
 def steps(pairs: np.ndarray, shown: bool = False) -> Callable[[int], TrainingStep]:
-    """Those pairs, the left side preferred, BATCH a step; with a context of random numbers."""
+    """Return training steps of BATCH of those pairs, with left preferred and a random context."""
     mean = np.random.default_rng(1).normal(size=(BATCH, FEATURES)).astype(np.float32) if shown else None
 
     def step_at(step: int) -> TrainingStep:
@@ -64,7 +64,7 @@ def steps(pairs: np.ndarray, shown: bool = False) -> Callable[[int], TrainingSte
 
 
 def theirs(model, folder: Path, items: Items, pairs: np.ndarray) -> DPOTrainer:
-    """TRL's trainer of those pairs in that order, with reference log-probabilities found before."""
+    """Return TRL's trainer for those pairs in that order, with precomputed reference log-probabilities."""
     prompt, response = (items.text[name].to_pylist() for name in ("prompt", "response"))
     rows = [
         {
@@ -95,10 +95,10 @@ def theirs(model, folder: Path, items: Items, pairs: np.ndarray) -> DPOTrainer:
 
 
 def peak(work: Callable[[], object]) -> float:
-    """MB that `work` takes at most, in a process of its own, beside what is there already."""
+    """Return the peak increase of memory in MB while `work` runs in a separate process."""
 
     def child() -> None:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier work left would serve this one unseen
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed by earlier work would be reused unseen
         before = psutil.Process().memory_info().rss
         work()
         say.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
         policy_module.reference_log_probs(items, lm, store),
     )
     length = tokens.length.reshape(-1, 2)
-    random = np.arange(len(length))  # they are in no order
+    random = np.arange(len(length))  # the pairs are in random order
     alike = random[np.lexsort((length.max(1), random // WINDOW))]
     base, opened = (
         Policy(policy_module.load_language_model(lm.model_folder(store))),
@@ -163,7 +163,7 @@ def main(folder: Path) -> None:
     for turn in range(ROUNDS + 1):
         for name, work in list(ways.items())[:: 1 if turn % 2 else -1]:
             took = seconds(work)
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 taken[name].append(took)
     print(f"{STEPS} steps of {BATCH} pairs, {length.sum():,} tokens; median of {ROUNDS} rounds on one thread")
     median = {name: float(np.median(each)) for name, each in taken.items()}
@@ -180,7 +180,7 @@ def main(folder: Path) -> None:
         ("with FiLM over without (aim: below 1.10)", "FiLM", "ours, full"),
         ("random batches over like lengths", "random batches", "ours, full"),
     ):
-        print(f"  {name}: {np.median(np.divide(taken[over], taken[under])):.2f}")  # of the rounds' own ratios
+        print(f"  {name}: {np.median(np.divide(taken[over], taken[under])):.2f}")  # the median of the rounds' ratios
 
 
 if __name__ == "__main__":
@@ -188,6 +188,6 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore", FutureWarning)
     disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's own
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's progress bars
     with threadpool_limits(1), tempfile.TemporaryDirectory() as place:
         main(Path(place))

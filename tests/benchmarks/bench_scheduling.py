@@ -1,6 +1,6 @@
-"""What Ray and the store add to a trial: 500 trials that do nothing, in one group, against a bare loop over `run_trial`.
+"""Overhead of Ray and the store per trial: 500 trivial trials in one group, against a bare loop over `run_trial`.
 
-Prints milliseconds; the aim is at most 50 a trial: python tests/benchmarks/bench_scheduling.py
+Prints milliseconds; the target is at most 50 per trial: python tests/benchmarks/bench_scheduling.py
 """
 
 import os
@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["RAY_worker_niceness"] = "0"  # so that the worker and the bare loop compete alike with whatever else runs
+os.environ["RAY_worker_niceness"] = "0"  # worker and bare loop then have the same priority
 
 from harness import registry
 from harness.store.prepared import open_prepared_task

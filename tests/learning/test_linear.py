@@ -1,4 +1,4 @@
-"""The batched solver against scikit-learn, general-purpose minimisers and finite differences."""
+"""The batched solver agrees with scikit-learn, general-purpose minimisers and finite differences."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from harness.learning.priors import empirical_prior, james_stein_mean
 
 
 def problem(counts, d, seed=0, soft=False):
-    """Pairs with Gaussian gaps and labels of random linear users, `counts[u]` of user u."""
+    """Return pairs with Gaussian gaps and labels of random linear users, `counts[u]` of user u."""
     rng = np.random.default_rng(seed)
     user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     n = len(user)
@@ -56,7 +56,7 @@ def test_agrees_with_scikit_learn(n, d):
 )
 @settings(max_examples=40, deadline=None)
 def test_finds_the_minimum_of_its_objective(counts, d, r, seed, soft):
-    """At the answer the gradient of loss + |v|^2/2 in v vanishes, for ragged users, soft labels and any prior."""
+    """At the solution the gradient of loss + |v|^2/2 in v vanishes, for ragged users, soft labels and any prior."""
     pairs = problem(counts, d, seed, soft)
     draw = torch.Generator().manual_seed(seed)
     mean, root = torch.randn(d, generator=draw).double(), torch.randn(d, r, generator=draw).double()
@@ -96,7 +96,7 @@ def test_chunks_do_not_move_an_answer(memory, monkeypatch):
 
 
 def test_one_heavy_user_makes_nobodys_matrices_large(monkeypatch):
-    """Two pairs are solved two by two, whoever else has hundreds."""
+    """A user with two pairs is solved with a 2 x 2 matrix even if another user has hundreds of pairs."""
     pairs, sides = problem([2] * 30 + [300] + [2] * 30, 40), []
     cholesky = torch.linalg.cholesky_ex
 
@@ -120,7 +120,7 @@ def test_separable_users_converge():
 
 
 def test_laplace_covariance_is_the_inverse_hessian():
-    pairs = problem([8, 40, 0, 2], 3)  # primal, another chunk, nothing, dual
+    pairs = problem([8, 40, 0, 2], 3)  # primal, another chunk, no pairs, dual
     mean, root = zero(3), torch.diag(torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
     modes, total = laplace_posteriors(pairs, mean, root)
     expected = torch.zeros(3, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Policies against plain transformers, hand-worked margins, and themselves after a kill."""
+"""Policies agree with plain transformers, with margins by hand, and with themselves after a kill."""
 
 import gc
 import weakref
@@ -22,19 +22,19 @@ from harness.store.store import Store
 
 @pytest.fixture
 def base(folder):
-    """The folder of an untrained small language model."""
+    """Return the folder of an untrained small language model."""
     return folder
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """One for all tests, so that reference log-probabilities are found once."""
+    """Return one store for all tests, so that reference log-probabilities are computed once."""
     return Store(tmp_path_factory.mktemp("policy") / "store").open()
 
 
 @pytest.fixture(scope="module")
 def train():
-    """Six users of twelve pairs, in two camps: one likes long responses, the other short ones."""
+    """Return twelve pairs of each of six users in two camps: one likes long responses, the other short ones."""
     rng, n = np.random.default_rng(0), 72
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n)]
     table = pa.table(
@@ -67,7 +67,7 @@ def fitted(made, train, run):
 
 
 def by_hand(lm, tokenizer, prompt, response):
-    """Log-probability of the response and its end, a token at a time."""
+    """Return the log-probability of the response and its end, computed token by token."""
     head = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
     )
@@ -85,7 +85,7 @@ def test_reference_is_what_transformers_says_and_is_found_once(base, train, stor
         prompt, response = (train.items.text[name][row].as_py() for name in ("prompt", "response"))
         assert float(found[row]) == pytest.approx(by_hand(lm, tokenizer, prompt, response), rel=1e-5)
     monkeypatch.setattr(policy, "response_log_probs", lambda *_: 1 / 0)
-    again = Items(train.items.features, train.items.text)  # another object, the same texts
+    again = Items(train.items.features, train.items.text)  # another object with the same texts
     assert torch.equal(policy.reference_log_probs(again, model, store), found)
 
 
@@ -121,13 +121,13 @@ def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, run, 
     with made.open_predictor(state, run) as at_work:
         users = at_work.adapt(state, one_camp, run)
         toward = at_work.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
-    assert (toward > 0).double().mean() > 0.9  # length alone tells
+    assert (toward > 0).double().mean() > 0.9  # length alone predicts the label
 
 
 def test_lora_learns_low_rank_terms_alone(base, train, run):
     state = fitted(method("dpo", base, tune="lora", rank=2), train, run)
     lm = AutoModelForCausalLM.from_pretrained(base)
-    layers = 7 * lm.config.num_hidden_layers  # linear maps of a block
+    layers = 7 * lm.config.num_hidden_layers  # seven linear maps per block
     assert len(state) == 2 * layers and all("lora_" in name for name in state)
     assert {min(t.shape) for t in state.values()} == {2}
 
@@ -157,7 +157,7 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_pat
     monkeypatch.setattr(type(made), "training_schedule", lambda *given: dies_at(99, whole(*given)))
     later = Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     found = fitted(made, train, later)
-    assert asked == [0, 1, 2, 3, 4, 5]  # no step twice
+    assert asked == [0, 1, 2, 3, 4, 5]  # no step is repeated
     assert found.keys() == undisturbed.keys() and all(torch.equal(found[k], undisturbed[k]) for k in found)
     assert later.curves["step"] == [1, 2, 3, 4, 5, 6]
 
@@ -178,12 +178,12 @@ def test_np_dpo_tells_two_camps_apart(base, train, run):
         users = at_work.adapt(state, train.first(4), run)
         z = at_work.score(state, users, train)
         assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
-        z = at_work.score(state, (users[0].roll(1, 0),), train)  # each answered as the other camp
+        z = at_work.score(state, (users[0].roll(1, 0),), train)  # each user gets the other camp's latent
     assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() < 0.35
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train, run):
-    with pytest.raises(ValueError, match=r"at step \d+, of the item pairs \d+:\d+"):
+    with pytest.raises(ValueError, match=r"at step \d+, for the item pairs \d+:\d+"):
         fitted(method("dpo", base, tune="full", rate=1e30, steps=10), train, run)
 
 
@@ -223,7 +223,7 @@ def test_a_tokenizer_without_pad_or_template_will_do_and_one_without_end_will_no
         tokenizer.save_pretrained(tmp_path / name)
         tokenizer.eos_token = None
     assert fitted(method("dpo", tmp_path / "plain"), train, run)
-    with pytest.raises(ValueError, match="no token that ends a text"):
+    with pytest.raises(ValueError, match="no end-of-text token"):
         fitted(method("dpo", tmp_path / "endless"), train, run)
 
 
@@ -276,7 +276,7 @@ def test_the_same_prompts_and_draws_for_policy_and_reference(base, train, run):
 
 
 def test_no_model_outlives_its_trial(base, train, run):
-    """The next policy needs the memory: once closed, nothing but the state is held."""
+    """A closed policy keeps nothing but the state in memory, so the next policy fits."""
     made = method("dpo", base)
     state = fitted(made, train, run)
     with made.open_predictor(state, run) as at_work:

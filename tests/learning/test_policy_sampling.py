@@ -1,4 +1,4 @@
-"""What a policy writes: against the sampling engine, transformers' own generate, and divergences computed by hand."""
+"""A policy's samples agree with the sampling engine, transformers' generate, and divergences by hand."""
 
 from contextlib import contextmanager
 
@@ -15,7 +15,7 @@ from harness.models.engine import open_engine
 from harness.models.tokens import open_tokenizer, render_prompt
 from harness.sources.text_world import PROMPTS
 
-PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # of very different lengths
+PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # very different lengths
 SEEDS = [10**6 * i + 5 for i in range(len(PROMPTS))]
 
 
@@ -27,7 +27,7 @@ def model(folder):
 
 @pytest.fixture
 def tokens(monkeypatch):
-    """The tokens of all responses, in their order: a text alone does not tell them."""
+    """Record the tokens of all responses in order, because texts do not determine them."""
     seen = []
 
     def noted(tokenizer, tokens, stop, logprob):
@@ -39,7 +39,7 @@ def tokens(monkeypatch):
 
 
 def earlier_end(rows, hidden, logits):
-    """Ends are rare before training."""
+    """Make ends more likely, because they are rare before training."""
     return logits + 3 * torch.nn.functional.one_hot(torch.tensor(1), logits.shape[-1])
 
 
@@ -62,7 +62,7 @@ def test_with_sharp_logits_it_writes_what_transformers_generates(model, tokens):
     lm, names = model
     write_responses(
         lm, names, PROMPTS, 0, max_tokens=12, adjust_logits=lambda rows, hidden, logits: 1e6 * logits
-    )  # the likeliest token
+    )  # the most likely token
     for prompt, response in zip(PROMPTS, tokens, strict=True):
         ids = torch.tensor([render_prompt(names, None, prompt)])
         plain = GenerationConfig(max_new_tokens=12, do_sample=False, eos_token_id=1, pad_token_id=0)
@@ -90,7 +90,7 @@ def test_other_company_changes_no_text(model, monkeypatch):
 
 
 def film(lm, scale):
-    """A policy that scales the second block's output by a number of each row, as FiLM does."""
+    """Return a policy that scales the second block's output by a number per row, as FiLM does."""
 
     @contextmanager
     def policy(rows):
@@ -113,7 +113,7 @@ def test_divergence_is_that_of_whole_distributions_by_hand(model, tokens):
     other = AutoModelForCausalLM.from_config(lm.config)
 
     def likeliest(rows, hidden, logits):
-        """A steering that needs the row and the hidden state."""
+        """Adjust logits depending on the row and the hidden state."""
         return logits + scale[rows][:, None, None] * (hidden @ lm.lm_head.weight.T).tanh()
 
     for reference, start in ((None, lm), (lambda ids, mask: other(input_ids=ids, attention_mask=mask).logits, other)):
@@ -147,7 +147,7 @@ def test_every_row_keeps_its_own_condition_while_others_leave_the_batch(model, t
     lm, names = model
 
     def spell(rows, hidden, logits):
-        """Row i writes nothing but token 100 + i, and ends with probability 1/8 where i is even."""
+        """Make row i write only token 100 + i, and end with probability 1/8 if i is even."""
         only = torch.full_like(logits, -1e4)
         only[torch.arange(len(rows)), :, 100 + rows] = 0.0
         only[:, :, 1] = torch.where(torch.tensor(rows % 2 == 0), -np.log(7), -1e4)[:, None]
@@ -165,7 +165,7 @@ def test_every_row_keeps_its_own_condition_while_others_leave_the_batch(model, t
 
 def test_a_prompt_that_leaves_no_room_loses_its_beginning(model):
     lm, names = model
-    end = "word " * 1500  # which alone is longer than the context
+    end = "word " * 1500  # longer than the context
     one, other, short = (
         write_responses(lm, names, [text], 3, max_tokens=6)["response"][0] for text in ("a" + end, "b" + end, "a")
     )

@@ -1,4 +1,4 @@
-"""Our DPO loss and its gradient are those of TRL's DPOTrainer, which is given the same pairs as text."""
+"""The project's DPO loss and gradient equal those of TRL's DPOTrainer on the same pairs."""
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,12 @@ TURNS = (("prompt", "user"), ("response", "assistant"))
 
 @pytest.fixture
 def base(folder):
-    """The folder of an untrained small language model."""
+    """Return the folder of an untrained small language model."""
     return folder
 
 
 def trainer(base, model, texts, chosen, rejected, folder):
-    """TRL's, without dropout, in float32."""
+    """Return TRL's trainer in float32 without dropout."""
     trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'manyminds[test]'")
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -55,10 +55,10 @@ def test_loss_and_every_gradient_are_trls(base, tmp_path, tune):
     chosen, rejected = np.where(label, left, right), np.where(label, right, left)
     theirs = trainer(base, made.untrained_policy(0, store).lm, items.text, chosen, rejected, tmp_path / "trl")
     batch = theirs.data_collator(list(theirs.train_dataset))
-    assert batch["attention_mask"].sum() == tokens.length.sum()  # the same tokens, rendered by TRL
+    assert batch["attention_mask"].sum() == tokens.length.sum()  # TRL renders the same tokens
 
     torch.manual_seed(0)
-    with torch.no_grad():  # away from the reference, where no term of the gradient vanishes
+    with torch.no_grad():  # move away from the reference, so that no term of the gradient vanishes
         for name, weight in ours.trained_tensors().items():
             weight += 0.02 * torch.randn_like(weight)
             theirs.model.get_parameter(name.removeprefix("lm.")).copy_(weight)
@@ -74,5 +74,5 @@ def test_loss_and_every_gradient_are_trls(base, tmp_path, tune):
         assert float((found[name] - wanted[name]).norm()) < 1e-4 * float(wanted[name].norm()), name
     found, wanted = (torch.cat([t.ravel() for t in each.values()]) for each in (found, wanted))
     # In float32 a text's log-probability, hundreds of nats, is known to about 1e-5 of a nat, and with it the gradient:
-    # where low-rank terms learn, TRL's is 1.2e-5 of its length from ours in float64 on some processors, ours 0.2e-5.
+    # for low-rank terms, TRL's differs by 1.2e-5 of its length from the float64 gradient on some CPUs, ours by 0.2e-5.
     assert float((found - wanted).norm()) <= 3e-5 * float(wanted.norm())

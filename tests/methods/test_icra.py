@@ -1,4 +1,4 @@
-"""ICRA and its control against least squares, scikit-learn and planted preferences."""
+"""ICRA and its control agree with least squares, scikit-learn and planted preferences."""
 
 from dataclasses import replace
 
@@ -21,15 +21,17 @@ from tasks.response_times import ResponseTimes
 
 @pytest.fixture(scope="module")
 def times():
-    """Ten annotators: the task's data and split; the first of them alone is another data set on the same pairs."""
+    """Return data and splits with ten annotators; the first annotator alone gives other labels on the same pairs."""
     task = ResponseTimes(n_users=300, new_users=100, n_demonstrations=60)
     data = task.build(0)
     return task, data, task.split(data, 0)
 
 
 def vectors(train, signal, length):
-    """float64[n, d * d], float64[n]: x times the mean signal of the user's other pairs (or of the `length` after it, and
-    then from his first on), and the own signal, by loops."""
+    """Return float64[n, d * d] and float64[n], by loops: outer products of x and the others' moment, and own signals.
+
+    The moment is the mean of signal times x over the user's other pairs, or over the next `length` of them, cyclically.
+    """
     x = train.gap.astype(float)
     own = 2 * train.label.astype(float) - 1
     if signal == "response_time":
@@ -45,7 +47,7 @@ def vectors(train, signal, length):
 
 @pytest.mark.parametrize("length", [0, 7, 500])
 def test_the_matrix_is_the_minimum(times, monkeypatch, length):
-    """Without a ridge: scikit-learn's logistic regression, and least squares, on the outer products."""
+    """Without a ridge G equals scikit-learn's logistic regression, or least squares, on the outer products."""
     train = times[2].train.chunk(0, 40)
     sharp = replace(train, label=(train.label > 0.5).astype(np.float32))
     monkeypatch.setattr(icra, "RIDGE_STRENGTHS", (1e-9,))
@@ -72,7 +74,7 @@ def test_a_heavy_ridge_is_the_moment(times, monkeypatch):
 
 @pytest.mark.slow
 def test_choices_over_times_give_the_weights_and_choices_do_not():
-    """Mean answer over mean time is half the utility gap (eq. 8), whoever the user is."""
+    """Mean answer over mean time is half the utility gap (eq. 8) for every user."""
     task = ResponseTimes(n_users=50, new_users=10, n_demonstrations=4000, annotators=100, shots=(0, 4000), queries=1)
     data = task.build(0)
     splits = task.split(data, 0)
@@ -88,7 +90,7 @@ def test_choices_over_times_give_the_weights_and_choices_do_not():
 
 
 def sign_accuracy(task, data, splits, method):
-    """{panel: share of test questions whose true sign it answers} at the largest number of shots."""
+    """Return {panel: share of queries whose true sign is predicted} at the largest number of shots."""
     result = run_trial(Trial(task, method, 0, "test", "test"), splits, data.truth)
     found = {}
     for name, panel in splits.panels.items():
@@ -109,7 +111,7 @@ def test_times_narrow_the_shift():
         assert found["test"] > 0.91
         gaps[signal, length] = found["test"] - found["shifted"]
     assert gaps["choice", 0] > 0.09 and gaps["response_time", 0] < 0.07
-    assert gaps["response_time", 60] > gaps["response_time", 0] + 0.03  # shorter training contexts widen it
+    assert gaps["response_time", 60] > gaps["response_time", 0] + 0.03  # shorter training contexts widen the gap
 
 
 SMALL = {"model": "gpt2", "width": 16, "layers": 1, "steps": 20}
@@ -127,7 +129,7 @@ def test_variants_keep_the_contract(method, with_seconds):
 
 @pytest.fixture()
 def with_seconds(monkeypatch):
-    """The battery's simulated people also take their time."""
+    """Give the contract checks' simulated people response times."""
     build = LowRank.build
 
     def timed(self, seed):
@@ -147,10 +149,10 @@ def test_a_tie_in_context_has_no_side_and_a_tie_in_training_is_learned_from(time
     context = replace(panel.context, label=np.where(panel.context.rank % 3, panel.context.label, 0.5))
     z = [method.score(state, method.adapt(state, c, run), panel.query) for c in (context, context.swapped())]
     assert (z[0] - z[1]).abs().max() < 1e-4
-    assert (icra.context_tokens(state, tied, "choice")[0][..., :-1] != 0).all()  # what training asks of
+    assert (icra.context_tokens(state, tied, "choice")[0][..., :-1] != 0).all()  # ties as queries keep their x
     other = method.fit(tied, splits.panels["validation"], Run(0))
     z = [method.score(s, method.adapt(s, panel.context, run), panel.query).abs().mean() for s in (state, other)]
-    assert z[1] < z[0] / 2  # where all is tied nothing is preferred
+    assert z[1] < z[0] / 2  # a context of ties carries no preference
 
 
 @pytest.mark.parametrize("signal", ["choice", "response_time"])
@@ -181,7 +183,7 @@ def test_gpt2_learns_in_context(times, signal):
 def test_times_are_asked_for():
     without = TaskFacts(5, has_text=False, has_seconds=False, has_truth=False)
     for name in ("icra", "moment"):
-        assert make_instance("method", name, {"signal": "response_time"}).refuses(without) == "reads response times"
+        assert make_instance("method", name, {"signal": "response_time"}).refuses(without) == "needs response times"
         assert (
             make_instance("method", name, {"signal": "response_time"}).refuses(replace(without, has_seconds=True))
             is None

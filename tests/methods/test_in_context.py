@@ -1,4 +1,4 @@
-"""`in_context` against judges that are known: what it shows, what cancels, and that its questions are found beforehand."""
+"""`in_context` with known judges: the texts shown, position bias cancels, and questions are collected beforehand."""
 
 import json
 import re
@@ -33,7 +33,7 @@ from tasks.low_rank import LowRank
 
 @dataclass(frozen=True)
 class Loud(Task):
-    """Even people prefer the response with more exclamation marks, odd people the one with fewer."""
+    """A task in which even people prefer more exclamation marks, odd people fewer."""
 
     shots: tuple[int, ...] = (0, 1, 4)
     queries: int = 5
@@ -59,7 +59,7 @@ class Loud(Task):
 
 
 def counting(prompt: str) -> float:
-    """A judge that sees in the choices, or the profile, whether someone likes exclamation marks."""
+    """Judge by whether the choices, or the profile, show that a person likes exclamation marks."""
     shown, _, asked = prompt.rpartition("New choice:")
     marks = {
         name: [part.count("!") for part in re.findall(rf"^{name}: (.*)$", shown, re.M)]
@@ -97,7 +97,7 @@ def test_a_planted_preference_is_found():
 
 @pytest.mark.parametrize("view", ["context", "profile"])
 def test_under_the_swap_control_another_person_is_shown(view):
-    """Six test users, every other one loud: who is answered with the state of someone unlike gets every answer wrong."""
+    """Of six test users every other one is loud; a user with an unlike user's state gets all answers wrong."""
     from harness.scores.stats import fixed_derangement
 
     other = fixed_derangement(6)
@@ -115,7 +115,7 @@ def test_a_taste_for_a_position_cancels(bias):
 
 
 def problems(method):
-    """What the contract finds where a judge without sense answers."""
+    """Return the contract's violations; the judge's answers are hashes of the questions."""
     return {what: problem for what, check in method_checks(method) if (problem := check())}
 
 
@@ -129,7 +129,7 @@ def test_keeps_the_contract_where_there_is_something_to_read(fields):
 @dataclass(frozen=True)
 class AsksOnce(InContext):
     def score_answers(self, log_odds, query):
-        return torch.from_numpy(log_odds[: len(query)])  # the answers with left named first
+        return torch.from_numpy(log_odds[: len(query)])  # only the answers with left first
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def test_the_contract_would_tell():
 
 
 def texts_of(method, context, query):
-    """The questions a method asks."""
+    """Return the questions that a method asks."""
     return method.questions({}, method.adapt({}, context, None), query).prompts
 
 
@@ -214,7 +214,7 @@ def test_a_profile_is_that_of_the_person_asked_about():
     every = data.pairs
 
     def written(of):
-        """Whose profile each of a Pairs' first-order questions shows."""
+        """Return whose profile each question with left first shows."""
         asked = texts_of(InContext(view="profile"), of.first(0), of)
         return [int(re.search(r"I am (\d+)", prompt)[1]) for prompt in asked[: len(of)]]
 
@@ -273,7 +273,7 @@ max_characters = 30
 
 @pytest.fixture
 def suite(tmp_path):
-    """A plan with an untrained model that reads a thousand tokens."""
+    """Return a plan with an untrained model that has a context of a thousand tokens."""
     small.build_small_model(tmp_path / "small", steps=0)
     folder = shutil.copytree(tmp_path / "small", tmp_path / "longer")
     for file, option in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
@@ -287,7 +287,7 @@ def suite(tmp_path):
 
 
 def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch):
-    """Then every trial runs without a model, and asks what was found and nothing else."""
+    """Every trial then runs without a model and asks only questions that were answered beforehand."""
     plan, store = suite
     with pytest.raises(NotCachedError, match="answers"):
         finish_trial(next(t for t in plan.trials if t.method.name == "in_context"), store)

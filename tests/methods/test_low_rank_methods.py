@@ -1,4 +1,4 @@
-"""PReF, LoRe and PAL against planted factors, naive loops and scipy's optimisers."""
+"""PReF, LoRe and PAL agree with planted factors, naive loops and scipy's optimisers."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ SMALL = dict(n_users=200, new_users=60, pairs_per_user=60, feature_dim=16, rank=
 
 
 def from_gaps(user, x, label):
-    """Pairs whose features' gaps are x: the right side is always the item of zeros."""
+    """Return pairs with the given gaps x: the right side is always an item of zeros."""
     items = Items(np.concatenate([x, np.zeros((1, x.shape[1]))]).astype(np.float32))
     n = len(user)
     left, right = np.arange(n, dtype=np.int32), np.full(n, n, np.int32)
@@ -30,7 +30,7 @@ def from_gaps(user, x, label):
 
 
 def accuracy(task, methods, seeds):
-    """{method's index: mean accuracy at every number of shots} of test users."""
+    """Return {method's index: mean accuracy at every number of shots} on test users."""
     found = []
     for seed in seeds:
         data = task.build(seed)
@@ -55,7 +55,7 @@ def test_a_planted_basis_is_recovered(name, fields):
     planted = np.linalg.lstsq(data.pairs.items.features, data.truth.items, rcond=None)[0]
     found = np.linalg.qr(state["root"].numpy())[0]
     cosines = np.linalg.svd(np.linalg.qr(planted)[0].T @ found)[1]
-    assert cosines.min() > 0.98  # 12,000 answers on 48 + 600 numbers: angles of a few degrees
+    assert cosines.min() > 0.98  # 12,000 answers for 48 + 600 parameters leave angles of a few degrees
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_mixtures_where_users_are_mixtures():
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_the_matrix_of_shared_pairs_by_hand(rank):
-    """Fifteen users on ten shared pairs, some written the other way round, some asked in both orders."""
+    """The matrix is right for fifteen users on ten shared pairs, some reversed, some asked in both orders."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 6)).astype(np.float32)
     user, column = np.divmod(np.arange(150), 10)
@@ -112,25 +112,25 @@ def test_the_matrix_of_shared_pairs_by_hand(rank):
 
     rows = x[left] - x[right]
     fitted = ridge(np.arange(10), min(np.square(rows).mean() * 10.0 ** np.arange(-2, 6), key=left_out))
-    sign = np.sign((basis.numpy() * fitted).sum(0))  # a singular vector's sign is free
+    sign = np.sign((basis.numpy() * fitted).sum(0))  # the sign of a singular vector is arbitrary
     assert np.abs(basis.numpy() - sign * fitted).max() < 1e-6
 
 
 def test_the_projected_svd_is_that_of_the_whole_matrix_where_features_tell_pairs_apart():
-    """As many features as shared pairs: projecting on them changes nothing."""
+    """With as many features as shared pairs, projecting onto them changes nothing."""
     rng = np.random.default_rng(1)
     gap = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     user = np.repeat(np.arange(9), 12)
     label = rng.integers(2, size=(9, 12)).astype(np.float32)
     singular, basis = factors.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()), 9)
     _, wanted, Vt = np.linalg.svd(2 * label - 1, full_matrices=False)
-    scale = np.sqrt(9 * 1.001)  # every pair is there nine times; the small ridge on the second moment
+    scale = np.sqrt(9 * 1.001)  # every pair occurs nine times; 1.001 is the small ridge on the second moment
     assert np.abs(singular.numpy() * scale * np.sqrt(12) - wanted).max() < 1e-4  # rows are divided by the root of 12
     assert np.abs(np.abs(gap @ basis.numpy() * scale) - np.abs(Vt.T)).max() < 1e-4
 
 
 def test_refinement_reaches_scipys_optimum():
-    """At full rank the penalised problem has one minimum in the product, wherever it starts."""
+    """At full rank the penalised problem has one minimum in the product, for any start."""
     rng = np.random.default_rng(2)
     n_users, n, d = 6, 15, 3
     user = np.repeat(np.arange(n_users), n)
@@ -170,7 +170,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("name", "fields"), EVERY)
 def test_the_unit_of_features_does_not_matter(name, fields):
-    """Log-odds of new users where features are hundredths, or hundreds, of what they were."""
+    """New users' log-odds do not change if features are scaled by .01 or by 100."""
     task = LowRank(**SMALL | dict(n_users=60, new_users=40, pairs_per_user=30, queries=20))
     splits = task.split(task.build(0), 0)
     method, answers = make_instance("method", name, fields), []
@@ -181,7 +181,7 @@ def test_the_unit_of_features_does_not_matter(name, fields):
         state = method.fit(train, Panel(*panels), Run(0))
         users = method.adapt(state, rescaled(test.context, factor), Run(0))
         answers.append(method.score(state, users, rescaled(test.query, factor)).double().numpy())
-    if name == "moment":  # its log-odds are in the features' own unit
+    if name == "moment":  # its log-odds scale with the features
         answers = [z / np.sqrt(np.square(z).mean()) for z in answers]
     z, *others = answers
     for other in others:
@@ -234,7 +234,7 @@ def simplex_problem(n_users=4, n=30, r=3, seed=0):
 def test_weights_on_the_simplex_are_scipys():
     Z, y, _ = simplex_problem()
     mask, offset = np.ones_like(y), np.full_like(y, 0.3)
-    mask[1, 7:], mask[2] = 0, 0  # seven pairs, and none
+    mask[1, 7:], mask[2] = 0, 0  # users with seven pairs and with none
     mean = np.array([0.2, 0.5, 0.3])
     prior = {"mean": torch.tensor(mean), "precision": torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))}
     found = priors.fit_simplex_weights(*(torch.from_numpy(a) for a in (Z, y, mask, offset)), prior).numpy()
@@ -256,13 +256,13 @@ def test_planted_weights_on_the_simplex_are_recovered():
     wide = {"mean": torch.full((4,), 0.25, dtype=torch.float64), "precision": 1e-6 * torch.eye(4, dtype=torch.float64)}
     Z, y = torch.from_numpy(Z), torch.from_numpy(y)
     found = priors.fit_simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), wide)
-    assert np.abs(found.numpy() - w).max() < 0.06  # 5,000 answers: standard errors near .01
+    assert np.abs(found.numpy() - w).max() < 0.06  # 5,000 answers give standard errors near .01
     assert (found > 0).all() and (found.sum(1) - 1).abs().max() < 1e-9
 
 
 @pytest.mark.slow
 def test_distances_to_ideal_points_are_learned():
-    """Users between three prototypes in a plane; rewards are distances, which no linear reward can follow."""
+    """PAL learns users between three prototypes in a plane, whose rewards are distances and not linear."""
     rng = np.random.default_rng(0)
     prototypes = np.array([[2.0, 0], [-1, 1.7], [-1, -1.7]])
 
@@ -286,7 +286,7 @@ def test_distances_to_ideal_points_are_learned():
         return ((z > 0) == test[1].label).mean()
 
     oracle = ((test[2] > 0)[np.tile(np.arange(60) >= 20, 30)] == test[1].label).mean()
-    assert share("pal", {"prototypes": 3, "dim": 2}) > oracle - 0.04  # seeds: .02 to .035 below
+    assert share("pal", {"prototypes": 3, "dim": 2}) > oracle - 0.04  # .02 to .035 below over seeds
     assert share("pal", {"prototypes": 3, "dim": 2, "variant": "angle"}) < oracle - 0.1
     assert share("per_user", {}) < oracle - 0.1
 

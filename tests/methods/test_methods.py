@@ -1,4 +1,4 @@
-"""Methods against closed forms, Bayes lines and planted parameters, on simulated users."""
+"""Methods agree with closed forms, Bayes references and planted parameters, on simulated users."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tasks.two_modes import TwoModes, draw_option_pairs, mode_rewards
 
 
 def accuracy(task, method, seeds=(0,), panel="test"):
-    """{shots: accuracy} of the observed labels, macro over users, mean over seeds."""
+    """Return {shots: accuracy} on the observed labels, macro-averaged over users, mean over seeds."""
     found = []
     for seed in seeds:
         data = task.build(seed)
@@ -28,12 +28,12 @@ def accuracy(task, method, seeds=(0,), panel="test"):
 
 @pytest.mark.parametrize(("query", "context"), [(0.5, 0.5), (1.0, 0.5), (0.5, 0.1), (0.2, 1.0)])
 def test_bayes_reaches_its_closed_form(query, context):
-    """1 - (c_q / 2)(1 - c_c)^n: without a conflicting pair in the context a conflicting query is a coin."""
+    """Bayes reaches 1 - (c_q / 2)(1 - c_c)^n: without a conflicting context pair, a conflicting query is a coin."""
     task = TwoModes(n_users=4000, pairs_per_user=1, query_conflict_rate=query, context_conflict_rate=context)
     found = accuracy(task, "bayes")
     for shots in task.shots:
         exact = 1 - query / 2 * (1 - context) ** shots
-        assert abs(found[shots] - exact) < 4.5 * 0.5 / np.sqrt(400)  # 400 test users, each at most a coin's spread
+        assert abs(found[shots] - exact) < 4.5 * 0.5 / np.sqrt(400)  # 400 test users, each at most a coin's variance
 
 
 def test_conflict_rates_are_what_they_say():
@@ -49,7 +49,7 @@ def test_conflict_rates_are_what_they_say():
 
 
 def test_two_modes_anchors():
-    """One reward for all is right on the half they agree about and a coin on the rest; the truth is always right."""
+    """One reward for all is right where the modes agree and a coin elsewhere; the oracle is always right."""
     task = TwoModes(n_users=400, feature_dim=2)
     shared = accuracy(task, "shared", seeds=range(5))
     assert shared.between(0.74 - 0.02, 0.76 + 0.02).all() and shared.nunique() == 1
@@ -60,7 +60,7 @@ def test_two_modes_anchors():
 
 @pytest.mark.slow
 def test_low_rank_methods_reach_the_true_subspace():
-    """Within .01 of the line fitted by the same solver on the same draws, mean of two seeds with many queries each."""
+    """Low-rank methods are within .01 of `true_subspace` on the same data, as a mean of two seeds."""
     task = LowRank(queries=100)
     line = accuracy(task, "true_subspace", range(2))
     for method in ("spectral", "mixed_logit", "rfm"):
@@ -76,7 +76,7 @@ def test_bayes_is_above_the_true_subspace_where_weights_are_not_gaussian():
 
 
 def test_bayes_by_hand():
-    """Two kinds of user, one context pair: P(left) = sum of posteriors times sigmoids."""
+    """For two kinds of user and one context pair, P(left) is the sum of posteriors times sigmoids."""
     items = Items(np.zeros((4, 1), np.float32))
     truth = Truth(
         np.eye(2, dtype=np.float32)[:1],
@@ -99,7 +99,7 @@ def test_bayes_by_hand():
 
 
 def planted(n_users=400, n=60, seed=0):
-    """Users whose weights are N(mean, diag(sd^2)) in six features, and their pairs."""
+    """Return pairs of users whose weights are N(mean, diag(sd^2)) in six features."""
     rng = np.random.default_rng(seed)
     mean, sd = np.array([1.0, -1, 0, 0, 0, 0]), np.array([2.0, 0.3, 1.5, 0.1, 0.1, 0.1])
     w = mean + sd * rng.normal(size=(n_users, 6))
@@ -141,7 +141,7 @@ def test_shared_is_the_pooled_regression():
     state, _, _ = prior("shared")
     train = planted()[0]
     reference = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(train.gap, train.label).coef_[0]
-    assert np.abs(state["mean"].numpy() - reference).max() < 0.01  # 24,000 pairs: no ridge on the grid moves it more
+    assert np.abs(state["mean"].numpy() - reference).max() < 0.01  # 24,000 pairs: any ridge on the grid moves it less
 
 
 def test_per_user_takes_a_scale_by_hand():
@@ -149,7 +149,7 @@ def test_per_user_takes_a_scale_by_hand():
 
 
 def test_generators_differ_by_seed_and_by_purpose():
-    """torch keeps the low 32 bits of a seed: all of ours must be in them."""
+    """Seeds and purposes differ in the low 32 bits, the only ones of a seed that torch uses."""
     draws = {(s, p): torch.rand(4, generator=Run(s).generator(p)).tolist() for s in range(50) for p in ("a", "b")}
     assert len({tuple(d) for d in draws.values()}) == 100
     assert draws[3, "a"] == torch.rand(4, generator=Run(3).generator("a")).tolist()

@@ -1,4 +1,4 @@
-"""Methods that read a user by a network: against Bayes, planted modes and closed forms; methods under odd settings and data."""
+"""Amortised methods agree with Bayes, planted modes and closed forms, also for unusual settings and data."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -61,7 +61,7 @@ def test_close_to_bayes(world, fitted, name, bound):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["np_btl", "vpl"])
 def test_without_context_it_answers_for_the_population(world, fitted, name):
-    """Sure where both modes agree, near a coin where they do not; the same answer for everybody."""
+    """Without context predictions are the same for all, certain where modes agree and near a coin elsewhere."""
     splits, truth = world
     panel = splits.panels["test"]
     z = log_odds(*fitted[name], panel, 0)
@@ -93,7 +93,7 @@ def test_a_narrower_posterior_with_more_pairs(world, fitted):
     method, state = fitted["vpl"]
     context = world[0].panels["test"].context
     widths = [method.adapt(state, context.first(n), Run(0))[1] for n in (0, 1, 3, 10)]
-    assert (widths[0] == 1).all()  # the prior
+    assert (widths[0] == 1).all()  # the prior's variance
     assert all((more < fewer).all() for fewer, more in pairwise(widths))
 
 
@@ -103,7 +103,7 @@ def test_a_narrower_posterior_with_more_pairs(world, fitted):
     [("pal", {}, (0, 1), (0.64, 0.69, 0.74)), ("vpl", {"steps": 1000}, (0,), (0.60, 0.63, 0.65))],
 )
 def test_reaches_what_independent_runs_reached(name, fields, seeds, floors):
-    """On `low_rank` at 5, 10 and 20 answers. pal: .660, .704 and .743 over five seeds; vpl has half its steps."""
+    """Accuracies on `low_rank` at 5, 10, 20 shots hold: pal .660, .704, .743 over five seeds; vpl with half its steps."""
     task, method, found = LowRank(queries=100), make_instance("method", name, fields), []
     for seed in seeds:
         data = task.build(seed)
@@ -140,7 +140,7 @@ def test_other_settings_keep_the_contract(name, fields):
 
 
 def test_the_bound_is_that_of_the_users_there_are():
-    """Negative log likelihood plus KL, summed over users by loops, per target: people may have fewer than `targets`."""
+    """The loss is negative log-likelihood plus KL per target, by loops, also for users with fewer than `targets`."""
     method, draw = make_instance("method", "np_btl", {"latent": True}), torch.Generator().manual_seed(0)
     task = LowRank(n_users=20, new_users=2, pairs_per_user=8, feature_dim=4, rank=2, shots=(0, 2))
     train = task.split(task.build(0), 0).train
@@ -177,7 +177,7 @@ def test_divergence_is_torchs():
 
 
 def test_a_shown_pair_is_winner_and_loser():
-    """For hard labels a linear change of (winner, loser), and the same whichever side is called left."""
+    """Inputs are a linear map of (winner, loser) for hard labels, and do not depend on sides."""
     x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0))
     label = torch.tensor([1.0, 0.0, 1.0, 0.0])
     middle, gap = pair_inputs(x, label).chunk(2, 1)
@@ -189,14 +189,14 @@ def test_a_shown_pair_is_winner_and_loser():
 
 
 def test_episodes_ask_only_what_they_do_not_show():
-    """Users of 2 to 30 pairs: every pair at most once, all of the user's own, context sizes from none to all but one."""
+    """For users with 2 to 30 pairs, a batch has each of the user's pairs at most once, and all context sizes."""
     rng = np.random.default_rng(0)
     counts = np.array([2, 3, 8, 30])
     user = np.repeat(np.arange(4, dtype=np.int32), counts)
     n = len(user)
     rows = np.arange(n, dtype=np.int32)
     pairs = Pairs(user, np.arange(4, dtype=np.int32), rows, rows + n, rng.random(n).astype(np.float32), None)
-    ids = torch.arange(2 * n, dtype=torch.float32).unsqueeze(1)  # an item's only feature is its number
+    ids = torch.arange(2 * n, dtype=torch.float32).unsqueeze(1)  # the only feature of an item is its number
     sides = torch.from_numpy(np.stack([pairs.left, pairs.right], 1).astype(np.int64))
     method = make_instance("method", "np_btl", {})
     episodes = method.training_batches(pairs, ids, sides, torch.Generator().manual_seed(0))
@@ -205,7 +205,7 @@ def test_episodes_ask_only_what_they_do_not_show():
         for u in range(len(batch.shown)):
             there = batch.weight[u] > 0
             asked = batch.asked[u, there, 0, 0].long()
-            shown = (batch.shown[u, batch.mask[u], 0] - n / 2).round().long()  # the middle of rows i and i + n
+            shown = (batch.shown[u, batch.mask[u], 0] - n / 2).round().long()  # the midpoint of rows i and i + n
             both = torch.cat([asked, shown]).tolist()
             own = user[both[0]]
             assert len(set(both)) == len(both) and (user[both] == own).all() and len(asked)
@@ -229,12 +229,12 @@ def test_training_finds_a_regression_and_keeps_the_best_on_the_way():
     )
     assert len(run.curves["held_out"]) == 10
     assert (best["w"].item() - 2) ** 2 == pytest.approx(min(run.curves["held_out"]), rel=1e-4)
-    assert weights["w"].item() > best["w"].item() + 1  # training went on past it
+    assert weights["w"].item() > best["w"].item() + 1  # training continued beyond the best weights
 
 
 @pytest.mark.parametrize("variant", ["distance", "angle"])
 def test_what_pal_adapts_by_is_what_it_rewards_by(variant):
-    """A pair's log-odds are linear in the weights: slope times w, plus offset."""
+    """A pair's log-odds are slope times w plus offset, as its rewards say."""
     task = LowRank(n_users=20, new_users=10, pairs_per_user=20, feature_dim=4, rank=2)
     splits = task.split(task.build(0), 0)
     panel, method = splits.panels["test"], make_instance("method", "pal", {"variant": variant, "steps": 50})

@@ -1,4 +1,4 @@
-"""rfm, dpl and shared: opposed raters, planted non-linear features, Borda counts, distributions of utility."""
+"""Tests of rfm, dpl and shared: opposed raters, planted non-linear features, Borda counts, utility distributions."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from tasks.two_modes import TwoModes, mode_rewards
 
 
 def accuracy(task, method, fields=None, seeds=(0,)):
-    """{shots: accuracy} of test users' labels, mean over seeds."""
+    """Return {shots: accuracy} on test users' labels, mean over seeds."""
     found = []
     for seed in seeds:
         data = task.build(seed)
@@ -49,7 +49,7 @@ def test_variants_keep_the_contract(method, fields):
     [("two_camps", {5: 0.73, 20: 0.77, 200: 0.84}), ("independent_signs", {5: 0.60, 20: 0.70, 200: 0.825})],
 )
 def test_opposed_raters_need_their_own_reward(scenario, least):
-    """R1: one reward for all is a coin, shared features are not; each is known to about .01 here (two seeds)."""
+    """Claim R1: one reward for all is a coin, shared features are better; two seeds give about .01 precision."""
     task, seeds = Raters(scenario=scenario), range(2)
     assert accuracy(task, "shared", seeds=seeds).between(0.47, 0.53).all()
     found = accuracy(task, "rfm", seeds=seeds)
@@ -69,7 +69,7 @@ def test_fewer_features_than_the_truth_has_are_too_few():
 
 @pytest.mark.slow
 def test_a_network_finds_features_that_are_not_linear():
-    """With answers enough (300 raters, 16 numbers an item) it closes more than half of the gap to the true features."""
+    """With 300 raters and 16 features the network closes more than half of the gap to the true features."""
     task = Raters(truth="tanh", n_users=300, feature_dim=16, shots=(0, 20, 200))
     linear, line = (accuracy(task, method)[200] for method in ("rfm", "true_subspace"))
     assert accuracy(task, "rfm", {"features": "mlp"})[200] > (linear + line) / 2
@@ -100,7 +100,7 @@ GRID = np.linspace(0.02, 0.98, 49)
 
 @pytest.fixture(scope="module")
 def two_modes():
-    """What each model learns of y on a grid, from 500 users of `two_modes`: its state, and the grid as items."""
+    """Return each model's state after training on 500 users of `two_modes`, and a grid of y as items."""
     task = TwoModes(n_users=500)
     splits = task.split(task.build(0), 0)
     items = Items(GRID[:, None].astype(np.float32))
@@ -112,7 +112,7 @@ def two_modes():
 
 
 def test_one_reward_for_two_modes_orders_options_by_borda_count(two_modes):
-    """Siththaranjan et al. 2024: the reward rises with the share of options that an option beats, over all people."""
+    """The reward rises with the share of options that an option beats over all people (Siththaranjan et al. 2024)."""
     method = make_instance("method", "shared", {"head": "mlp"})
     state, items = two_modes(method)
     rows = np.arange(len(GRID))
@@ -125,7 +125,7 @@ def test_one_reward_for_two_modes_orders_options_by_borda_count(two_modes):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["mean_variance", "categorical"])
 def test_a_distribution_says_where_people_disagree(two_modes, model):
-    """Only above .5 do the modes differ: there utility is spread; P is the share of people who prefer an option."""
+    """Utility has a spread only above .5, where modes differ; P is the share of people who prefer an option."""
     method = make_instance("method", "dpl", {"model": model})
     state, items = two_modes(method)
     outputs = apply_reward_network(state, items, np.arange(len(GRID)))
@@ -138,7 +138,7 @@ def test_a_distribution_says_where_people_disagree(two_modes, model):
     first, second = (grid.ravel() for grid in np.meshgrid(np.arange(len(GRID)), np.arange(len(GRID))))
     share = (np.sign(mode_rewards(GRID)[first] - mode_rewards(GRID)[second]) / 2 + 0.5).mean(
         1
-    )  # of people who prefer `first`
+    )  # the share of people who prefer `first`
     found = method.outputs_log_odds(outputs[first], outputs[second]).sigmoid().numpy()
     assert np.abs(found - share).mean() < 0.12
     assert found[share == 1].mean() > 0.9

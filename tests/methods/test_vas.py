@@ -1,4 +1,4 @@
-"""Value-augmented sampling: tilts known by hand, the base model at strength zero, and mixed_logit's answers."""
+"""Value-augmented sampling agrees with logits by hand, the base model at strength zero, and mixed_logit."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from harness.models.tokens import open_tokenizer, render_prompt
 from harness.store.store import Store
 from harness.task import split_in_order
 
-UP, DOWN = " follow", " over"  # a token each
+UP, DOWN = " follow", " over"  # one token each
 PROMPTS = [f"Number {i}?" for i in range(300)]
 
 
@@ -39,7 +39,7 @@ def vas(folder):
 
 
 def splits():
-    """40 users of two opposed kinds: a response is worth one word's number less the other's, or the reverse. Half train."""
+    """Return splits of 40 users of two kinds: utility is the count of UP minus that of DOWN, or the reverse."""
     rng = np.random.default_rng(0)
     said = [rng.choice([UP, DOWN], rng.integers(4, 12)) for _ in range(2 * len(PROMPTS))]
     features = np.float32([[(words == UP).sum(), (words == DOWN).sum()] for words in said])
@@ -59,7 +59,7 @@ def fits():
 
 @pytest.fixture
 def fitted(vas, fits, run):
-    """The task's splits, and what was learned from them: once for all tests."""
+    """Return the splits and the fitted state; computed once for all tests."""
     if not fits:
         parts = splits()
         fits["all"] = parts, vas.fit(parts.train, parts.panels["validation"], run)
@@ -67,12 +67,12 @@ def fitted(vas, fits, run):
 
 
 def test_the_head_finds_the_tilt_that_is_known_by_hand(vas, run):
-    """Ten coins; axis 0 counts heads, axis 1 those of the last five tosses: a head adds 1 to the one, 0 or 1 to the other."""
+    """The head learns ten tosses: axis 0 counts all heads, axis 1 those of the last five tosses."""
     rng = np.random.default_rng(1)
     heads = rng.random((12000, 10)) < 0.5
     target = np.stack([heads.sum(1), heads[:, 5:].sum(1)], 1).astype(np.float32)
     target = np.repeat(target - target.mean(0), 10, axis=0)
-    place = np.tile(np.eye(10, dtype=np.float32), (12000, 1))  # the hidden state: which toss comes
+    place = np.tile(np.eye(10, dtype=np.float32), (12000, 1))  # the hidden state is the index of the toss
     before = np.concatenate([np.zeros((12000, 1)), heads.cumsum(1)[:, :-1]], 1).reshape(-1, 1)
     hidden = torch.from_numpy(np.concatenate([place * 3, before, np.ones((120000, 1))], 1).astype(np.float32))
     token = torch.from_numpy(np.where(heads, 100, 101).reshape(-1))
@@ -90,7 +90,7 @@ def test_the_head_finds_the_tilt_that_is_known_by_hand(vas, run):
 
 
 def test_a_user_is_given_his_words_by_as_much_as_they_are_worth_to_him(vas, folder, store, fitted):
-    """From texts and choices on: a word adds one to its feature whatever else comes, so the tilt between the two is w's gap."""
+    """A word adds one to its feature in any text, so its logit changes by the user's weight, from texts to choices."""
     parts, state = fitted
     users = vas.adapt(state, parts.panels["test"].context, Run(0))
     worth = users[0] @ torch.tensor([1.0, -1.0], dtype=torch.float64)
@@ -148,9 +148,9 @@ def test_places_multiply_to_rewards_and_the_leading_axes_explain_most():
         (rewards - z @ (weights @ p).T).square().mean()
         for z, p in (reward_axes(features, prior, n) for n in range(1, 7))
     ]
-    least = torch.linalg.svdvals(rewards).square()  # no n axes could leave less
+    least = torch.linalg.svdvals(rewards).square()  # no n axes leave less
     for n in range(1, 6):
-        assert left[n - 1] <= 1.15 * least[n:].sum() / rewards.numel()  # users are a sample of the prior
+        assert left[n - 1] <= 1.15 * least[n:].sum() / rewards.numel()  # users are a sample from the prior
 
 
 def test_hidden_states_are_those_before_each_token_of_a_response(vas, folder, store):

@@ -1,4 +1,4 @@
-"""These run where vLLM is: `make test-vllm`. (A folder called vllm would be found in its place.)"""
+"""Tests that need vLLM: `make test-vllm`. (A folder named vllm would shadow the package.)"""
 
 from importlib.util import find_spec
 

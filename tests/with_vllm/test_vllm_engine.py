@@ -1,4 +1,4 @@
-"""The vLLM engine against plain transformers, and the small model trained in full, as it writes there."""
+"""The vLLM engine agrees with plain transformers, also for the fully trained small model."""
 
 import hashlib
 
@@ -28,7 +28,7 @@ SEEDS = [far_apart(i) for i in range(9)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
-    small.build_small_model(folder, steps=20)  # enough that texts and prompts are told apart
+    small.build_small_model(folder, steps=20)  # enough to distinguish texts and prompts
     return folder
 
 
@@ -60,7 +60,7 @@ def test_vectors_agree_with_plain_transformers(folder, pooling):
     engine = open_engine("vllm", folder, "embed")
     vectors = engine.embed(texts, pooling)
     assert vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors, golden, atol=1e-4)  # kernels of its own; entries are about 1
+    np.testing.assert_allclose(vectors, golden, atol=1e-4)  # vLLM has other kernels; entries are about 1
     cosine = (vectors * golden).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(golden, axis=1)
     assert cosine.min() >= 0.9999
     np.testing.assert_allclose(engine.embed(texts[::-1], pooling), vectors[::-1], atol=1e-4)
@@ -78,7 +78,7 @@ def test_log_odds_agree_with_a_plain_softmax(writer, plain, prompts):
         golden.append(float((p[a] / p[b]).log()))
     odds = writer.answer(prompts, ("On", "P"))
     np.testing.assert_allclose(odds, golden, atol=1e-3)
-    assert np.ptp(golden) > 0.1  # prompts differ by far more
+    assert np.ptp(golden) > 0.1  # differences between prompts are far larger
     np.testing.assert_allclose(writer.answer(prompts[::-1], ("On", "P")), odds[::-1], atol=1e-3)
 
 
@@ -91,7 +91,7 @@ def test_log_probabilities_are_those_of_the_untempered_model(writer, plain, prom
     samples = writer.sample(prompts, SEEDS, 3, temperature, top_p, 40)
     rows = [(prompt, sample) for prompt, row in zip(prompts, samples, strict=True) for sample in row]
     for (prompt, sample), said in zip(rows, made, strict=True):
-        with torch.no_grad():  # the text is taught, not drawn
+        with torch.no_grad():  # log-probabilities of given texts, without sampling
             logprob = plain(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].double().log_softmax(1)
         golden = logprob.gather(1, torch.tensor(said)[:, None]).mean()
         assert sample.n_tokens == len(said) <= 40
@@ -121,8 +121,8 @@ def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, pro
         writer.sample(prompts, SEEDS, 2, temperature=0)
 
 
-@pytest.mark.timeout(1200)  # trains the small model: some two minutes of one core's time, longer on a busy machine
-@pytest.mark.timeout(900)  # it trains the model in full: two minutes on an idle machine
+@pytest.mark.timeout(1200)  # trains the small model: about two minutes on one core, longer on a busy machine
+@pytest.mark.timeout(900)  # trains the full model: two minutes on an idle machine
 def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     small.build_small_model(tmp_path / "small")
     engine = open_engine("vllm", tmp_path / "small", "sample")
@@ -144,7 +144,7 @@ def test_the_small_model_writes_as_it_is_meant_to(tmp_path):
     scores = trait_scores([sample.text for row in samples for sample in row]).reshape(len(asked), 16, len(TRAITS))
     assert scores.std(1, ddof=1).mean(0).min() >= 0.5
 
-    for trait in ("length", "formality", "enthusiasm"):  # a system line moves what it names
+    for trait in ("length", "formality", "enthusiasm"):  # a system line changes the traits that it names
         others = [t for t in TRAITS if t != trait]
         means = []
         for sign in (1, -1):

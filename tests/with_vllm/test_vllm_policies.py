@@ -1,4 +1,4 @@
-"""What `manyminds show KEY --save DIR` wrote of a policy, loaded in vLLM as it says: the policy's own log-probabilities."""
+"""A policy saved by `manyminds show KEY --save DIR` has the same log-probabilities in vLLM, loaded as instructed."""
 
 import os
 
@@ -15,7 +15,7 @@ from harness.sources.text_world import PROMPTS, write_response
 from harness.store.store import Store
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM takes most of the memory by default
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 pytestmark = pytest.mark.vllm
 
@@ -43,7 +43,7 @@ def test_vllm_says_what_the_policy_says(tmp_path, tune):
         wanted = policy.response_log_probs(at_work.model, tokens, np.arange(16))
     assert ("LoRARequest" in told) == (tune == "lora")
 
-    assert (wanted - reference).abs().min() > 0.1  # another model by now
+    assert (wanted - reference).abs().min() > 0.1  # training has changed the model
     lora = tune == "lora"
     options = {"enable_lora": True, "max_lora_rank": made.rank} if lora else {}
     llm = LLM(
