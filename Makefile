@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Tiers of tests: tests/README.md. `test-rest` runs four files at once on any machine: most of its time is spent waiting.
+# Tiers of tests: tests/README.md. `test-rest` runs three files at once on two cores: half of its time is spent waiting.
 # Each test runs in one of `test`, `test-rest` and `test-vllm`.
 FAST := not slow and not ray_cluster and not vllm and not gpu
 REST := (slow or ray_cluster or gpu) and not vllm
@@ -18,7 +18,7 @@ test: .venv/tested
 	$(BIN)/python -m pytest $(PARALLEL) --dist worksteal -m "$(FAST)"
 
 test-rest: .venv/tested
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile -m "$(REST)"
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "$(REST)"
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/with_vllm

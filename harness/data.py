@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from harness.errors import UserError
+from harness.frames import as_polars
 
 TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 
@@ -215,6 +216,7 @@ class PreferenceDataset:
         items: Items,
         seconds: np.ndarray | None = None,
         truth: Truth | None = None,
+        min_pairs: int = 2,
     ) -> PreferenceDataset:
         """Build a data set from one array per column; `user` holds ids of any kind, and rows may be in any order.
 
@@ -229,7 +231,7 @@ class PreferenceDataset:
         user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
         hint = "each user needs one pair to show and one to ask: drop users with fewer than two pairs"
-        _raise_for_first_bad(counts[person] < 2, "a user with one pair", user, hint)
+        _raise_for_first_bad(counts[person] < min_pairs, "a user with one pair", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),
@@ -245,16 +247,19 @@ class PreferenceDataset:
     @classmethod
     def from_choices(
         cls,
-        frame: pl.DataFrame,
+        frame: Any,
         features: Callable[[pl.DataFrame], np.ndarray] | None = None,
+        min_pairs: int = 2,
     ) -> PreferenceDataset:
         """Build a data set from the columns user, prompt, chosen and rejected.
 
         These are Hugging Face's preference columns plus a user id.
-        Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
+        frame: any data frame that harness.frames.as_polars takes. min_pairs: pairs that each user needs; 2 leaves one to
+        ask. Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
         items (columns prompt, response) to float32[n, d]. Sides are drawn at random, and items are numbered in a random
         order, so neither side nor number reveals the preferred response.
         """
+        frame = as_polars(frame)
         needed = ["user", "prompt", "chosen", "rejected"]
         if missing := [name for name in needed if name not in frame.columns]:
             raise UserError(
@@ -290,6 +295,7 @@ class PreferenceDataset:
                 items.to_arrow().cast(TEXT_SCHEMA),
             ),
             seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
+            min_pairs=min_pairs,
         )
 
     def content_digest(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 
@@ -26,13 +26,20 @@ class UnavailableError(UserError):
     """A file, data set or model is unavailable. Work that does not need it can continue."""
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+def did_you_mean(
+    word: str,
+    known: Iterable[str],
+    otherwise: str,
+    cutoff: float = 0.6,
+    shown: Mapping[str, str] | None = None,
+) -> str:
     """Return a hint that names the known word closest to a misspelt one, or `otherwise` where none is close.
 
-    cutoff: the least similarity of the two words, from 0 to 1; 0.6 is difflib's default.
+    cutoff: the least similarity of the two words, from 0 to 1; 0.6 is difflib's default. shown: how to write a known
+    word in the hint, such as the path of a file for its name.
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    return f"did you mean {(shown or {}).get(near[0], near[0])!r}?" if near else otherwise
 
 
 @cache

@@ -155,6 +155,10 @@ class Method(Predictor):
     """
 
     version: ClassVar[int] = 1
+    family: ClassVar[str] = (
+        ""  # for `manyminds list --family`: control, linear, network, language model, or line (knows the ground truth)
+    )
+    paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
     privileged: ClassVar[bool] = False  # reads the ground truth; drawn as a line, never ranked
     asks_model: ClassVar[bool] = False  # asks a language model; its questions are collected before trials run
     trains_model: ClassVar[bool] = False  # trains a language model; several workers may share one trial

@@ -67,6 +67,9 @@ def load_class(kind: str, name: str) -> Any:
     built_in = (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
     if not built_in and name not in PLUGINS:
         known = list_names(kind)
+        here = [*Path().glob(f"{name}.py"), *Path().glob(f"*/{name}.py")] if re.fullmatch(r"\w+", name) else []
+        if here:
+            raise UserError(f"there is no {kind} {name!r}", f"add --plugin {here[0]}")
         hint = did_you_mean(name, known, f"`manyminds list` shows all names; {kind}s: {', '.join(known)}")
         raise UserError(f"there is no {kind} {name!r}", hint)
     found = _classes_of_kind(

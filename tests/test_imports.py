@@ -9,15 +9,16 @@ from harness.registry import PROJECT_ROOT
 from tests.house import arrows, circles, floors, folded, imports, modules, wing
 
 # Who may import whom: harness/README.md draws it. Names without a dot are wings, or rooms of the ground, in harness/.
-GROUND = {"atomic", "errors", "fields", "parallel", "registry"}  # user errors, field checks, names -> files, workers
+GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry"}  # user errors, field checks, names -> files, workers
 CONTRACT = {"data", "method", "task"}  # what authors of tasks and methods import
 MAY_IMPORT = {
     "errors": set(),
     "atomic": set(),
     "parallel": set(),
     "fields": {"errors"},
+    "frames": {"errors"},
     "registry": {"errors", "fields"},
-    "data": {"errors"},
+    "data": {"errors", "frames"},
     "method": {"data", "fields"},
     "task": {"data", "errors", "fields", "method"},
     "sources": GROUND,
@@ -33,7 +34,8 @@ MAY_IMPORT = {
     "report": CONTRACT | {"atomic", "board", "errors", "inference", "store", "trials"},
     "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
     "check": GROUND | CONTRACT | {"inference", "models", "store", "trials"},
-    "cli": GROUND | {"board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
+    "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
+    "cli": GROUND | CONTRACT | {"api", "board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
     "tasks": CONTRACT | {"errors", "inference", "sources", "store"},
     "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
 }

@@ -1,8 +1,7 @@
-"""`manyminds reproduce`: the suites of a paper run, and every claim printed and drawn with what was found."""
+"""`manyminds reproduce`: runs the suites of a paper, and judges its claims by the results."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from harness.claims.judge import (
 )
 from harness.claims.results import Results
 from harness.claims.schema import CLAIMS_FOLDER, Claim, read_claims
-from harness.errors import UnavailableError, UserError
+from harness.errors import UnavailableError, UserError, did_you_mean
 from harness.store.store import Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import Suite, load_toml, read_suite
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Chapter:
-    """Claims of one suite with its results, or why there are none."""
+    """The claims of one suite with its results, or with the error that says why there are none."""
 
     paper: str
     suite: Suite
@@ -41,7 +40,7 @@ class Chapter:
 
 
 def read_suite_claims(file: Path) -> tuple[str, tuple[Claim, ...]]:
-    """The paper and the claims of a suite file, with every key known, those of figures as well."""
+    """Read a suite file's paper and its claims, including their figures. Raises UserError for wrong entries."""
     paper, claims = read_claims(file)
     for claim in claims:
         try:
@@ -52,20 +51,21 @@ def read_suite_claims(file: Path) -> tuple[str, tuple[Claim, ...]]:
 
 
 def shipped_claims(folder: Path = CLAIMS_FOLDER) -> dict[Path, tuple[str, tuple[Claim, ...]]]:
-    """Every suite file with claims -> its paper and its claims."""
+    """Return the paper and the claims of every suite file in the folder."""
     found = {file: read_suite_claims(file) for file in sorted(folder.glob("*.toml"))}
     files: dict[str, Path] = {}
     for file, (_, claims) in found.items():
         for claim in claims:
             if (other := files.setdefault(claim.id, file)) != file:
-                raise UserError(f"{file}: {other.name} has a claim {claim.id} already", "give each an id of its own")
+                raise UserError(f"{file}: {other.name} already has a claim {claim.id}", "give each claim its own id")
     return found
 
 
 def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, set[str]]:
-    """The suite files, and the ids of the claims, of papers, claims and files of those names; without any, all.
+    """Return the suite files, each with the ids of its claims, that the names select: papers, claims, suite files.
 
-    Of a file whose claims are named too, those alone.
+    Without names, all claims are selected. If a suite file and some of its claims are named, only these are selected.
+    Raises UserError for unknown names, and for two suites of one name.
     """
     known = shipped_claims(folder)
     if not names:
@@ -76,7 +76,7 @@ def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, 
     for file, (_, claims) in own.items():
         if not claims:
             raise UserError(
-                f"{file} has no claims", "add a [[claims]] table: harness/claims/schema.py says what it holds"
+                f"{file} has no claims", "add a [[claims]] table; harness/claims/schema.py describes its fields"
             )
     found: dict[Path, set[str]] = {}
     for name in [name for name in names if not name.endswith(".toml")]:
@@ -90,12 +90,9 @@ def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, 
             papers = sorted({paper for paper, _ in known.values()})
             ids = [c.id for _, claims in [*own.values(), *known.values()] for c in claims]
             lower = {word.lower(): word for word in [*papers, *(file.stem for file in known), *ids]}
-            near = difflib.get_close_matches(name.lower(), lower, n=1)
+            every = f"papers: {', '.join(papers)}; or a claim's id, such as N1"
             raise UserError(
-                f"there is no paper or claim {name!r}",
-                f"did you mean {lower[near[0]]!r}?"
-                if near
-                else f"papers: {', '.join(papers)}; or a claim's id, such as N1",
+                f"there is no paper or claim {name!r}", did_you_mean(name.lower(), lower, every, shown=lower)
             )
         for file, own_ids in asked.items():
             if own_ids:
@@ -115,11 +112,11 @@ def plan_chapters(
     prepared: Callable[[], None] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> list[Chapter]:
-    """Plans the suites of the claims wanted; where a task's data is not at hand the chapter says so.
+    """Plan the suites of the wanted claims. Where a task's data is unavailable, the chapter keeps the error.
 
     prepared, make: as for harness.trials.plan.make_plan.
 
-    Raises UserError for all that can be known to be wrong before anything is prepared, and where all data is missing.
+    Raises UserError for wrong selections before anything is prepared, and UnavailableError where all data is missing.
     """
     found, read = [], []
     for file, ids in wanted.items():
@@ -143,17 +140,18 @@ def plan_chapters(
 
 
 def count_tasks_to_prepare(files: Iterable[Path], quick: bool) -> int:
+    """Return the number of tasks times seeds in the suite files."""
     suites = [read_suite(file, quick) for file in files]
     return sum(len(s.tasks) * len(s.seeds) for s in suites)
 
 
 def trials_of_chapters(parts: list[Chapter]) -> list[Trial]:
-    """Every trial once: suites share some."""
+    """Return every trial of the chapters once, since suites share some."""
     return list({t.key: t for part in parts if part.results for t in part.results.plan.trials}.values())
 
 
 def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
-    """Every claim of the chapters, judged by what is finished."""
+    """Judge every claim of the chapters by the finished trials."""
     found = []
     for part in parts:
         for claim in part.claims:
@@ -168,8 +166,10 @@ def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
 
 
 def has_quick_settings(file: Path) -> bool:
+    """Return whether the suite file has a `quick` table."""
     return "quick" in load_toml(file)
 
 
 def suite_title(file: Path) -> str:
+    """Return the suite file's title, or its name where it has none."""
     return str(load_toml(file).get("title", file.stem))

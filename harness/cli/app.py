@@ -1,50 +1,79 @@
-"""The app that verbs belong to, and what they share."""
+"""The app that commands belong to, and the steps they share."""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness import registry
 from harness.cli.terminal import progress_bar
-from harness.store.logs import log_to_store, log_to_terminal, run_name
+from harness.store.logs import log_to_terminal
 from harness.store.store import Store
+
+if TYPE_CHECKING:
+    from harness.api.running import MakeRows
+    from harness.trials.plan import Plan
+
+FIRST_DAY = """\
+manyminds: who learns what one person prefers from a few choices?
+
+  manyminds run                     run the quick suite: a leaderboard in about two minutes
+  manyminds list                    list tasks and methods; manyminds show NAME explains one
+  manyminds run SUITE --data DIR    run another suite of jobs/suites, such as people.toml on real people's choices
+  manyminds check my_method.py      check your own task or method against the contract
+
+manyminds --help lists all commands, manyminds COMMAND --help what each takes."""
 
 app = typer.Typer(
     help="A benchmark harness for personalised reward models: who learns what one person prefers from a few choices?",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
-@app.callback()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from harness.store.provenance import code_state
+
+        print(f"manyminds {version('manyminds')} ({code_state()})")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
 def global_options(
+    context: typer.Context,
     verbose: Annotated[
         int,
         typer.Option("-v", "--verbose", count=True, help="Show the log too; -vv shows details.", show_default=False),
     ] = 0,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and its commit."),
+    ] = False,
 ) -> None:
     if verbose:
         log_to_terminal(verbose)
+    if context.invoked_subcommand is None:
+        print(FIRST_DAY)
 
 
 def set_data_folder(data: Path | None) -> None:
+    """Name the folder of public data files for this process and those that it starts."""
     if data is not None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
 
-def plan_suite(suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make=None):
-    """The plan, and the store, opened. make: makes what tasks lack of samples and vectors; without it that is a UserError."""
-    set_data_folder(data)
-    registry.add_plugins(plugin or [])
-    from harness.trials.plan import make_plan
-    from harness.trials.suite import read_suite
+def plan_suite(
+    suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make: MakeRows | None = None
+) -> tuple[Plan, Store]:
+    """Prepare a suite's tasks with a progress bar; return the plan and the opened store.
 
-    read = read_suite(suite)
+    make: makes the samples and vectors that tasks lack; without it, a task that lacks some is a user error.
+    """
+    from harness import api
+
+    set_data_folder(data)
     opened = Store(store).open()
-    with log_to_store(opened, run_name()), progress_bar("preparing", len(read.tasks) * len(read.seeds)) as step:
-        return make_plan(read, opened, lambda: step(1), make), opened
+    return api.plan_suite(suite, opened, plugins=plugin or [], make=make, progress=progress_bar), opened

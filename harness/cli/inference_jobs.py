@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import Any
 
 from harness.cli.terminal import progress_bar, stderr
 from harness.inference.cache import RowIndex
-from harness.inference.jobs import Job, make_in_process
-from harness.store.logs import log_to_store, run_name
+from harness.inference.jobs import Job
 from harness.store.store import Store
 
 DEFAULT_BLOCK_MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
@@ -52,22 +50,13 @@ class JobRunner:
             raise WantedRowsMade
 
     def _run_job(self, job: Job) -> dict:
-        rows = job.cached_rows(self.store)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(log_to_store(self.store, run_name()))
-            steps = []
+        from harness.api.running import make_rows
 
-            def on_start(count: int) -> None:
-                stderr.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
-                if count:
-                    steps.append(stack.enter_context(progress_bar(job.what, count)))
+        def on_start(count: int) -> None:
+            stderr.print(f"{count} {job.what} to make by {job.identity.get('model', job.identity['engine'])}")
 
-            on: dict[str, Any] = {"on_start": on_start, "on_progress": lambda n: steps[0](n)}
-            if self.local:
-                return make_in_process(rows, job.recipe, job.batches(), **on)
-            from harness.on_ray.inference import make_on_ray
-
-            return make_on_ray(rows, job.recipe, job.batches(), **self.options, **on)
+        options = {} if self.local else self.options
+        return make_rows(job, self.store, on_ray=not self.local, progress=progress_bar, on_start=on_start, **options)
 
     def print_made(self, as_json: bool) -> None:
         """Where it is; for programs, what was made, and how fast."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +19,53 @@ from harness.store.logs import log_files
 from harness.store.store import Store
 
 
-def list_(plugin: Plugins = None, as_json: JsonOutput = False) -> None:
-    """Tasks and methods, a line each."""
+def list_(
+    family: Annotated[str, typer.Option(help="Only those of this family, such as simulated.", show_default=False)] = "",
+    paper: Annotated[str, typer.Option(help="Only those whose paper holds this word.", show_default=False)] = "",
+    needs: Annotated[
+        str, typer.Option(help="Only those that need this, such as texts; `nothing` needs nothing.", show_default=False)
+    ] = "",
+    plugin: Plugins = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """List tasks and methods, a line each."""
     registry.add_plugins(plugin or [])
     kinds = {"tasks": registry.list_names("task"), "methods": registry.list_names("method")}
+    if family or paper or needs:  # which imports every task and method
+        kinds = {kind: _filtered(kind.rstrip("s"), names, family, paper, needs) for kind, names in kinds.items()}
+        if not any(kinds.values()):
+            raise UserError("no task or method fits all of these filters", _filter_hint())
     if as_json:
         print(json.dumps(kinds, indent=1))
         return
     width = max(len(name) for known in kinds.values() for name in known)
     for kind, known in kinds.items():
-        print(f"{kind}:")
-        print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+        if known:
+            print(f"{kind}:")
+            print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+
+
+def _filtered(kind: str, names: dict[str, str], family: str, paper: str, needs: str) -> dict[str, str]:
+    from harness.cli.describe import needs_of
+
+    found = {}
+    for name, line in names.items():
+        cls = registry.load_class(kind, name)
+        needed = needs_of(kind, cls) or ["nothing"]
+        if family in ("", cls.family) and paper.lower() in cls.paper.lower() and (not needs or needs in needed):
+            found[name] = line
+    return found
+
+
+def _filter_hint() -> str:
+    from harness.cli.describe import needs_of
+
+    classes = [
+        (kind, registry.load_class(kind, name)) for kind in ("task", "method") for name in registry.list_names(kind)
+    ]
+    families = sorted({cls.family for _, cls in classes})
+    needs = sorted({need for kind, cls in classes for need in needs_of(kind, cls)} | {"nothing"})
+    return f"families: {', '.join(families)}; needs: {', '.join(needs)}"
 
 
 def check(
@@ -90,33 +127,48 @@ def plan(
 
 
 def show(
-    key: Annotated[str, typer.Argument(help="A trial's key.")],
+    what: Annotated[
+        str, typer.Argument(help="A task, a method, a claim such as N1, or the first digits of a trial's key.")
+    ],
     store: StoreDir = Path("store"),
     save: Annotated[
         Path | None,
-        typer.Option(help="Where to write the language model it trained, ready to load.", show_default=False),
+        typer.Option(
+            help="Folder to write the trial's trained language model into, ready to load.", show_default=False
+        ),
     ] = None,
     plugin: Plugins = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """One trial: what it was, how it ran, and why it failed if it did; or the language model that it trained."""
+    """Explain a task, a method, a claim or a trial: what it is, its fields, its source and its scores."""
     opened = Store(store)
-    matching = sorted(
-        k for k in opened.committed_keys("trials") | opened.committed_keys("failures") if k.startswith(key)
-    )
-    if len(matching) != 1:
-        keys = f"{len(matching)} keys begin with {key}" if matching else f"no trial {key} in {opened.root}"
-        raise UserError(keys, "manyminds board SUITE --json lists keys; --store DIR names another store")
-    found = opened.read_manifest("trials", matching[0]) or opened.read_failure(matching[0])
-    if found is None:
-        raise UserError(
-            f"a file of the trial {matching[0]} is gone from {opened.root}",
-            "run its suite again: what is lost is made again",
-        )
     registry.add_plugins(plugin or [])
+    if re.fullmatch(r"[0-9a-f]{4,16}", what):
+        _show_trial(what, opened, save, as_json)
+        return
+    if save or as_json:
+        option = "--save" if save else "--json"
+        raise UserError(f"{option} is for trials, and {what!r} is not a key", "manyminds board SUITE --json lists keys")
+    from harness.cli import describe
+
+    kinds = [kind for kind in ("task", "method") if what in registry.list_names(kind)]
+    for kind in kinds:
+        print("\n".join(describe.describe_setting(kind, what, opened)))
+    if kinds:
+        return
+    if (lines := describe.describe_claim(what)) is None:
+        raise UserError(f"there is no task, method, claim or trial {what!r}", describe.near_names(what))
+    print("\n".join(lines))
+
+
+def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> None:
+    """Print how a trial ran, and why it failed if it did; or write the language model that it trained."""
+    from harness.api.finished import find_trial
+
+    found = find_trial(opened, key)
     if save:
         if as_json:
-            raise UserError("--save tells how to load what it writes, which is no JSON", "leave out one of the two")
+            raise UserError("--save prints how to load what it writes, which is not JSON", "leave out one of the two")
         from harness.trials.export import save_trained_model
 
         print(save_trained_model(opened, found, save))
@@ -131,18 +183,17 @@ def show(
             if name == "curves":
                 value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
             print(f"{name:24} {json.dumps(value)}")
-    print(
-        found["trace"]
-        if "trace" in found
-        else "".join(f"{n:24} {opened.object_path(found, n)}\n" for n in found["files"]),
-        end="",
-    )
-    if "written.arrow" in found.get("files", {}):
+    if "trace" in found:
+        print(found["trace"], end="")
+        return
+    for name in found["files"]:
+        print(f"{name:24} {opened.object_path(found, name)}")
+    if "written.arrow" in found["files"]:
         from harness.board.text_worth import example_texts
 
         for whose, text in example_texts(opened, found):
             print(f"{whose:24} {json.dumps(text, ensure_ascii=False)}")
-    if "learned.safetensors" in found.get("files", {}):
+    if "learned.safetensors" in found["files"]:
         from harness.trials.export import has_model_to_export
 
         if has_model_to_export(found):

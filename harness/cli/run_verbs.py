@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,8 +27,10 @@ from harness.cli.options import (
 )
 from harness.cli.terminal import progress_bar, stderr
 from harness.errors import UserError
-from harness.store.logs import log_to_store, run_name
 from harness.store.store import Store
+
+if TYPE_CHECKING:
+    from harness.trials.trial import Trial
 
 
 def run(
@@ -71,7 +73,16 @@ def run(
 
     publisher = Publisher(planned, opened, mlflow)
     if todo:
-        _run_trials(todo, opened, plugin, local, workers, made, publisher.publish_trials, workers_per_policy)
+        _run_trials(
+            todo,
+            opened,
+            plugin,
+            local,
+            workers,
+            made,
+            on_group=publisher.publish_trials,
+            workers_per_policy=workers_per_policy,
+        )
     failed = unfinished_trials(planned, opened)
     shown = _show_board(planned, opened, as_json, axis_namer, made)
     with _warning_on_user_error("MLflow"):
@@ -187,42 +198,29 @@ def publish(
 
 
 def _run_trials(
-    todo,
+    todo: list[Trial],
     opened: Store,
-    plugin,
+    plugin: list[Path] | None,
     local: bool,
-    workers,
+    workers: int | None,
     made: JobRunner,
-    on_group=lambda trials: None,
-    workers_per_policy: int = 1,
+    **options,
 ) -> None:
-    """Where methods ask a language model, one engine answers what all of their trials will ask beforehand."""
-    for method in {trial.method for trial in todo}:
-        method.prepare_models(opened)
-    if asking := [trial for trial in todo if trial.method.asks_model]:
-        from harness.trials.questions import jobs_of_questions
+    """Run the trials with a progress bar. options: others of harness.api.run_trials."""
+    from harness import api
 
-        while jobs := jobs_of_questions(asking, opened):
-            made(jobs)
-    with log_to_store(opened, run_name()), progress_bar("running", len(todo)) as step:
-        if local:
-            from harness.trials.finish import finish_trials
-
-            for _ in finish_trials(todo, opened):
-                step(1)
-        else:
-            stderr.print("starting Ray, which takes some 15 s")
-            from harness.on_ray.trials import run_trials_on_ray
-
-            run_trials_on_ray(
-                todo,
-                opened,
-                plugins=plugin or [],
-                workers=workers,
-                on_progress=step,
-                on_group=on_group,
-                workers_per_policy=workers_per_policy,
-            )
+    if not local:
+        stderr.print("starting Ray, which takes some 15 s")
+    api.run_trials(
+        todo,
+        opened,
+        make=made,
+        on_ray=not local,
+        plugins=plugin or [],
+        workers=workers,
+        progress=progress_bar,
+        **options,
+    )
 
 
 def _report_failures(failed, opened: Store) -> None:

@@ -12,6 +12,7 @@ from harness import registry
 from harness.errors import UnavailableError, UserError, did_you_mean
 from harness.fields import with_current_names
 from harness.method import Method
+from harness.registry import PROJECT_ROOT
 from harness.store.store import identity_hash
 from harness.task import Task
 from harness.trials.trial import field_values, identity_fields, name_at_version, recorded_values
@@ -55,10 +56,23 @@ def load_toml(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        near = ", ".join(sorted(f.as_posix() for f in Path("jobs/suites").glob("*.toml")))
-        raise UserError(f"the suite {path} does not exist", f"name a TOML file{f': {near}' if near else ''}") from error
+        raise UserError(f"the suite {path} does not exist", _nearest_suite(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
+
+
+def _nearest_suite(path: Path) -> str:
+    """Return a hint: the TOML file of this folder, or the shipped suite, that a path may have meant."""
+    shipped = [
+        file for folder in ("jobs/suites", "jobs/suites/claims") for file in (PROJECT_ROOT / folder).glob("*.toml")
+    ]
+    here = Path.cwd()
+    files = {file.stem: file for file in [*shipped, *here.glob("*.toml")]}
+    shown = {
+        stem: (file.relative_to(here) if file.is_relative_to(here) else file).as_posix() for stem, file in files.items()
+    }
+    every = ", ".join(sorted(shown[file.stem] for file in shipped if file.parent.name == "suites"))
+    return did_you_mean(path.stem, shown, f"name a TOML file: {every}", shown=shown)
 
 
 def read_suite(path: str | Path, quick: bool = False) -> Suite:

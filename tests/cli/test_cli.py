@@ -273,7 +273,7 @@ def test_a_finished_suite_fits_nothing_and_starts_no_ray(tiny, tmp_path, call):
         [sys.executable, "-c", code, str(file), *where],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
         cwd=PROJECT_ROOT,
     )
@@ -304,11 +304,11 @@ def test_killed_at_every_step_and_resumed(tiny, tmp_path):
     make_plan(read_suite(file), store)
     for step in CRASH_POINTS:
         killed = in_background(file, store.root, MANYMINDS_CRASH=step)
-        killed.communicate(timeout=60)
+        killed.communicate(timeout=200)
         assert killed.returncode == -signal.SIGKILL
         results(store)  # readable at any moment
     last = in_background(file, store.root)
-    out, err = last.communicate(timeout=60)
+    out, err = last.communicate(timeout=200)
     assert last.returncode == 0, err
     assert results(store) == results(undisturbed)
     assert json.loads(out)["digest"] == make_board(plan, undisturbed).results_digest
@@ -318,7 +318,7 @@ def test_killed_at_every_step_and_resumed(tiny, tmp_path):
 def test_two_drivers_on_one_store(tiny, tmp_path):
     file, _, undisturbed = tiny
     both = [in_background(file, tmp_path / "both") for _ in range(2)]
-    outs = [driver.communicate(timeout=120) for driver in both]
+    outs = [driver.communicate(timeout=300) for driver in both]
     assert [driver.returncode for driver in both] == [0, 0], outs
     assert results(Store(tmp_path / "both")) == results(undisturbed)
     assert outs[0][0] == outs[1][0]
@@ -333,7 +333,7 @@ def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
         env=os.environ | {"RAY_worker_niceness": "0"},  # Ray's 15 would starve the workers next to anything else
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     assert results(Store(tmp_path / "ray")) == results(undisturbed)
@@ -358,6 +358,6 @@ def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
     while not store.committed_keys("trials") and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "what is finished is kept" in err and "Traceback" not in err
     assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))

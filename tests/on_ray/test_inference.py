@@ -27,7 +27,7 @@ from harness.store.store import Store
 from tests.inference import test_cache
 from tests.inference.test_cache import IDENTITY, Shapes, blocks, committed, expected, ids, left_behind, shards, table
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
@@ -61,7 +61,7 @@ def processes(folder):
     return [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=200):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -209,7 +209,7 @@ def test_nothing_is_said_but_our_own(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=400,
     )
     said = [line for line in found.stderr.splitlines() if line]
     assert said[0] == "40 vectors to make by hashing" and said[1].startswith("40 vectors made") and len(said) == 2

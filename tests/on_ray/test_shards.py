@@ -92,7 +92,7 @@ def folder(tmp_path_factory) -> Path:
     command, home = [sys.executable, "-c", WORK, str(folder)], PROJECT_ROOT
     workers = [subprocess.Popen([*command, rank], cwd=home) for rank in "01"]
     try:
-        assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+        assert [worker.wait(timeout=480) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

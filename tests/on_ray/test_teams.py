@@ -31,7 +31,7 @@ from harness.trials.plan import make_plan, unfinished_trials
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 
-pytestmark = pytest.mark.timeout(300)  # far below on_ray.trials.TEAM_TIMEOUT_SECONDS: nothing here may wait that long
+pytestmark = pytest.mark.timeout(600)  # far below on_ray.trials.TEAM_TIMEOUT_SECONDS: nothing here may wait that long
 
 SUITE = """
 seeds = %d
@@ -139,7 +139,7 @@ def two_processes(folder: Path, methods: str, task: str) -> list[list[str]]:
         subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment | {"RANK": rank}, stdout=-1, text=True)
         for rank in "01"
     ]
-    return [worker.communicate(timeout=140)[0].splitlines() for worker in workers]
+    return [worker.communicate(timeout=280)[0].splitlines() for worker in workers]
 
 
 def free_port() -> int:
@@ -298,7 +298,7 @@ def test_teams_hold_every_policy_once():
         (
             1,
             ["--require-gpu", "--workers-per-policy", 2],
-            "asks for 2 GPUs, and there is no more than 1 GPU",
+            "asks for 2 GPUs, but there is only 1 GPU",
             "--workers-per-policy 1",
         ),
         (0, ["--local", "--workers-per-policy", 2], "--local is one process", "leave out"),

@@ -23,7 +23,7 @@ from harness.trials.plan import make_plan, unfinished_trials
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 SUITE = """
 seeds = 6
@@ -115,7 +115,7 @@ def fits(folder: Path) -> list[int]:
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(what, seconds: float = 120) -> None:
+def wait_for(what, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "waited in vain"

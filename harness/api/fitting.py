@@ -1,0 +1,179 @@
+"""One method fitted to one data set, and adapted to new people from their choices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from harness import registry
+from harness.data import Items, Pairs, Panel, PreferenceDataset
+from harness.errors import UserError
+from harness.frames import as_polars
+from harness.method import Method, Predictor, Run, State, TaskFacts, Users
+from harness.store.store import Store
+from harness.task import split_pairs_of_each_user
+
+Features = Callable[[pl.DataFrame], np.ndarray]  # items (columns prompt, response) -> float32[n, d]
+
+VALIDATION_PEOPLE = 5  # one person in five chooses settings, as in the benchmark's own splits
+
+
+@dataclass(frozen=True, eq=False)
+class FittedMethod:
+    """A method with what it learned from everybody in a data set.
+
+    A policy holds its language model until `close`; use `with fit(...) as fitted` there.
+    """
+
+    method: Method
+    state: State
+    run: Run
+    features: Features | None
+    predictor: Predictor
+    resources: contextlib.ExitStack = field(repr=False)
+
+    def __enter__(self) -> FittedMethod:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free what the method holds in memory."""
+        self.resources.close()
+
+    def adapt(self, choices: Any) -> AdaptedPeople:
+        """Adapt to new people, all at once, from the choices each has made.
+
+        choices: any data frame with the columns prompt, chosen and rejected; `user` where it holds several people, and
+        `label` and `seconds` as in PreferenceDataset.from_choices.
+        """
+        frame = as_polars(choices)
+        if "user" not in frame.columns:
+            frame = frame.with_columns(user=pl.lit("this person"))
+        data = PreferenceDataset.from_choices(frame, self.features, min_pairs=1)
+        users = self.predictor.adapt(self.state, data.pairs, self.run)
+        return AdaptedPeople(self, tuple(data.users["id"].to_pylist()), users)
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptedPeople:
+    """People to whom a fitted method has adapted."""
+
+    fitted: FittedMethod
+    ids: tuple[str, ...]  # in the order of the rows of `users`
+    users: Users  # tensors with a row per person
+
+    def rewards(self, items: Any, user: object = None) -> np.ndarray:
+        """Return float64[n]: the reward that the person gives to each item; only differences within a person mean something.
+
+        items: any data frame with the columns prompt and response. user: whose; needed where there are several people.
+        """
+        if not self.fitted.method.has_rewards:
+            raise UserError(f"{self.fitted.method.name} scores pairs alone", "ask for log_odds instead")
+        frame = _columns(items, "prompt", "response")
+        row = np.full(len(frame), self._row(user), dtype=np.int32)
+        found = self.fitted.predictor.reward(
+            self.fitted.state, self.users, self._items(frame), row, np.arange(len(frame))
+        )
+        return found.detach().double().cpu().numpy()
+
+    def log_odds(self, pairs: Any, user: object = None) -> np.ndarray:
+        """Return float64[n]: log-odds that the person prefers `left` to `right`, not calibrated.
+
+        pairs: any data frame with the columns prompt, left and right (two responses). user: as for `rewards`.
+        """
+        frame = _columns(pairs, "prompt", "left", "right")
+        n, person = len(frame), self._row(user)
+        sides = [frame.select("prompt", response=side) for side in ("left", "right")]
+        query = Pairs(
+            user=np.full(n, person, dtype=np.int32),
+            people=np.arange(len(self.ids), dtype=np.int32),
+            left=np.arange(n, dtype=np.int32),
+            right=np.arange(n, 2 * n, dtype=np.int32),
+            label=np.full(n, np.nan, dtype=np.float32),
+            items=self._items(pl.concat(sides)),
+        )
+        return self.fitted.predictor.score(self.fitted.state, self.users, query).detach().double().cpu().numpy()
+
+    def _items(self, frame: pl.DataFrame) -> Items:
+        features = self.fitted.features
+        text = frame.select("prompt", "response").to_arrow()
+        return Items(None if features is None else np.asarray(features(frame), dtype=np.float32), text)
+
+    def _row(self, user: object) -> int:
+        if user is None and len(self.ids) == 1:
+            return 0
+        if str(user) not in self.ids:
+            raise UserError(f"there is no adapted person {user!r}", f"user = one of {', '.join(self.ids[:10])}")
+        return self.ids.index(str(user))
+
+
+def fit(
+    data: Any,
+    method: str | Method = "mixed_logit",
+    *,
+    features: Features | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+    **fields: object,
+) -> FittedMethod:
+    """Fit one method to everybody in a data set.
+
+    data: a PreferenceDataset, or any data frame with the columns user, prompt, chosen and rejected. method: its name, with
+    its `fields`, or an instance. features: maps items (columns prompt, response) to float32[n, d]; it must give the same
+    numbers to the same item whatever stands beside it, since new people's items pass through it too. store: where a policy
+    keeps its language model. One person in five is held out to choose settings.
+
+    Raises UserError where the method cannot use the data, and says why.
+    """
+    made = registry.make_instance("method", method, fields) if isinstance(method, str) else method
+    if not isinstance(data, PreferenceDataset):
+        data = PreferenceDataset.from_choices(data, features)
+    if data.pairs.n_users < VALIDATION_PEOPLE:
+        raise UserError(
+            f"{data.pairs.n_users} people are too few to fit a method to", f"bring at least {VALIDATION_PEOPLE} people"
+        )
+    if made.asks_model:
+        raise UserError(
+            f"{made.name} fits nothing and asks a language model about every pair",
+            "run it in a suite: harness.api.run_suite collects its questions first",
+        )
+    if reason := made.refuses(_facts(data)):
+        raise UserError(f"{made.name} cannot use this data: it {reason}", "give features, or choose another method")
+    run = Run(seed, truth=data.truth if made.privileged else None, store=store)
+    people = np.random.default_rng([seed, data.pairs.n_users]).permutation(data.pairs.n_users)
+    n_validation = len(people) // VALIDATION_PEOPLE
+    train, held_out = data.pairs.of(np.sort(people[n_validation:])), data.pairs.of(np.sort(people[:n_validation]))
+    context, query = split_pairs_of_each_user(held_out, np.random.default_rng(seed), lambda counts: counts // 2)
+    state = made.fit(train, Panel(context, query), run)
+    resources = contextlib.ExitStack()
+    predictor = resources.enter_context(made.open_predictor(state, run))
+    return FittedMethod(made, state, run, features, predictor, resources)
+
+
+def _facts(data: PreferenceDataset) -> TaskFacts:
+    """Return what a method may know of the data before it is fitted."""
+    items = data.pairs.items
+    return TaskFacts(
+        feature_dim=None if items.features is None else items.features.shape[1],
+        has_text=items.text is not None,
+        has_seconds=data.pairs.seconds is not None,
+        has_truth=data.truth is not None,
+        has_profiles=data.pairs.profiles is not None,
+    )
+
+
+def _columns(frame: Any, *names: str) -> pl.DataFrame:
+    """Return the named text columns of any data frame. Raises UserError where one is missing."""
+    found = as_polars(frame)
+    if missing := [name for name in names if name not in found.columns]:
+        raise UserError(
+            f"the frame has no column {', '.join(missing)}; it has {', '.join(found.columns)}", "rename a column"
+        )
+    return found.select(names)

@@ -1,0 +1,151 @@
+"""The Python door: suites as objects, boards as frames, one method fitted to any kind of frame, finished trials read back."""
+
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from harness.api import fit, load_trial, run_suite
+from harness.api.running import make_suite
+from harness.data import PreferenceDataset
+from harness.errors import UserError
+from harness.frames import as_polars
+from harness.method import Run
+from harness.registry import make_instance
+from harness.store.prepared import open_prepared_task
+from harness.store.store import Store
+
+
+def length(items: pl.DataFrame) -> np.ndarray:
+    """One feature: tens of characters of the response."""
+    return items["response"].str.len_chars().to_numpy()[:, None] / 10
+
+
+def choices(n_people: int = 30, n_pairs: int = 20) -> pl.DataFrame:
+    """People who always choose the longer response (even number), or always the shorter one (odd number)."""
+    rng, rows = np.random.default_rng(0), []
+    for person in range(n_people):
+        for _ in range(n_pairs):
+            short, long = (int(n) for n in np.sort(rng.choice(np.arange(1, 40), 2, replace=False)))
+            likes, other = (long, short) if person % 2 == 0 else (short, long)
+            rows.append((person, "Tell me.", "x" * likes, "x" * other))
+    return pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A suite of two methods on a small simulation, run from objects."""
+    tasks = [
+        make_instance("task", "low_rank", {"n_users": 40, "new_users": 20, "pairs_per_user": 40, "feature_dim": 6})
+    ]
+    methods = [make_instance("method", name, {}) for name in ("shared", "mixed_logit", "oracle")]
+    return run_suite(make_suite(tasks, methods, seeds=3), tmp_path_factory.mktemp("api") / "store")
+
+
+@pytest.mark.parametrize("kind", ["polars", "lazy", "pandas", "arrow", "hugging face", "dict"])
+def test_every_kind_of_frame_gives_the_same_data(kind):
+    frame = choices(6, 4)
+    other = {
+        "polars": lambda: frame,
+        "lazy": frame.lazy,
+        "pandas": lambda: pd.DataFrame(frame.to_dict(as_series=False)),
+        "arrow": frame.to_arrow,
+        "hugging face": lambda: datasets.Dataset.from_dict(frame.to_dict(as_series=False)),
+        "dict": lambda: frame.to_dict(as_series=False),
+    }[kind]()
+    found = PreferenceDataset.from_choices(other, length)
+    assert found.content_digest() == PreferenceDataset.from_choices(frame, length).content_digest()
+
+
+def test_what_is_not_a_frame_is_refused():
+    with pytest.raises(UserError, match="int is not a data frame"):
+        as_polars(3)
+
+
+def test_a_new_person_is_learned_from_a_few_choices():
+    """Two people with opposite tastes, and their rewards rise and fall with the one feature that they differ in."""
+    with fit(choices(), "mixed_logit", features=length, steps=5) as fitted:
+        people = fitted.adapt(choices(2, 5).with_columns(pl.col("user") + 100))
+    assert people.ids == ("100", "101")
+    items = {"prompt": ["?"] * 3, "response": ["x", "x" * 20, "x" * 39]}
+    assert (np.diff(people.rewards(items, user=100)) > 0).all() and (
+        np.diff(people.rewards(items, user="101")) < 0
+    ).all()
+    pairs = {"prompt": ["?", "?"], "left": ["x", "x" * 39], "right": ["x" * 39, "x"]}
+    odds = people.log_odds(pairs, user=100)
+    assert odds[0] < -1 and odds[1] == pytest.approx(-odds[0])
+    rewards = people.rewards(items, user=100)
+    assert odds[1] == pytest.approx(rewards[2] - rewards[0])  # Bradley-Terry: log-odds are the gap of rewards
+
+
+def test_one_person_needs_no_name_and_one_choice_is_enough():
+    person = fit(choices(), features=length).adapt({"prompt": ["?"], "chosen": ["xxxx"], "rejected": ["x"]})
+    assert person.rewards({"prompt": ["?"], "response": ["xx"]}).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda: fit(choices(), "mixed_logit"), "cannot use this data: it needs items with numeric features"),
+        (lambda: fit(choices(3)), "3 people are too few"),
+        (lambda: fit(choices(), "in_context", features=length), "asks a language model"),
+        (lambda: fit(choices(), "mixed_logitt", features=length), "there is no method 'mixed_logitt'"),
+        (lambda: fit(choices(), features=length).adapt({"prompt": ["?"]}), "no column chosen, rejected"),
+        (lambda: fit(choices(), features=length).adapt(choices(2, 3)).rewards({"response": ["x"]}, 0), "column prompt"),
+        (
+            lambda: fit(choices(), features=length).adapt(choices(2, 3)).rewards({"prompt": ["?"], "response": ["x"]}),
+            "no adapted person None",
+        ),
+    ],
+)
+def test_mistakes(asked, message):
+    with pytest.raises(UserError, match=message):
+        asked()
+
+
+def test_a_board_as_frames(finished):
+    scores, board = finished.scores(), finished.board
+    assert scores["method"].to_list() == ["mixed_logit", "shared", "oracle"]  # best first, the line last
+    assert scores["state"].to_list() == ["ranked", "ranked", "line"]
+    best = board.tasks[0].rows[0]
+    assert scores.row(0, named=True)["gain_low"] == best.gain.low and scores["rank"].to_list() == [1, 2, None]
+    curves = finished.curves().filter(method="mixed_logit", metric="accuracy").sort("shots")
+    assert curves["value"].to_list() == [point.value for point in best.curves["accuracy"].values()]
+    differences = finished.differences().filter(shots=20)
+    forth = differences.filter(a="mixed_logit", b="shared")["value"][0]
+    assert forth == pytest.approx(-differences.filter(a="shared", b="mixed_logit")["value"][0])
+    assert finished.verdicts()["verdict"].to_list() == [board.tasks[0].verdict]
+    assert finished.trials()["finished"].all() and len(finished.trials()) == 9
+
+
+def test_a_second_run_computes_nothing(finished, monkeypatch):
+    monkeypatch.setattr("harness.api.running.run_trials", lambda *_, **__: pytest.fail("run again"))
+    again = run_suite(finished.plan.suite, finished.store)
+    assert again.scores().equals(finished.scores())
+
+
+def test_a_finished_trial_goes_on_where_it_ended(finished):
+    """Its learned state, adapted to the same people again, gives the very predictions that are stored."""
+    key = finished.trials().filter(method="mixed_logit", seed=0)["key"][0]
+    trial = load_trial(finished.store.root, key[:8])
+    assert trial.key == key and trial.identity["seed"] == 0 and trial.facts["seconds"] > 0
+    method = trial.method()
+    assert method == make_instance("method", "mixed_logit", {})
+    task_key = next(t.task_key for t in finished.plan.trials if t.key == key)
+    test = open_prepared_task(finished.store, task_key).splits.panels["test"]
+    users = method.adapt(trial.state, test.context.first(20), Run(0))
+    torch.testing.assert_close(users, trial.users)  # the trial summed with one thread
+    odds = method.score(trial.state, users, test.query).float().numpy()
+    np.testing.assert_allclose(odds, trial.predictions["test/20"], rtol=1e-5)
+    assert set(trial.scores["panel"]) == {"seen", "validation", "test"}
+
+
+def test_a_failed_trial_says_why(tmp_path):
+    store = Store(tmp_path / "store").open()
+    store.record_failure("f" * 16, {}, "ValueError: no", "trace")
+    with pytest.raises(UserError, match="failed: ValueError: no"):
+        load_trial(store, "ffff")
+    with pytest.raises(UserError, match="no trial 0123"):
+        load_trial(store, "0123")
