@@ -1,6 +1,7 @@
-"""One face for language-model engines, `transformers` and `vllm`: samples, log-odds of two answers, vectors of texts.
+"""A common interface to the language-model engines `transformers` and `vllm`.
 
-Prompts come in as tokens, so that tokenisation can happen elsewhere. Nothing here knows of Ray.
+An engine returns samples, log-odds of two answers, and vectors of texts. Prompts are given as tokens, so that
+tokenisation can happen in another process. This module does not depend on Ray.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_BATCH_TOKENS = (
-    16_384  # of a batch, padding and what is to come included: a 7B model's cache of them is 2 GB (grouped heads)
-)
+# Tokens of a batch, with padding and tokens still to be generated: a 7B model's cache for them takes 2 GB (grouped
+# heads).
+MAX_BATCH_TOKENS = 16_384
 
 
 TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
@@ -27,7 +28,10 @@ TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote. `mean_logprob`: per token, of the untempered model; the token that ends it counts too."""
+    """A text that a model wrote.
+
+    mean_logprob: the mean log-probability of a token at temperature 1; the end token counts too.
+    """
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -36,7 +40,7 @@ class Sample:
 
 
 class Engine(ABC):
-    """A language model at work. Prompts and texts are lists of token ids, at most `context_length` long."""
+    """A loaded language model. Prompts and texts are lists of token ids, at most `context_length` long."""
 
     context_length: int  # tokens of a prompt and its answer together
 
@@ -50,36 +54,38 @@ class Engine(ABC):
         top_p: float = 1.0,
         max_tokens: int = 512,
     ) -> list[list[Sample]]:
-        """n samples of each prompt, which end at the latest after `max_tokens` or where the context is full.
+        """Draw n samples of each prompt, which end after at most `max_tokens` or where the context is full.
 
-        A prompt's samples follow from its seed: seeds of different prompts must lie far apart (hash them), for vLLM
-        draws sample k from seed + k. What else is in the batch changes no draw; it can change a probability by a
-        rounding error, and so, rarely, a text. ValueError where a prompt leaves no room.
+        A prompt's seed determines its samples. Seeds of different prompts must lie far apart (hash them), since vLLM
+        draws sample k from seed + k. The other prompts of a batch change no random draw. They can change a probability
+        by a rounding error, and so, rarely, a text. Raises ValueError where a prompt leaves no room for a token.
         """
 
     @abstractmethod
     def answer(self, prompts: Sequence[TokenIds], words: tuple[str, str]) -> np.ndarray:
-        """float64[n]: log-odds of the first word against the second as what comes next.
+        """Return float64[n]: log-odds that the next token begins the first word rather than the second.
 
-        Of a word that is several tokens the first counts. UserError where both words begin with the same one.
+        Only the first token of a word counts. Raises UserError where both words begin with the same token.
         """
 
     @abstractmethod
     def embed(self, texts: Sequence[TokenIds], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
-        """float32[n, d]: the last layer's vector of the last token, or the mean over all tokens; not normalised."""
+        """Return float32[n, d]: the last layer's vector of the last token or mean over all tokens; not normalised."""
 
     def check_prompt_lengths(self, prompts: Sequence[TokenIds], room: int) -> None:
-        """ValueError for an empty prompt, or one that leaves less than `room` tokens of the context."""
+        """Raise ValueError for an empty prompt, or one that leaves fewer than `room` tokens of the context."""
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.context_length - room:
                 raise ValueError(f"prompt {row} has {len(prompt)} tokens; the context has {self.context_length}")
 
 
 def check_samples_can_differ(n: int, temperature: float) -> None:
+    """Raise UserError where several samples are drawn at temperature 0."""
     if n > 1 and temperature == 0:
         raise UserError(f"at temperature 0 all {n} samples of a prompt are equal", "set temperature above 0, or n to 1")
 
 
 def make_sample(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stop: bool, logprob: float) -> Sample:
+    """Make a Sample from its tokens, the end token included if `stop`, and their summed log-probability."""
     text = str(tokenizer.decode(tokens[:-1] if stop else tokens, skip_special_tokens=True))
     return Sample(text, "stop" if stop else "length", len(tokens), logprob / len(tokens))

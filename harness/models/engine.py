@@ -1,4 +1,4 @@
-"""Opens the engine that a language model's name asks for."""
+"""Selection of the engine that runs a language model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ def open_engine(
     max_length: int | None = None,
     tensor_parallel: int = 1,
 ) -> Engine:
-    """The model in a folder, loaded for one use; on the GPU where there is one.
+    """Load the model in a folder for one use, on the GPU where there is one.
 
-    dtype is of weights and arithmetic: float32, bfloat16 or float16. max_length lowers the context length.
-    tensor_parallel: GPUs that share the model, in vLLM. Missing where vLLM is not installed.
+    dtype: that of weights and arithmetic: float32, bfloat16 or float16. max_length: lowers the context length.
+    tensor_parallel: number of GPUs that share the model, with vLLM only. Raises UnavailableError where vLLM is not
+    installed.
     """
     if engine == "vllm":
         return VLLM(folder, use, dtype, max_length, tensor_parallel)
     if tensor_parallel != 1:
-        raise UserError(f"transformers runs on one GPU, not on {tensor_parallel}", "engine vllm takes tensor_parallel")
+        raise UserError(
+            f"transformers runs on one GPU, not on {tensor_parallel}", "use the engine vllm, or one GPU for each model"
+        )
     return Transformers(folder, use, dtype, max_length)

@@ -1,4 +1,4 @@
-"""Language models run by plain PyTorch: the only door to models of the transformers library."""
+"""Language models of the transformers library, run by plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
 from harness.models.tokens import batches_by_length, context_length, first_tokens, open_tokenizer, token_counts
 
-MAX_CPU_BATCH_TOKENS = (
-    2_048  # of a batch that is read, not written: 16,384 fall out of the caches, and take a quarter longer
-)
+# Tokens of a batch that is read, not generated: 16,384 exceed the CPU caches and take a quarter longer.
+MAX_CPU_BATCH_TOKENS = 2_048
 
 
 class Transformers(Engine):
-    """The plain PyTorch model, in batches of like lengths under a budget of tokens."""
+    """An engine that runs the PyTorch model in batches of similar lengths, with a limited number of tokens each."""
 
     def __init__(self, folder: Path, use: str, dtype: str, max_length: int | None) -> None:
         import torch
@@ -59,7 +58,7 @@ class Transformers(Engine):
         return samples.reshape(len(prompts), n).tolist()
 
     def next_token_logits(self, prompt, ids, mask, cache):
-        """What `sample_batch` asks of a model."""
+        """Return the logits of the next token and the cache; this is `sample_batch`'s `forward`."""
         from harness.models.sampling import token_positions
 
         places = token_positions(mask, ids.shape[1], self.context_length)

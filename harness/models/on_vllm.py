@@ -1,4 +1,4 @@
-"""Language models run by vLLM: the only door to it."""
+"""Language models run by vLLM; the only module that imports it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ MAX_SAMPLES_PER_REQUEST = 128  # samples of a prompt in one vLLM request
 
 
 class VLLM(Engine):
-    """vLLM in this process: continuous batches, cached prefixes; several GPUs by tensor parallelism."""
+    """An engine that runs vLLM in this process: continuous batches, cached prefixes, tensor parallelism over GPUs."""
 
     def __init__(self, folder: Path, use: str, dtype: str, max_length: int | None, tensor_parallel: int) -> None:
         if find_spec("vllm") is None:
             raise UnavailableError(
                 "vLLM is not installed here",
-                "run from an environment that has it, which `make vllm` makes, or name the engine transformers",
+                "run from an environment with vLLM, which `make vllm` creates, or use the engine transformers",
             )
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process: it dies with it
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process and ends with it
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # OMP_NUM_THREADS holds, cores are not taken
+        os.environ.setdefault(
+            "VLLM_CPU_OMP_THREADS_BIND", "nobind"
+        )  # OMP_NUM_THREADS applies, and cores are not reserved
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import torch
@@ -46,13 +48,14 @@ class VLLM(Engine):
             "enable_prefix_caching": True,
         }
         if not torch.cuda.is_available():
-            # Compiling takes longer than it saves; and vLLM 0.31 cannot read a seeded prompt in parts there.
+            # On a CPU, compiling costs more time than it saves, and vLLM 0.31 cannot prefill a seeded prompt in chunks.
             tokens = max(self.context_length, MAX_BATCH_TOKENS)
             self.options |= {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
         self.pooling = None
         self.llm = None if use == "embed" else self.start_vllm()
 
     def start_vllm(self, **options):
+        """Start vLLM with the engine's options and these."""
         from vllm import LLM
 
         return LLM(**self.options, **options)
@@ -70,7 +73,7 @@ class VLLM(Engine):
                 temperature=temperature,
                 top_p=top_p,
                 max_tokens=min(max_tokens, self.context_length - len(prompts[i])),
-                logprobs=0,  # of the tokens drawn alone, from the untempered model
+                logprobs=0,  # of the drawn tokens only, at temperature 1
                 detokenize=False,
             )
             for i, start in asked
@@ -105,11 +108,11 @@ class VLLM(Engine):
         if self.llm is None:  # vLLM fixes the pooling at its start
             config = PoolerConfig(seq_pooling_type=pooling.upper())
             self.llm, self.pooling = self.start_vllm(runner="pooling", convert="embed", pooler_config=config), pooling
-        params = PoolingParams(use_activation=False)  # which would normalise
+        params = PoolingParams(use_activation=False)  # an activation would normalise the vectors
         outputs = self.llm.encode(token_prompts(texts), params, pooling_task="embed", use_tqdm=False)
         return np.stack([request.outputs.data.float().numpy() for request in outputs])
 
 
 def token_prompts(prompts: Sequence[Sequence[int]]) -> list[dict]:
-    """As vLLM takes them."""
+    """Return prompts in the form that vLLM takes."""
     return [{"prompt_token_ids": [int(token) for token in prompt]} for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Samples of a causal language model in plain PyTorch: every line draws its tokens by uniform numbers of its own."""
+"""Sampling from a causal language model in plain PyTorch; each line draws its tokens by its own uniform numbers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 
-# forward(prompt, ids, mask, cache): the model's logits float[b, V] after the last token, and its cache. prompt int64[b]:
-# which prompt each line goes on with. ids int64[b, t]: the tokens to read. mask int64[b, all so far]: what is no padding.
+# forward(prompt, ids, mask, cache) returns the logits float[b, V] after the last token, and the cache.
+# prompt int64[b]: the prompt that each line continues. ids int64[b, t]: the tokens to read.
+# mask int64[b, all so far]: 1 for every token that is not padding.
 Forward = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
 class DrawnSample(NamedTuple):
-    """One sample: its tokens, the one that ends it too; whether it ended by itself; and the sum of log-probabilities."""
+    """One sample: its tokens, with the end token; whether it ended by itself; and the sum of log-probabilities."""
 
     tokens: list[int]
     stopped: bool
-    logprob: float  # of the untempered model
+    logprob: float  # at temperature 1
 
 
 def sample_batch(
@@ -35,10 +36,10 @@ def sample_batch(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> list[DrawnSample]:
-    """A sample for each line i: of prompt prompt_of[i], its tokens by the uniform numbers draws[i], as far as they go.
+    """Draw a sample for each line i: prompt prompt_of[i] is continued by at most len(draws[i]) tokens.
 
-    prompts: ids and mask, int64[prompts, longest] each, padded on the left; each prompt is read once. ends: int64[k], the
-    tokens that end a sample.
+    prompts: ids and mask, int64[prompts, longest] each, padded on the left; each prompt is read once.
+    draws[i]: a uniform number for each token of line i. ends: int64[k], the tokens that end a sample.
     """
     ids, mask = prompts
     device = ids.device
@@ -48,8 +49,8 @@ def sample_batch(
     tokens, logprobs = torch.zeros_like(uniform, dtype=torch.long), torch.zeros_like(uniform)
     n_tokens = torch.zeros_like(limit)
 
-    lines = torch.arange(len(limit), device=device)  # those still in the batch
-    live = torch.ones_like(lines, dtype=torch.bool)  # those of them that go on
+    lines = torch.arange(len(limit), device=device)  # lines still in the batch
+    live = torch.ones_like(lines, dtype=torch.bool)  # lines of the batch that have not ended
     prompt = torch.from_numpy(prompt_of).to(device)
     logits, cache = forward(torch.arange(len(ids), device=device), ids, mask, None)
     logits, mask = logits[prompt].double(), mask[prompt]
@@ -64,7 +65,7 @@ def sample_batch(
         n_live = int(live.sum())
         if n_live == 0:
             break
-        if n_live < 0.75 * len(live):  # dropping the others copies the cache, which costs about a step
+        if n_live < 0.75 * len(live):  # dropping ended lines copies the cache, which costs about as much as a step
             lines, token, mask = lines[live], token[live], mask[live]
             cache.reorder_cache(live.nonzero()[:, 0])
             live = live[live]
@@ -79,10 +80,10 @@ def sample_batch(
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """The token of each row at which the cumulative probability passes its uniform number; the likeliest at 0 degrees.
+    """Draw each row's token, at which the cumulative probability passes the row's uniform number.
 
-    logits: float64[rows, vocabulary]; uniform: float64[rows]. Below top_p = 1 only the likeliest tokens count that
-    together reach it.
+    At temperature 0 the most probable token is taken. With top_p below 1, only the most probable tokens that together
+    reach top_p are drawn. logits: float64[rows, vocabulary]; uniform: float64[rows].
     """
     if temperature == 0:
         return logits.argmax(1)
@@ -96,21 +97,27 @@ def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: floa
 
 
 def end_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """int64[k]: the tokens that end a response, on the model's device."""
+    """Return int64[k]: the tokens that end a response, on the model's device."""
     known = lm.generation_config.eos_token_id
     found = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
     return torch.tensor(sorted(found), dtype=torch.long, device=next(lm.parameters()).device)
 
 
 def token_positions(mask: Tensor, n: int, context_length: int) -> Tensor:
-    """int64[b, n]: the places of the last n tokens, counted without padding; who has ended may wait beyond the context."""
+    """Return int64[b, n]: the positions of the last n tokens, without padding.
+
+    Positions are capped at the context length, which ended lines may exceed while other lines go on.
+    """
     return (mask.cumsum(1) - 1).clamp(0, context_length - 1)[:, -n:]
 
 
 def pad_tokens(
     rows: Sequence[Sequence[int]], device: torch.device, left: bool = False, pad: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Tokens int64[b, longest], and the int64 mask of what is not padding, which is on the right unless `left`."""
+    """Return padded tokens, int64[b, longest], and their mask, int64: 1 where a token is not padding.
+
+    Padding is on the right unless `left` is true.
+    """
     side = "left" if left else "right"
     fill = torch.nn.utils.rnn.pad_sequence
     tokens = [torch.as_tensor(row, dtype=torch.long) for row in rows]

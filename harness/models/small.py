@@ -1,8 +1,9 @@
-"""The project's own small language model: trained in a minute or two on the text world, so that no hub is needed.
+"""The project's own small language model, trained in about three minutes on the text simulator; no download is needed.
 
-A Qwen2 of 0.75 million parameters with its own tokenizer and chat template. It answers the prompts of harness/sources/text_world.py
-as that world does, at random levels of the traits, and a system line such as "Be formal and brief." turns it towards
-the two traits named. It knows nothing else: asked to judge or to embed other text, it returns numbers without meaning.
+The model is a Qwen2 of 0.75 million parameters with its own tokenizer and chat template. Its answers to the prompts of
+harness/sources/text_world.py are like that simulator's, with random levels of the traits. A system line such as
+"Be formal and brief." shifts them towards the two traits named. The model knows nothing else: its judgements and
+vectors of other texts have no meaning.
 """
 
 from __future__ import annotations
@@ -28,18 +29,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, Qwen2Tokenizer
 
-SMALL_MODEL_VERSION = 1  # raised whenever the same steps and seed would give another model
+SMALL_MODEL_VERSION = 1  # raise whenever the same steps and seed would give another model
 TRAINING_STEPS = 500  # about 145 s of one core
-LESSON_SHARE = 0.3  # of the steps: without any, 360 steps leave the system line unheard
+LESSON_SHARE = 0.3  # share of the steps; without lessons, the system line has no effect after 360 steps
 CONVERSATIONS_PER_STEP = 32
-LEARNING_RATE = 5e-3  # high, as befits a small model and few steps
-MAX_POSITIONS = 1024  # it accepts: a judge's question with a few responses fits, though it was never trained on one
-TRAINING_CONTEXT = (
-    192  # it is trained on: a system line, a prompt and the longest response of the world (123 tokens) fit
-)
-VOCABULARY_SIZE = 1000  # bytes alone make responses four times as long, too long to learn in a minute
+LEARNING_RATE = 5e-3  # high, for a small model and few steps
+MAX_POSITIONS = 1024  # a judge's question with a few responses fits, though the model was never trained on one
+TRAINING_CONTEXT = 192  # tokens; a system line, a prompt and the simulator's longest response (123 tokens) fit
+VOCABULARY_SIZE = 1000  # with bytes as tokens, responses are four times as long and take too long to learn
 
-TRAIT_MANNERS = {  # trait -> the manner a system line asks for, towards its positive and its negative side
+TRAIT_MANNERS = {  # trait -> word of a system line for its positive and for its negative side
     "length": ("long", "brief"),
     "formality": ("formal", "casual"),
     "humour": ("funny", "serious"),
@@ -58,15 +57,15 @@ CHAT_TEMPLATE = (
 
 
 def system_line(wants: dict[str, int]) -> str:
-    """What asks for traits: {"formality": 1, "length": -1} gives "Be formal and brief."."""
+    """Return the system line that asks for traits: {"formality": 1, "length": -1} gives "Be formal and brief."."""
     return f"Be {' and '.join(TRAIT_MANNERS[trait][sign < 0] for trait, sign in wants.items())}."
 
 
 def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) -> None:
-    """Makes the model and its tokenizer in `folder`, which loads in transformers, PEFT and vLLM; whole or not at all.
+    """Build the model and its tokenizer in `folder`, completely or not at all.
 
-    Nothing is done where the folder is there already. The same steps, seed, versions and kind of processor give the
-    same files. With no steps it is untrained, and made in a second.
+    transformers, PEFT and vLLM can load them. Nothing is done where the folder exists. The same steps, seed, library
+    versions and processor type give the same files. With 0 steps the model is untrained and built in a second.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -90,13 +89,16 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
                 num_key_value_heads=4,
                 max_position_embeddings=MAX_POSITIONS,
                 tie_word_embeddings=True,
-                initializer_range=0.08,  # 1 / sqrt(hidden size); the usual .02 takes three times the steps
+                initializer_range=0.08,  # 1 / sqrt(hidden size); the usual 0.02 takes three times the steps
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        with threadpool_limits(1), one_torch_thread():  # on a busy machine two take longer; and sums keep their order
+        with (
+            threadpool_limits(1),
+            one_torch_thread(),
+        ):  # two threads are slower on a busy machine, and change the order of sums
             train_small_model(model, tokenizer, seed, steps)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -105,20 +107,20 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
     try:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        part.chmod(0o755)  # mkdtemp lets nobody else in
+        part.chmod(0o755)  # mkdtemp denies access to other users
         part.rename(folder)
     except OSError:
-        if not folder.exists():  # else another process was quicker, and made the same
+        if not folder.exists():  # otherwise another process built the same model first
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def train_tokenizer(seed: int) -> Qwen2Tokenizer:
-    """Byte-level BPE, so any text has tokens, with merges learned from the world."""
+    """Train a byte-level BPE tokenizer, which can encode any text, with merges learned from the simulator's texts."""
     from transformers import Qwen2Tokenizer
 
-    talk = world_conversations(2000, seed)  # every phrase is there several times
+    talk = world_conversations(2000, seed)  # every phrase occurs several times
     return Qwen2Tokenizer(
         unk_token=PAD,
         eos_token=END,
@@ -135,7 +137,7 @@ def train_tokenizer(seed: int) -> Qwen2Tokenizer:
 
 
 def lesson_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
-    """n short conversations to begin with: the response holds nothing but its topic and what the system line asks for."""
+    """Write n short first lessons, whose responses contain only the topic and what the system line asks for."""
     rng = np.random.default_rng([seed, 1])
     talk = []
     for prompt in rng.choice(PROMPTS, n):
@@ -153,12 +155,14 @@ def lesson_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
 
 
 def world_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
-    """n prompts with a response of the world; half of them under a system line naming its two strongest traits."""
+    """Write n prompts with the simulator's responses, half under a system line that names the two strongest traits."""
     rng = np.random.default_rng(seed)
     prompts = rng.choice(PROMPTS, n)
     responses = [write_response(prompt, int(s)) for prompt, s in zip(prompts, rng.integers(2**31, size=n), strict=True)]
     scores = trait_scores(responses)
-    strongest = np.abs(scores + rng.normal(0, 1e-3, scores.shape)).argsort(1)[:, :-3:-1]  # noise: ties fall at random
+    strongest = np.abs(scores + rng.normal(0, 1e-3, scores.shape)).argsort(1)[
+        :, :-3:-1
+    ]  # the noise breaks ties at random
     talk = []
     for prompt, response, score, pair in zip(prompts, responses, scores, strongest, strict=True):
         wants = {TRAITS[t]: int(np.sign(score[t])) for t in pair if score[t]}
@@ -167,12 +171,13 @@ def world_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
 
 
 def make_conversation(system: str | None, prompt: str, response: str) -> list[dict[str, str]]:
+    """Return a conversation as chat messages; without a system line if that is None."""
     said = [("system", system), ("user", str(prompt)), ("assistant", response)]
     return [{"role": role, "content": content} for role, content in said if content]
 
 
 def train_small_model(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: int, steps: int) -> None:
-    """`steps` times the next token of CONVERSATIONS_PER_STEP conversations, by AdamW: lessons first, then the world's."""
+    """Train next-token prediction by AdamW for `steps` steps: first on lessons, then on conversations."""
     import torch
     from rich.console import Console
     from rich.progress import track
@@ -190,7 +195,9 @@ def train_small_model(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: i
             batches += batches_of_like_length(
                 [torch.tensor(row[:TRAINING_CONTEXT]) for row in tokens], tokenizer.pad_token_id
             )
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))  # .99: of 500 steps, .999 remembers all
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.99)
+    )  # 0.99: with 0.999, 500 steps would forget nothing
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
@@ -206,13 +213,15 @@ def train_small_model(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: i
 
 
 def batches_of_like_length(rows: list[torch.Tensor], pad: int) -> list[torch.Tensor]:
-    """int64[CONVERSATIONS_PER_STEP, longest] batches of like lengths in random order: long texts are not waited for by short ones."""
+    """Return batches int64[CONVERSATIONS_PER_STEP, longest] in random order.
+
+    Rows of a batch have similar lengths, so that little is padding.
+    """
     import torch
 
     batches = []
-    for start in range(
-        0, len(rows), 16 * CONVERSATIONS_PER_STEP
-    ):  # 16: enough to choose among, few enough to come in random order
+    # Rows are sorted within 16 batches: enough for similar lengths, few enough for an almost random order.
+    for start in range(0, len(rows), 16 * CONVERSATIONS_PER_STEP):
         near = sorted(rows[start : start + 16 * CONVERSATIONS_PER_STEP], key=len)
         batches += [near[i : i + CONVERSATIONS_PER_STEP] for i in range(0, len(near), CONVERSATIONS_PER_STEP)]
     order = np.random.default_rng(0).permutation(len(batches))

@@ -1,4 +1,4 @@
-"""Texts as tokens: tokenizers, chat templates, context lengths, and batches of like lengths."""
+"""Texts as tokens: tokenizers, chat templates, context lengths, and batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from harness.store.store import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-MAX_CONTEXT_TOKENS = 2**20  # tokens of a context where nobody says: a tokenizer without a limit has 1e30
+
+MAX_CONTEXT_TOKENS = 2**20  # used where no limit is stated: a tokenizer without a limit reports 1e30
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer; it runs none of the folder's code."""
+    """Open the model's tokenizer without running any code from the folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:
-    """Tokens of a prompt up to where the model's answer begins.
+    """Return the tokens of a prompt up to where the model's answer begins.
 
-    By the tokenizer's chat template, where it has one; a template that knows no system role gets the system line at
-    the head of the prompt, as does plain text.
+    The prompt is rendered by the tokenizer's chat template, if any. Without a template, or with one that has no system
+    role, the system line is put before the prompt.
     """
     from jinja2 import TemplateError
 
@@ -44,12 +45,13 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, roles: list[tuple[str, str]]) -> list[int]:
+    """Return the tokens of (role, content) messages by the chat template, up to where the answer begins."""
     messages = [{"role": role, "content": content} for role, content in roles]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
 
 def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
-    """The smallest of what the model, its tokenizer and the user allow."""
+    """Return the smallest context length that the model, its tokenizer and the user allow."""
     limits = [
         getattr(config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
@@ -59,12 +61,12 @@ def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int |
 
 
 def token_counts(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-    """int64[n]"""
+    """Return int64[n]: the number of tokens of each prompt."""
     return np.array([len(prompt) for prompt in prompts], dtype=np.int64)
 
 
 def batches_by_length(length: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Rows of like lengths, longest first: each time as many as fit `tokens` once padded, and at least one."""
+    """Yield rows of similar lengths, longest first: as many as fit into `tokens` after padding, but at least one."""
     order = np.argsort(-length, kind="stable")
     while len(order):
         batch, order = np.split(order, [max(1, tokens // length[order[0]])])
@@ -72,7 +74,7 @@ def batches_by_length(length: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> tuple[int, int]:
-    """The token each word begins with."""
+    """Return the first token of each word. Raises UserError where both begin with the same token."""
     first, second = (tokenizer.encode(word, add_special_tokens=False)[0] for word in words)
     if first == second:
         raise UserError(
@@ -86,11 +88,11 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> 
 def tokenizer_and_limit(
     model: LanguageModel, max_length: int | None, store: Store
 ) -> tuple[PreTrainedTokenizerBase, int]:
-    """Its tokenizer, and how many tokens it takes; kept, for loading them takes longer than a block does."""
+    """Return the model's tokenizer and its context length; cached, since loading takes longer than a block of work."""
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # that a text is too long is ours to tell
+    logging.set_verbosity_error()  # this project reports over-long texts itself
     folder = model.model_folder(store)
     tokens = open_tokenizer(folder)
     return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)

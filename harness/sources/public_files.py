@@ -1,4 +1,4 @@
-"""Public data files: found in a folder or fetched from their origin, and believed only by their checksum."""
+"""Public data files: found in a folder or downloaded from their source, and verified by checksum."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ DATA_FOLDER_VARIABLE = "MANYMINDS_DATA"  # the environment variable that `--data
 
 @dataclass(frozen=True)
 class PublicFile:
-    """One file as its public origin serves it. `url` names a fixed revision; `sha256` is of the bytes."""
+    """A file as its public source serves it. `url` names a fixed revision; `sha256` is that of the file's bytes."""
 
     file: str
     url: str
     sha256: str
 
     def local_path(self) -> Path:
-        """The file under the data folder (at any depth), or fetched once into the cache where no folder is named."""
+        """Return the file's path: in the data folder at any depth, or downloaded into the cache where no folder is set.
+
+        Raises UnavailableError where the file cannot be found or downloaded, UserError where its checksum is wrong.
+        """
         if folder := os.environ.get(DATA_FOLDER_VARIABLE):
             return self._checked(self._find_under(Path(folder)))
         cached = Path.home() / ".cache" / "manyminds" / self.sha256[:16] / self.file
@@ -38,21 +41,23 @@ class PublicFile:
     def _find_under(self, folder: Path) -> Path:
         if not folder.is_dir():
             raise UnavailableError(
-                f"the data folder {folder} does not exist", f"name a folder that holds {self.file}: --data DIR"
+                f"the data folder {folder} does not exist", f"give the folder that contains {self.file}: --data DIR"
             )
         found = sorted(folder.rglob(self.file))
         if not found:
-            raise UnavailableError(f"no {self.file} under {folder}", f"download it from {self.url} into that folder")
+            raise UnavailableError(
+                f"there is no {self.file} in {folder}", f"download it from {self.url} into that folder"
+            )
         return found[0]
 
     def _download(self, to: Path) -> None:
         try:
             with urllib.request.urlopen(self.url, timeout=60) as answer:
                 write_atomically(to, answer.read())
-        except (OSError, HTTPException) as error:  # HTTPException: cut off on the way
+        except (OSError, HTTPException) as error:  # HTTPException: the connection was cut
             raise UnavailableError(
-                f"{self.file} is in no data folder and could not be fetched from {self.url} ({error})",
-                f"bring the file and name its folder: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
+                f"no data folder is set, and {self.file} could not be downloaded from {self.url} ({error})",
+                f"copy the file here and give its folder: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
             ) from error
 
     def _checked(self, path: Path) -> Path:
@@ -66,12 +71,16 @@ class PublicFile:
 
 
 def read_csv_columns(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-    """The named columns of a csv file with their types. Raises UserError for a missing column or a wrong value."""
+    """Return the named columns of a csv file with their types.
+
+    Raises UserError for a missing column or a wrong value.
+    """
     frame = pl.read_csv(path, infer_schema=False)
     if missing := [name for name in columns if name not in frame.columns]:
         raise UserError(
-            f"{path.name} has no column {', '.join(missing)}; it has {', '.join(c or '(unnamed)' for c in frame.columns)}",
-            "compare its first line with the file's public origin",
+            f"{path.name} has no column {', '.join(missing)}; "
+            f"its columns are {', '.join(c or '(unnamed)' for c in frame.columns)}",
+            "compare its first line with that of the file at its public source",
         )
     typed = frame.select(pl.col(name).cast(kind, strict=False) for name, kind in columns.items())
     for name in columns:
@@ -80,18 +89,18 @@ def read_csv_columns(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl
             row = int(wrong.arg_true()[0])
             raise UserError(
                 f"{path.name}, line {row + 2}, column {name}: {frame[name][row]!r} is not a number",
-                "mend or drop that line",
+                "fix or remove that line",
             )
     return typed
 
 
 def files_content_digest(*paths: str | Path) -> str:
-    """sha256 over files of one's own, for a task's `files_digest`. Raises UserError where one is missing."""
+    """Return the sha256 of your own files, for a task's `files_digest`. Raises UserError where a file is missing."""
     total = hashlib.sha256()
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(
-                f"the file {path} does not exist", "run from the folder that holds it, or write its whole path"
+                f"the file {path} does not exist", "run from the folder that contains it, or give its full path"
             )
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
@@ -99,28 +108,31 @@ def files_content_digest(*paths: str | Path) -> str:
 
 @dataclass(frozen=True)
 class PublicTable(PublicFile):
-    """A parquet table made from the files at `url`, which are larger or many; the table itself is not served there."""
+    """A parquet table made from the larger or several files at `url`, which does not serve the table itself."""
 
     def read_columns(self, *columns: str) -> pl.DataFrame:
-        """The named columns, categories as text. Raises UserError for a missing or changed file, or a missing column."""
+        """Return the named columns, with categories as text.
+
+        Raises UserError for a missing or changed file, or a missing column.
+        """
         frame = pl.read_parquet(self.local_path())
         if missing := [name for name in columns if name not in frame.columns]:
             raise UserError(
-                f"{self.file} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}",
-                "name one of those it has",
+                f"{self.file} has no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}",
+                "name one of its columns",
             )
         return frame.select(columns).with_columns(pl.col(pl.Categorical).cast(pl.String))
 
     def _find_under(self, folder: Path) -> Path:
         if folder.is_dir() and not any(folder.rglob(self.file)):
-            raise self._unavailable(f"no {self.file} under {folder}")
+            raise self._unavailable(f"there is no {self.file} in {folder}")
         return super()._find_under(folder)
 
     def _download(self, to: Path) -> None:
-        raise self._unavailable(f"{self.file} is in no data folder, and its origin serves other files")
+        raise self._unavailable(f"no data folder is set, and {self.file} cannot be downloaded")
 
     def _unavailable(self, message: str) -> UnavailableError:
         return UnavailableError(
             f"{message}: it is a table made from {self.url}",
-            f"name a folder that holds it: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
+            f"give the folder that contains it: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
         )

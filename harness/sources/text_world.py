@@ -1,4 +1,4 @@
-"""The text world of `attributes`: prompts, steered responses, and seven traits computed from any text."""
+"""The text simulator of `attributes`: prompts, responses with chosen traits, and seven trait scores of any text."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 TRAITS = ("length", "formality", "humour", "elicitation", "politeness", "enthusiasm", "confidence")
-TRAIT_LEVELS = np.array(
-    [-2, -1, 0, 0, 1, 2]
-)  # phrases of a trait that a response is steered to hold, -2: two negative ones
-TYPICAL_WORDS, WORDS_PER_LEVEL = 50, 12  # so responses have about 20 to 80 words: at most 100 with punctuation
+# Number of a trait's phrases that a response is made to contain; -2 means two phrases of the negative side.
+TRAIT_LEVELS = np.array([-2, -1, 0, 0, 1, 2])
+TYPICAL_WORDS, WORDS_PER_LEVEL = 50, 12  # responses then have about 20 to 80 words, at most 100 with punctuation
 
 
 def split_phrases(text: str) -> tuple[str, ...]:
-    """The phrases of a list with commas between them."""
+    """Split a comma-separated list into phrases."""
     return tuple(phrase.strip() for phrase in text.split(","))
 
 
-LEXICON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # trait -> its positive and its negative side
+LEXICON: dict[
+    str, tuple[tuple[str, ...], tuple[str, ...]]
+] = {  # trait -> phrases of its positive and its negative side
     "formality": (
         split_phrases(
             "it is hereby noted, one ought to reflect, it is thus established, allow me to elaborate, "
@@ -112,23 +113,22 @@ REQUESTS = split_phrases(
 
 PROMPTS: tuple[str, ...] = tuple((r[0].upper() + r[1:]).replace("*", topic) for topic in TOPICS for r in REQUESTS)
 
-# Plain sentences carry length and nothing else.
+# Plain sentences add length and affect no other trait.
 PLAIN_SUBJECTS = split_phrases("people, most beginners, many friends, some groups, few families")
 PLAIN_VERBS = split_phrases("follow, learn, repeat, change, notice")
 PLAIN_OBJECTS = split_phrases("the small steps, the usual order, a simple method, the main parts, a short list")
 PLAIN_ENDINGS = split_phrases("in the morning, after some practice, over the weeks, at the start, to save effort")
-WORDS_PER_PLAIN_SENTENCE = 8.2  # of a plain sentence, on average
+WORDS_PER_PLAIN_SENTENCE = 8.2  # on average
 
-PHRASE_PROBABILITIES = 1 / np.arange(
-    3, 15
-)  # of a side's 12 phrases, in their order: the first is five times as common as the last
+# Of a side's 12 phrases in their order: the first is about five times as common as the last.
+PHRASE_PROBABILITIES = 1 / np.arange(3, 15)
 
 
 def write_response(prompt: str, seed: int) -> str:
-    """A response to the prompt, steered to random TRAIT_LEVELS; another seed gives another response.
+    """Write a response to the prompt with random TRAIT_LEVELS; another seed gives another response.
 
-    It opens on the prompt's topic; then come, shuffled, one sentence for each phrase that its levels ask for, and as
-    many plain sentences as bring it nearest to the length that its level asks for.
+    The response contains, in random order, an opening that names the prompt's topic, one sentence for each phrase that
+    the levels ask for, and as many plain sentences as bring the length closest to the level of the trait `length`.
     """
     rng = np.random.default_rng([seed, zlib.crc32(prompt.encode())])
     length, *levels = rng.choice(TRAIT_LEVELS, len(TRAITS))
@@ -143,7 +143,7 @@ def write_response(prompt: str, seed: int) -> str:
 
 
 def draw_phrases(rng: np.random.Generator, trait: str, level: int) -> list[str]:
-    """|level| different phrases of the trait's positive or negative side."""
+    """Draw |level| different phrases of the trait's positive or negative side."""
     side = LEXICON[trait][int(level < 0)]
     return [
         side[i] for i in rng.choice(12, abs(level), replace=False, p=PHRASE_PROBABILITIES / PHRASE_PROBABILITIES.sum())
@@ -151,7 +151,7 @@ def draw_phrases(rng: np.random.Generator, trait: str, level: int) -> list[str]:
 
 
 def plain_sentence(rng: np.random.Generator) -> str:
-    """One of 625 plain sentences."""
+    """Draw one of 625 plain sentences."""
     return " ".join(
         part[i]
         for part, i in zip(
@@ -161,15 +161,15 @@ def plain_sentence(rng: np.random.Generator) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case, contractions as one, without punctuation."""
+    """Split a text into lower-case words without punctuation; a contraction is one word."""
     return re.findall(r"\w+(?:'\w+)?", text.lower())
 
 
 def trait_scores(texts: Sequence[str]) -> np.ndarray:
-    """float32[n, 7]: the trait scores of any texts; over responses of this world each has mean 0 and sd about 1.
+    """Return float32[n, 7]: trait scores of any texts; over this simulator's responses each has mean 0 and sd about 1.
 
     Length is the number of words. Any other trait is the number of different phrases of its positive side in the text
-    minus that of its negative side, each counted once, so that repeating one gains nothing.
+    minus that of its negative side. Each phrase counts once, so repeating one changes no score.
     """
     found = np.empty((len(texts), len(TRAITS)), dtype=np.float32)
     for row, text in enumerate(texts):

@@ -150,8 +150,8 @@ def test_jsonl_and_parquet_are_read_alike(tmp_path):
         ('{"user": "u", "turn": null}', "row 1: .*'turn': None"),
         ('{"turn": 0}', r"row 1: \{'turn': 0\}"),
         ("[1]", r"row 1: \[1\]"),
-        ('{"user": "u"', "row 1: no JSON"),
-        ('"\udcff"', "row 1: no JSON"),
+        ('{"user": "u"', "row 1 is not JSON"),
+        ('"\udcff"', "row 1 is not JSON"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, line, says):
@@ -163,7 +163,7 @@ def test_a_bad_row_is_named(tmp_path, line, says):
 
 def test_no_file_and_no_table(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"a.parquet is no parquet table"):
+    with pytest.raises(UserError, match=r"a.parquet is not a parquet table"):
         list(numbered_rows(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match=r"b.jsonl does not exist"):
         list(numbered_rows(tmp_path / "b.jsonl"))

@@ -23,6 +23,8 @@ def test_a_download_that_is_cut_off_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.delenv("MANYMINDS_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer())
-    with pytest.raises(UnavailableError, match=r"could not be fetched from https://nowhere.invalid \(IncompleteRead"):
+    with pytest.raises(
+        UnavailableError, match=r"could not be downloaded from https://nowhere.invalid \(IncompleteRead"
+    ):
         PublicFile("a.csv", "https://nowhere.invalid", "0" * 64).local_path()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
