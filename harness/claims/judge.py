@@ -1,10 +1,12 @@
-"""Claims judged by finished trials: numbers with their limits, and verdicts; knows nothing of any one paper.
+"""Verdicts on claims, from numbers of finished trials with their limits; independent of any particular paper.
 
-Every number has an interval. `value` of scores of the same people is paired over people and seeds (harness.stats); all
-others are t intervals over seeds: `of / over` of logarithms, `answers` by inversion (see `_answers`), `spread` by Pitman
-and Morgan. A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by
-`tolerance`, *does not reproduce* where it lies outside, and else one *cannot tell*. Where any one of g conditions
-(`when`) is enough for a claim, there are g chances to be wrong: their limits are at 1 - 5 % / g.
+Every number has an interval. The `value` of scores of the same people is paired over people and seeds
+(harness/scores/stats.py). All others are t intervals over seeds: `of / over` of logarithms, `answers` by inversion (see
+`measures._answers_needed`), `spread` by Pitman and Morgan.
+
+A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by `tolerance`. A check
+*does not reproduce* where the interval lies wholly outside. Otherwise the verdict is *cannot tell*. Where any one of g
+conditions (`when`) is enough for a claim, there are g chances to be wrong, so their limits are at 1 - 5 % / g.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ HOLDS, HOLDS_WITH_CONDITION, DOES_NOT_REPRODUCE, CANNOT_TELL, CANNOT_BE_REPRODUC
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found: a number, its limits (None where there are none), and what follows."""
+    """The result of a check: a number, its limits (None where there is no interval), and the verdict."""
 
     says: str
     value: float | None
@@ -43,12 +45,12 @@ class CheckResult:
     when: str
     verdict: str
     note: str = ""
-    level: float = 0.95  # of the limits
+    level: float = 0.95  # confidence level of the limits
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim with its verdict and everything it rests on."""
+    """A claim with its verdict, and the checks and controls behind it."""
 
     claim: Claim
     paper: str
@@ -60,7 +62,7 @@ class JudgedClaim:
     seeds: int = 0
 
     def as_dict(self) -> dict:
-        """For JSON, which has no infinity: None stands for it."""
+        """Return plain values for JSON; infinite numbers become None, since JSON has no infinity."""
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
         own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "condition", "seeds")}
         found = {
@@ -76,7 +78,7 @@ def _json_value(value: object) -> object:
 
 
 def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
-    """Raises UserError where a claim selects what its suite lacks: all that can be told before anything has run."""
+    """Raise UserError where a claim selects a task, method or shots that its suite lacks. Needs no finished trial."""
     nothing = Results.of_unrun_suite(suite)
     for claim in claims:
         for check in claim.checks + claim.beside:
@@ -92,13 +94,16 @@ def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
                 parts = [part for selection in filter(None, wanted) for part in _added_selections(selection)]
                 scores = sorted({part.metric for part in parts if ":" not in part.metric})
                 if len(scores) > 1:
-                    raise UserError(f"{' and '.join(scores)} do not compare", "give all its selections the same metric")
+                    raise UserError(
+                        f"{' and '.join(scores)} cannot be compared",
+                        "use the same metric in all selections of the check",
+                    )
             except UserError as mistake:
                 raise UserError(f"{suite.name}: {claim.id}, {check.says!r}: {mistake.message}", mistake.hint) from None
 
 
 def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
-    """Raises UserError where a claim selects a panel that its task, now prepared, does not have."""
+    """Raise UserError where a claim selects a panel that its prepared task does not have."""
     for claim in claims:
         for check in claim.checks + claim.beside:
             for part in [p for s in filter(None, (check.of, check.minus, check.over)) for p in _added_selections(s)]:
@@ -110,13 +115,14 @@ def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
                 panels = sorted(name.removesuffix("/context") for name in users if name.endswith("/context"))
                 if panels and ":" not in part.metric and part.panel not in panels:
                     raise UserError(
-                        f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel {part.panel!r}",
+                        f"{results.suite.name}: {claim.id}, {check.says!r}: {tasks[0].name} has no panel "
+                        f"{part.panel!r}",
                         did_you_mean(part.panel, panels, f"its panels: {', '.join(panels)}"),
                     )
 
 
 def _added_selections(selection: Selection) -> list[Selection]:
-    """The selections whose numbers are added and subtracted."""
+    """Return the selections whose numbers are added and subtracted, `less` resolved."""
     found = [replace(selection, less=())]
     for table in selection.less:
         found += [replace(part, **table) for part in found]
@@ -124,7 +130,7 @@ def _added_selections(selection: Selection) -> list[Selection]:
 
 
 def judge_claim(claim: Claim, paper: str, results: Results) -> JudgedClaim:
-    """The verdict of a claim with checks, and what it rests on."""
+    """Judge a claim that has checks."""
     conditions = len({check.when for check in claim.checks} - {""})
     checks = tuple(_judge_check(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
     beside = tuple(_judge_check(check, results) for check in claim.beside)
@@ -141,10 +147,8 @@ def _judge_check(check: Check, results: Results, level: float = 0.95) -> CheckRe
         )
     text = "" if check.expected is None else _verdict_on_range(low, high, check.expected, check.tolerance)
     alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
-    if (
-        alone and check.of.metric in SHARE_METRICS and low is not None and high is not None
-    ):  # judged as they are, told as far as they mean anything
-        low, high = max(low, 0.0), min(high, 1.0)
+    if alone and check.of.metric in SHARE_METRICS and low is not None and high is not None:
+        low, high = max(low, 0.0), min(high, 1.0)  # the verdict uses the limits as they are; shown are possible values
     return CheckResult(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 
@@ -156,10 +160,10 @@ def _verdict_on_range(low: float | None, high: float | None, expected: tuple[flo
 
 
 def verdict_on_claim(checks: tuple[CheckResult, ...], condition: str = "") -> tuple[str, str]:
-    """What all checks say together, and under which condition.
+    """Return the verdict of all checks together, and the condition under which it holds ("" without one).
 
-    Checks without a `when` must all hold. Of those with one, it is enough that some condition's checks all hold: the
-    claim then holds with that condition, and simply holds where every condition does.
+    Checks without a `when` must all hold. Among the conditions (`when`), one whose checks all hold is enough: the claim
+    then holds with that condition, or without any condition where all conditions hold.
     """
     plain = [c.verdict for c in checks if not c.when]
     if DOES_NOT_REPRODUCE in plain:

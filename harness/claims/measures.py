@@ -1,4 +1,4 @@
-"""Measures of a check, each with its limits."""
+"""Measures of checks, each with its limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Measurement = tuple[float, float | None, float | None, str]  # value, lower and 
 
 
 def measure_check(check: Check, results: Results, level: float = 0.95) -> Measurement:
-    """The number of a check. Raises NoNumberError."""
+    """Return the number of a check with its limits. Raises NoNumberError where there is none."""
     if check.measure == "trend":
         return _interval_over_seeds(*_trend_by_seed(check, results), level)
     if check.measure == "answers":
@@ -47,21 +47,21 @@ def _with_limits(found: stats.Estimate, level: float) -> Measurement:
 
 
 def _ratio_of_values(a: SelectedValues, b: SelectedValues, level: float) -> Measurement:
-    """Geometric mean over seeds, and a t interval of logarithms."""
+    """Return the geometric mean of the seeds' ratios, with a t interval of their logarithms."""
     if min(a.value.min(), b.value.min()) <= 0:
-        raise NoNumberError("a number is 0 or less under some seed, so there is no ratio")
+        raise NoNumberError("a number is 0 or negative under some seed, so there is no ratio")
     value, low, high, note = _interval_over_seeds(np.log(a.value / b.value), a.seeds, level)
     low, high = (None if x is None else float(np.exp(x)) for x in (low, high))
     return float(np.exp(value)), low, high, note
 
 
 def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement:
-    """Ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
+    """Return the ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
 
-    They hold the ratios q for which a / q + b and a / q - b are not found correlated, in closed form.
+    The limits enclose the ratios q for which no correlation of a / q + b with a / q - b is found, in closed form.
     """
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        raise NoNumberError("a spread needs three seeds that differ")
+        raise NoNumberError("a spread needs at least three seeds, with different values")
     ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
     k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
     wide = float(np.sqrt(k + np.sqrt(k**2 - 1)))
@@ -69,7 +69,10 @@ def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement
 
 
 def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
-    """The values of the field that a trend is along, and a selection for each. Raises UserError where it is no sweep."""
+    """Return the values of the field that a trend is along, with a selection for each.
+
+    Raises UserError where the suite does not sweep that field, and only that field.
+    """
     tasks, methods = (
         results.matching_settings("task", check.of.task),
         results.matching_settings("method", check.of.method),
@@ -83,7 +86,7 @@ def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Se
     if len(set(x)) < 2:
         raise UserError(f"there is no sweep along {check.along!r}", "give that field a list of values in the suite")
     if not all(type(v) in (int, float) for v in x):
-        raise UserError(f"{check.along} has values that are no numbers", "a trend is along a number")
+        raise UserError(f"{check.along} has values that are not numbers", "set `along` to a field of numbers")
     if len(set(x)) < len(x):
         raise UserError(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
     return list(map(float, x)), [replace(check.of, **{kind: setting}) for setting in settings]
@@ -98,16 +101,17 @@ def _trend_by_seed(check: Check, results: Results) -> tuple[np.ndarray, np.ndarr
 
 
 def _answers_needed(check: Check, results: Results, level: float) -> Measurement:
-    """Answers that `of` needs until its mean over seeds, interpolated, reaches that of `over`, over the latter's shots.
+    """Return how many answers `of` needs to reach the score of `over`, as a multiple of the shots of `over`.
 
-    The limits hold the numbers of answers at which a paired t test over seeds finds the two apart in neither direction
-    (as Fieller's do). A curve that ends below the goal gives a lower bound, and no upper limit.
+    Scores are means over seeds, and `of` is interpolated between its numbers of shots. The limits enclose the numbers
+    of answers at which a paired t test over seeds finds no difference in either direction (as Fieller's limits do). A
+    curve that ends below the goal gives a lower bound and no upper limit.
     """
-    assert check.over is not None  # a check of answers has one: see Check
+    assert check.over is not None  # Check requires `over` for this measure
     goal, task = results.selected_values(check.over), results.single_setting("task", check.of.task)
     at = max(results.single_setting("task", check.over.task).shots) if check.over.shots is None else check.over.shots
     if at == 0 or len(task.shots) < 2:
-        raise NoNumberError("a multiple of answers needs some, and a curve two points")
+        raise NoNumberError("`answers` needs `over` at one shot or more, and a task with two numbers of shots")
     ahead = np.stack([results.selected_values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
     steps = [np.linspace(*ends, 1001) for ends in zip(task.shots, task.shots[1:], strict=False)]
     shots = np.unique(np.concatenate(steps))
@@ -116,11 +120,15 @@ def _answers_needed(check: Check, results: Results, level: float) -> Measurement
     )
     reached = shots[found.value >= 0]
     value, note = (
-        (reached[0], "") if len(reached) else (shots[-1], f"at least: not reached with {shots[-1]:.0f} answers")
+        (reached[0], "") if len(reached) else (shots[-1], f"a lower bound: not reached with {shots[-1]:.0f} answers")
     )
     if found.note:
         return float(value / at), None, None, "; ".join(filter(None, (note, found.note)))
     low, high = found.interval(level)
-    least = 0.0 if high[0] >= 0 else shots[high >= 0][0] if (high >= 0).any() else shots[-1]  # first not surely below
-    most = np.inf if low[-1] <= 0 else shots[low <= 0][-1] if (low <= 0).any() else shots[0]  # last not surely above
+    least = (
+        0.0 if high[0] >= 0 else shots[high >= 0][0] if (high >= 0).any() else shots[-1]
+    )  # the first not significantly below
+    most = (
+        np.inf if low[-1] <= 0 else shots[low <= 0][-1] if (low <= 0).any() else shots[0]
+    )  # the last not significantly above
     return float(value / at), float(least / at), float(most / at), note

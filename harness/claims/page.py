@@ -1,4 +1,4 @@
-"""Verdicts on claims, in a terminal and on a page."""
+"""Verdicts on claims, in a terminal and on an HTML page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VERDICT_COLORS = {
 
 
 def print_verdicts(found: list[JudgedClaim]) -> None:
-    """Every claim with its source, the published value, what was found and the controls, on stdout."""
+    """Print every claim with its source, the published value, its checks and its controls."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
     for judged in found:
         claim = judged.claim
@@ -54,7 +54,7 @@ def print_verdicts(found: list[JudgedClaim]) -> None:
 
 
 def source_lines(judged: JudgedClaim) -> list[str]:
-    """Source, published value, condition and note."""
+    """Return lines with the claim's source, published value, condition and note."""
     claim = judged.claim
     lines = [f"{claim.source}", f"published: {claim.published}"]
     if judged.condition:
@@ -63,7 +63,7 @@ def source_lines(judged: JudgedClaim) -> list[str]:
 
 
 def format_result(found: CheckResult) -> str:
-    """`.931 (.926 .936)  expected .840 to 1.000  holds`."""
+    """Format a check's result, for example `.931 (.926 .936)  expected .840 to 1.000  holds`."""
     if found.value is None:
         return f"no number: {found.note}"
     text = f"{format_value(found.value)}{format_limits(found)}"
@@ -73,7 +73,7 @@ def format_result(found: CheckResult) -> str:
 
 
 def format_limits(found: CheckResult) -> str:
-    """` (.926 .936)`; with the level where it is not 95 %."""
+    """Format limits, for example ` (.926 .936)`, with their level where it is not 95 %."""
     if found.low is None or found.high is None:
         return ""
     level = "" if found.level == 0.95 else f"; {100 * found.level:.3g} %"
@@ -81,10 +81,10 @@ def format_limits(found: CheckResult) -> str:
 
 
 def format_value(value: float) -> str:
-    """`.931`, `-.00023`, `2,104`, `∞`."""
+    """Format a number, for example `.931`, `-.00023`, `2,104`, `∞`."""
     if abs(value) == float("inf"):
         return "∞" if value > 0 else "-∞"
-    if abs(value) < 1e-5:  # no more than rounding, and no sign
+    if abs(value) < 1e-5:  # a rounding error, which should not show a sign
         value = 0.0
     if 0 < abs(value) < 5e-4:
         return format_number(value, digits=1 - math.floor(math.log10(abs(value))))
@@ -92,7 +92,7 @@ def format_value(value: float) -> str:
 
 
 def format_expected(found: CheckResult) -> str:
-    """`.840 or more`, `.480 to .520 (±.010)`."""
+    """Format an expected range, for example `.840 or more`, `.480 to .520 (±.010)`."""
     if found.expected is None:
         return ""
     low, high = found.expected
@@ -108,10 +108,10 @@ def format_expected(found: CheckResult) -> str:
 def write_claims_page(
     found: list[JudgedClaim], parts: list[Chapter], store: Store, names: list[str], quick: bool
 ) -> Path:
-    """Writes every claim with its figures to `boards/claims.html` in the store and returns that path.
+    """Write every claim with its figures to `boards/claims.html` in the store, and return that path.
 
-    The names that were asked for, if not all, and `quick` are part of the file's name: no page replaces a fuller one.
-    A suite file of one's own adds a digest of where it lies.
+    The selected names, if not all, and `quick` are part of the file's name, so that no page replaces a fuller one. Your
+    own suite file also adds a digest of its path.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 

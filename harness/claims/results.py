@@ -1,4 +1,4 @@
-"""Numbers of finished trials that claims select."""
+"""Numbers of finished trials, as claims select them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from harness.trials.plan import Plan
 from harness.trials.suite import Suite
 from harness.trials.trial import Trial, field_values, recorded_values
 
-WRITTEN_PREFIX = "written_"  # before the name of a column of text_worth.outcomes, in a metric
+WRITTEN_PREFIX = "written_"  # a metric is this prefix and the name of a column of text_worth.text_outcomes
 
 
 @dataclass(frozen=True, eq=False)
 class SelectedValues:
-    """A number for every seed, and where it is a score one for every cell (a person under a seed)."""
+    """A number for every seed; a score also has a number for every cell (a person under a seed)."""
 
     seeds: np.ndarray
     value: np.ndarray
@@ -33,16 +33,18 @@ class SelectedValues:
 
     @classmethod
     def of_cells(cls, cells: pl.DataFrame) -> SelectedValues:
+        """Take each seed's mean over its cells as the seed's number."""
         means = cells.group_by("seed").agg(pl.col("value").mean()).sort("seed")
         return cls(means["seed"].to_numpy(), means["value"].to_numpy(), cells)
 
 
 def paired_difference(a: SelectedValues, b: SelectedValues) -> SelectedValues:
-    """a - b, cell by cell where both have the same ones, and else seed by seed.
+    """Return a - b, cell by cell where both have the same cells, and seed by seed otherwise.
 
     Panels that hold the same people under different seeds, as the folds of a data set do, are paired over people and
-    over seeds: a cell of the smaller panel stands against the person's mean on the larger, taken as if each seed were
-    as easy as the others, plus what the cell's own seed adds there (tests/claims/test_claims.py has the coverage).
+    over seeds. A cell of the smaller panel is compared with the sum of two numbers from the larger one: the person's
+    mean with the effects of seeds removed, and the effect of the cell's own seed. tests/claims/test_claims.py measures
+    the coverage.
     """
     if a.cells is not None and b.cells is not None:
         both = a.cells.join(b.cells, on=["person", "seed"], suffix="_b", maintain_order="left")
@@ -61,7 +63,7 @@ def paired_difference(a: SelectedValues, b: SelectedValues) -> SelectedValues:
 
 
 class NoNumberError(Exception):
-    """Why there is no number."""
+    """There is no number, for the reason in the message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,19 +72,23 @@ class Results:
 
     plan: Plan
     store: Store
-    tables: dict[str, pl.DataFrame] = field(default_factory=dict)  # by trial
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)  # score tables read so far, by the trial's key
 
     @classmethod
     def of_unrun_suite(cls, suite: Suite) -> Results:
-        """Of a suite of which nothing has run: for checking what claims select of it. No store is read."""
+        """Make the results of a suite that has not run, to check the selections of claims. No store is read."""
         return cls(Plan(suite, (), (), {}), Store(Path()))
 
     @property
     def suite(self) -> Suite:
+        """The plan's suite."""
         return self.plan.suite
 
     def matching_settings(self, kind: str, wanted: Any) -> list:
-        """The suite's task or method settings that a name, or a table of a name and some fields, fits."""
+        """Return the suite's task or method settings that match a name, or a table of a name and some fields.
+
+        Raises UserError where none matches.
+        """
         known: tuple[Any, ...] = self.suite.tasks if kind == "task" else self.suite.methods
         if wanted is None:
             return list(known)
@@ -102,29 +108,34 @@ class Results:
             names = list(dict.fromkeys(x.name for x in known))
             every = f"its {kind}s: {', '.join(names)}"
             hint = every if name is None or name in names else did_you_mean(str(name), names, every)
-            raise UserError(f"it selects the {kind} {wanted!r}, which the suite does not have", hint)
+            raise UserError(f"it selects the {kind} {wanted!r}, which is not in the suite", hint)
         return fits
 
     def single_setting(self, kind: str, wanted: Any) -> Any:
-        """The setting that fits; of several of one name, that with all defaults."""
+        """Return the setting that matches; among several of one name, the one with all defaults.
+
+        Raises UserError where none or several match.
+        """
         fits = self.matching_settings(kind, wanted)
         if len(fits) > 1:
             plain = [x for x in fits if field_values(x) == field_values(type(x)())]
             if len(plain) != 1 or len({x.name for x in fits}) > 1:
                 told = f"it selects the {kind} {wanted!r}, which" if wanted is not None else f"it names no {kind}, and"
-                raise UserError(f"{told} fits {len(fits)} {kind} settings", f"add a field to `{kind}`")
+                raise UserError(f"{told} matches {len(fits)} {kind} settings", f"add a field to `{kind}`")
             fits = plain
         return fits[0]
 
     def task_and_method(self, selection: Selection) -> tuple[Task, Method]:
-        """The one task and method selected. Raises UserError where there is none, or the task has no such shots."""
+        """Return the selected task and method. Raises UserError where there is none, or the task has no such shots."""
         task, method = self.single_setting("task", selection.task), self.single_setting("method", selection.method)
         if selection.shots not in (None, *task.shots):
-            raise UserError(f"{task.name} has no {selection.shots} shots", f"its shots: {list(task.shots)}")
+            raise UserError(
+                f"{task.name} is not scored at {selection.shots} shots", f"its numbers of shots: {list(task.shots)}"
+            )
         return task, method
 
     def selected_values(self, selection: Selection) -> SelectedValues:
-        """Raises NoNumberError where a trial is missing, or has no such number."""
+        """Return the selected numbers. Raises NoNumberError where a trial is missing or has no such number."""
         if selection.less:
             *before, last = selection.less
             whole = replace(selection, less=tuple(before))
@@ -143,15 +154,15 @@ class Results:
         return found
 
     def trials_by_seed(self, task: Task, method: Method) -> list[Trial]:
-        """By seed. Raises NoNumberError where the method sits the task out."""
+        """Return the method's trials on the task, ordered by seed. Raises NoNumberError where the method refuses it."""
         found = sorted((t for t in self.plan.trials if t.task == task and t.method == method), key=lambda t: t.seed)
         if not found:
-            reason = next((r.reason for r in self.plan.refusals if r.task == task and r.method == method), "not in it")
-            raise NoNumberError(f"{method.name} sits out {task.name}: {reason}")
+            refusals = (r.reason for r in self.plan.refusals if r.task == task and r.method == method)
+            raise NoNumberError(f"{method.name} does not run on {task.name}: {next(refusals, 'not in the plan')}")
         return found
 
     def trial_manifest(self, trial: Trial) -> dict:
-        """Raises NoNumberError where the trial has no result."""
+        """Return the trial's manifest. Raises NoNumberError where the trial has no result."""
         found = self.store.read_manifest("trials", trial.key)
         if found is None:
             failure = self.store.read_failure(trial.key)
@@ -163,13 +174,12 @@ class Results:
         found = self.trial_manifest(trial)["facts"].get(kind, {})
         if name not in found:
             known = ", ".join(sorted(found)) or "none"
-            raise NoNumberError(
-                f"{trial.method.name} on {trial.task.name} has no {'curve' if kind == 'curves' else 'diagnostic'} {name!r}; it has: {known}"
-            )
+            what = "curve" if kind == "curves" else "diagnostic"
+            raise NoNumberError(f"{trial.method.name} on {trial.task.name} has no {what} {name!r}; it has: {known}")
         return float(np.ravel(found[name])[-1])
 
     def person_cells(self, trials: list[Trial], selection: Selection, shots: int) -> pl.DataFrame:
-        """The selected score of every person of the trials, one after the other: person, seed, value."""
+        """Return the selected score of every person of the trials: columns person, seed, value."""
         if selection.metric.startswith(WRITTEN_PREFIX):
             found = pl.concat([self._written_cells(trial, selection, shots) for trial in trials])
             return found.select("person", "seed", value=selection.metric.removeprefix(WRITTEN_PREFIX))
@@ -194,23 +204,23 @@ class Results:
         table = None if selection.panel != "test" else best_of.best_of_n_outcomes(self.store, trial, shared)
         if table is None or cast(float, table["room"].mean()) <= 0:
             raise NoNumberError(
-                f"panel {selection.panel} of {trial.task.name} has no candidates of known, different worth"
+                f"panel {selection.panel} of {trial.task.name} has no candidates that are known to differ in worth"
             )
         known = table["n"].unique().sort().to_list()
         n = known[-1] if selection.n is None else selection.n
         if n not in known:
-            raise NoNumberError(f"nothing was chosen among {n} candidates of {trial.task.name}, but among {known}")
+            raise NoNumberError(f"{trial.task.name} has no choices among {n} candidates; it has choices among {known}")
         return self._with_distinct_people(table.filter(n=n, shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
 
     def _written_cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
         self.trial_manifest(trial)
         table = None if selection.panel != "test" else text_worth.text_outcomes(self.store, trial)
         if table is None:
-            raise NoNumberError(f"{trial.method.name} wrote nothing to panel {selection.panel} of {trial.task.name}")
+            raise NoNumberError(f"{trial.method.name} wrote no texts for panel {selection.panel} of {trial.task.name}")
         if selection.metric.removeprefix(WRITTEN_PREFIX) not in table.columns:
-            raise NoNumberError(f"nobody knows the {selection.metric} of {trial.task.name}")
+            raise NoNumberError(f"{selection.metric} is unknown: {trial.task.name} has no ground truth for it")
         if shots not in (known := table["shots"].unique().sort().to_list()):
-            raise NoNumberError(f"nothing was written at {shots} shots of {trial.task.name}, but at {known}")
+            raise NoNumberError(f"no texts were written at {shots} shots of {trial.task.name}, only at {known}")
         return self._with_distinct_people(table.filter(shots=shots).with_columns(seed=pl.lit(trial.seed)), trial)
 
     def _score_cells(self, trial: Trial, selection: Selection, shots: int) -> pl.DataFrame:
@@ -221,16 +231,16 @@ class Results:
             raise NoNumberError(f"{trial.task.name} has no panel {selection.panel}; it has: {panels}")
         if shots not in known:
             raise NoNumberError(
-                f"people of panel {selection.panel} of {trial.task.name} have too few answers for {shots} shots"
+                f"some people in panel {selection.panel} of {trial.task.name} have too few answers for {shots} shots"
             )
         value = 1 - pl.col("accuracy") if selection.metric == "error" else pl.col(selection.metric)
         found = table.filter(rows, shots=shots, swapped=False).select("person", seed=pl.lit(trial.seed), value=value)
         if found["value"].null_count():
-            raise NoNumberError(f"nobody knows the {selection.metric} of {trial.task.name}")
+            raise NoNumberError(f"{selection.metric} is unknown: {trial.task.name} has no ground truth for it")
         return found
 
     def score_table(self, trial: Trial) -> pl.DataFrame:
-        """The trial's score table, with people of different worlds numbered apart."""
+        """Return the trial's score table, with different numbers for people of different populations."""
         if trial.key not in self.tables:
             self.tables[trial.key] = self._with_distinct_people(
                 load_scores(self.store, trial, self.trial_manifest(trial)), trial

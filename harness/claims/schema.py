@@ -1,36 +1,42 @@
-"""Published statements as data: what was said, where, and which numbers of which trials it is about.
+"""Claims of papers as data: the published statement, its source, and the numbers of trials that it is about.
 
 A claim is a `[[claims]]` table in a suite file:
 
-    id, title, source, published     what was said, and where
-    condition                        under what condition, if any, what is found here can hold at all
-    cannot                           why it cannot be reproduced here; such a claim has no checks
-    note                             what a reader should know
+    id, title, source, published     the statement and where it was published
+    condition                        the condition, if any, under which the claim can hold here at all
+    cannot                           why the claim cannot be reproduced here; such a claim has no checks
+    note                             anything else that readers should know
     [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, when
-    [[claims.beside]]                the same less the last three: controls, printed beside the checks and never judged
+    [[claims.beside]]                the same without the last three: controls, printed beside the checks, never judged
     [[claims.figures]]               see harness/claims/figures/kinds.py
 
-`expected` is a range, either end of which may be inf, such as [0.8, inf]; `when` names the condition under which a
-check is made: of several conditions one is enough. The file may also say its `paper`, and under `quick` the seeds,
-and the fields of tasks and methods by name, that a quick run takes instead.
+`expected` is a range; either end may be infinite, as in [0.8, inf]. `when` names the condition under which a check is
+made; of several conditions one is enough. The file may also name its `paper`. A `quick` table holds the seeds, and the
+fields of tasks and methods by name, that a quick run uses instead.
 
-A *selection* (`of`, `minus`, `over`) names trials of the suite: `task` and `method` are a name or a table of the name
-and some fields (of several settings of one name, the one with all defaults is meant); `panel` (test), `shots` (the
-largest), `metric` (accuracy) say which number of theirs, and `less` what to subtract: the number of the same
-selection but for the fields it gives, such as { panel = "shifted" }. A list of such tables subtracts one after the
-other: [{ panel = "test" }, { shots = 5 }] is a gap less the gap at 5 shots. A metric is a column of the score table,
-`error` (1 - accuracy), `diagnostic:NAME` or `curve:NAME` (its last point); or, where the best of `n` candidates (None: of
-all) is chosen, `gain_of_n`, the gain in true utility over a random candidate, 1 for the best of all, or `win_random`,
-`win_shared`, the rate of wins over a random candidate, or over the one that `shared` chooses; or, where a policy
-writes, `written_gain` and others of WRITTEN_METRICS below (harness/board/text_worth.py), known at the least and the largest number of shots.
+A *selection* (`of`, `minus`, `over`) names one number of trials of the suite. `task` and `method` are a name, or a
+table of the name and some fields; among several settings of one name, the one with all defaults is selected. `panel`
+(default: test), `shots` (default: the largest) and `metric` (default: accuracy) select the number. `less` subtracts
+another number: that of the same selection with some fields replaced, such as { panel = "shifted" }. A list of such
+tables subtracts one after the other: [{ panel = "test" }, { shots = 5 }] is a gap minus the gap at 5 shots.
+
+Metrics:
+
+    a column of the score table, or `error` (1 - accuracy)
+    `diagnostic:NAME`, or `curve:NAME` (the curve's last point)
+    `gain_of_n`: gain in true utility of the best of `n` candidates (default: all) over a random one; the best has 1
+    `win_random`, `win_shared`: how often that choice wins against a random candidate, or against the choice of `shared`
+    `written_gain` and the other WRITTEN_METRICS below (harness/board/text_worth.py), for policies that write texts;
+        available at the smallest and the largest number of shots
+
 Measures:
 
     value    of - minus, or of / over, for each seed
-    answers  how many answers `of` needs to reach what `over` reaches at its shots, as a multiple of those shots
+    answers  how many answers `of` needs to reach the score of `over` at its shots, as a multiple of those shots
     spread   standard deviation over seeds of `of` as a multiple of that of `over`
-    trend    how much `of` changes from the least to the largest value of the field `along`, by least squares
+    trend    how much `of` changes from the smallest to the largest value of the field `along`, by least squares
 
-harness/claims/judge.py says what is found, with limits, and what follows.
+harness/claims/judge.py measures the checks, with limits, and draws the verdicts.
 """
 
 from __future__ import annotations
@@ -49,12 +55,12 @@ from harness.trials.suite import load_toml
 
 T = TypeVar("T")
 CLAIMS_FOLDER = registry.PROJECT_ROOT / "jobs" / "suites" / "claims"
-MEASURE_OPERANDS = {
+MEASURE_OPERANDS = {  # fields of a check that a measure takes besides `of`
     "value": ("minus", "over"),
     "answers": ("over",),
     "spread": ("over",),
     "trend": ("along",),
-}  # what each takes
+}
 RISING_METRICS = ("accuracy", "sign_accuracy", "auc")
 WIN_METRICS = ("win_random", "win_shared")
 BEST_OF_N_METRICS = ("gain_of_n", *WIN_METRICS)  # of the best of n candidates: harness/board/best_of.py
@@ -83,18 +89,15 @@ FACTS_OF_METRIC = {  # metric before its colon -> the fact that holds such numbe
     "reading": "readings",
     "curve": "curves",
 }
-SHARE_METRICS = (
-    *RISING_METRICS,
-    "error",
-    *WIN_METRICS,
-    "written_win",
-    "written_win_random",
-)  # none lies outside 0 to 1
+SHARE_METRICS = (*RISING_METRICS, "error", *WIN_METRICS, "written_win", "written_win_random")  # all between 0 and 1
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which trials of a suite, and which number of theirs; None stands for the only one there is, or the largest."""
+    """The trials of a suite, and the number of theirs, that a claim uses.
+
+    None stands for the only task or method, and for the largest number of shots or candidates.
+    """
 
     task: Any = None  # a name, a table of the name and some fields, or the setting itself
     method: Any = None
@@ -110,13 +113,15 @@ class Selection:
             every = f"{', '.join(METRICS)}, diagnostic:NAME or curve:NAME"
             raise UserError(f"there is no metric {self.metric!r}", did_you_mean(self.metric, METRICS, every))
         if self.shots is not None and self.shots < 0:
-            raise UserError(f"shots = {self.shots} is below 0", "0 is before any answer")
+            raise UserError(f"shots = {self.shots} is below 0", "0 is the smallest: no answer seen yet")
         if self.n is not None and self.metric not in BEST_OF_N_METRICS:
-            raise UserError(f"{self.metric} is not of the best of {self.n}", f"n is for {', '.join(BEST_OF_N_METRICS)}")
+            raise UserError(
+                f"{self.metric} takes no n, but n = {self.n}", f"drop n; metrics with n: {', '.join(BEST_OF_N_METRICS)}"
+            )
         for table in self.less:
             if "less" in table:
                 raise UserError(
-                    "there is a less within less", "less = [{ ... }, { ... }] subtracts one after the other"
+                    "`less` contains another `less`", "less = [{ ... }, { ... }] subtracts one after the other"
                 )
             dataclass_from_table(Selection, table, "less")
 
@@ -143,17 +148,19 @@ class Check:
         if wrong := [name for name in given if name not in takes]:
             raise UserError(f"{self.measure} takes no {wrong[0]}", f"it takes {' or '.join(takes)}")
         if self.measure == "value" and len(given) > 1:
-            raise UserError("a value has minus or over, not both", "make it two checks")
+            raise UserError("the measure `value` takes minus or over, not both", "write two checks")
         if self.measure != "value" and not given:
-            raise UserError(f"{self.measure} needs {takes[0]}", "harness/claims/schema.py says what each measure is")
+            raise UserError(f"{self.measure} needs {takes[0]}", "harness/claims/schema.py explains every measure")
         if self.measure == "answers" and any(s.metric not in RISING_METRICS for s in (self.of, self.over) if s):
             raise UserError(
-                "answers are counted until a score is reached that rises", f"one of {', '.join(RISING_METRICS)}"
+                "the measure `answers` needs a metric that is better when larger", f"one of {', '.join(RISING_METRICS)}"
             )
         if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):
-            raise UserError(f"expected = {list(self.expected)} is no range", "for example expected = [0.8, inf]")
+            raise UserError(f"expected = {list(self.expected)} is not a range", "for example expected = [0.8, inf]")
         if not 0 <= self.tolerance < math.inf:
-            raise UserError(f"tolerance = {self.tolerance} does not widen a range", "for example tolerance = 0.01")
+            raise UserError(
+                f"tolerance = {self.tolerance} is not a finite number from 0 on", "for example tolerance = 0.01"
+            )
 
 
 @dataclass(frozen=True)
@@ -173,28 +180,37 @@ class Claim:
 
     def __post_init__(self) -> None:
         if bool(self.cannot) == bool(self.checks):
-            raise UserError(f"{self.id} needs either checks or a reason", 'add checks, or cannot = "why"')
+            raise UserError(
+                f"{self.id} needs either checks or a reason why it cannot be reproduced",
+                'add checks, or cannot = "why"',
+            )
         for check in self.checks:
             if check.expected is None:
-                raise UserError(f"{self.id}: {check.says!r} expects nothing", "for example expected = [0.8, inf]")
+                raise UserError(f"{self.id}: {check.says!r} has no expected range", "for example expected = [0.8, inf]")
         for check in self.beside:
             if check.expected is not None or check.tolerance or check.when:
-                raise UserError(f"{self.id}: {check.says!r} stands beside, and is not judged", "move it to the checks")
+                raise UserError(
+                    f"{self.id}: {check.says!r} is a control (`beside`), which is never judged",
+                    "drop expected, tolerance and when, or move it to the checks",
+                )
 
 
 def read_claims(path: Path) -> tuple[str, tuple[Claim, ...]]:
-    """The paper a suite file is about, and its claims. Raises UserError for what is missing, misspelt or impossible."""
+    """Read a suite file's paper and its claims. Raises UserError for missing, unknown and impossible entries."""
     content = load_toml(path)
     claims: tuple[Claim, ...] = value_from_toml(tuple[Claim, ...], content.get("claims", []), f"{path}: claim")
     ids = [claim.id for claim in claims]
     if twice := [i for i in ids if ids.count(i) > 1]:
-        raise UserError(f"{path}: two claims are called {twice[0]}", "give each an id of its own")
+        raise UserError(f"{path}: two claims are called {twice[0]}", "give each claim its own id")
     return str(content.get("paper", path.stem)), claims
 
 
 def dataclass_from_table(kind: type[T], table: object, where: str) -> T:
-    """A dataclass from a TOML table: every key known and of its type, and everything without a default given."""
-    hint = f"{kind.__module__.replace('.', '/')}.py says what it holds"
+    """Make a dataclass from a TOML table.
+
+    where: the table's place, for messages. Raises UserError for unknown keys, wrong types and missing fields.
+    """
+    hint = f"{kind.__module__.replace('.', '/')}.py describes its fields"
     if not isinstance(table, dict):
         raise UserError(f"{where} is {table!r}, not a table", hint)
     hints = typing.get_type_hints(kind)
@@ -203,7 +219,7 @@ def dataclass_from_table(kind: type[T], table: object, where: str) -> T:
             raise UserError(f"{where}: unknown key {key!r}", did_you_mean(key, hints, ", ".join(hints)))
     for one in dataclasses.fields(typing.cast(Any, kind)):
         if one.name not in table and one.default is MISSING:
-            raise UserError(f"{where}: there is no {one.name}", hint)
+            raise UserError(f"{where}: {one.name} is missing", hint)
     values = {key: value_from_toml(hints[key], value, f"{where}, {key}") for key, value in table.items()}
     try:
         return kind(**values)
@@ -212,9 +228,9 @@ def dataclass_from_table(kind: type[T], table: object, where: str) -> T:
 
 
 def value_from_toml(hint: Any, value: object, where: str) -> Any:
-    """A TOML value as its annotation wants it; a tuple of one needs no brackets."""
+    """Convert a TOML value to the type of its annotation; a tuple with one entry may be written without brackets."""
     if isinstance(hint, types.UnionType):
-        hint = typing.get_args(hint)[0]  # the other is None
+        hint = typing.get_args(hint)[0]  # annotations are `X | None`, and TOML has no None
     if typing.get_origin(hint) is tuple:
         values = value if isinstance(value, list) else [value]
         return tuple(value_from_toml(typing.get_args(hint)[0], v, f"{where} {i + 1}") for i, v in enumerate(values))

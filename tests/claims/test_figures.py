@@ -180,7 +180,7 @@ def test_along_tells_settings_of_a_method_apart(swept):
 def test_along_wants_one_setting_at_each_value(swept):
     with pytest.raises(UserError, match="several settings of per_user share one pairs_per_user"):
         draw(swept, kind="along", field="pairs_per_user", methods=["per_user"])
-    with pytest.raises(UserError, match="varies nowhere"):
+    with pytest.raises(UserError, match="has only one value"):
         draw(swept, kind="along", field="feature_dim", task=SMALL)
 
 
@@ -197,7 +197,7 @@ def test_spread_has_a_dot_per_seed(swept):
 
 def test_latents_show_every_test_user_by_mode(swept):
     figure, missing = draw(swept, kind="latents", task=SMALL, methods=["per_user", "shared"])
-    assert missing == ["shared holds the same of everybody"] and len(figure.axes) == 1
+    assert missing == ["shared learned the same for all users"] and len(figure.axes) == 1
     trial = next(t for t in swept.plan.trials if t.method.name == "per_user" and t.task.pairs_per_user == 10)
     held = learned(swept, trial)["users/0"]
     prepared = open_prepared_task(swept.store, trial.task_key)
@@ -332,7 +332,7 @@ def test_a_method_without_trials_is_left_out(swept):
     part = Results(plan, swept.store)
     ((caption, svg),) = figures_of_claim(claim({"kind": "shots", "task": SMALL, "caption": "Mine."}), part)
     assert (
-        caption == "Mine. Not drawn: shared sits out low_rank: not in it."
+        caption == "Mine. Not drawn: shared does not run on low_rank: not in the plan."
         and ">per_user<" in svg
         and ">shared<" not in svg
     )
@@ -346,7 +346,10 @@ def test_a_method_without_trials_is_left_out(swept):
         ({"kind": "shots", "metrics": "auc"}, "did you mean 'metric'"),
         ({"kind": "shots", "published": {"value": [1]}}, "did you mean 'values'"),
         ({"kind": "along"}, "harness/claims/figures/of_scores.py"),
-        ({"kind": "along", "field": "rank", "published": {"values": [1], "shots": [0]}}, "shots for kind shots"),
+        (
+            {"kind": "along", "field": "rank", "published": {"values": [1], "shots": [0]}},
+            "`shots` for a figure of kind shots",
+        ),
         ({"kind": "shots", "published": {"values": [1, 2], "shots": [0]}}, "one for each"),
         ({"kind": "shots", "metric": 3}, "text"),
         ({"kind": "along", "field": "rank", "log": "yes"}, "true or false"),

@@ -1,12 +1,12 @@
-"""Figures of claims: every number drawn is one that a claim can measure, or a tensor that a method learned.
+"""Figures of claims: they draw numbers that a claim can measure, and tensors that a method learned.
 
-A figure is a `[[claims.figures]]` table with a `kind`, a `caption` where the kind's own does not say enough, and the
-fields of the kind's class below. `task` and the entries of `methods` are selections as in a claim's checks; a method's
-table may also hold a `label`. Without `methods` all of the suite are drawn. `published`, a table or a list of tables
-with `values`, `label`, and `shots` or `x`, holds numbers of a paper; they are drawn as unconnected marks.
+A figure is a `[[claims.figures]]` table with a `kind`, the fields of that kind's class, and a `caption` where the
+default caption of the kind is not enough. `task` and the entries of `methods` are selections as in a claim's checks; a
+method's table may also hold a `label`. Without `methods`, all methods of the suite are drawn. `published` holds numbers
+of a paper, drawn as unconnected marks: a table, or a list of tables, with `values`, `label`, and `shots` or `x`.
 
-Kinds: shots, along, candidates, spread and simplex draw scores; latents, spectrum, cosines, margins and curves what was learned.
-For example figures = [{ kind = "shots", methods = ["rfm", "shared"] }].
+The kinds shots, along, candidates, spread and simplex draw scores. The kinds latents, spectrum, cosines, margins and
+curves draw what methods learned. For example figures = [{ kind = "shots", methods = ["rfm", "shared"] }].
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from harness.trials.suite import Suite
 
 
 def figures_of_claim(claim: Claim, results: Results) -> list[tuple[str, str]]:
-    """Caption and SVG of each figure of a claim; where trials are missing the caption says so and the SVG is empty."""
+    """Return the caption and SVG of each figure of a claim.
+
+    Where all trials are missing, the caption says so and the SVG is empty.
+    """
     made = read_figures(claim)
     wanted = [{"name": f.task} if isinstance(f.task, str) else f.task or {} for f in made]
     differ = [key for key in dict.fromkeys(key for task in wanted for key in task) if _values_differ(wanted, key)]
@@ -42,6 +45,10 @@ def _value_text(value: object) -> str:
 
 
 def captioned_figure(made: ClaimFigure, results: Results, of: str = "") -> tuple[str, str]:
+    """Return a figure's caption and SVG.
+
+    of: added to the caption. The caption also says what is not drawn; without any number, the SVG is empty.
+    """
     missing: list[str] = []
     try:
         svg = draw_svg(lambda figure: missing.extend(made.draw_figure(figure, results)), made.size_inches(results))
@@ -52,22 +59,27 @@ def captioned_figure(made: ClaimFigure, results: Results, of: str = "") -> tuple
 
 
 def read_figures(claim: Claim) -> list[ClaimFigure]:
-    """The claim's figures, with every kind and key known. Raises UserError."""
+    """Read a claim's figures. Raises UserError for unknown kinds, unknown keys and wrong types."""
     found = []
     for i, table in enumerate(claim.figures):
         where, kind = f"claim {claim.id}, figure {i + 1}", str(table.get("kind"))
         if kind not in FIGURE_KINDS:
-            wrong = f"there is no kind {kind!r}" if "kind" in table else "it has no kind"
+            wrong = f"there is no kind of figure called {kind!r}" if "kind" in table else "`kind` is missing"
             raise UserError(f"{where}: {wrong}", did_you_mean(kind, FIGURE_KINDS, f"one of {', '.join(FIGURE_KINDS)}"))
         made = dataclass_from_table(FIGURE_KINDS[kind], {k: v for k, v in table.items() if k != "kind"}, where)
         if any(bool(series.shots) != isinstance(made, ShotsFigure) for series in getattr(made, "published", ())):
-            raise UserError(f"{where}: published lies along the wrong axis", "shots for kind shots, x for others")
+            raise UserError(
+                f"{where}: `published` has the wrong axis", "give `shots` for a figure of kind shots, `x` for others"
+            )
         found.append(made)
     return found
 
 
 def check_figures(suite: Suite, claims: tuple[Claim, ...]) -> None:
-    """Raises UserError where a figure selects what its suite lacks: drawn of nothing, each stops at its first trial."""
+    """Raise UserError where a figure selects something that its suite lacks.
+
+    The figures are drawn from a suite that has not run, so each ends at its first missing trial.
+    """
     for claim in claims:
         try:
             figures_of_claim(claim, Results.of_unrun_suite(suite))

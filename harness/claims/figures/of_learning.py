@@ -1,4 +1,4 @@
-"""Figures of what methods learned."""
+"""Figures of learned tensors and learning curves."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from harness.task import Task
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
 
-MAX_USERS_IN_MATRIX = 60  # users in a matrix of cosines: with more, cells are too small to see
+MAX_USERS_IN_MATRIX = 60  # with more users, the cells of a matrix are too small to see
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsFigure(ClaimFigure):
-    """The two main components of what methods hold of each test user, marked by his hidden mode; one seed.
+    """The first two principal components of test users' adapted tensors, marked by hidden mode; first seed.
 
-    A user's mode is the largest of his true weights.
+    A user's mode is the position of their largest true weight.
     """
 
     tensor: str = "users/0"
@@ -47,7 +47,10 @@ class LatentsFigure(ClaimFigure):
         return small_multiples_size(len(self.chosen_methods(results)), 3.2)
 
     def default_caption(self) -> str:
-        return "What is held of each test user after the largest number of shots, by hidden mode; first seed."
+        return (
+            "Each test user's learned representation after the largest number of shots (first two principal "
+            "components), marked by hidden mode; first seed."
+        )
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         task, missing, found = results.single_setting("task", self.task), [], []
@@ -56,7 +59,7 @@ class LatentsFigure(ClaimFigure):
                 trial = results.trials_by_seed(task, method)[0]
                 rows = named_learned_tensors(results, trial, self.tensor)[0]
                 if np.allclose(rows, rows[0]):
-                    raise NoNumberError(f"{label} holds the same of everybody")
+                    raise NoNumberError(f"{label} learned the same for all users")
                 found.append((label, trial, rows))
             except NoNumberError as why:
                 missing.append(str(why))
@@ -64,7 +67,7 @@ class LatentsFigure(ClaimFigure):
             raise NoNumberError("; ".join(dict.fromkeys(missing)))
         prepared = open_prepared_task(results.store, found[0][1].task_key)
         if prepared.truth is None:
-            raise NoNumberError(f"nobody knows the modes of {task.name}")
+            raise NoNumberError(f"{task.name} has no ground truth, so modes are unknown")
         mode = prepared.truth.users[prepared.splits.panels["test"].query.people].argmax(1)
         for axes, (label, _, rows) in zip(small_multiples(figure, len(found)), found, strict=True):
             xy, share = principal_components(rows)
@@ -83,16 +86,16 @@ class LatentsFigure(ClaimFigure):
 
 
 def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64[n, 2] scores of the rows on their first two principal components, and the shares of variance."""
+    """Return rows on their first two principal components, float64[n, 2], and the components' shares of variance."""
     rows = rows.reshape(len(rows), -1).astype(float)
     u, s, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    u, s = np.pad(u, ((0, 0), (0, 2))), np.pad(s, (0, 2))  # a row of one number has one component
+    u, s = np.pad(u, ((0, 0), (0, 2))), np.pad(s, (0, 2))  # rows of one number have only one component
     return u[:, :2] * s[:2], s[:2] ** 2 / (s**2).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumFigure(SweepFigure):
-    """A learned spectrum, its largest value 1, a thin line per seed, beside a metric against a method's field."""
+    """A learned spectrum over its largest value, a thin line per seed, beside a metric against a method's field."""
 
     tensor: str = "state/spectrum"
 
@@ -100,7 +103,7 @@ class SpectrumFigure(SweepFigure):
         return 9.6, FIGURE_SIZE[1]
 
     def default_caption(self) -> str:
-        return f"Left: singular values, a line per seed, the largest set to 1. Right: {super().default_caption()}"
+        return f"Left: singular values divided by the largest, a line per seed. Right: {super().default_caption()}"
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         left, right = figure.subplots(1, 2)
@@ -114,26 +117,26 @@ class SpectrumFigure(SweepFigure):
             except NoNumberError as why:
                 missing.append(str(why))
                 continue
-            values = values[: 2 * int(largest)]  # what follows the fields drawn beside it, and no long tail
+            values = values[: 2 * int(largest)]  # twice the range of the sweep beside it, without the long tail
             left.plot(np.arange(1, len(values) + 1), values / values[0], color="#0072b2", lw=1, marker=".", ms=4)
-        left.set(xlabel="singular value", ylabel="size, the largest being 1", ylim=(0, 1.05))
+        left.set(xlabel="singular value", ylabel="size (largest = 1)", ylim=(0, 1.05))
         add_legend(figure)
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosinesFigure(ClaimFigure):
-    """Cosines between training users of the first seed, in three ways; see `preference_cosines`."""
+    """Cosines between training users of the first seed, computed in three ways; see `preference_cosines`."""
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return PAGE_WIDTH, 4.3
 
     def default_caption(self) -> str:
         return (
-            "Cosines between users: of the mean features of what each prefers; of the same less the mean over users; and "
-            "of the mean difference between preferred and rejected. Above each the mean absolute cosine of two users. Each "
-            "is of averages over many answers, in which what is particular to one cancels, and so larger than the average "
-            "cosine of single answers."
+            "Cosines between users: of the mean features of preferred responses; of the same minus the mean over "
+            "users; and of the mean difference between preferred and rejected responses. Above each matrix: the mean "
+            "absolute cosine of two users. These are cosines of averages over many answers, in which the noise of "
+            "single answers cancels, and so they are larger than the average cosine of single answers."
         )
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
@@ -159,10 +162,11 @@ class CosinesFigure(ClaimFigure):
 
 
 def preference_cosines(pairs: Pairs) -> dict[str, np.ndarray]:
-    """float64[n_users, n_users] under each of three names: cosines between users (DPO generalisation, section 5).
+    """Return cosines between users, float64[n_users, n_users] each (DPO generalisation, section 5).
 
-    preferred: of the mean features of what a user prefers; centred: of the same less the mean over users; direction:
-    of the mean features of preferred less rejected. A soft label counts both sides. A user without pairs has zeros.
+    preferred: of the mean features of the items that a user prefers.  centred: of the same minus the mean over users.
+    direction: of the mean features of preferred minus rejected items.  A soft label counts towards both items. A user
+    without pairs has cosines of 0.
     """
     n = len(pairs)
     user, item = np.tile(pairs.user, 2), np.concatenate([pairs.left, pairs.right])
@@ -179,8 +183,8 @@ def preference_cosines(pairs: Pairs) -> dict[str, np.ndarray]:
 class MarginsFigure(ClaimFigure):
     """Margins of all training pairs over time: median, 5th to 95th percentile, extremes; one seed, a panel per setting.
 
-    A task may say between which limits they should lie: `task.band(times, state) -> (lower, upper)`, NaN where it says
-    nothing; `state` is what the method learned, arrays by name.
+    A task may have theoretical limits: `task.margin_band(times, state) -> (lower, upper)`, with NaN where there are
+    none; `state` holds the arrays that the method learned, by name.
     """
 
     margins: str = "state/margins"
@@ -188,6 +192,7 @@ class MarginsFigure(ClaimFigure):
     until: float | None = None  # the last time drawn
 
     def settings(self, results: Results) -> dict[str, tuple[Task, Method]]:
+        """Return the task and method of every panel, by its label."""
         return labelled_settings(results.matching_settings("task", self.task), self.chosen_methods(results))
 
     def size_inches(self, results: Results) -> tuple[float, float]:
@@ -196,7 +201,7 @@ class MarginsFigure(ClaimFigure):
     def default_caption(self) -> str:
         return (
             "Margins of all training pairs over time: median, 5th to 95th percentile (dark) and extremes (light); "
-            "dashed: the limits that theory gives. First seed."
+            "dashed: the theoretical limits. First seed."
         )
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
@@ -220,9 +225,8 @@ class MarginsFigure(ClaimFigure):
             axes.plot(times, median, color="#000000", lw=1.5, label="median")
             if band := getattr(task, "margin_band", None):
                 state = {k.removeprefix("state/"): v for k, v in held.items() if k.startswith("state/")}
-                state = {
-                    k: v.reshape(()) if v.size == 1 else v for k, v in state.items()
-                }  # stored numbers have a shape
+                # a single number is stored as a tensor of one entry
+                state = {k: v.reshape(()) if v.size == 1 else v for k, v in state.items()}
                 for limit in band(times, state):
                     axes.plot(times, limit, color="#d55e00", ls="--", lw=1.2, label="limits")
             axes.set(xlabel="time", ylabel="margin")
@@ -234,9 +238,9 @@ class MarginsFigure(ClaimFigure):
 
 @dataclass(frozen=True, kw_only=True)
 class CurvesFigure(ClaimFigure):
-    """Logged curves, means over seeds with 95 % bands, a line per setting of tasks and methods, axes per curve.
+    """Logged curves: means over seeds with 95 % bands, a line per setting of tasks and methods, a panel per curve.
 
-    over: a learned tensor with as many values as a curve has points; without it, points are counted.
+    over: a learned tensor with the x value of each of a curve's points; without it, x is the point's number.
     """
 
     curves: tuple[str, ...]
@@ -247,7 +251,7 @@ class CurvesFigure(ClaimFigure):
         return FIGURE_SIZE if len(self.curves) == 1 else small_multiples_size(len(self.curves), 4.2)
 
     def default_caption(self) -> str:
-        return f"{capitalised(', '.join(map(metric_name, self.curves)))} while learning, with 95 % bands over seeds."
+        return f"{capitalised(', '.join(map(metric_name, self.curves)))} during training, with 95 % bands over seeds."
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         missing, drawn = [], 0
@@ -277,7 +281,7 @@ class CurvesFigure(ClaimFigure):
     def read(
         self, results: Results, task: Task, method: Method, name: str
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x [T], values [T, seeds], seeds; of curves of several lengths, what all have."""
+        """Return x [T], values [T, seeds] and the seeds; curves of different lengths are cut to the shortest."""
         trials = results.trials_by_seed(task, method)
         found = [results.trial_manifest(t)["facts"]["curves"].get(name) for t in trials]
         if not all(found):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ShotsFigure(ClaimFigure):
-    """A metric against shots, a line per method; several panels have dashes of their own."""
+    """A metric against shots, a line per method; with several panels, each has its own dashes."""
 
     metric: str = "accuracy"
     panels: tuple[str, ...] = ("test",)
@@ -74,9 +74,11 @@ class ShotsFigure(ClaimFigure):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFigure(ClaimFigure):
-    """A metric against a field that the suite sweeps, of tasks or of methods; `by` is a second field, a line per value.
+    """A metric against a field of tasks or methods that the suite sweeps.
 
-    In a sweep of a method's field, methods of which it does not vary are drawn level.
+    by: a second field; a line is drawn for each of its values.
+
+    In a sweep of a method's field, methods that do not vary in this field are drawn as level lines.
     """
 
     field: str
@@ -97,16 +99,18 @@ class SweepFigure(ClaimFigure):
         return missing
 
     def swept(self, methods: Iterable[Method]) -> list[Method]:
-        """Those of a name of which the field takes several values."""
+        """Return the methods whose name occurs with several values of the field."""
         seen: dict[str, set] = {}
         for method in methods:
             seen.setdefault(method.name, set()).add(field_values(method).get(self.field))
         return [m for m in methods if len(seen[m.name]) > 1]
 
     def value(self, setting: Task | Method) -> Any:
+        """Return the setting's value of the field."""
         return field_values(setting)[self.field]
 
     def on(self, axes: Axes, results: Results) -> list[str]:
+        """Draw the sweep on these axes, and return the reasons why points are missing."""
         tasks, methods = results.matching_settings("task", self.task), self.chosen_methods(results)
         of_task = len({field_values(t).get(self.field) for t in tasks}) > 1
         if not of_task:
@@ -115,9 +119,12 @@ class SweepFigure(ClaimFigure):
         by_task = len({field_values(t).get(self.by) for t in tasks}) > 1
         values: list[Any] = sorted({self.value(s) for s in swept})
         if len(values) < 2:
-            raise UserError(f"it sweeps {self.field!r}, which varies nowhere", "give it a list")
+            raise UserError(
+                f"the field {self.field!r} has only one value in the suite",
+                "give the field a list of values in the suite's task or method",
+            )
         if self.by and not any(self.by in field_values(s) for s in [*tasks, *methods]):
-            raise UserError(f"it has a line for each {self.by!r}, which is no field", "drop by")
+            raise UserError(f"by = {self.by!r} is not a field of any task or method", "drop by")
         numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         place = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
         found: dict[tuple[str, object], list] = {}
@@ -125,7 +132,9 @@ class SweepFigure(ClaimFigure):
             for method, label in methods.items():
                 other = field_values(task if by_task else method).get(self.by)
                 level = not of_task and method not in swept
-                told_by = not by_task and other is not None  # the line's label says which setting of the method it is
+                told_by = (
+                    not by_task and other is not None
+                )  # the value of `by` in the line's label names the method's setting
                 name = label if level or (of_task and not told_by) else method.name
                 own = self.value(task if of_task else method) if not level else None
                 line = found.setdefault((name, other), [])
@@ -160,7 +169,7 @@ class CandidatesFigure(ClaimFigure):
 
     def default_caption(self) -> str:
         what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
-        return f"{what} against n, the candidates chosen among, with 95 % bands over people and seeds."
+        return f"{what} against n, the number of candidates to choose from, with 95 % bands over people and seeds."
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
         axes, task, lines, ranked = figure.subplots(), results.single_setting("task", self.task), [], 0
@@ -177,14 +186,14 @@ class CandidatesFigure(ClaimFigure):
             lines.append(MeasuredLine(label, (color, marker, "-" if method.privileged else dash), at, self.metric))
         missing = draw_lines(axes, results, lines)
         axes.set_xticks(range(len(counts)), [str(n) for n in counts])
-        axes.set_xlabel("n: candidates chosen among")
+        axes.set_xlabel("n: candidates to choose from")
         add_legend(figure)
         return missing
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadFigure(ClaimFigure):
-    """A dot for every seed, and mean and standard deviation over seeds, a row per method."""
+    """A metric's dot for every seed, with mean and standard deviation over seeds; a row per method."""
 
     metric: str = "accuracy"
     shots: int | None = None
@@ -209,7 +218,9 @@ class SpreadFigure(ClaimFigure):
                 continue
             y, mean, sd = len(rows), values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
             color, marker, _ = look_at_index(y)
-            apart = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0  # so that equal seeds show
+            apart = (
+                np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
+            )  # equal values would hide each other
             axes.plot(values, y + apart, color=color, marker=marker, ls="", ms=5, alpha=0.7)
             axes.errorbar(mean, y, xerr=sd, color="#000000", marker="|", ms=16, mew=2, capsize=4, lw=1.2)
             told = f"{format_number(mean)} ± {format_number(sd)}"
@@ -225,9 +236,9 @@ class SpreadFigure(ClaimFigure):
 
 @dataclass(frozen=True, kw_only=True)
 class SimplexFigure(ClaimFigure):
-    """A metric against one of the true weights of each test user, as its share of them all; a line per number of shots.
+    """A metric against the share of one aspect in test users' true weights; a line per number of shots.
 
-    Users of all seeds, in ten bins of the share; a panel per method.
+    Users of all seeds are grouped in ten bins of the share. Each method has a panel.
     """
 
     metric: str = "accuracy"
@@ -263,13 +274,13 @@ class SimplexFigure(ClaimFigure):
         return missing
 
     def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
-        """float[4, bins that hold somebody]: middle of the bin, mean, limits."""
+        """Return float[4, bins with users]: middle of the bin, mean, lower and upper limit."""
         trials, shares = results.trials_by_seed(task, method), []
         found = results.person_cells(trials, selection_of(task, method, self.metric, "test", shots), shots)
         for trial in trials:
             prepared = open_prepared_task(results.store, trial.task_key)
             if prepared.truth is None:
-                raise NoNumberError(f"nobody knows the weights of {task.name}")
+                raise NoNumberError(f"{task.name} has no ground truth, so weights are unknown")
             weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
             shares.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
         place = np.concatenate(shares)

@@ -1,4 +1,4 @@
-"""Parts that figures of claims share."""
+"""Shared parts of the figures of claims."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ METRIC_NAMES = {
 METRIC_LIMITS: dict[str, tuple[float, float]] = {
     metric: (0, most) for metric, most in (METRIC_MAXIMA | {"error": 1.0} | dict.fromkeys(WIN_METRICS, 1.0)).items()
 }
-METRIC_LIMITS |= {"gain_of_n": (-np.inf, 1)}  # no band goes beyond
+METRIC_LIMITS |= {"gain_of_n": (-np.inf, 1)}  # bands are cut to these limits
 
 
 @dataclass(frozen=True)
 class PublishedNumbers:
-    """Numbers of a paper, and at which shots or at which x."""
+    """Numbers of a paper, each with its number of shots or its x."""
 
     values: tuple[float, ...]
     label: str = "published"
@@ -50,32 +50,36 @@ class PublishedNumbers:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.shots + self.x):
             raise UserError(
-                f"{len(self.values)} values have {len(self.shots + self.x)} places", "shots or x, one for each"
+                f"`published` has {len(self.values)} values, but {len(self.shots + self.x)} shots or x",
+                "give `shots` or `x`, one for each value",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimFigure:
-    """What every kind of figure may hold."""
+    """A figure of a claim: the fields and functions that all kinds share."""
 
     task: Any = None  # as in Selection
     methods: tuple[Any, ...] = ()
     caption: str = ""
 
     def size_inches(self, results: Results) -> tuple[float, float]:
-        """Width and height in inches."""
+        """Return the width and height in inches."""
         return FIGURE_SIZE
 
     def default_caption(self) -> str:
-        """The caption where the claim gives none."""
+        """Return the caption for claims that give none."""
         raise NotImplementedError
 
     def draw_figure(self, figure: mpl.Figure, results: Results) -> list[str]:
-        """Draws what is finished and returns why the rest is not; raises NoNumberError where nothing is."""
+        """Draw the finished trials, and return the reasons why the rest is missing.
+
+        Raises NoNumberError where nothing can be drawn.
+        """
         raise NotImplementedError
 
     def chosen_methods(self, results: Results) -> dict[Method, str]:
-        """Every method setting to draw, with its label."""
+        """Return every method setting to draw, with its label."""
         named: dict[Method, str] = {}
         for wanted in self.methods or (None,):
             label = wanted.get("label", "") if isinstance(wanted, dict) else ""
@@ -87,7 +91,10 @@ class ClaimFigure:
 
 @dataclass(frozen=True)
 class MeasuredLine:
-    """Numbers to measure: at each x those of a task, a method, and numbers of shots and candidates (None: the largest)."""
+    """A line of numbers to measure.
+
+    at: for each point its x, task, method, number of shots and number of candidates (None: the largest number).
+    """
 
     label: str
     look: Look
@@ -97,13 +104,17 @@ class MeasuredLine:
 
     @property
     def privileged(self) -> bool:
+        """Whether every method of the line is privileged."""
         return all(method.privileged for _, _, method, *_ in self.at)
 
 
 def draw_lines(
     axes: Axes, results: Results, lines: list[MeasuredLine], published: Sequence[tuple[Any, PublishedNumbers]] = ()
 ) -> list[str]:
-    """Lines with 95 % bands, privileged ones thin and grey with their names at the end; published (x, table) as marks."""
+    """Draw lines with 95 % bands, and published numbers as marks; return the reasons why points are missing.
+
+    Lines of privileged methods are thin and grey, with their names at the end.  published: x positions and numbers.
+    """
     ends: list[tuple[float, float, str]] = []
     missing, drawn = [], 0
     for line in lines:
@@ -143,35 +154,38 @@ def draw_lines(
 def measure_point(
     results: Results, task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> tuple[float, float | None, float | None]:
-    """Value and 95 % limits, as a claim's check of this and no more has them."""
+    """Return the value and its 95 % limits, as in a claim's check of this number alone."""
     return measure_check(Check("", selection_of(task, method, metric, panel, shots, n)), results)[:3]
 
 
 def selection_of(
     task: Task, method: Method, metric: str, panel: str, shots: int | None, n: int | None = None
 ) -> Selection:
+    """Make the selection of one number of a task's and a method's trials."""
     a, b = ({"name": x.name} | field_values(x) for x in (task, method))
     return Selection(a, b, panel=panel, shots=shots, metric=metric, n=n)
 
 
 def metric_name(metric: str) -> str:
+    """Return the metric's name for people: without `diagnostic:` or `curve:`, with spaces."""
     name = metric.partition(":")[2] or metric
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
 def at_shots_text(metric: str, shots: int | None) -> str:
-    """` at 5 shots`; nothing for what is read once of a whole trial."""
+    """Return ` at 5 shots`, or "" for a metric of a whole trial (`diagnostic:` and `curve:`)."""
     if ":" in metric:
         return ""
     return " at the largest number of shots" if shots is None else f" at {shots} shot{'s' if shots != 1 else ''}"
 
 
 def capitalised(text: str) -> str:
+    """Return the text with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def labelled_settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str, tuple[Task, Method]]:
-    """Every task with every method, under a label that holds only what tells them apart."""
+    """Return every combination of a task and a method, under a label of the fields in which they differ."""
     found = {}
     for task, name in distinct_task_labels(tasks).items():
         if len({t.name for t in tasks}) == 1:
@@ -182,7 +196,7 @@ def labelled_settings(tasks: list[Task], methods: dict[Method, str]) -> dict[str
 
 
 def all_learned_tensors(results: Results, trial: Trial) -> dict[str, np.ndarray]:
-    """What the trial's method learned, by name; empty where it was too large to keep."""
+    """Return the tensors that the trial's method learned, by name; {} where they were too large to store."""
     manifest = results.trial_manifest(trial)
     if "learned.safetensors" not in manifest["files"]:
         return {}
@@ -190,21 +204,23 @@ def all_learned_tensors(results: Results, trial: Trial) -> dict[str, np.ndarray]
 
 
 def named_learned_tensors(results: Results, trial: Trial, *names: str) -> list[np.ndarray]:
+    """Return the learned tensors of these names. Raises NoNumberError where one was not stored."""
     held = all_learned_tensors(results, trial)
     for name in names:
         if name not in held:
             kept = ", ".join(sorted(held)) or "nothing"
-            raise NoNumberError(f"{trial.method.name} on {trial.task.name} kept no tensor {name!r}; it kept {kept}")
+            raise NoNumberError(f"{trial.method.name} on {trial.task.name} stored no tensor {name!r}, but {kept}")
     return [held[name] for name in names]
 
 
 def small_multiples_size(count: int, each: float) -> tuple[float, float]:
-    """Inches for small multiples, four in a row, each about `each` wide and high."""
+    """Return width and height in inches of `count` small panels, four in a row, each about `each` wide and high."""
     columns = min(count, 4)
     return max(FIGURE_SIZE[0], min(PAGE_WIDTH, each * columns)), each * -(-count // columns) + 0.6
 
 
 def small_multiples(figure: mpl.Figure, count: int) -> list[Axes]:
+    """Add `count` panels to the figure, four in a row."""
     columns = min(count, 4)
     figure.set_layout_engine("constrained", w_pad=0.12)  # inches: room for a panel's label beside its neighbour
     panels = figure.subplots(-(-count // columns), columns, squeeze=False)
