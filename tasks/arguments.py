@@ -1,4 +1,4 @@
-"""Which of two arguments convinces more: 3,815 crowd workers, about five per pair (Habernal and Gurevych 2016)."""
+"""3,815 crowd workers judge which of two arguments convinces more, about five per pair (Habernal and Gurevych 2016)."""
 
 from dataclasses import dataclass, replace
 
@@ -31,26 +31,26 @@ JUDGEMENTS_TABLE = PublicTable(
 
 @dataclass(frozen=True)
 class Arguments(TextTask):
-    """Items are the arguments, encoded by `encoder`; a worker who found two equally convincing has the label .5.
+    """A task whose items are the arguments, encoded by `encoder`; equally convincing arguments have the label .5.
 
-    Workers with at least `min_judgements` (233 with 50) are split into training, validation and test users. Everybody
-    else with two judgements or more trains too. Pairs are shared: what a test user is asked, training users judged, so
-    `majority` has something to say (all others' majority agrees with a worker in .777 of the judgements that both
-    decide, the longer argument wins .685); a fifth of the judgements are ties, of which every method scores one half.
-    Times are known per bundle of pairs only and left out.
+    Workers with at least `min_judgements` (233 with 50) are split into training, validation and test users. All other
+    workers with two or more judgements are training users too. Pairs are shared: training users judged the pairs that
+    test users are asked, so `majority` can predict them. (The majority of all others agrees with a worker in .777 of
+    the judgements that both decide; the longer argument wins .685.) A fifth of the judgements are ties, on which every
+    method scores one half. Response times are left out, because they are known only per bundle of pairs.
     """
 
     min_judgements: int = 50
     encoder: str = encoder_field()
 
-    queries: int = 30  # what 20 shots leave to a worker with 50 judgements
+    queries: int = 30  # a worker with 50 judgements has 30 left after 20 shots
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_encoder(self.encoder)
         if self.min_judgements <= max(self.shots):
             raise UserError(
-                f"arguments: min_judgements = {self.min_judgements} leaves none to ask after {max(self.shots)} shots",
+                f"arguments: min_judgements = {self.min_judgements} leaves no queries after {max(self.shots)} shots",
                 "raise min_judgements above the largest number of shots",
             )
 
@@ -66,10 +66,11 @@ class Arguments(TextTask):
             judged = judged.join(
                 known.rename({"arg": side, "item": f"{side}_item"}), on=["topic", side], maintain_order="left"
             )
-        judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # two arguments of the very same words
+        judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # identical texts
         judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
         judged = judged.filter(pl.len().over("worker") > 1)
-        judged = judged.with_columns(person=pl.struct(~pl.col("often"), "worker").rank("dense") - 1)  # often first
+        # frequent workers get the lowest numbers
+        judged = judged.with_columns(person=pl.struct(~pl.col("often"), "worker").rank("dense") - 1)
         text = items.select(prompt="topic", response="text").to_arrow().cast(TEXT_SCHEMA)
         data = PreferenceDataset.from_pairs(
             user=judged["person"].to_numpy(),
@@ -89,7 +90,7 @@ class Arguments(TextTask):
 
 
 def joined_pairs(first: Pairs, second: Pairs) -> Pairs:
-    """The users of both, those of `second` numbered after those of `first`."""
+    """Join the users of both; those of `second` are numbered after those of `first`."""
     return replace(
         first,
         user=np.concatenate([first.user, second.user + np.int32(first.n_users)]),

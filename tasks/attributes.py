@@ -1,4 +1,4 @@
-"""Users who each want two of seven traits, or their opposites, in a text world of our own (PReF, appendix B.1)."""
+"""Users who each want two of seven text traits or their opposites, in a simulated text world (PReF, appendix B.1)."""
 
 from __future__ import annotations
 
@@ -25,66 +25,64 @@ SIGNED_TRAIT_PAIRS = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 
 WANTED_TRAITS = np.array(
     [np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in SIGNED_TRAIT_PAIRS], dtype=np.float32
 )
-POSSIBLE_USERS = np.concatenate(
-    [WANTED_TRAITS, -WANTED_TRAITS]
-)  # float32[84, 7]: every signed choice of two traits; i + 42 opposes i
+# float32[84, 7]: every signed choice of two traits; user i + 42 is the opposite of user i
+POSSIBLE_USERS = np.concatenate([WANTED_TRAITS, -WANTED_TRAITS])
 
 
 def canonical_raters(raters: str) -> str:
-    """The same of the field `raters`."""
+    """Return the canonical name of the field `raters`, which stands for it in the task's identity."""
     return raters if raters == "truth" else answer_module.canonical_judge(raters)
 
 
 def canonical_writer(generator: str) -> str:
-    """What counts of the field `generator`: a language model's content, wherever it lies."""
+    """Return the canonical name of the field `generator` or `responses`: a model's content, wherever its files are."""
     return generator if generator == "templates" else generate.parse_generator(generator).canonical_name
 
 
 @dataclass(frozen=True)
 class Attributes(TextTask):
-    """Utility is the sum of a user's two signed trait scores, which are computed from the text (harness/sources/text_world.py).
+    """A task in which utility is the sum of a user's two signed trait scores, computed from the response's text.
 
-    The two responses of a pair answer one prompt, each steered to levels of its own. The paper lets GPT-4o play the
-    user, once in each order of the two, and averages: here a label is the mean of two independent answers, one per
-    order, Bernoulli(sigmoid(utility gap / temperature)), so it is 0, 1/2 or 1. Users judge the same `pairs`, each a
-    random part of them without those he is exactly indifferent to; queries are pairs of prompts nobody was shown.
-    Opposite users are kept together: else what most training users want most test users would not, and one reward for
-    all would fall below chance. (Where `new_users` is odd one pair of opposites is a validation and a test user.)
-    Features are `encoder`'s of the responses; with "numbers" the seven trait scores, rotated at random into
-    `feature_dim` dimensions, with noise.
+    harness/sources/text_world.py computes the scores. The two responses of a pair answer one prompt, each steered to
+    its own trait levels. The paper's users are played by GPT-4o, asked in both orders and averaged. Here a label is the
+    mean of two independent answers, one per order, Bernoulli(sigmoid(utility gap / temperature)), so it is 0, 1/2 or 1.
+    All users judge the same `pairs`, each a random part without exact ties for that user; the queries use other
+    prompts, which are never shown. Opposite users stay in the same split. Otherwise most test users would want the
+    opposite of most training users, and one reward for all would fall below chance. (If `new_users` is odd, one pair of
+    opposites is a validation user and a test user.)
+    Features are the `encoder`'s vectors of the responses. With "numbers" they are the seven trait scores, rotated at
+    random into `feature_dim` dimensions, with noise.
 
-    With `kinds = 2` there are two kinds of user alone, by turns: one of the choices, drawn by the seed, and its opposite.
-    They disagree about every pair that is no tie. With `context_pairs`, new users show choices between pairs that no
-    training user judged, so a method cannot know them from training.
+    kinds = 2: there are only two kinds of user, in alternation: one signed choice of traits drawn by the seed, and its
+    opposite. They disagree about every pair that is not a tie.
+    context_pairs: the context of new users has other pairs than those training users judged, so a method cannot know
+    them from training.
+    n_candidates: the number of responses to each of `choice_prompts` further prompts, to choose the best of.
 
-    With `n_candidates`, as many responses to each of `choice_prompts` further prompts are there to choose the best of.
-
-    The paper's own source is two language models: `responses` names who writes the responses that are judged, each
-    under a system prompt with two signed traits drawn at random, and `raters` who plays the users (harness/inference/role_play.py):
-    asked in both orders, the mean of the two answers is the label. Nobody knows the utility of a played user, so there
-    is no truth then, and nothing to choose from.
+    Two language models, as in the paper, can replace the simulation (harness/inference/role_play.py). `responses` names
+    the model that writes the judged responses, each under a system prompt with two signed traits drawn at random.
+    `raters` names the model that plays the users; it is asked in both orders, and the mean of the two answers is the
+    label. Users played by a model have no ground truth, so there are no candidates to choose from either.
     """
 
-    n_users: int = 54  # training users; with those below all 84
+    n_users: int = 54  # training users; together with the new users all 84
     new_users: int = 15  # validation users, and as many test users
-    kinds: int = 0  # 0: every user wants another choice; 2: two opposed kinds, each of as many users as asked for
-    pairs_per_user: int = 200  # judged by each training user, of `pairs`; ties may leave fewer of nearly all
+    kinds: int = 0  # 0: every user makes another choice of traits; 2: two opposed kinds with any number of users
+    pairs_per_user: int = 200  # of `pairs`, judged by each training user; fewer where ties leave fewer
     pairs: int = 400  # distinct pairs to judge
-    context_pairs: int = 0  # further distinct pairs, judged by new users alone; 0: they judge `pairs`
-    pool: int = 200  # judged by each new user, of `pairs` or `context_pairs`: what elicitation chooses from
+    context_pairs: int = 0  # further distinct pairs, judged by new users only; 0: new users judge `pairs`
+    pool: int = 200  # of `pairs` or `context_pairs`, judged by each new user: the pool that elicitation chooses from
     encoder: str = encoder_field()  # or "numbers"
-    feature_dim: int = 64  # of "numbers" alone
-    noise: float = 0.2  # of "numbers" alone: its sd in every dimension of the difference of two items
+    feature_dim: int = 64  # "numbers" only
+    noise: float = 0.2  # "numbers" only: sd in every dimension of the difference of two items
     temperature: float = 0.65  # the oracle's AUC is then .94
-    n_candidates: int = 0  # for each of choice_prompts; 0: nothing to choose from
+    n_candidates: int = 0  # for each of choice_prompts; 0: no candidates to choose from
     choice_prompts: int = 100
-    generator: str = field(
-        default="templates", metadata={"identity": canonical_writer}
-    )  # of candidates; or a model's name
-    responses: str = field(default="templates", metadata={"identity": canonical_writer})  # or a language model's name
-    raters: str = field(
-        default="truth", metadata={"identity": canonical_raters}
-    )  # or the name of one that plays the users
+    # `generator` writes the candidates, `responses` the judged responses: templates, or a language model's name.
+    generator: str = field(default="templates", metadata={"identity": canonical_writer})
+    responses: str = field(default="templates", metadata={"identity": canonical_writer})
+    # "truth" simulates the users; a language model's name lets that model play them.
+    raters: str = field(default="truth", metadata={"identity": canonical_raters})
 
     queries: int = 100
 
@@ -96,61 +94,67 @@ class Attributes(TextTask):
             canonical_writer(self.generator),
             canonical_writer(self.responses),
             canonical_raters(self.raters),
-        )  # raise where they name nobody
+        )  # each raises UserError for an unknown name
         if self.raters != "truth" and self.n_candidates:
             raise UserError(
-                "attributes: nobody knows what candidates are worth to users that a language model plays",
+                "attributes: candidates have no ground-truth utility for users played by a language model",
                 'n_candidates = 0, or raters = "truth"',
             )
         if min(self.n_users, self.new_users, self.pairs_per_user, self.pairs, self.pool) < 1 or self.temperature <= 0:
             raise UserError(
-                "attributes: counts must be at least 1, and temperature above 0", "leave it out for the default"
+                "attributes: counts must be at least 1, and temperature above 0", "leave them out for the defaults"
             )
         if self.kinds not in (0, 2):
             raise UserError(
-                f"attributes: there are no {self.kinds} kinds of user", "kinds = 2, or 0 for all signed choices"
+                f"attributes: kinds = {self.kinds} must be 0 or 2", "kinds = 2, or 0 for all signed choices"
             )
         if not self.kinds and self.n_users + 2 * self.new_users > len(POSSIBLE_USERS):
             raise UserError(
-                f"attributes: {self.n_users} + 2 x {self.new_users} users; there are {len(POSSIBLE_USERS)} in all",
-                "lower n_users or new_users; or kinds = 2, of which there are as many as you like",
+                f"attributes: n_users + 2 new_users = {self.n_users} + 2 x {self.new_users} exceeds the "
+                f"{len(POSSIBLE_USERS)} possible users",
+                "lower n_users or new_users, or set kinds = 2, which allows any number of users",
             )
         if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
             raise UserError(
-                f"attributes: n_candidates = {self.n_candidates} to {self.choice_prompts} prompts leave nothing to choose",
+                f"attributes: n_candidates = {self.n_candidates} must be 0 or at least 2, and choice_prompts = "
+                f"{self.choice_prompts} at least 1",
                 "for example n_candidates = 16, choice_prompts = 100",
             )
         if self.context_pairs < 0:
-            raise UserError(f"attributes: context_pairs = {self.context_pairs}", "context_pairs = 0 takes none")
+            raise UserError(
+                f"attributes: context_pairs = {self.context_pairs} is below 0",
+                "context_pairs = 0 shows new users the same pairs as training users",
+            )
         chosen = self.choice_prompts if self.n_candidates else 0
         if self.pairs + self.context_pairs + self.pairs_per_new_user + chosen > len(PROMPTS):
             more = f"{self.context_pairs} to show, " if self.context_pairs else ""
             also = f" and {chosen} to answer" if chosen else ""
             lower = ["pairs"] + ["context_pairs"] * bool(more) + ["choice_prompts"] * bool(also)
             raise UserError(
-                f"attributes: {self.pairs} pairs to judge, {more}{self.pairs_per_new_user} to ask{also}; "
-                f"there are {len(PROMPTS)} prompts",
+                f"attributes: {self.pairs} pairs to judge, {more}{self.pairs_per_new_user} to ask{also} need more than "
+                f"the {len(PROMPTS)} prompts that there are",
                 f"lower {', '.join(lower)} or queries",
             )
         for judged, of in (("pairs_per_user", "pairs"), ("pool", "context_pairs" if self.context_pairs else "pairs")):
             if getattr(self, judged) > getattr(self, of):
                 raise UserError(
-                    f"attributes: someone judges {getattr(self, judged)} of {getattr(self, of)} pairs",
+                    f"attributes: {judged} = {getattr(self, judged)} is more than {of} = {getattr(self, of)}",
                     f"lower {judged}, or raise {of}",
                 )
         if self.pool < max(self.shots):
             raise UserError(
-                f"attributes: pool = {self.pool}, of which new users cannot show {max(self.shots)}",
+                f"attributes: pool = {self.pool} is below the largest number of shots, {max(self.shots)}",
                 f"pool = {max(self.shots)} or more, or fewer shots",
             )
         if self.feature_dim < len(TRAITS) or self.noise < 0:
             raise UserError(
-                f"attributes: feature_dim is below {len(TRAITS)}, or noise below 0", "feature_dim = 64 is P1's"
+                f"attributes: feature_dim must be {len(TRAITS)} or more, and noise 0 or more",
+                "for example feature_dim = 64, noise = 0.2",
             )
 
     @property
     def pairs_per_new_user(self) -> int:
-        """Distinct pairs of the queries: enough that ties, about one in nine, never leave a user with too few."""
+        """Distinct query pairs: enough that ties (about one in nine) never leave a user with too few."""
         return 2 * self.queries + 20
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
@@ -164,7 +168,7 @@ class Attributes(TextTask):
             new, train = np.split(opposites.ravel(), [2 * self.new_users])
             population, people = POSSIBLE_USERS, POSSIBLE_USERS[np.concatenate([train[: self.n_users], new])]
 
-        to_judge = self.pairs + self.context_pairs  # distinct pairs; the further ones are asked
+        to_judge = self.pairs + self.context_pairs  # distinct pairs to judge; the pairs after them are queries
         n = to_judge + self.pairs_per_new_user
         order = rng.permutation(len(PROMPTS))
         prompts = np.repeat(order[:n], 2)
@@ -180,9 +184,9 @@ class Attributes(TextTask):
         scores = trait_scores(text)
 
         gap = people @ (scores[0 : 2 * n : 2] - scores[1 : 2 * n : 2]).T  # [people, pairs]
-        tie = np.abs(gap) < 1e-4  # but for rounding: gaps are of words and phrases counted
+        tie = np.abs(gap) < 1e-4  # up to rounding: scores count words and phrases
         if self.raters != "truth":
-            tie = np.zeros_like(tie)  # which a played user may see otherwise
+            tie = np.zeros_like(tie)  # a user played by a model may still prefer one of the two
         tie |= np.array([a == b for a, b in zip(text[0 : 2 * n : 2], text[1 : 2 * n : 2], strict=True)])
         shown = np.repeat([self.pairs_per_user, self.pool], [self.n_users, 2 * self.new_users])
         may = ~tie[:, :to_judge]
@@ -216,7 +220,7 @@ class Attributes(TextTask):
         return trait_scores(texts)
 
     def write_texts(self, prompts: list[str], seeds: np.ndarray, store: Store | None) -> list[str]:
-        """A response to each prompt: the text world's, or the model's under two signed traits that the seed draws."""
+        """Return a response to each prompt, by templates, or by the model under two signed traits drawn by the seed."""
         if self.responses == "templates":
             return [write_response(p, int(s)) for p, s in zip(prompts, seeds, strict=True)]
         steered = [
@@ -228,13 +232,13 @@ class Attributes(TextTask):
         found = generate.stored_candidates(steered, prompts, self.responses, 1, store)
         if missing := sum(not answers for answers in found):
             raise UserError(
-                f"attributes: {self.responses} wrote nothing to {missing} of {len(prompts)} prompts",
-                "does `manyminds generate` list errors? another model, or another seed=",
+                f"attributes: {self.responses} wrote no response to {missing} of {len(prompts)} prompts",
+                "look for errors in the output of `manyminds generate`; try another model, or another seed=",
             )
         return [answers[0] for answers in found]
 
     def write_candidates(self, prompts: list[str], seed: int, store: Store | None) -> list[tuple[str, list[str]]]:
-        """Each prompt with `n_candidates` responses; one that the generator could not answer so often is left out."""
+        """Return each prompt with its `n_candidates` responses; prompts with fewer responses are left out."""
         if self.generator == "templates":
             seeds = np.random.default_rng([seed, self.n_candidates]).integers(
                 2**31, size=(len(prompts), self.n_candidates)
@@ -245,12 +249,12 @@ class Attributes(TextTask):
         if not whole:
             raise UserError(
                 f"attributes: {self.generator} answered none of {len(prompts)} prompts {self.n_candidates} times",
-                "does `manyminds generate` list errors? another generator, or fewer n_candidates",
+                "look for errors in the output of `manyminds generate`; try another generator, or fewer n_candidates",
             )
         return whole
 
     def rotated_features(self, rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
-        """float32[n, feature_dim]: the scores in random orthonormal directions, with noise in all dimensions."""
+        """Return float32[n, feature_dim]: scores along random orthonormal directions, with noise in all dimensions."""
         directions = np.linalg.qr(rng.normal(size=(self.feature_dim, len(TRAITS))))[0]
         noise = rng.normal(0, self.noise / np.sqrt(2), (len(scores), self.feature_dim))
         return (scores @ directions.T + noise).astype(np.float32)
@@ -260,16 +264,18 @@ class Attributes(TextTask):
         return replace(splits, panels={**splits.panels, "test": replace(splits.panels["test"], choices=data.choices)})
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """How well a learned linear prior's leading axes are the traits, over all items (claim P7).
+        """Return how well a learned linear prior's leading axes match the traits, over all items (claim P7).
 
-        Axes are the first seven principal components of features @ root, what a user of that prior tells apart.
-        `r2/TRAIT` is the share of a trait's variance that lies in their span, `r2` the mean over traits.
-        `cosine/TRAIT/AXIS` is the absolute cosine of the two as centred vectors over items, `cosine` the mean of the
-        best where each trait has an axis of its own. Traits are wanted equally often, so choices identify the span
-        alone: seven axes turned at random within it have a cosine of .66. `elbow`: how many axes stand before the
-        largest ratio of two successive singular values among the first fourteen, where the prior has more axes than
-        traits. Of users that a language model plays, `orders_agree`: the share of training pairs in which the same
-        response won in both orders, which the board shows.
+        Axes are the first seven principal components of features @ root, the directions in which users of that prior
+        differ.
+        r2/TRAIT: the share of a trait's variance that lies in the axes' span.  r2: the mean over traits.
+        cosine/TRAIT/AXIS: absolute cosine of trait and axis as centred vectors over items.
+        cosine: the mean over the best one-to-one assignment of axes to traits. Traits are wanted equally often, so
+        choices identify only the span: seven axes rotated at random within it have a cosine of .66.
+        elbow: the number of axes before the largest ratio of two successive singular values among the first fourteen,
+        if the prior has more axes than traits.
+        orders_agree: for users played by a language model, the share of training pairs in which the same response won
+        in both orders; the board shows it.
         """
         if truth is None:
             return {"orders_agree": np.mean(splits.train.label != 0.5)}
@@ -290,7 +296,7 @@ class Attributes(TextTask):
 
 
 def draw_columns(rng: np.random.Generator, allowed: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of `counts[i]` random allowed columns of each row i (all, where there are fewer), in random order.
+    """Draw `counts[i]` random allowed columns of each row i (all where there are fewer); return rows and columns.
 
     allowed: bool[n, m]; counts: int[n].
     """

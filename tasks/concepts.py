@@ -1,4 +1,4 @@
-"""Gaussian clusters of prompts, one pair per concept, each answered by a token (Generalization of DPO, section 4.1)."""
+"""Gaussian clusters of prompts, two per concept, each answered by a token (Generalization of DPO, section 4.1)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,49 +12,46 @@ from harness.errors import UserError
 from harness.method import State, Users
 from harness.task import Task, split_in_order
 
-DIAGNOSTIC_TIMES = (
-    1,
-    2,
-    5,
-    16,
-)  # times at which readings are taken, in units of tau_1 of one concept, so that all K compare
+# Times of the diagnostics in units of tau_1 of one concept, so that all K are comparable.
+DIAGNOSTIC_TIMES = (1, 2, 5, 16)
 
 
 @dataclass(frozen=True)
 class Concepts(Task):
-    """Prompts g(x) ~ N(+-c_i + b, v^2 I_d) for K concepts, Q in each of the 2K clusters; b = l_b e_1, c_i = e_{1 + i}.
+    """A simulation with prompts g(x) ~ N(+-c_i + b, v^2 I_d) for K concepts, where b = l_b e_1 and c_i = e_{1 + i}.
 
-    A prompt is answered by one of two tokens: the + cluster of a concept prefers the first and its - cluster the
-    second, without noise. `tokens` says whether each concept has two tokens of its own, or all share Yes and No (then
-    the paper's "no two pairs of clusters have the same responses" is broken). An item's features are the product
-    y (x) g(x) of the token's one-hot and the prompt, V d numbers: a linear reward on them is an unembedding matrix W.
+    Each of the 2K clusters has Q training prompts. A prompt is answered by one of two tokens: the + cluster of a
+    concept prefers the first and its - cluster the second, without noise. An item's features are the product y (x) g(x)
+    of the token's one-hot vector and the prompt, V d numbers: a linear reward on them is an unembedding matrix W.
+    tokens: "distinct" gives each concept its own two tokens. With "yes_no" all concepts share Yes and No, which
+    violates the paper's condition that "no two pairs of clusters have the same responses".
 
-    Theorem 4.1 asks for width <= 1, d <= 5 Q and Z <= min(1 / (4 l_b^2), Q^(1/4) - 2), Z the times a token is used. Its
-    second part allows even Z = 1 only from Q = 81 on; the band is found to hold at Q = 40 as well.
+    Theorem 4.1 assumes width <= 1, d <= 5 Q and Z <= min(1 / (4 l_b^2), Q^(1/4) - 2), with Z the number of times a
+    token is used. Its second part allows even Z = 1 only for Q of 81 or more; in experiments the band also holds at 40.
 
-    There is one preference, hence one user and no context: person 0 is trained on, 1 and 2 are validation and test,
-    alike but for fresh prompts. The unit of an interval is the seed.
+    There is only one preference, hence one user and no context: person 0 is the training user, persons 1 and 2 are
+    validation and test users with the same preference and new prompts. The unit of an interval is the seed.
     """
 
     K: int = 4  # concepts
     Q: int = 40  # training prompts in each of the 2K clusters
     width: float = 1.0  # v in units of 1 / (4 sqrt(Q)), the largest that theorem 4.1 allows
-    l_b: float = 0.5  # norm of what all prompts share; 1/2 is the largest that theorem 4.1 allows at Z = 1
-    feature_dim: int = 64  # d, of a prompt
+    l_b: float = 0.5  # norm of the shared part of all prompts; 1/2 is the largest that theorem 4.1 allows at Z = 1
+    feature_dim: int = 64  # d, the dimension of a prompt
     tokens: Literal["distinct", "yes_no"] = "distinct"
 
     shots: tuple[int, ...] = (0,)
-    queries: int = 160  # fresh prompts per panel: at 16 concepts five of each cluster
+    queries: int = 160  # new prompts per panel: five of each cluster at 16 concepts
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.K, self.Q) < 1 or self.feature_dim < self.K + 1 or self.width <= 0 or self.l_b < 0:
             raise UserError(
                 "concepts: K and Q must be at least 1, feature_dim more than K, width above 0, l_b at least 0",
-                "the K concepts and what prompts share are orthogonal directions of feature_dim dimensions",
+                "the K concepts and the shared part need K + 1 orthogonal directions: raise feature_dim or lower K",
             )
         if max(self.shots) > 0:
-            raise UserError("concepts: there is one preference, so no context to show", "shots = [0]")
+            raise UserError("concepts: shots must be [0], because all users have the same preference", "shots = [0]")
 
     @property
     def cluster_sd(self) -> float:
@@ -69,14 +66,14 @@ class Concepts(Task):
             self.queries,
         ]  # train and seen, validation, test
         user = np.repeat(np.arange(3), per_person)
-        cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)  # so each has Q in train
+        cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)  # each has Q training prompts
         concept, aligned = cluster // 2, cluster % 2 == 0
         g = self.cluster_sd * rng.normal(size=(len(user), self.feature_dim))
         g[:, 0] += self.l_b
         g[np.arange(len(g)), 1 + concept] += np.where(aligned, 1, -1)
         first = 2 * concept if self.tokens == "distinct" else np.zeros_like(concept)
         V = 2 * self.K if self.tokens == "distinct" else 2
-        features = np.zeros((len(g), 2, V, self.feature_dim), dtype=np.float32)  # by prompt and by which of its tokens
+        features = np.zeros((len(g), 2, V, self.feature_dim), dtype=np.float32)  # by prompt and by token of the prompt
         for token in (0, 1):
             features[np.arange(len(g)), token, first + token] = g
         utility = np.column_stack([aligned, ~aligned]).astype(np.float32).reshape(-1, 1)
@@ -91,19 +88,19 @@ class Concepts(Task):
         return split_in_order(data, 1, self.queries)
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """Of a method that keeps its `weights` over `times`, and the `beta` and `tau` they are measured by.
+        """Return diagnostics of a method whose state has `weights` over `times`, with `beta` and `tau`; {} for others.
 
         inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1;
-        not said where none is recorded there.
+        left out if no such time is recorded.
         mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times tau_1 of ONE concept, an
-        absolute time, and likewise at the other DIAGNOSTIC_TIMES reached. Each also with `test_`. bound: eq. 11, a share of
-        errors where it is below 1, which it is from `bound_from_Q` on.
+        absolute time, and likewise at the other DIAGNOSTIC_TIMES that were reached. Each also with the prefix `test_`.
+        bound: eq. 11, a bound on the error rate if it is below 1, which needs Q of at least `bound_from_Q`.
         """
         if not {"times", "weights", "beta", "tau"} <= state.keys():
             return {}
         times, pace = state["times"].numpy(), float(state["beta"] ** 2 / state["tau"])
         unit = np.log(3) / (5 * pace)  # tau_1 = N tau ln 3 / (10 Q beta^2) with N = 2Q
-        end = times[-1] * (1 + 1e-9)  # rounding is no lack of time
+        end = times[-1] * (1 + 1e-9)  # tolerates rounding errors
         early = (times > 0) & (times <= self.K * unit * (1 + 1e-9))
         lower, upper = margin_limits(times[early, None], self.K, pace)
         bound, from_Q = generalisation_bound(self.K, self.Q), smallest_informative_q(self.K)
@@ -124,7 +121,7 @@ class Concepts(Task):
         return {name: float(value) for name, value in found.items()}
 
     def margin_band(self, times: np.ndarray, state: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """r^L and r^U at the times, NaN after tau_1, where the theorem ends; for the figure of a method's margins."""
+        """Return r^L and r^U at the times, NaN after tau_1, where the theorem ends; for the figure of margins."""
         pace = float(state["beta"] ** 2 / state["tau"])
         lower, upper = margin_limits(times, self.K, pace)
         late = times > self.K * np.log(3) / (5 * pace) * (1 + 1e-9)
@@ -132,16 +129,16 @@ class Concepts(Task):
 
 
 def margin_limits(times: np.ndarray, K: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
-    """r^L and r^U of theorem 4.1 at times up to tau_1; pace is beta^2 / tau, and Q / N is 1 / (2K)."""
+    """Return r^L and r^U of theorem 4.1 at times up to tau_1; pace is beta^2 / tau, and Q / N is 1 / (2K)."""
     return pace * times / (8 * K), 5 * pace * times / K
 
 
 def generalisation_bound(K: int, Q: float) -> float:
-    """Eq. 11: 2 K Q^2 exp(-Q^(1/4) / 6), said to bound the share of errors on unseen prompts at tau_1."""
+    """Return eq. 11, 2 K Q^2 exp(-Q^(1/4) / 6): the paper's bound on the error rate on unseen prompts at tau_1."""
     return float(2 * K * Q**2 * np.exp(-(Q**0.25) / 6))
 
 
 def smallest_informative_q(K: int) -> float:
-    """The Q from which eq. 11 is below one; any smaller number of prompts leaves it without content."""
+    """Return the Q above which eq. 11 is below one; the bound is vacuous for smaller Q."""
     root = brentq(lambda x: np.log(2 * K) + 8 * np.log(x) - x / 6, 48, 1e4)  # x = Q^(1/4); the left side peaks at 48
     return float(root**4)

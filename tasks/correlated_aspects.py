@@ -13,16 +13,16 @@ from tasks.two_modes import mode_diagnostics
 
 @dataclass(frozen=True)
 class CorrelatedAspects(Task):
-    """Options y = [h0, h1] ~ N(0, [[1, rho], [rho, 1]]); a user prefers the larger h0, or the larger h1 (Example 4.3).
+    """A simulation of options y = [h0, h1] ~ N(0, [[1, rho], [rho, 1]]) for users who follow h0 or h1 (Example 4.3).
 
-    A pair is *conflicting* where the two scores disagree, which happens at the rate c = arccos(rho) / pi. Each field
-    below is such a rate, and its pairs have rho = cos(pi c): the paper's rho of -1, -.7, 0 and .7 are 1, .75, .5 and
-    .25. At 1, the queries' default, h1 = -h0: a query asks which aspect the user follows and nothing else, so the
-    Bayes error after one context pair is the paper's 1/4 + arcsin(rho) / (2 pi) = (1 - c) / 2, and after n of them
-    (1 - c)^n / 2.
+    A user prefers the option with the larger score. A pair is *conflicting* if the two scores disagree, which happens
+    at the rate c = arccos(rho) / pi. The conflict rates below are such c, with rho = cos(pi c): the paper's rho of -1,
+    -.7, 0 and .7 are rates of 1, .75, .5 and .25. At 1, the default of queries, h1 = -h0, so a query asks only which
+    score the user follows. The Bayes error after one context pair is then the paper's
+    1/4 + arcsin(rho) / (2 pi) = (1 - c) / 2, and after n context pairs (1 - c)^n / 2.
     """
 
-    n_users: int = 2000  # training users; a tenth as many again are validation users, and as many test users
+    n_users: int = 2000  # training users; there are a tenth as many validation users, and as many test users
     pairs_per_user: int = 40
     train_conflict_rate: float = 0.5
     context_conflict_rate: float = 0.5
@@ -35,8 +35,8 @@ class CorrelatedAspects(Task):
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if min(self.n_users, self.pairs_per_user) < 1 or not all(0 <= rate <= 1 for rate in rates):
             raise UserError(
-                "correlated_aspects: a count is below 1, or a conflict rate outside [0, 1]",
-                "conflict_rate = 0.5 means uncorrelated scores, 1 opposite ones",
+                "correlated_aspects: counts must be 1 or more, and conflict rates in [0, 1]",
+                "a conflict rate of 0.5 means uncorrelated scores, 1 means opposite scores",
             )
 
     def build(self, seed: int) -> PreferenceDataset:
@@ -62,7 +62,7 @@ class CorrelatedAspects(Task):
 
 
 def draw_scores(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
-    """float32[n, 2]: standard normal scores whose gaps in a pair have opposite signs at the given rates."""
+    """Draw float32[n, 2]: standard normal scores whose gaps in a pair have opposite signs at the given rates."""
     first, other = rng.normal(size=(2, len(rate)))
     rho = np.cos(np.pi * rate)
     return np.column_stack([first, rho * first + np.sqrt(1 - rho**2) * other]).astype(np.float32)

@@ -19,11 +19,12 @@ RATING_COLUMNS = ["upleftval", "downleftval", "uprightval", "downrightval"]
 
 @dataclass(frozen=True)
 class FoodRisk(Task):
-    """An arm with ratings u and d (in tenths) has the features [u, d, u^2, d^2, ud]; the file has a row per eye fixation.
+    """A task with lotteries as items: ratings u and d (in tenths) have the features [u, d, u^2, d^2, ud].
 
-    A negative control: the higher sum of ratings predicts .690 of the choices (.686 of all the file's, of which 138 are
-    between arms of the same ratings) and a person's own logistic regression, in sample, .70, so there is next to
-    nothing to personalise. Times are winsorised at their 99th percentile.
+    This is a negative control with next to nothing to personalise. The higher sum of ratings predicts .690 of the
+    choices (.686 of all choices in the file, 138 of which are between lotteries with equal ratings), and a logistic
+    regression per person, in sample, .70. The file has a row per eye fixation. Response times are clipped at their 99th
+    percentile.
     """
 
     shots: tuple[int, ...] = (0, 5, 10, 20, 40)
@@ -37,7 +38,7 @@ class FoodRisk(Task):
         trials = read_csv_columns(FOOD_RISK_FILE.local_path(), columns).unique(
             ["subj", "trial"], keep="first", maintain_order=True
         )
-        trials = trials.filter(  # a choice between two arms of the same ratings has no features to predict it by
+        trials = trials.filter(  # lotteries with equal ratings have equal features, so nothing predicts the choice
             (pl.col("upleftval") != pl.col("uprightval")) | (pl.col("downleftval") != pl.col("downrightval"))
         )
         left, right = (trials.select(RATING_COLUMNS[a : a + 2]).to_numpy() / 10 for a in (0, 2))

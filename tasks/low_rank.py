@@ -12,9 +12,10 @@ from harness.task import Task, split_in_order
 
 @dataclass(frozen=True)
 class LowRank(Task):
-    """Gap x ~ N(0, I_d); utility gap xT V w with V orthonormal d x rank; label ~ Bernoulli(sigmoid(gap / temperature)).
+    """A simulation with feature gaps x ~ N(0, I_d) and utility gaps xT V w, where V is orthonormal, d x rank.
 
-    Weights w are N(0, (9 / rank) I), so that the utility gap has standard deviation 3, or 4.5 Dirichlet(.3).
+    label ~ Bernoulli(sigmoid(utility gap / temperature)). Weights w are N(0, (9 / rank) I), so that the utility gap has
+    standard deviation 3, or 4.5 Dirichlet(.3).
     """
 
     n_users: int = 500  # training users
@@ -29,10 +30,10 @@ class LowRank(Task):
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user, self.rank) < 1 or self.temperature <= 0:
             raise UserError(
-                "low_rank: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks"
+                "low_rank: counts must be at least 1, and temperature above 0", "for example n_users = 500, rank = 5"
             )
         if self.rank > self.feature_dim:
-            raise UserError(f"low_rank: rank {self.rank} is more than feature_dim {self.feature_dim}", "lower the rank")
+            raise UserError(f"low_rank: rank {self.rank} is more than feature_dim {self.feature_dim}", "lower rank")
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
@@ -40,18 +41,18 @@ class LowRank(Task):
         counts = np.repeat([self.pairs_per_user, n_context], [self.n_users, 2 * self.new_users]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)
         V = np.linalg.qr(rng.normal(size=(self.feature_dim, self.rank)))[0]
-        x = rng.normal(size=(2 * len(user), self.feature_dim)) / np.sqrt(2)  # so that the gap of two has variance 1
+        x = rng.normal(size=(2 * len(user), self.feature_dim)) / np.sqrt(2)  # so that gaps of two items have variance 1
         w = self.draw_users(rng, len(counts))
         utility = x @ V
         left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
         gap = np.einsum("nk,nk->n", utility[left] - utility[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
-        population = self.draw_users(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        population = self.draw_users(rng, 20_000)  # enough draws that the Bayes accuracy varies by under .002
         truth = Truth(w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32))
         return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
 
     def draw_users(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """float64[n, rank]: weights of n people."""
+        """Draw float64[n, rank]: weights of n people."""
         if self.weights == "gaussian":
             return rng.normal(size=(n, self.rank)) * 3 / np.sqrt(self.rank)
         return 4.5 * rng.dirichlet(np.full(self.rank, 0.3), size=n)

@@ -1,4 +1,4 @@
-"""Reward models as raters: each score column of a table prefers the higher score, and one is left out (RFM, section 5.2)."""
+"""Reward models as raters: each score column of your table is one rater, and one is left out (RFM, section 5.2)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,37 +12,39 @@ from harness.sources.public_files import files_content_digest
 from harness.store.store import Store
 from harness.task import TextTask, split_pairs_of_each_user
 
-MIN_RATERS = 4  # raters: two to train on, one for validation, one for the test
-MIN_RESPONSES_TO_CHOOSE = 4  # responses that a prompt needs for a choice among them
-PROMPT_PARTS = ("training", "shown", "asked")  # of the prompts: half, a quarter, a quarter
+MIN_RATERS = 4  # two to train on, one for validation, one for the test
+MIN_RESPONSES_TO_CHOOSE = 4  # responses that a prompt needs to be used for a choice of the best
+PROMPT_PARTS = ("training", "shown", "asked")  # half, a quarter and a quarter of the prompts
 
 
 @dataclass(frozen=True)
 class ModelRaters(TextTask):
-    """A csv or parquet table with a row per response and a column of numbers per reward model.
+    """A task from a csv or parquet table with a row per response and a column of numbers per reward model.
 
-    `raters` names the score columns (empty: all columns of numbers but `prompt`, `response` and those that begin with
-    `feature_`). Columns `feature_*` are the items' features; without any, `encoder` makes them of the column
-    `response`. A column `prompt` keeps pairs within a prompt. Rows of the same prompt and response are one, with their
-    mean scores. Each rater judges pairs of his own drawing, ties dropped, and always prefers the higher score.
+    `raters` names the score columns. If empty, these are all columns of numbers except `prompt`, `response` and those
+    whose names begin with `feature_`. Columns `feature_*` are the items' features; without them `encoder` computes
+    features from the column `response`. If there is a column `prompt`, both items of a pair have the same prompt. Rows
+    with the same prompt and response are merged, and their scores averaged. Each rater judges a different random set of
+    pairs, without ties, and always prefers the higher score.
 
-    Prompts (without that column, responses) are split at random: half for what training raters show; a quarter for what
-    new raters show and training raters are asked (panel `seen`); a quarter for what new raters are asked. So no
-    response of a query is in a context or in training. Seed s tests rater s mod n and validates on the next, so n
-    successive seeds leave each rater out once; with one test rater a seed has no interval over users. Without `file`, a
-    small table of simulated reward models, made of a part they share and a part of their own, stands in: it shows that
-    the task runs, and is no finding.
+    Prompts (responses, if there is no column `prompt`) are split at random. Half are for the training pairs, a quarter
+    for the context of new raters and the queries of training raters (panel `seen`), and a quarter for the queries of
+    new raters. So no response of a query is in a context or in training. Seed s tests rater s mod n and validates on
+    the next, so n successive seeds leave out each rater once. With one test rater per seed, one seed has no interval
+    over users. Without `file`, a small simulated table is used, in which reward models have a shared and an individual
+    part; that only demonstrates the task and is not a finding.
 
-    With `n_candidates`, the best is chosen among the responses to each asked prompt that has four or more: among as
-    many of each as the least of these prompts has, and no more than `n_candidates`. The left-out rater's own scores say
-    how good the choice is. They are the task's truth then, so the lines that know a truth are drawn.
+    With `n_candidates`, the best response is chosen for each query prompt with four or more responses. All prompts have
+    the same number of candidates: as many as the prompt with the fewest has, and at most `n_candidates`. The left-out
+    rater's scores say how good the choice is. They then are the task's ground truth, so the reference methods that need
+    a truth run too.
     """
 
-    file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
+    file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     raters: tuple[str, ...] = ()
     encoder: str = "tfidf-svd-128"
-    pairs_per_user: int = 500  # of each rater within each part of the prompts, at most
-    n_candidates: int = 0  # to an asked prompt, at most; 0: nothing to choose from
+    pairs_per_user: int = 500  # per rater and part of the prompts, at most
+    n_candidates: int = 0  # per query prompt, at most; 0: no candidates to choose from
 
     shots: tuple[int, ...] = (0, 5, 20, 100)
     queries: int = 200
@@ -51,12 +53,13 @@ class ModelRaters(TextTask):
         super().__post_init__()
         if self.pairs_per_user < max(1, *self.shots):
             raise UserError(
-                f"model_raters: pairs_per_user {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
-                "raise it, or lower shots",
+                f"model_raters: pairs_per_user = {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
+                "raise pairs_per_user, or lower shots",
             )
         if self.n_candidates < 0 or 0 < self.n_candidates < MIN_RESPONSES_TO_CHOOSE:
             raise UserError(
-                f"model_raters: n_candidates = {self.n_candidates} leaves nothing to choose", "for example 16, or 0"
+                f"model_raters: n_candidates = {self.n_candidates} must be 0, or {MIN_RESPONSES_TO_CHOOSE} or more",
+                "for example n_candidates = 16",
             )
         if twice := {name for name in self.raters if self.raters.count(name) > 1}:
             raise UserError(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
@@ -65,7 +68,7 @@ class ModelRaters(TextTask):
         return files_content_digest(self.file) if self.file else ""
 
     def read_ratings(self) -> pl.DataFrame:
-        """A row per distinct response with its raters' scores. Raises UserError where the file cannot be used."""
+        """Return a row per distinct response with its raters' scores. Raises UserError for an unusable table."""
         table = read_ratings_file(Path(self.file)) if self.file else simulated_ratings()
         names, features = self.rater_columns(table)
         if missing := [name for name in names if name not in table.columns]:
@@ -73,12 +76,12 @@ class ModelRaters(TextTask):
         if not features and "response" not in table.columns:
             raise UserError(
                 f"{self.file}: the table has neither columns feature_* nor a column response",
-                "items need features: numbers, or a text to encode",
+                "add columns feature_* of numbers, or a column response of texts to encode",
             )
         if len(names) < MIN_RATERS:
             raise UserError(
                 f"{self.file}: {len(names)} raters ({', '.join(names) or 'none'}) are too few",
-                f"bring {MIN_RATERS}: two to train on, one for validation and one to test",
+                f"at least {MIN_RATERS} are needed: two to train on, one for validation and one to test",
             )
         check_numbers(self.file, table, [*names, *features])
         texts = [name for name in ("prompt", "response") if name in table.columns]
@@ -93,7 +96,7 @@ class ModelRaters(TextTask):
         return table.group_by(same, maintain_order=True).agg(pl.col(others).cast(pl.Float64).mean())
 
     def rater_columns(self, table: pl.DataFrame) -> tuple[list[str], list[str]]:
-        """The names of the raters and of the features."""
+        """Return the names of the raters' columns and of the feature columns."""
         features = [name for name in table.columns if name.startswith("feature_")]
         known = {"prompt", "response", *features}
         found = [name for name in table.columns if name not in known and holds_mostly_numbers(table[name])]
@@ -102,10 +105,10 @@ class ModelRaters(TextTask):
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         table = self.read_ratings()
         names, features = self.rater_columns(table)
-        rng = np.random.default_rng(len(table))  # a data set: the same pairs for every seed
+        rng = np.random.default_rng(len(table))  # not the seed: as in any data set, all seeds have the same pairs
         table = table[rng.permutation(len(table))]  # the table's order may follow its scores
         scores = table.select(names).cast(pl.Float64).to_numpy()
-        unit = np.arange(len(table))  # of what is split
+        unit = np.arange(len(table))  # the prompt or response by which rows are split
         prompt = np.zeros_like(unit)
         if "prompt" in table.columns:
             unit = prompt = table["prompt"].rank("dense").to_numpy() - 1
@@ -117,7 +120,7 @@ class ModelRaters(TextTask):
         if features:
             values = table.select(features).cast(pl.Float32).to_numpy()
         else:
-            from harness.inference.features import encode_items  # scikit-learn's: heavy
+            from harness.inference.features import encode_items  # imports scikit-learn, which is slow
 
             values = encode_items(text, self.encoder, store)
         drawn, counts = [], {}
@@ -128,15 +131,15 @@ class ModelRaters(TextTask):
             counts[name] = np.bincount(user, minlength=len(names))
             if not counts[name].all():
                 raise UserError(
-                    f"{self.file}: of {(part == number).sum()} responses for the part {name!r} no two to one prompt "
-                    f"have different scores of {names[int(counts[name].argmin())]}",
-                    "is the column constant? bring more prompts, with two responses or more",
+                    f"{self.file}: none of the {(part == number).sum()} responses in the part {name!r} have the same "
+                    f"prompt and different scores of {names[int(counts[name].argmin())]}",
+                    "check that the column is not constant, or add prompts with two or more responses",
                 )
-        user, left, right = map(np.concatenate, zip(*drawn, strict=True))  # a rater's pairs: part after part
+        user, left, right = map(np.concatenate, zip(*drawn, strict=True))  # a rater's pairs are ordered by part
         label = scores[left, user] > scores[right, user]
         truth, choices = None, None
         if self.n_candidates:
-            raters = np.eye(len(names), dtype=np.float32)  # a rater's utility is his column
+            raters = np.eye(len(names), dtype=np.float32)  # a rater's utility is the rater's score column
             truth = Truth(raters, scores.astype(np.float32), temperature=0, population=raters)
             choices = self.candidate_sets(prompt, np.flatnonzero(part == PROMPT_PARTS.index("asked")))
         items = Items(np.ascontiguousarray(values), text)
@@ -144,12 +147,12 @@ class ModelRaters(TextTask):
         return replace(data, choices=choices, users=pl.DataFrame({"id": names} | counts).to_arrow())
 
     def candidate_sets(self, prompt: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """int32[prompts, n]: of each prompt with enough of these rows the first n; rows of a table in random order."""
+        """Return int32[prompts, n]: the first n rows of each prompt that has enough; rows are in random order."""
         _, of, size = np.unique(prompt[rows], return_inverse=True, return_counts=True)
         enough = np.flatnonzero(size >= MIN_RESPONSES_TO_CHOOSE)
         if not enough.size:
             raise UserError(
-                f"{self.file}: no asked prompt has {MIN_RESPONSES_TO_CHOOSE} responses to choose from",
+                f"{self.file}: no query prompt has {MIN_RESPONSES_TO_CHOOSE} responses to choose from",
                 "set n_candidates = 0",
             )
         order = np.argsort(of, kind="stable")
@@ -165,7 +168,7 @@ class ModelRaters(TextTask):
         known, shown, asked = (pairs.take((ends <= pairs.rank).sum(0) == number) for number in range(len(PROMPT_PARTS)))
 
         def some(pairs: Pairs, raters: np.ndarray | list[int], n: int) -> Pairs:
-            """At random n pairs of each of these raters, in random order."""
+            """Draw n pairs of each of these raters, in random order."""
             return split_pairs_of_each_user(pairs.of(raters), rng, lambda counts: np.minimum(n, counts))[0]
 
         n_context = max(self.shots)
@@ -177,43 +180,44 @@ class ModelRaters(TextTask):
 
 
 def read_ratings_file(file: Path) -> pl.DataFrame:
-    """The table of a csv or parquet file. Raises UserError where it holds none."""
+    """Read the table of a csv or parquet file. Raises UserError where the file has none."""
     readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
     if file.suffix not in readers:
         raise UserError(
-            f"model_raters: {file} ends in {file.suffix or 'nothing'}", "file names a .csv or .parquet file"
+            f"model_raters: {file} ends in {file.suffix or 'nothing'}",
+            "set file to the path of a .csv or .parquet file",
         )
-    files_content_digest(file)  # says so where there is none
+    files_content_digest(file)  # raises UserError where the file is missing
     try:
         table = readers[file.suffix]()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
-            f"{file} is no {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file anew"
+            f"{file} is not a {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file again"
         ) from error
-    if twice := [name for name in table.columns if "_duplicated_" in name]:  # as polars renames them
+    if twice := [name for name in table.columns if "_duplicated_" in name]:  # polars renames repeated columns so
         raise UserError(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
     if not len(table):
-        raise UserError(f"{file} has no rows", "bring a row per response")
+        raise UserError(f"{file} has no rows", "the table needs a row per response")
     return table
 
 
 def holds_mostly_numbers(column: pl.Series) -> bool:
-    """Whether it is meant for scores: one "n/a" makes a csv's column text, and must not drop the rater unseen."""
+    """Return whether a column is meant for scores: one "n/a" makes a csv column text, but must not drop the rater."""
     if column.dtype == pl.String:
         return column.cast(pl.Float64, strict=False).count() > len(column) / 2
     return column.dtype.is_numeric()
 
 
 def check_numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
-    """Raises UserError at the first value of these columns that is not a finite number, naming its row."""
+    """Raise UserError for the first value of these columns that is not a finite number, naming its row."""
     for name in names:
         values = table[name].cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
         bad = ~np.isfinite(values)
         if bad.any():
             row = int(bad.argmax())
             raise UserError(
-                f"{file}: row {row + 1} of column {name} holds {table[name][row]!r}, no finite number; "
-                f"{bad.sum()} such in all",
+                f"{file}: row {row + 1} of column {name} holds {table[name][row]!r}, which is not a finite number; "
+                f"{bad.sum()} such rows in all",
                 "drop these rows, or the column",
             )
 
@@ -221,7 +225,10 @@ def check_numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
 def draw_rated_pairs(
     rng: np.random.Generator, prompt: np.ndarray, scores: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rater, left and right: int64[m], at most n distinct pairs of each rater, within a prompt and without ties."""
+    """Draw at most n distinct pairs of each rater, within a prompt and without ties.
+
+    Returns rater, left and right, int64[m] each.
+    """
     order = np.argsort(prompt, kind="stable")
     start, size = (np.searchsorted(prompt[order], prompt, side) for side in ("left", "right"))
     size -= start
@@ -244,7 +251,7 @@ def draw_rated_pairs(
 
 
 def simulated_ratings() -> pl.DataFrame:
-    """Ten reward models, linear in 16 features, on six responses to each of 200 prompts."""
+    """Simulate ten reward models, linear in 16 features, on six responses to each of 200 prompts."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1200, 16)).astype(np.float32)
     shared, own = rng.normal(size=16), rng.normal(size=(10, 16))

@@ -1,4 +1,4 @@
-"""Helpful or harmless: simulated users who judge one kind of dialogue each. Domain, not personalisation."""
+"""Helpful or harmless: simulated users who each judge one kind of dialogue; measures domain, not personalisation."""
 
 from dataclasses import dataclass
 
@@ -31,11 +31,11 @@ SCHEMA = {"prompt": pl.String(), "responses": pl.List(pl.String), "label": pl.In
 
 @dataclass(frozen=True)
 class Objectives(TextTask):
-    """HH-RLHF test pairs relabelled by objective (Siththaranjan et al. 2024; a data set of VPL, Poddar et al. 2024).
+    """HH-RLHF test pairs relabelled by objective (Siththaranjan et al. 2024; also used by VPL, Poddar et al. 2024).
 
-    Half the users judge helpfulness and half harmlessness, each by a draw of pairs of that kind; no pair is given to
-    two users. Every pair carries one objective only and its prompt reveals which, so no two users contradict each
-    other: one reward that reads the prompt could serve all. A gain here is a gain in recognising the *domain*, not in
+    Half the users judge helpfulness and half harmlessness, each on a random set of pairs of that kind; no pair goes to
+    two users. Every pair has one objective and its prompt reveals which one, so no two users contradict each other, and
+    one reward that reads the prompt could serve all. A gain here comes from recognising the *domain*, not from
     *personalisation*, and a board must say so.
     """
 
@@ -48,8 +48,8 @@ class Objectives(TextTask):
         check_encoder(self.encoder)
         if self.n_users < 5 or self.pairs_per_user <= max(self.shots):
             raise UserError(
-                f"objectives: {self.n_users} users are fewer than 5, or {self.pairs_per_user} pairs leave none to ask "
-                f"after {max(self.shots)} shots",
+                f"objectives: n_users = {self.n_users} must be 5 or more, and pairs_per_user = {self.pairs_per_user} "
+                f"more than the {max(self.shots)} shots",
                 "n_users = 90, pairs_per_user = 40",
             )
 
@@ -72,7 +72,7 @@ class Objectives(TextTask):
             if needed > len(judged):
                 raise UserError(
                     f"objectives: {needed} {objective} pairs are needed, but there are {len(judged)}",
-                    "lower n_users or pairs_per_user: no pair is given to two users",
+                    "lower n_users or pairs_per_user, because no pair goes to two users",
                 )
             user = [f"{objective}-{number:03d}" for number in range(n_users)]
             rows = rng.permutation(len(judged))[:needed]

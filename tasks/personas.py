@@ -1,4 +1,4 @@
-"""135 personas choose between statements that match them and statements that do not (Perez et al. 2022)."""
+"""135 personas choose between statements that match them and statements that do not match (Perez et al. 2022)."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,8 +25,8 @@ STATEMENTS_TABLE = PublicTable(
 )
 PERSONA_COUNT = 135  # personas
 STATEMENT_QUESTION = "Is the following statement something you would say?"
-HELD_OUT_EVERY = 10  # every tenth statement of a persona is not trained on (DPO generalisation, appendix D)
-CONCEPTS = {  # the personas that DPO generalisation drew for each number of concepts, by appendix D; no list is in another
+HELD_OUT_EVERY = 10  # every tenth statement of a persona is held out (DPO generalisation, appendix D)
+CONCEPTS = {  # number of concepts -> personas that DPO generalisation drew (appendix D); no list contains another
     1: ("subscribes-to-rule-utilitarianism",),
     2: ("desire-for-no-human-oversight-sometimes", "agreeableness"),
     4: (
@@ -68,32 +68,33 @@ CONCEPTS = {  # the personas that DPO generalisation drew for each number of con
 
 @dataclass(frozen=True)
 class Personas(TextTask):
-    """Every persona is a user; of each of its pairs the statement that matches the persona is preferred.
+    """A task with every persona as a user, who prefers the matching statement of each pair.
 
-    The data of DPO generalisation, section 5. A persona's statements are drawn and paired anew for each seed, a
-    statement in one pair of a persona at most; the prompt of all items is the same question. Personas whose directions
-    (mean features of matching less those of other statements) have a larger cosine than `max_cosine` in absolute value
-    do not both take part: they are taken in random order, each unless it is too near to one taken before, until there
-    are `n_users`.
+    The data of DPO generalisation, section 5. Each seed draws and pairs a persona's statements again; a statement is in
+    at most one pair of a persona. All items have the same question as their prompt.
+    max_cosine: the largest absolute cosine between the directions of two personas, where a direction is the mean
+    features of matching statements minus those of other statements. Personas are taken in random order, except those
+    too similar to one taken before, until there are `n_users`.
 
-    `view = "statements"` is the paper's own way to train: a statement is the prompt, the responses are the tokens Yes
-    and No, and Yes is preferred where it matches. The two items' features are +-g / sqrt(2) of the statement's g, whose
-    gaps have the inner products of y (x) g (see `concepts`), and unit variance again.
+    view = "statements": the paper's own way to train. A statement is the prompt, the responses are the tokens Yes and
+    No, and Yes is preferred if the statement matches. The features of the two items are +-g / sqrt(2) for the
+    statement's g; their gaps have the inner products of y (x) g (see `concepts`) and unit variance.
 
-    With `concepts = K` the statements of K personas are one preference, hence one user and no context: person 0 is
-    trained on nine tenths of them. The last tenth is dealt to him, person 1 (validation) and person 2 (test), who are
-    alike but for what they are asked; `queries` of it at most to each. Statements that two of the K personas have are
-    left out. The encoder sees all 135 personas' statements, so that features are the same whatever K. The paper has K
-    others for each K, so that what K does and which personas they are cannot be told apart: with `drawn_by = "seed"`
-    those of a smaller K are among those of a larger one. n_users, max_cosine and pairs_per_user have no meaning then.
+    concepts = K: the statements of K personas are one preference, hence one user and no context. Person 0 is trained on
+    nine tenths of them. The last tenth is divided among the queries of person 0, person 1 (validation) and person 2
+    (test), at most `queries` each; these persons differ only in their queries. Statements of two of the K personas are
+    left out. The encoder is fitted to all 135 personas' statements, so the features do not depend on K. n_users,
+    max_cosine and pairs_per_user have no effect.
+    drawn_by: the paper has different personas for each K, so the effect of K cannot be separated from the choice of
+    personas. With "seed", the personas of a smaller K are among those of a larger K.
     """
 
     view: Literal["pairs", "statements"] = "pairs"
-    concepts: int = 0  # personas that are one user's; 0: every persona is a user
+    concepts: int = 0  # number of personas that form one user; 0: every persona is a user
     n_users: int = PERSONA_COUNT
     max_cosine: float = 1.0
-    pairs_per_user: int = 200  # or statements, half of them matching
-    drawn_by: Literal["paper", "seed"] = "paper"  # `concepts`: the paper's, or the first of all in the seed's order
+    pairs_per_user: int = 200  # or statements, half of which match
+    drawn_by: Literal["paper", "seed"] = "paper"  # personas of `concepts`: the paper's, or the first in a seed's order
     encoder: str = encoder_field()
 
     shots: tuple[int, ...] = (0, 10, 50, 100)
@@ -105,22 +106,22 @@ class Personas(TextTask):
         known = (0, *CONCEPTS) if self.drawn_by == "paper" else range(PERSONA_COUNT + 1)
         if self.concepts not in known:
             raise UserError(
-                f"personas: the {self.drawn_by} draws no {self.concepts} concepts",
+                f'personas: concepts = {self.concepts} is not available with drawn_by = "{self.drawn_by}"',
                 f'concepts = {", ".join(map(str, CONCEPTS))}; with drawn_by = "seed" any number up to {PERSONA_COUNT}',
             )
         if self.concepts and (self.view == "pairs" or max(self.shots) > 0):
             raise UserError(
-                "personas: concepts are learned from statements, as one preference without a context to show",
+                'personas: concepts need view = "statements" and no shots, because they are one preference without context',
                 'view = "statements", shots = [0]',
             )
         if self.n_users < 5 or not 0 < self.max_cosine <= 1:
             raise UserError(
-                f"personas: n_users = {self.n_users} is below 5, or max_cosine = {self.max_cosine} not in (0, 1]",
-                "n_users = 135 and max_cosine = 1 take all personas",
+                f"personas: n_users = {self.n_users} must be 5 or more, and max_cosine = {self.max_cosine} in (0, 1]",
+                "n_users = 135 and max_cosine = 1 use all personas",
             )
         if self.pairs_per_user <= max(self.shots):
             raise UserError(
-                f"personas: {self.pairs_per_user} pairs leave nothing to ask after {max(self.shots)} shots",
+                f"personas: pairs_per_user = {self.pairs_per_user} leaves no queries after {max(self.shots)} shots",
                 "raise pairs_per_user, or lower shots",
             )
 
@@ -134,7 +135,7 @@ class Personas(TextTask):
         return split_in_order(data, 1, np.diff(data.pairs.offsets)[1]) if self.concepts else super().split(data, seed)
 
     def build_one_user(self, seed: int, store: Store | None) -> PreferenceDataset:
-        """Person 0's statements to train on, then those to ask of him; those of persons 1 and 2."""
+        """Build the data of `concepts`: person 0 has training statements, then queries; persons 1 and 2 have queries."""
         rng = np.random.default_rng(seed)
         read = STATEMENTS_TABLE.read_columns("persona", "statement", "matches")
         chosen: Any
@@ -149,11 +150,13 @@ class Personas(TextTask):
         read = read.sort(*kinds, pl.Series(rng.random(len(read))))  # in random order within each kind
         held = (read.select(pl.int_range(pl.len()).over(kinds)).to_series() % HELD_OUT_EVERY == 0).to_numpy()
         train, held = np.flatnonzero(~held), np.flatnonzero(held)
-        panels = held[: len(held) // 3 * 3].reshape(-1, 3)  # each has as many of a kind, but for one
+        panels = held[: len(held) // 3 * 3].reshape(
+            -1, 3
+        )  # every panel has equally many of each kind, give or take one
         panels = rng.permutation(panels)[: self.queries].T
         rows = np.concatenate([rng.permutation(train), *panels])
         place = np.searchsorted(everything["response"].to_numpy(), read["statement"].to_numpy()[rows])
-        mixed = rng.permutation(len(rows))  # where a statement's items stand tells nothing
+        mixed = rng.permutation(len(rows))  # so that item numbers carry no information
         items = yes_and_no_items(Items(features[place[mixed]], everything.take(place[mixed])))
         item, yes = 2 * np.argsort(mixed), read["matches"].to_numpy()[rows]
         yes_left = rng.random(len(rows)) < 0.5
@@ -162,9 +165,12 @@ class Personas(TextTask):
         return PreferenceDataset.from_pairs(person, left, right, yes_left == yes, items)
 
     def build_user_per_persona(self, seed: int, store: Store | None) -> PreferenceDataset:
+        """Build the data in which every persona is a user."""
         rng = np.random.default_rng(seed)
         read = STATEMENTS_TABLE.read_columns("persona", "statement", "matches")
-        read = read.unique(["persona", "statement"], keep="none", maintain_order=True)  # a few stand on both sides
+        read = read.unique(
+            ["persona", "statement"], keep="none", maintain_order=True
+        )  # a few statements are listed both as matching and as not matching
         kinds = ["persona", "matches"]
         read = read.sort(*kinds, pl.Series(rng.random(len(read)))).with_columns(
             place=pl.int_range(pl.len()).over(kinds)
@@ -175,12 +181,16 @@ class Personas(TextTask):
         fewest = int(read.group_by(kinds).len()["len"].to_numpy().min())
         if fewest < needed:
             raise UserError(
-                f"personas: someone has {fewest} statements of a kind, too few for {self.pairs_per_user} {self.view}",
-                f"pairs_per_user = {fewest if whole else 2 * fewest} is the most",
+                f"personas: one persona has {fewest} statements of a kind, too few for {self.pairs_per_user} {self.view}",
+                f"pairs_per_user = {fewest if whole else 2 * fewest} is the largest possible",
             )
-        matching, other = (read.filter(pl.col("matches") == kind) for kind in (True, False))  # same personas and places
+        matching, other = (
+            read.filter(pl.col("matches") == kind) for kind in (True, False)
+        )  # rows of both have the same personas and places
         distinct = matching["statement"].append(other["statement"]).unique().to_numpy()
-        statements = pl.DataFrame({"response": rng.permutation(np.sort(distinct))})  # "I am not" stands after "I am"
+        statements = pl.DataFrame(
+            {"response": rng.permutation(np.sort(distinct))}
+        )  # sorted order puts "I am not" after "I am"
         text = statements.select(prompt=pl.lit(STATEMENT_QUESTION), response="response").to_arrow().cast(TEXT_SCHEMA)
         numbered = statements.with_row_index("item")
         yes, no = (
@@ -198,18 +208,18 @@ class Personas(TextTask):
         return only_people(data, self.choose_distinct_personas(data, rng))
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """With `concepts`, of a method that keeps its `weights` over `times`: margins. Else of the data alone.
+        """Return margins of a method with `weights` over `times` (with `concepts`), else similarities of personas.
 
-        Margins are the preferred response's reward less the other's. mean_margin_start, loss_start, accuracy_start:
-        means over training pairs at the first time recorded after 0, and likewise _end, at the last; each also with
-        `test_`.
+        With `concepts`: a margin is the preferred response's reward minus the other's.
+        mean_margin_start, loss_start, accuracy_start: means over training pairs at the first recorded time after 0.
+        mean_margin_end, loss_end, accuracy_end: the same at the last time. Each also with the prefix `test_`.
 
-        Of the data: what embeddings of training personas have in common (DPO generalisation, section 5).
-
+        Without `concepts`: similarity of training personas' embeddings (DPO generalisation, section 5); {} for
+        view = "statements".
         cosine: average over pairs of personas of the average cosine of a statement of one with a statement of the
-        other; cosine_centred: the same less the mean embedding, about 0 by construction. cosine_absolute and
-        cosine_centred_absolute: averages over pairs of personas of that average's absolute value. cosine_directions:
-        mean absolute cosine of directions(). Nothing where responses are Yes and No.
+        other.  cosine_centred: the same after subtracting the mean embedding, about 0 by construction.
+        cosine_absolute, cosine_centred_absolute: averages over pairs of personas of that average's absolute value.
+        cosine_directions: mean absolute cosine of the `preference_directions`.
         """
         if self.concepts:
             return margin_diagnostics(splits, state)
@@ -236,7 +246,7 @@ class Personas(TextTask):
         }
 
     def choose_distinct_personas(self, data: PreferenceDataset, rng: np.random.Generator) -> np.ndarray:
-        """int64[n_users]: personas of which no two are nearer than `max_cosine`."""
+        """Return int64[n_users]: personas of which no two have an absolute cosine above `max_cosine`."""
         if self.n_users == data.pairs.n_users and self.max_cosine == 1:
             return np.arange(self.n_users)
         toward = preference_directions(data.pairs)
@@ -255,14 +265,14 @@ class Personas(TextTask):
 
 @lru_cache(1)
 def all_statements(table: PublicTable, encoder: str, store: Store | None) -> tuple[pa.Table, np.ndarray]:
-    """Every distinct statement in order, and its features; kept, for fitting an encoder takes longer than the rest."""
+    """Return all distinct statements, sorted, and their features; cached, because fitting an encoder is slow."""
     statements = np.sort(table.read_columns("statement")["statement"].unique().to_numpy())
     text = pa.table([np.full(len(statements), STATEMENT_QUESTION), statements], schema=TEXT_SCHEMA)
     return text, encode_items(text, encoder, store)
 
 
 def margin_diagnostics(splits: Splits, state: State) -> dict[str, float]:
-    """See Personas.readings."""
+    """Return the margins described in `Personas.diagnostics`."""
     if not {"times", "weights"} <= state.keys():
         return {}
     found = {}
@@ -277,25 +287,25 @@ def margin_diagnostics(splits: Splits, state: State) -> dict[str, float]:
 
 
 def yes_and_no_items(statements: Items) -> Items:
-    """Two items for each statement, which becomes their prompt: 2 i says Yes to it, 2 i + 1 No."""
+    """Return two items for each statement i, which becomes their prompt: item 2 i answers Yes, item 2 i + 1 No."""
     g, n = statements.known_features / np.sqrt(2), len(statements)
     said = pa.table([np.repeat(statements.known_text["response"].to_numpy(), 2), ["Yes", "No"] * n], schema=TEXT_SCHEMA)
     return Items(np.stack([g, -g], 1).reshape(2 * n, -1).astype(np.float32), said)
 
 
 def preference_directions(pairs: Pairs) -> np.ndarray:
-    """float64[people, d]: each person's mean features of preferred less rejected items, scaled to length one."""
+    """Return float64[people, d]: each person's mean features of preferred minus rejected items, of length one."""
     moment = np.zeros((pairs.n_users, pairs.gap.shape[1]))
     np.add.at(moment, pairs.user, (2 * pairs.label - 1)[:, None] * pairs.gap)
     return moment / np.linalg.norm(moment, axis=1, keepdims=True)
 
 
 def only_people(data: PreferenceDataset, people: np.ndarray) -> PreferenceDataset:
-    """The data of some people, numbered from 0 in the given order."""
+    """Return the data of the given people, numbered from 0 in the given order."""
     pairs = replace(data.pairs.of(people), people=np.arange(len(people), dtype=np.int32))
     return PreferenceDataset(data.users.take(pa.array(people)), pairs)
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """float[n * (n - 1)]: all entries but the diagonal's."""
+    """Return float[n * (n - 1)]: all entries except the diagonal."""
     return matrix[~np.eye(len(matrix), dtype=bool)]

@@ -1,4 +1,4 @@
-"""What 1,396 people chose among several models' answers to prompts of their own (PRISM; Kirk et al. 2024)."""
+"""1,396 people choose among several models' answers to their own prompts (PRISM; Kirk et al. 2024)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,52 +27,56 @@ UTTERANCE_COLUMNS = {
     "model_response": str,
     "if_chosen": bool,
 }
-NO_ANSWER = ("", "EMPTY STRING")  # the second is how the authors write that a model said nothing
+NO_ANSWER = ("", "EMPTY STRING")  # the authors write the second for an empty answer
 
 
 @dataclass(frozen=True)
 class Prism(TextTask):
-    """A user's first turn of a conversation: up to four models answer, and the answer kept beats each of the others.
+    """A task from first turns of conversations: up to four models answer, and the kept answer beats each of the others.
 
-    Later turns are left out: there one model answers twice, in a conversation that the user has chosen. So a
-    conversation gives up to three pairs, and people were asked for six conversations. Who has fewer than `min_pairs`
-    pairs is left out, and who has so few prompts that nothing is left to ask after the largest number of shots.
+    A conversation gives up to three pairs; people were asked for six conversations. Later turns are left out, because
+    there one model answers twice in a conversation that the user has chosen. Users with fewer than `min_pairs` pairs
+    are left out, and so are users with no query left after the largest number of shots.
 
-    The pairs of one prompt go together: all shown to a user's method or all asked, also where the user wrote the same
-    prompt in two conversations; otherwise that a beat b, shown, would tell what is asked of a and c. A context holds
-    whole prompts in random order, so it may hold up to two pairs more than the largest number of shots. Training users
-    keep one prompt for the panel `seen`.
+    All pairs of one prompt of a user are in the context, or all are queries, even if the user wrote the same prompt in
+    two conversations. Otherwise a shown pair (a beats b) would reveal the answer to a query (a or c). A context has
+    whole prompts in random order, so it may have up to two pairs more than the largest number of shots. Of training
+    users, one prompt is kept for the panel `seen`.
 
-    profiles: what somebody wrote of himself before the conversations, and how an AI should behave towards him (the
-    survey's `self_description` and `system_string`).
+    profiles: what people wrote before the conversations about themselves and about how an AI should behave towards them
+    (the survey's `self_description` and `system_string`).
 
-    Read from the hub at `revision`, or from a folder `file` with the same survey.jsonl and utterances.jsonl. An empty
-    answer is dropped, and a first turn without exactly one kept answer; `users` counts such answers by person.
+    The data are read from the hub at `revision`, or from a folder `file` with the same survey.jsonl and
+    utterances.jsonl. Empty answers are dropped, and so are first turns without exactly one kept answer; `users` counts
+    the dropped answers of each person.
     """
 
-    file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
+    file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = PRISM_REVISION
     min_pairs: int = 12  # four conversations
     encoder: str = encoder_field()
 
-    shots: tuple[int, ...] = (0, 3, 6, 9)  # whole conversations, most of them
+    shots: tuple[int, ...] = (0, 3, 6, 9)  # mostly whole conversations
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_encoder(self.encoder)
         check_revision(PRISM_REPOSITORY, self.revision)
         if self.file and self.revision != PRISM_REVISION:
-            raise UserError("prism: either a file or a revision of the hub's", "leave out one")
+            raise UserError("prism: file and revision cannot both be set", "leave out one of them")
         if self.min_pairs <= max(self.shots):
             raise UserError(
-                f"prism: min_pairs = {self.min_pairs} leaves none to ask after {max(self.shots)} shots",
+                f"prism: min_pairs = {self.min_pairs} leaves no queries after {max(self.shots)} shots",
                 "raise min_pairs above the largest number of shots",
             )
 
     def files_digest(self) -> str:
-        return files_content_digest(*self.local_files()) if self.file else ""  # at the hub, `revision` says it
+        return (
+            files_content_digest(*self.local_files()) if self.file else ""
+        )  # on the hub, `revision` identifies the content
 
     def local_files(self) -> list[Path]:
+        """Return the paths of both files in the folder `file`."""
         return [Path(self.file) / name for name in HUB_FILES]
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
@@ -83,7 +87,7 @@ class Prism(TextTask):
             raise UserError(
                 f"{utterances}: user {strangers['user_id'][0]!r} of conversation {strangers['conversation_id'][0]!r} "
                 f"is not in {survey.name}; {strangers['user_id'].n_unique()} such users",
-                "take both files of one revision",
+                "take both files from the same revision",
             )
         pairs = answers.filter("pair")
         per_user = pl.len().over("user_id")
@@ -91,8 +95,8 @@ class Prism(TextTask):
         often = pairs.filter((per_user >= self.min_pairs) & (per_user - most >= max(1, *self.shots)))
         if often.is_empty():
             raise UserError(
-                f"{utterances}: {len(pairs)} pairs of {pairs['user_id'].n_unique()} people, of whom nobody has "
-                f"{self.min_pairs}, or one prompt left to ask after {max(self.shots)} shots",
+                f"{utterances}: none of {pairs['user_id'].n_unique()} people (with {len(pairs)} pairs) has "
+                f"{self.min_pairs} pairs and a prompt left as a query after {max(self.shots)} shots",
                 "lower min_pairs and shots",
             )
         data = PreferenceDataset.from_choices(
@@ -111,7 +115,7 @@ class Prism(TextTask):
         )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
-        people = split_whole_users(data, seed, max(self.shots), self.queries)  # who; not what is shown of them
+        people = split_whole_users(data, seed, max(self.shots), self.queries)  # only its choice of people is used
         rng = np.random.default_rng([seed, len(data.pairs)])
         known, held_out = split_by_prompt(data.pairs.of(people.train.people), rng, len(data.pairs))
         panels = {"seen": Panel(known.first(max(self.shots)), held_out.first(self.queries))}
@@ -123,10 +127,11 @@ class Prism(TextTask):
 
 
 def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
-    """A row per answer of a first turn, beside the answer `kept` there; `pair`: it lost to that; `bad`: not usable.
+    """Return a row per answer of a first turn, with the columns kept, pair and bad.
 
-    An answer is bad where it is empty, or where not exactly one answer of its turn that is not empty was kept. One that
-    says the same as the kept one is neither.
+    kept: the turn's kept answer.
+    pair: whether the answer lost to the kept one. An answer with the same text as the kept one is neither pair nor bad.
+    bad: whether the answer is empty, or its turn has not exactly one kept answer that is not empty.
     """
     turn = ["user_id", "conversation_id", "user_prompt"]
     first = utterances.filter(pl.col("turn") == 0).with_columns(
@@ -142,7 +147,7 @@ def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
 
 
 def split_by_prompt(pairs: Pairs, rng: np.random.Generator, n_shown: int) -> tuple[Pairs, Pairs]:
-    """Each user's prompts in random order: the first ones until `n_shown` pairs are shown, and the rest, at least one."""
+    """Split each user's prompts, in random order, into the first with `n_shown` pairs and the rest, at least one."""
     text = pairs.items.known_text["prompt"].combine_chunks()
     prompt = text.dictionary_encode().indices.to_numpy().astype(np.int64)[pairs.left]
     key = pairs.user * np.int64(len(text)) + prompt

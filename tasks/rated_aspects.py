@@ -63,11 +63,10 @@ TABLES = {
     )
 }
 ULTRAFEEDBACK_REPOSITORY = "openbmb/UltraFeedback"
-ULTRAFEEDBACK_REVISION = (
-    "40b436560ca83a8dba36114c22ab3c66e43f6d5e"  # the one that HuggingFaceH4/ultrafeedback_binarized is made of
-)
+# the revision that HuggingFaceH4/ultrafeedback_binarized was made from
+ULTRAFEEDBACK_REVISION = "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
 SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # a file each; .94 GB in all
-FLAGS = (  # 1 says that the error is there, so fewer is better
+FLAGS = (  # 1 marks an error, so lower is better
     *("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope"),
     *("fluency", "harmful"),
 )
@@ -77,48 +76,49 @@ ASPECTS = {
     "squality/ratings": ("correctness", "selection", "overall"),
     "ultrafeedback": ("helpfulness", "honesty", "truthfulness", "instruction_following"),
 }
-RATED_PROMPT_PARTS = ("training", "context", "validation", "test")  # of the prompts
+RATED_PROMPT_PARTS = ("training", "context", "validation", "test")  # parts of the prompts
 EITHER_KIND = 2  # a pair that may conflict or agree
-CANDIDATES_PER_PROMPT = 4  # of a prompt, to choose the best of: as many as UltraFeedback has of each
-FEATURE_NOISE = 0.2  # sd of a `numbers` feature's noise beside scores of sd 1, as in `attributes` in numbers
+CANDIDATES_PER_PROMPT = 4  # responses to choose the best of: UltraFeedback has four per prompt
+FEATURE_NOISE = 0.2  # sd of the noise of "numbers" features, for scores of sd 1, as in `attributes`
 
 
 @dataclass(frozen=True)
 class RatedAspects(TextTask):
-    """Two responses to one prompt; the one with the higher score in the user's aspect is chosen, without noise.
+    """A task with pairs of responses to one prompt; the user's aspect decides, without noise.
 
-    A pair is *conflicting* where the aspects do not all prefer the same response (definition 4.2); pairs with a tie in
-    any aspect are left out. Each rate is the share of conflicting pairs; without one, pairs come as the data has them
-    (.29 of `detail` and `clarity` conflict). The paper asks with 1. With `weights = "dirichlet"` a user maximises a
-    mixture of the scores, each of variance 1, with weights from Dirichlet(.5, ...) (appendix D); three aspects are its
-    three modes, which training, validation and test users each follow in equal numbers up to one, so that the commoner
-    mode of a few test users says nothing. With `follow` all users follow that aspect: `shared` on such a task, seed by
-    seed, is the paper's dedicated model.
+    A pair is *conflicting* if the aspects do not all prefer the same response (definition 4.2); pairs with a tie in any
+    aspect are left out. Each conflict rate is the share of conflicting pairs; without a rate, pairs are drawn as the
+    data has them (.29 of the pairs conflict in `detail` and `clarity`). The paper's queries have a rate of 1.
+    weights: "one": each user follows one aspect. Training, validation and test users each follow the aspects in equal
+    numbers up to one, so that the most frequent aspect among a few test users carries no information. "dirichlet": a
+    user maximises a mixture of the scores, each of variance 1, with weights from Dirichlet(.5, ...) (appendix D).
+    follow: an aspect that all users follow. `shared` on such a task, seed by seed, is the paper's dedicated model.
 
-    Prompts are split at random: half for what training users show; a tenth for what new users show and training users
-    are asked (panel `seen`); a fifth each for what validation and test users are asked. So no prompt of a query is in
-    a context or in training; with both from the same few prompts, chains (a over b, b over c) would answer queries
-    without any model.
+    Prompts are split at random: half for training pairs; a tenth for the context of new users and the queries of
+    training users (panel `seen`); a fifth each for the queries of validation and test users. So no prompt of a query is
+    in a context or in training. Otherwise, with few prompts, chains (a over b, b over c) would answer queries without
+    any model.
 
     source: "hfgs", 898 responses to 180 prompts with mean ratings on seven aspects and ten error flags (counted
-    negatively), or 1,739 to 300 with `complexity` and `assertive` (Hosking et al. 2024); "squality", 300 summaries on
-    `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", 256,000 to 64,000 rated by
-    GPT-4 (Cui et al. 2024): those of `subsets` at `revision` from the hub, or a local `file` of the same fields (jsonl
-    or parquet, or a folder of them). encoder: a text encoder, or "numbers": nothing of the text, but the scores of the
-    chosen aspects themselves, rotated into `feature_dim` dimensions with noise of sd .2. It shows what a method does
-    with a representation that holds the aspects, which a few hundred prompts are few to learn from words.
+    negatively), or 1,739 responses to 300 prompts with `complexity` and `assertive` (Hosking et al. 2024); "squality",
+    300 summaries rated on `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", 256,000 responses
+    to 64,000 prompts rated by GPT-4 (Cui et al. 2024), from `subsets` at `revision` on the hub, or from a local `file`
+    with the same fields (jsonl or parquet, or a folder of them).
+    encoder: a text encoder, or "numbers". "numbers" replaces the text by the scores of the chosen aspects, rotated into
+    `feature_dim` dimensions with noise of sd .2. So it tests a method on a representation that contains the aspects,
+    which a few hundred prompts do not suffice to learn from text.
 
-    choices: of each prompt asked of test users that has so many, four responses drawn at random; all of them have a
-    row in `Truth.items`, and none is in a context or in training.
+    choices: four random responses to each query prompt of test users that has at least four; all of them have a row in
+    `Truth.items`, and none is in a context or in training.
     """
 
     version: ClassVar[int] = 2  # 2: with choices
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
-    file: str = field(default="", metadata={"identity": False})  # `files_digest` says what is in it
+    file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = ULTRAFEEDBACK_REVISION
     subsets: tuple[str, ...] = SUBSETS
-    aspects: tuple[str, ...] = ("detail", "clarity")  # of hfgs' pairs of aspects the one that words tell best
+    aspects: tuple[str, ...] = ("detail", "clarity")  # the pair of hfgs' aspects that text features predict best
     weights: Literal["one", "dirichlet"] = "one"
     follow: str = ""
     n_users: int = 200  # training users
@@ -128,52 +128,61 @@ class RatedAspects(TextTask):
     context_conflict_rate: float | None = None
     query_conflict_rate: float | None = None
     encoder: str = encoder_field()
-    feature_dim: int = 16  # of the encoder "numbers" alone
+    feature_dim: int = 16  # encoder "numbers" only
 
     shots: tuple[int, ...] = (0, 1, 3, 5, 10)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user) < 1:
-            raise UserError("rated_aspects: a count is below 1", "n_users = 200, new_users = 60, pairs_per_user = 40")
+            raise UserError(
+                "rated_aspects: counts must be 1 or more", "n_users = 200, new_users = 60, pairs_per_user = 40"
+            )
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if not all(rate is None or 0 <= rate <= 1 for rate in rates):
             raise UserError(
                 "rated_aspects: a conflict rate is outside [0, 1]",
-                "name a share, or leave it out for the data's own",
+                "set it between 0 and 1, or leave it out to draw pairs as the data has them",
             )
         if len(set(self.aspects)) != len(self.aspects) or len(self.aspects) < 2:
             raise UserError(
-                f"rated_aspects: aspects = {list(self.aspects)} are not two or more", 'aspects = ["detail", "clarity"]'
+                f"rated_aspects: aspects = {list(self.aspects)} must be two or more different aspects",
+                'aspects = ["detail", "clarity"]',
             )
         if self.follow and (self.follow not in self.aspects or self.weights != "one"):
             raise UserError(
-                f"rated_aspects: nobody can follow {self.follow!r}",
-                f'weights = "one" and one of {", ".join(self.aspects)}',
+                f'rated_aspects: follow = {self.follow!r} needs weights = "one" and must be one of the aspects',
+                f'weights = "one", and follow one of {", ".join(self.aspects)}',
             )
         if self.file and self.source != "ultrafeedback":
-            raise UserError(f"rated_aspects: source {self.source!r} reads no file", 'source = "ultrafeedback" does')
+            raise UserError(
+                f"rated_aspects: source {self.source!r} cannot be read from a file", 'source = "ultrafeedback"'
+            )
         if (self.file or self.source != "ultrafeedback") and (self.revision, self.subsets) != (
             ULTRAFEEDBACK_REVISION,
             SUBSETS,
         ):
             raise UserError(
-                "rated_aspects: revision and subsets are of the hub's UltraFeedback alone",
-                'source = "ultrafeedback" without a file',
+                "rated_aspects: revision and subsets apply only to UltraFeedback from the hub",
+                'source = "ultrafeedback" without file; or leave out revision and subsets',
             )
         check_revision(ULTRAFEEDBACK_REPOSITORY, self.revision)
         if not self.subsets or not set(self.subsets) <= set(SUBSETS) or len(set(self.subsets)) < len(self.subsets):
-            raise UserError(f"rated_aspects: subsets = {list(self.subsets)}", f"choose among {', '.join(SUBSETS)}")
+            raise UserError(
+                f"rated_aspects: subsets = {list(self.subsets)} must be different names of subsets",
+                f"choose among {', '.join(SUBSETS)}",
+            )
         self.table_name()
         if self.encoder != "numbers":
             check_encoder(self.encoder)
         elif self.feature_dim < len(self.aspects):
             raise UserError(
-                f"rated_aspects: feature_dim = {self.feature_dim} cannot hold {len(self.aspects)} aspects", "raise it"
+                f"rated_aspects: feature_dim = {self.feature_dim} is below the number of aspects, {len(self.aspects)}",
+                f"feature_dim = {len(self.aspects)} or more",
             )
 
     def table_name(self) -> str:
-        """The name in ASPECTS of the table that holds the aspects. Raises UserError where none holds them all."""
+        """Return the name in ASPECTS of the table with all the aspects. Raises UserError where no table has them."""
         here = {name: known for name, known in ASPECTS.items() if name.startswith(self.source)}
         for name, known in here.items():
             if set(self.aspects) <= set(known):
@@ -189,7 +198,7 @@ class RatedAspects(TextTask):
         return "".join(table.sha256 for name, table in TABLES.items() if name.startswith(self.source))
 
     def read_responses(self) -> pl.DataFrame:
-        """A row per response: prompt, response, and a float column per aspect; sorted."""
+        """Return a row per response, sorted, with the columns prompt, response and a float per aspect."""
         aspects, name = list(self.aspects), self.table_name()
         if name == "ultrafeedback":
             files = [f"{name}.jsonl" for name in self.subsets]
@@ -206,12 +215,14 @@ class RatedAspects(TextTask):
             rated = scores.join(texts, on=keys)
         else:
             scores = TABLES[name].read_columns("prompt_id", "response_id", "model", *aspects)
-            scores = scores.filter(pl.col("model") != "distractor")  # attention checks: the response to another prompt
+            scores = scores.filter(
+                pl.col("model") != "distractor"
+            )  # attention checks, whose response belongs to another prompt
             rated = scores.join(TABLES["hfgs/prompts"].read_columns("prompt_id", "prompt"), on="prompt_id").join(
                 TABLES["hfgs/responses"].read_columns("response_id", "response"), on="response_id"
             )
         better = [-pl.col(a).cast(pl.Float64) if a in FLAGS else pl.col(a).cast(pl.Float64) for a in aspects]
-        mean = [score.mean().round(6) for score in better]  # so that equal means are ties
+        mean = [score.mean().round(6) for score in better]  # rounding makes equal means ties
         return rated.group_by("prompt", "response").agg(mean).sort("prompt", "response")
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
@@ -227,9 +238,8 @@ class RatedAspects(TextTask):
         first, second, gap = first[clear], second[clear], gap[clear]
         conflict = (gap > 0).any(1) & (gap < 0).any(1)
         n_prompts = prompt.max() + 1
-        part = np.searchsorted(
-            [0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right"
-        )  # of RATED_PROMPT_PARTS
+        # part of each prompt, an index of RATED_PROMPT_PARTS
+        part = np.searchsorted([0.5, 0.6, 0.8], rng.permutation(n_prompts) / n_prompts, side="right")
         text = rated.select("prompt", "response").to_arrow().cast(TEXT_SCHEMA)
         features = (
             numeric_features(rng, scores, self.feature_dim)
@@ -244,12 +254,14 @@ class RatedAspects(TextTask):
         rates = np.array([self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate], dtype=float)
         rate = rates[np.select([asked, known], [2, 0], 1)]  # None is NaN
         wish = np.where(np.isnan(rate), EITHER_KIND, rng.random(len(user)) < rate)
-        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)  # of RATED_PROMPT_PARTS
+        # index of RATED_PROMPT_PARTS
+        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)
         pair = deal_pairs(rng, user, of, wish, part[prompt[first]], conflict)
 
         left_first = rng.random(len(user)) < 0.5
         left, right = np.where(left_first, first[pair], second[pair]), np.where(left_first, second[pair], first[pair])
-        w, population = self.draw_user_weights(np.random.default_rng([seed, 1]))  # whom they follow moves no pair
+        # a separate generator, so that the pairs do not depend on the users' weights
+        w, population = self.draw_user_weights(np.random.default_rng([seed, 1]))
         utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
         truth = Truth(w, scores, 0.0, population)
         data = PreferenceDataset.from_pairs(
@@ -258,7 +270,7 @@ class RatedAspects(TextTask):
         return replace(data, choices=candidates_of_prompts(prompt, part[prompt] == RATED_PROMPT_PARTS.index("test")))
 
     def draw_user_weights(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Weights float32[n, k] of all people, and float32[m, k] of the population they come from."""
+        """Draw the weights float32[n, k] of all people, and float32[m, k] of the population they come from."""
         k, groups = len(self.aspects), (self.n_users, self.new_users, self.new_users)
         if self.weights == "dirichlet":
             n = sum(groups)
@@ -285,11 +297,12 @@ def deal_pairs(
     part: np.ndarray,
     conflict: np.ndarray,
 ) -> np.ndarray:
-    """int64[n]: a pair for each row, no pair twice for one user.
+    """Draw int64[n]: a pair for each row, with no pair twice for one user.
 
-    of: int[n], the part of the prompts it is from.  wish: int[n], 0 an agreeing, 1 a conflicting pair, or EITHER_KIND; one
-    user's rows of one part wish for pairs by one rate, so EITHER_KIND never meets 0 or 1 there.
-    part, conflict: int[pairs], of each pair.
+    of: int[n], the part of the prompts that the row's pair must come from.
+    wish: int[n], 0 for an agreeing pair, 1 for a conflicting pair, or EITHER_KIND. All rows of one user and part have
+    the same rate, so EITHER_KIND never occurs together with 0 or 1 there.
+    part, conflict: int[pairs], part and conflict of each pair.
     """
     pair = np.empty(len(user), dtype=np.int64)
     for p, w in np.unique(np.column_stack([of, wish]), axis=0):  # at most twelve
@@ -298,7 +311,7 @@ def deal_pairs(
         asked = np.bincount(user[rows])
         if asked.max() > len(pairs):
             raise UserError(
-                f"rated_aspects: someone needs {asked.max()} pairs{(' that agree', ' that conflict', '')[w]} of the "
+                f"rated_aspects: a user needs {asked.max()} pairs{(' that agree', ' that conflict', '')[w]} from the "
                 f"{RATED_PROMPT_PARTS[p]} prompts, which have {len(pairs)}",
                 "lower pairs_per_user, shots or queries, or leave out the conflict rate",
             )
@@ -311,7 +324,7 @@ def deal_pairs(
 
 
 def pairs_within(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64[n] each: all unordered pairs of rows of the same group."""
+    """Return all unordered pairs of rows of the same group, as two arrays int64[n]."""
     frame = pl.DataFrame({"group": group}).with_row_index("row")
     both = frame.join(frame, on="group", suffix="_2", maintain_order="left_right")
     both = both.filter(pl.col("row") < pl.col("row_2"))
@@ -319,14 +332,17 @@ def pairs_within(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numeric_features(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarray:
-    """float32[n, dim]: the scores rotated into `dim` dimensions with noise, mean variance 1/2 as for text encoders."""
+    """Return float32[n, dim]: scores rotated into `dim` dimensions, with noise; mean variance 1/2 as for encoders."""
     axes = np.linalg.qr(rng.normal(size=(dim, scores.shape[1])))[0]
     features = scores @ axes.T + FEATURE_NOISE * rng.normal(size=(len(scores), dim))
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
 
 
 def candidates_of_prompts(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | None:
-    """int32[prompts, CANDIDATES_PER_PROMPT]: the first items of each prompt that has so many, among the items `here`."""
+    """Return int32[prompts, CANDIDATES_PER_PROMPT]: the first items of each prompt that has so many items in `here`.
+
+    here: bool[items]. None is returned where no prompt has enough.
+    """
     items = pl.DataFrame({"prompt": prompt, "item": np.arange(len(prompt), dtype=np.int32)}).filter(here)
     items = items.filter(pl.len().over("prompt") >= CANDIDATES_PER_PROMPT).sort("prompt", maintain_order=True)
     first = items.filter(pl.int_range(pl.len()).over("prompt") < CANDIDATES_PER_PROMPT)["item"].to_numpy()
@@ -334,16 +350,18 @@ def candidates_of_prompts(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | 
 
 
 def files_of_folder(file: str) -> list[Path]:
-    """The file, or a folder's jsonl and parquet files. Raises UserError where there is none."""
+    """Return the file, or a folder's jsonl and parquet files. Raises UserError where a folder has none."""
     path = Path(file)
     found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet")) if path.is_dir() else [path]
     if not found:
-        raise UserError(f"the folder {path} holds no jsonl or parquet file", "name the folder of the data's own files")
+        raise UserError(
+            f"the folder {path} has no jsonl or parquet files", "set file to the folder with the data files"
+        )
     return found
 
 
 def read_ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
-    """prompt, response and one float column per aspect, of completions that have all these ratings."""
+    """Read prompt, response and one float column per aspect, of completions that have all these ratings."""
     found = []
     for file in files:
         for number, row in numbered_rows(file):
@@ -353,13 +371,15 @@ def read_ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFram
                     if all(re.fullmatch(r"\d+(\.\d+)?", str(rating)) for rating in ratings):
                         texts = row["instruction"], answer["response"]
                         if not all(isinstance(text, str) for text in texts):
-                            raise TypeError("instruction or response is no text")
+                            raise TypeError("instruction or response is not a text")
                         found.append((*texts, *map(float, ratings)))
             except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{file}, row {number}: not of UltraFeedback's schema ({type(error).__name__}: {error})",
-                    "instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
+                    f"{file}, row {number}: does not follow UltraFeedback's schema ({type(error).__name__}: {error})",
+                    "expected: instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
                 ) from error
     if not found:
-        raise UserError(f"{file}: no response has a rating of {' and '.join(aspects)}", "look at its annotations")
+        raise UserError(
+            f"{file}: no response has a rating of {' and '.join(aspects)}", "check the annotations in the file"
+        )
     return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")

@@ -1,4 +1,4 @@
-"""Raters with 13 hidden features, who agree, differ or oppose each other (Reward-Feature Models, section 5.1)."""
+"""Simulated raters with 13 hidden features who agree, differ or oppose each other (Reward-Feature Models, 5.1)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,19 +10,20 @@ from harness.errors import UserError
 from harness.task import Task, split_in_order
 
 FEATURE_COUNT = 13  # the paper's number of hand-made features of a response
-WEIGHT_NORM = 4.0  # of every rater's weights: the truth is then right about .905 (linear) or .952 (tanh) of the labels
+WEIGHT_NORM = 4.0  # norm of every rater's weights: the truth then predicts .905 (linear) or .952 (tanh) of the labels
 
 
 @dataclass(frozen=True)
 class Raters(Task):
-    """Items x ~ N(0, I_d) with 13 true features; label ~ Bernoulli(sigmoid(gap / temperature)).
+    """A simulation with items x ~ N(0, I_d), 13 true features, and label ~ Bernoulli(sigmoid(gap / temperature)).
 
     The features are an orthonormal projection of x, or 3 tanh(1.5 x W1 / sqrt(d)) W2 / sqrt(d) with Gaussian W1, W2.
-    A rater's weights are absolute values of normal draws, scaled to norm 4, with signs by scenario: `same_sign` all
-    positive; `independent_signs` drawn for each; `two_camps` all positive or, every other rater, all negative. The
-    definition is ours: the paper computes its 13 features from texts of UltraFeedback.
+    A rater's weights are absolute values of normal draws, scaled to norm 4. Their signs depend on the scenario:
+    `same_sign`, all positive; `independent_signs`, each drawn at random; `two_camps`, all positive for every other
+    rater and all negative for the rest. This definition is the project's own; the paper computes its 13 features from
+    UltraFeedback's texts.
 
-    With `n_candidates`, there are `choice_prompts` sets of as many further items to choose the best of.
+    With `n_candidates`, there are `choice_prompts` sets of that many further items to choose the best of.
     """
 
     n_users: int = 40  # training raters
@@ -32,7 +33,7 @@ class Raters(Task):
     scenario: Literal["same_sign", "independent_signs", "two_camps"] = "two_camps"
     truth: Literal["linear", "tanh"] = "linear"
     temperature: float = 1.0
-    n_candidates: int = 0  # in each of choice_prompts sets; 0: nothing to choose from
+    n_candidates: int = 0  # in each of choice_prompts sets; 0: no candidates to choose from
     choice_prompts: int = 100
 
     shots: tuple[int, ...] = (0, 5, 20, 200)
@@ -42,15 +43,18 @@ class Raters(Task):
         super().__post_init__()
         if min(self.n_users, self.new_users, self.pairs_per_user) < 1 or self.temperature <= 0:
             raise UserError(
-                "raters: counts must be at least 1, and temperature above 0", "manyminds list; README: tasks"
+                "raters: counts must be at least 1, and temperature above 0",
+                "for example n_users = 40, temperature = 1.0",
             )
         if self.feature_dim < FEATURE_COUNT:
             raise UserError(
-                f"raters: feature_dim {self.feature_dim} is below the {FEATURE_COUNT} true features", "raise it"
+                f"raters: feature_dim {self.feature_dim} is below the {FEATURE_COUNT} true features",
+                "raise feature_dim",
             )
         if self.n_candidates < 0 or self.n_candidates == 1 or self.choice_prompts < 1:
             raise UserError(
-                f"raters: n_candidates = {self.n_candidates} in {self.choice_prompts} sets leave nothing to choose",
+                f"raters: n_candidates = {self.n_candidates} must be 0 or at least 2, and choice_prompts = "
+                f"{self.choice_prompts} at least 1",
                 "for example n_candidates = 16, choice_prompts = 100",
             )
 
@@ -63,7 +67,7 @@ class Raters(Task):
         choices = None
         if self.n_candidates:
             choices = np.arange(self.choice_prompts * self.n_candidates, dtype=np.int32) + np.int32(n)
-            own = np.random.default_rng([seed, self.n_candidates])  # so that pairs are what they are without candidates
+            own = np.random.default_rng([seed, self.n_candidates])  # so that the pairs are the same without candidates
             x = np.concatenate([x, own.normal(size=(len(choices), self.feature_dim))])
             choices = choices.reshape(self.choice_prompts, self.n_candidates)
         features = self.true_features(rng, x)
@@ -71,7 +75,7 @@ class Raters(Task):
         left, right = np.arange(0, n, 2), np.arange(1, n, 2)
         gap = np.einsum("nk,nk->n", features[left] - features[right], w[user]) / self.temperature
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
-        population = self.draw_rater_weights(rng, 20_000)  # enough that a Bayes line over them moves by under .002
+        population = self.draw_rater_weights(rng, 20_000)  # enough draws that the Bayes accuracy varies by under .002
         truth = Truth(
             w.astype(np.float32), features.astype(np.float32), self.temperature, population.astype(np.float32)
         )
@@ -79,7 +83,7 @@ class Raters(Task):
         return replace(data, choices=choices)
 
     def true_features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-        """float64[n, 13]: the true features of the items float64[n, d]."""
+        """Return float64[n, 13]: the true features of the items float64[n, d]."""
         d = self.feature_dim
         if self.truth == "linear":
             return x @ np.linalg.qr(rng.normal(size=(d, FEATURE_COUNT)))[0]
@@ -87,7 +91,7 @@ class Raters(Task):
         return 3 * np.tanh(1.5 * x @ first / np.sqrt(d)) @ second / np.sqrt(d)
 
     def draw_rater_weights(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """float64[n, 13]: weights of n raters."""
+        """Draw float64[n, 13]: weights of n raters."""
         size = np.abs(rng.normal(size=(n, FEATURE_COUNT)))
         sign = np.ones((n, FEATURE_COUNT))
         if self.scenario == "independent_signs":

@@ -1,4 +1,4 @@
-"""Answers and response times of a drift-diffusion process, and people of a kind never trained on (ICRA, sections 4, 5.1)."""
+"""Choices and response times of a drift-diffusion process, also for a shifted population (ICRA, sections 4 and 5.1)."""
 
 from dataclasses import dataclass, replace
 
@@ -13,14 +13,15 @@ CONDITION_NUMBER = 3.0  # condition number of the gaps' covariance
 
 @dataclass(frozen=True)
 class ResponseTimes(Task):
-    """Gap x ~ N(0, S); theta ~ one of two Gaussians with orthogonal means; dV = (xT theta / 2) dt + dB until |V| = 1.
+    """A simulation with gaps x ~ N(0, S), a user's theta, and the process dV = (xT theta / 2) dt + dB until |V| = 1.
 
-    S has eigenvalues from 1/4 to 3/4 in a random basis, and the three means lie along its leading eigenvectors (the
-    paper gives neither: at this scale choices are far from certain, so that they hide the size of a drift). The label
-    is the mean answer of `annotators` people who share one theta, `seconds` the mean of their times. The panel
-    `shifted` holds people of a third Gaussian, whose mean is orthogonal to both others: inside their span a linear
-    decoder meets nothing new. An annotator's answers and times depend on the seed and his number alone, so that few
-    annotators are the first of many, on the same pairs.
+    theta comes from one of two Gaussians with orthogonal means. S has eigenvalues from 1/4 to 3/4 in a random basis,
+    and the three means lie along its leading eigenvectors. The paper specifies neither; at this scale choices are far
+    from certain, so that they hide the size of a drift. The label is the mean answer of `annotators` people who share
+    one theta, and `seconds` is the mean of their times. The panel `shifted` has people from a third Gaussian, whose
+    mean is orthogonal to both others; inside their span nothing would be new to a linear decoder. An annotator's
+    answers and times depend only on the seed and the annotator's number, so that few annotators are the first of many
+    on the same pairs.
     """
 
     n_users: int = 4000  # training users
@@ -28,7 +29,7 @@ class ResponseTimes(Task):
     n_demonstrations: int = 200  # pairs of each training user
     annotators: int = 10
     spread: float = 0.3  # standard deviation of theta around its mean, in every direction
-    norm: float = 3.0  # of the three means
+    norm: float = 3.0  # norm of each of the three means
     feature_dim: int = 5
 
     shots: tuple[int, ...] = (0, 5, 20, 60)
@@ -38,11 +39,13 @@ class ResponseTimes(Task):
         counts = (self.n_users, self.new_users, self.n_demonstrations, self.annotators)
         if min(counts) < 1 or self.spread < 0 or self.norm < 0:
             raise UserError(
-                "response_times: counts must be at least 1, spread and norm at least 0", "manyminds list; README: tasks"
+                "response_times: counts must be at least 1, spread and norm at least 0",
+                "for example n_users = 4000, spread = 0.3, norm = 3.0",
             )
         if self.feature_dim < 3:
             raise UserError(
-                f"response_times: feature_dim {self.feature_dim} has no three orthogonal means", "set it to 3 or more"
+                f"response_times: feature_dim {self.feature_dim} is too small for three orthogonal means",
+                "set feature_dim to 3 or more",
             )
 
     def build(self, seed: int) -> PreferenceDataset:
@@ -51,12 +54,12 @@ class ResponseTimes(Task):
         counts = np.repeat([self.n_demonstrations, max(self.shots)], [self.n_users, n_new]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)
         basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
-        means = self.norm * basis.T[[-1, -2, -3]]  # along the leading eigenvectors: seeds then differ by .004, not .02
+        means = self.norm * basis.T[[-1, -2, -3]]  # along leading eigenvectors seeds differ by .004, not .02
         kind = rng.integers(2, size=len(counts))
         kind[-self.new_users :] = 2  # the panel `shifted`
         theta = means[kind] + self.spread * rng.normal(size=(len(counts), d))
         variance = np.linspace(1, CONDITION_NUMBER, d) / (1 + CONDITION_NUMBER)
-        scale = np.sqrt(variance / 2)  # of an item: the gap of two has twice its variance
+        scale = np.sqrt(variance / 2)  # sd of an item; a gap of two items has twice its variance
         x = ((rng.normal(size=(2 * len(user), d)) * scale) @ basis.T).astype(np.float32)
         population = means[rng.integers(2, size=20_000)] + self.spread * rng.normal(size=(20_000, d))
         left, right = np.arange(0, len(x), 2), np.arange(1, len(x), 2)
@@ -79,16 +82,16 @@ class ResponseTimes(Task):
         return Splits(splits.train, dict(splits.panels) | {"shifted": Panel(others.take(shown), others.take(~shown))})
 
 
-SERIES_TERMS = 8  # what further terms would add to a time's variance is below 3e-5 of at most .67
+SERIES_TERMS = 8  # further terms would add less than 3e-5 to a time's variance, which is at most .67
 
 
 def simulate_decisions(rng: np.random.Generator, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """bool[n], float64[n]: which of +-1 the process dV = drift dt + dB from 0 reaches first (True: +1), and when.
+    """Draw which of +-1 the process dV = drift dt + dB from 0 reaches first, bool[n] (True: +1), and when, float64[n].
 
     Between symmetric barriers the side is independent of the time, and P(+) = sigmoid(2 drift). The time's Laplace
     transform, cosh(mu) / cosh(sqrt(mu^2 + 2 s)), is the product over k = 1, 2, ... of rate_k / (rate_k + s) with
     rate_k = (mu^2 + (k - 1/2)^2 pi^2) / 2: the time is a sum of independent exponentials (Biane, Pitman and Yor 2001).
-    The first SERIES_TERMS are drawn, the rest stand at their mean, so that E[time] = tanh(mu) / mu holds exactly.
+    The first SERIES_TERMS are drawn and the others replaced by their mean, so that E[time] = tanh(mu) / mu is exact.
     """
     mu = np.maximum(np.abs(drift), 1e-6)
     time = np.tanh(mu) / mu

@@ -1,4 +1,4 @@
-"""31 people choose among 17 snacks, every pair once, with response times (Clithero 2018)."""
+"""31 people choose between 17 snacks, every pair once, with response times (Clithero 2018)."""
 
 from dataclasses import dataclass
 
@@ -18,10 +18,13 @@ SNACKS_FILE = PublicFile(
 
 @dataclass(frozen=True)
 class Snacks(Task):
-    """Items are the 17 snacks, one-hot. `choice` is 1 for left and 2 for right; yes/no rows of the file are left out."""
+    """A task whose items are the 17 snacks, one-hot.
+
+    In the file `choice` is 1 for left and 2 for right; its yes/no rows are left out.
+    """
 
     shots: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
-    queries: int = 36  # 136 pairs each: what 100 shots leave
+    queries: int = 36  # each person judged 136 pairs; 100 shots leave 36
 
     def files_digest(self) -> str:
         return SNACKS_FILE.sha256

@@ -12,15 +12,16 @@ from harness.task import Task, split_in_order
 
 @dataclass(frozen=True)
 class TwoModes(Task):
-    """Options y ~ U[0, 1]; r = y up to .5, above it 2y (mode 0) or 1 - y (mode 1); the larger reward is chosen.
+    """A simulation of options y ~ U[0, 1] with reward y up to .5 and, above it, 2y (mode 0) or 1 - y (mode 1).
 
-    The paper's text says y in [-1, 1], which contradicts its own 75 % for an answer without shots: there the modes
-    agree on seven pairs of eight, here on half. A pair is *conflicting* where the modes disagree; each rate below is
-    the share of conflicting pairs (.5 is what U[0, 1] gives). With `feature_dim` 1 an item is y itself, and no linear
-    reward fits mode 1; with d it is y and d - 1 hinges max(y - j/d, 0), which for even d fit both modes.
+    The option with the larger reward is chosen. The paper's text says y in [-1, 1], which contradicts its own 75 %
+    accuracy without shots: with that range the modes agree on seven pairs of eight, here on half. A pair is
+    *conflicting* if the modes disagree; each conflict rate is the share of conflicting pairs (U[0, 1] gives .5). With
+    `feature_dim` 1 an item is y itself, and no linear reward fits mode 1. With d it is y and d - 1 hinges
+    max(y - j/d, 0), with which for even d a linear reward fits both modes.
     """
 
-    n_users: int = 2000  # training users; a tenth as many again are validation users, and as many test users
+    n_users: int = 2000  # training users; there are a tenth as many validation users, and as many test users
     pairs_per_user: int = 40
     feature_dim: int = 1
     train_conflict_rate: float = 0.5
@@ -34,7 +35,8 @@ class TwoModes(Task):
         rates = (self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate)
         if min(self.n_users, self.pairs_per_user, self.feature_dim) < 1 or not all(0 <= rate <= 1 for rate in rates):
             raise UserError(
-                "two_modes: a count is below 1, or a conflict rate outside [0, 1]", "conflict_rate = 0.5 is natural"
+                "two_modes: counts must be 1 or more, and conflict rates in [0, 1]",
+                "uniform options have a conflict rate of 0.5",
             )
 
     def build(self, seed: int) -> PreferenceDataset:
@@ -64,12 +66,12 @@ class TwoModes(Task):
 
 
 def mode_rewards(y: np.ndarray) -> np.ndarray:
-    """float64[n, 2]: the reward of each option in mode 0 and in mode 1."""
+    """Return float64[n, 2]: the reward of each option in mode 0 and in mode 1."""
     return np.column_stack([np.where(y > 0.5, 2 * y, y), np.where(y > 0.5, 1 - y, y)])
 
 
 def draw_option_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.ndarray:
-    """float64[n, 2]: uniform options by rejection, each pair conflicting or not as asked."""
+    """Draw float64[n, 2]: uniform options by rejection, such that pair i conflicts if conflicting[i]."""
     y = np.empty((len(conflicting), 2))
     open_rows = np.arange(len(conflicting))
     while open_rows.size:
@@ -81,11 +83,13 @@ def draw_option_pairs(rng: np.random.Generator, conflicting: np.ndarray) -> np.n
 
 
 def mode_diagnostics(splits: Splits, truth: Truth | None, users: Users) -> dict[str, float]:
-    """How well what a method holds of each test user (its first tensor, a row per user) tells his hidden mode.
+    """Return how well a method's first tensor of users, a row per test user, predicts the users' hidden modes.
 
-    probe_accuracy: of a logistic regression on the standardised rows, five-fold cross-validated over test users, so
-    about the share of the commoner mode where nothing is learned. silhouette: of the true modes in these rows, -1..1.
-    A user's mode is the largest of his true weights. Empty where users do not differ, or a mode has under ten of them.
+    A user's mode is the largest of the user's true weights. {} where rows do not differ, or where fewer than two modes
+    have ten test users; modes with fewer users are left out.
+    probe_accuracy: of a logistic regression on the standardised rows, five-fold cross-validated over test users; about
+    the share of the most frequent mode if nothing is learned.
+    silhouette: of the true modes in these rows, -1..1.
     """
     if truth is None or not users:
         return {}
@@ -94,7 +98,7 @@ def mode_diagnostics(splits: Splits, truth: Truth | None, users: Users) -> dict[
     sizes = np.bincount(mode)
     if np.ptp(rows, axis=0).max(initial=0) == 0 or not np.isfinite(rows).all() or np.sort(sizes)[-2:][0] < 10:
         return {}
-    from sklearn.linear_model import LogisticRegression  # heavy, and needed once a trial
+    from sklearn.linear_model import LogisticRegression  # slow to import, and needed only once per trial
     from sklearn.metrics import silhouette_score
     from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline

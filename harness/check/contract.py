@@ -1,4 +1,4 @@
-"""The contract every task and method must keep, for `manyminds check` and for the tests."""
+"""The contract that every task and method must keep, for `manyminds check` and for the tests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.trials.prepare import describe_error
 
 
 def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
-    """Every check of the task and of the method of that name. Raises UserError where there is neither.
+    """Run all checks of the task and of the method of that name. Raises UserError where there is neither.
 
-    store: where what language models make for a task is read.
+    store: has the cached vectors, texts and answers of language models that a task needs.
     """
     kinds = [kind for kind in ("task", "method") if name in registry.list_names(kind)]
     if not kinds:
         known = registry.list_names("task") | registry.list_names("method")
-        every = "manyminds list shows all; a file of yours is named by its path"
+        every = "`manyminds list` shows all names; for your own file, type its path"
         raise UserError(f"there is no task or method {name!r}", did_you_mean(name, known, every, cutoff=0.5))
     with threadpool_limits(1), one_torch_thread():
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""Findings, and the comparisons that make them."""
+"""Findings of the contract checks, and the comparisons behind them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from harness.errors import UserError
 from harness.method import Method
 from harness.task import Task
 
-TOLERANCE = 1e-4  # log-odds: float32 answers to the same question asked in another order
+TOLERANCE = 1e-4  # relative, at least in log-odds: float32 results differ that much if rows come in another order
 
-NamedCheck = tuple[str, Callable[[], str | None]]  # what is asked, and a check that returns what is wrong, or None
+NamedCheck = tuple[str, Callable[[], str | None]]  # the rule, and a check that returns the problem or None
 
 
 @dataclass(frozen=True)
 class ContractFinding:
-    """One check that ran: what it asked, and what is wrong, if anything."""
+    """The result of one check: `what` is the rule, `problem` the violation or None."""
 
     what: str
     problem: str | None
 
 
 def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
-    """Who is shown and asked what, under stable names."""
+    """Return all arrays of the training pairs and of the panels' contexts and queries under stable names."""
     parts = {"train": splits.train}
     parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
     columns = ("user", "people", "left", "right", "label", "seconds")
@@ -38,24 +38,29 @@ def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
 
 
 def describe_difference(found: np.ndarray, wanted: np.ndarray) -> str | None:
+    """Return by how much predictions differ beyond TOLERANCE, or None."""
     gap = float(np.abs(found - wanted).max(initial=0))
     allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0)))
-    return None if gap <= allowed else f"answers differ by up to {gap:.3g}"
+    return None if gap <= allowed else f"predictions differ by up to {gap:.3g}"
 
 
 def describe_not_finite(z: np.ndarray) -> str | None:
+    """Return how many log-odds are not finite, or None."""
     return None if np.isfinite(z).all() else f"{int((~np.isfinite(z)).sum())} of {len(z)} log-odds are not finite"
 
 
 def describe_unequal_runs(a: str, b: str) -> str | None:
-    return None if a == b else "two runs of one seed differ"
+    """Return a problem where the digests of two runs with the same seed differ, else None."""
+    return None if a == b else "two runs with the same seed differ"
 
 
 def joined_or_none(names: Iterable[Any]) -> str | None:
+    """Join the names, sorted; return None where there are none."""
     return ", ".join(map(str, sorted(names))) or None
 
 
 def describe_unchecked_field(thing: Task | Method) -> str | None:
+    """Return the first field that accepts a value of any type, or None."""
     for field in dataclasses.fields(thing):
         try:
             replace(cast(Any, thing), **{field.name: object()})
@@ -63,10 +68,15 @@ def describe_unchecked_field(thing: Task | Method) -> str | None:
             continue
         except Exception:
             pass
-        return f"{field.name} takes anything: begin __post_init__ with super().__post_init__()"
+        return f"{field.name} accepts any value: begin __post_init__ with super().__post_init__()"
     return None
 
 
 def describe_missing_docstring(thing: Task | Method) -> str | None:
+    """Return a problem where the file's docstring does not begin with a line of 10 to 130 characters, else None."""
     line = (inspect.getdoc(inspect.getmodule(thing)) or "").splitlines()
-    return None if line and 10 <= len(line[0]) <= 130 else "begin the file with a docstring of one line"
+    return (
+        None
+        if line and 10 <= len(line[0]) <= 130
+        else "begin the file with a docstring of one line, 10 to 130 characters long"
+    )

@@ -1,4 +1,4 @@
-"""What every task must keep."""
+"""The contract of a task: checks of its data and splits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from harness.trials.trial import identity_hash, task_identity
 
 
 def task_checks(task: Task, store: Store | None = None) -> Iterator[NamedCheck]:
-    """(question, check) for each rule of a task; a check returns what is wrong, or None.
+    """Yield (rule, check) for each rule of a task; a check returns the problem or None.
 
-    Checks are asked as they come: what cannot be built is asked nothing more.
+    Run each check before taking the next one: a task that cannot be built has no further checks.
     """
     built: list[BuiltTask] = []
 
@@ -38,17 +38,17 @@ def task_checks(task: Task, store: Store | None = None) -> Iterator[NamedCheck]:
         built.append(BuiltTask(task, store, data, splits))
         return None
 
-    yield "its file says in one line what it is", lambda: describe_missing_docstring(task)
-    yield "its settings can be a key", lambda: identity_hash(task_identity(task, 0)) and None
-    yield "its fields take nothing else than they say", lambda: describe_unchecked_field(task)
-    yield "it builds and splits", builds
+    yield "the file begins with a docstring of one line", lambda: describe_missing_docstring(task)
+    yield "fields can be hashed into a key", lambda: identity_hash(task_identity(task, 0)) and None
+    yield "fields reject values of a wrong type", lambda: describe_unchecked_field(task)
+    yield "build and split work", builds
     if built:
         yield from built[0].checks()
 
 
 @dataclass(frozen=True, eq=False)
 class BuiltTask:
-    """A task with what it built and split under seed 0."""
+    """A task with its data and splits for seed 0."""
 
     task: Task
     store: Store | None
@@ -56,37 +56,43 @@ class BuiltTask:
     splits: Splits
 
     def checks(self) -> list[NamedCheck]:
+        """Return all rules of a built task with their checks."""
         return [
             ("the same seed builds the same data", self.builds_same_data),
             ("the same seed splits the same way", self.splits_same_way),
             ("another seed gives another split", self.splits_by_seed),
-            ("panels are at least validation, seen and test", self.has_needed_panels),
+            ("the panels validation, seen and test exist", self.has_needed_panels),
             ("no split leaks", self.has_no_leak),
             ("validation and test people are different", self.has_separate_people),
-            ("everybody has enough pairs to show and one to ask", self.has_enough_pairs),
+            ("every user has enough context pairs and a query", self.has_enough_pairs),
             ("features are float32 and finite", self.has_finite_features),
-            ("labels are shares", self.has_valid_labels),
-            ("position tells nothing", self.has_uninformative_sides),
-            ("an item's number tells nothing", self.has_uninformative_numbers),
+            ("labels are in [0, 1]", self.has_valid_labels),
+            ("left and right carry no information", self.has_uninformative_sides),
+            ("item numbers carry no information", self.has_uninformative_numbers),
         ]
 
     def builds_same_data(self) -> str | None:
+        """Return a problem where building again with the same seed gives other data."""
         again = build_task(self.task, 0, self.store)
         return describe_unequal_runs(arrays_digest(named_arrays(again)), arrays_digest(named_arrays(self.data)))
 
     def splits_same_way(self) -> str | None:
+        """Return a problem where splitting again with the same seed gives other splits."""
         again = self.task.split(self.data, 0)
         return describe_unequal_runs(arrays_digest(split_arrays(again)), arrays_digest(split_arrays(self.splits)))
 
     def splits_by_seed(self) -> str | None:
+        """Return a problem where seeds 0 and 1 give the same split."""
         other = self.task.split(build_task(self.task, 1, self.store), 1)
         changed = arrays_digest(split_arrays(self.splits)) != arrays_digest(split_arrays(other))
         return None if changed else "seeds 0 and 1 give the same split"
 
     def has_needed_panels(self) -> str | None:
+        """Return the names of missing panels, or None."""
         return joined_or_none({"validation", "seen", "test"} - set(self.splits.panels))
 
     def has_no_leak(self) -> str | None:
+        """Return the leak of a split, or None."""
         try:
             self.splits.check_for_leaks()
         except SplitLeakError as leak:
@@ -94,10 +100,12 @@ class BuiltTask:
         return None
 
     def has_separate_people(self) -> str | None:
+        """Return the people who are in both validation and test, or None."""
         users = {name: set(panel.query.people.tolist()) for name, panel in self.splits.panels.items()}
         return joined_or_none(users.get("validation", set()) & users.get("test", set()))
 
     def has_enough_pairs(self) -> str | None:
+        """Return a problem where a user has too few context pairs or no query."""
         try:
             check_enough_context(self.task, self.splits)
         except UserError as mistake:
@@ -106,10 +114,11 @@ class BuiltTask:
 
     @property
     def query_pairs(self) -> Pairs:
-        """The test panel's questions; the training pairs where there is no such panel."""
+        """The test panel's queries, or the training pairs where there is no test panel."""
         return self.splits.panels["test"].query if "test" in self.splits.panels else self.splits.train
 
     def has_finite_features(self) -> str | None:
+        """Return a problem where features are not float32 or not finite."""
         items = self.query_pairs.items
         if items.features is None:
             return None if items.text is not None else "items have neither features nor text"
@@ -118,17 +127,20 @@ class BuiltTask:
         return f"features are {items.features.dtype}, or not all finite"
 
     def has_valid_labels(self) -> str | None:
+        """Return a problem where a label is outside [0, 1]."""
         label = self.query_pairs.label
         return None if ((label >= 0) & (label <= 1)).all() else "a label is outside [0, 1]"
 
     def has_uninformative_sides(self) -> str | None:
+        """Return a problem where left wins too often or too rarely."""
         label = self.data.pairs.label
         return None if _resembles_coin_flips(label) else f"left wins {label.mean():.3f} of {len(label)} pairs"
 
     def has_uninformative_numbers(self) -> str | None:
+        """Return a problem where the item with the lower number wins too often or too rarely."""
         left, right = self.data.pairs.left, self.data.pairs.right
         times = np.bincount(np.r_[left, right], minlength=len(self.data.pairs.items))
-        once = (times[left] == 1) & (times[right] == 1)  # nothing else is known of these items
+        once = (times[left] == 1) & (times[right] == 1)  # of items in one pair only, nothing else is known
         label = np.where(left < right, self.data.pairs.label, 1 - self.data.pairs.label)[once]
         if not once.any() or _resembles_coin_flips(label):
             return None
@@ -136,5 +148,8 @@ class BuiltTask:
 
 
 def _resembles_coin_flips(label: np.ndarray) -> bool:
-    """Whether a mean of labels is within 4.5 standard errors of one half; labels are at most as spread as coin flips."""
+    """Return whether the mean label is within 4.5 standard errors of one half.
+
+    The standard error is that of coin flips, the largest that labels in [0, 1] can have.
+    """
     return bool(abs(label.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(len(label)))

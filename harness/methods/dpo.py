@@ -53,7 +53,7 @@ class Dpo(Method):
     rank: int = 16  # of `lora`; its alpha is twice the rank, as in C.2.2
     beta: float = 0.05  # C.2.2
     steps: int = 240
-    batch: int = 16  # pairs a step
+    batch: int = 16  # pairs per step
     rate: float = 1e-3
     # Longer training responses are cut; 0 cuts none, and a response longer than the model's context is an error.
     max_response_tokens: int = renamed_field(0, formerly="cut")
@@ -107,7 +107,7 @@ class Dpo(Method):
         if self.recompute:
             opened.gradient_checkpointing_enable({"use_reentrant": False})
             for block in policy.transformer_blocks(opened):
-                block.training = True  # recomputing needs it; all other modules are in evaluation mode, without dropout
+                block.training = True  # recomputing needs training mode; other modules stay without dropout
         if self.tune == "lora":
             opened = policy.add_lora(opened, self.rank, seed)
         return Policy(opened).to(policy.torch_device())

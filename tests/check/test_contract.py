@@ -1,4 +1,4 @@
-"""Every task and method keeps the contract, and the contract catches those that do not."""
+"""Every task and method keeps the contract, and the contract checks catch violations."""
 
 import contextlib
 import functools
@@ -25,17 +25,17 @@ from harness.store.store import Store
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
-HUB = {"prism"}  # fetched from the hub: tests/tasks/test_prism.py holds it against the contract on a folder of its own
-NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # trained for thousands of steps, by the battery three times: here for 20
-# Policies read all pairs with a language model some thirty times, here with one of a layer (np_dpo and vas stay among
-# the fast); dpo_dedicated has one for each user. The tasks build all they have four times, from a large file or slowly.
+HUB = {"prism"}  # needs the hub: tests/tasks/test_prism.py checks its contract on a temporary folder
+NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # the checks train them three times for thousands of steps; here for 20
+# Policies read all pairs about thirty times with a language model, here with a one-layer model (np_dpo and vas are
+# still fast); dpo_dedicated has one policy per user. These tasks build large or slow data four times.
 SLOW = {"dpo", "dpo_dedicated", "personas", "response_times"}
 NAMES = [name for name in [*registry.list_names("task"), *registry.list_names("method")] if name not in HUB]
 
 
 @pytest.fixture
 def one_layer(monkeypatch):
-    """The untrained language model of the battery is a narrow one of a single layer."""
+    """Make the untrained language model of the checks a narrow one with a single layer."""
     build = small.build_small_model
 
     def build_smaller(folder, steps):
@@ -62,7 +62,7 @@ def test_keeps_the_contract(name, request, tmp_path, monkeypatch, one_layer):
     if name in NETWORKS:
         monkeypatch.setattr(contract, "with_small_model", in_few_steps)
     findings = list(check_name(name, Store(tmp_path)))
-    assert len(findings) >= 11  # a battery that runs nothing is green too
+    assert len(findings) >= 11  # guards against a contract that runs no checks
     assert [f for f in findings if f.problem] == []
 
 
@@ -79,7 +79,7 @@ def _problem(ask):
 
 @functools.cache
 def of_sound(method):
-    """What a sound method is asked, and what is wrong with it: once for all that are broken."""
+    """Return the rules checked for a sound method, and its violations; computed once for all broken methods."""
     return [what for what, _ in method_checks(method())], broken(method_checks(method()))
 
 
@@ -114,10 +114,10 @@ class Stingy(LowRank):
 @pytest.mark.parametrize(
     ("task", "caught"),
     [
-        (LeftAlwaysWins, "position tells nothing"),
+        (LeftAlwaysWins, "left and right carry no information"),
         (Forgetful, "the same seed builds the same data"),
         (Leaky, "no split leaks"),
-        (Stingy, "everybody has enough pairs to show and one to ask"),
+        (Stingy, "every user has enough context pairs and a query"),
     ],
 )
 def test_catches_a_broken_task(task, caught):
@@ -164,10 +164,10 @@ class TakesAnything(PerUser):
     gain: float = 1.0
 
     def __post_init__(self):
-        pass  # forgets what Method checks
+        pass  # omits super().__post_init__()
 
 
-ASKS = "what it asks next depends on the user and the pair alone"
+ASKS = "elicitation depends on the user and the pair alone"
 
 
 class AsksThree(MixedLogit):
@@ -193,17 +193,17 @@ class AsksNobodyKnows(MixedLogit):
 @pytest.mark.parametrize(
     ("method", "caught"),
     [
-        (TakesAnything, "its fields take nothing else than they say"),
+        (TakesAnything, "fields reject values of a wrong type"),
         (AsksThree, ASKS),
         (AsksByCompany, ASKS),
         (AsksByPosition, ASKS),
         (AsksNobodyKnows, ASKS),
         (LikesTheLeft, "swapping the sides of a query flips the sign"),
-        (CountsContext, "a user alone and among others with longer contexts gets the same answers"),
+        (CountsContext, "a user alone and among others with longer contexts gets the same predictions"),
         (FirstPairOnly, "the order of the context changes nothing"),
-        (Random, "the same seed gives the same answers"),
-        (Peeks, "inputs are left as they were"),
-        (Remembers, "it holds nothing learned"),
+        (Random, "the same seed gives the same predictions"),
+        (Peeks, "inputs are not modified"),
+        (Remembers, "the method object keeps nothing learned"),
     ],
 )
 def test_catches_a_broken_method(method, caught):
@@ -224,7 +224,7 @@ def test_catches_a_broken_method(method, caught):
 )
 def test_what_a_method_can_do_is_declared(name, flags, says):
     made = type("Mine", (PerUser,), {name: lambda self, *_: None, "__module__": __name__, **flags})
-    (ask,) = [ask for what, ask in method_checks(made()) if what == "what it can do is declared"]
+    (ask,) = [ask for what, ask in method_checks(made()) if what == "capabilities are declared"]
     assert ask() == says if says is None else says in ask()
 
 
@@ -252,9 +252,9 @@ class Broken(LowRank):
 @pytest.mark.parametrize(
     ("line", "what", "says"),
     [
-        ("def build(self, seed): return {}['rows']", "it builds and splits", r"KeyError: 'rows' \(broken.py:7\)"),
-        ("def split(self, data, seed): return data.pear", "it builds and splits", r"AttributeError: .*\(broken.py:7\)"),
-        ("def split(self, data, seed): return None", "it builds and splits", "split Splits"),
+        ("def build(self, seed): return {}['rows']", "build and split work", r"KeyError: 'rows' \(broken.py:7\)"),
+        ("def split(self, data, seed): return data.pear", "build and split work", r"AttributeError: .*\(broken.py:7\)"),
+        ("def split(self, data, seed): return None", "build and split work", "split Splits"),
         ("def __init__(self, size): pass", "every field has a default", "TypeError: .* 'size'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The text world of `attributes` against sentences written by hand, and the task against PReF's setting."""
+"""The text world of `attributes` agrees with sentences scored by hand, and the task with PReF's setting."""
 
 import subprocess
 import sys
@@ -53,9 +53,9 @@ def built():
     [
         ("", dict()),
         ("Thank you. I am certain.", dict(politeness=1, confidence=1)),
-        ("THANK YOU, thank you; please!", dict(politeness=2)),  # another phrase counts, the same one again does not
+        ("THANK YOU, thank you; please!", dict(politeness=2)),  # different phrases add up, a repeated one does not
         ("Wow, haha... gonna be fine; maybe?", dict(enthusiasm=1, humour=1, formality=-1, confidence=-1)),
-        ("Thankyou. A pleased mehari yep-per is unthanked", dict(formality=-1)),  # whole words alone; "yep" is one
+        ("Thankyou. A pleased mehari yep-per is unthanked", dict(formality=-1)),  # only whole words count; "yep" is one
         (
             "Shut up! What do you think? Meh. That's   cool",
             dict(politeness=-1, elicitation=1, enthusiasm=-1, formality=-1),
@@ -96,7 +96,7 @@ def test_traits_are_standard_and_uncorrelated(corpus):
         0,
         1,
         2,
-    }  # the levels asked for, no chance hits
+    }  # the requested levels, without accidental matches
 
 
 def test_responses_are_short_and_all_different(corpus):
@@ -125,7 +125,7 @@ def test_every_trait_is_linear_in_the_encoders_features(corpus):
 
 
 def test_every_trait_is_linear_in_the_features_of_the_tasks_own_texts(built):
-    """Its 1,240 texts alone, each fifth predicted from the others; measured .862 to .972 over traits and seeds."""
+    """Traits are linear within the task's 1,240 texts, each fifth predicted from the others; measured .862 to .972."""
     for _, data, _ in built:
         features, scores = data.pairs.items.features, data.truth.items
         error = scores - cross_val_predict(Ridge(1.0), features, scores, cv=5)
@@ -149,14 +149,14 @@ def test_splits_hold_people_and_prompts_out(built):
             "validation": 15,
             "test": 15,
         }
-        assert splits.train.n_users == 54 and not data.truth.users[:54].sum(0).any()  # opposites together: no majority
+        assert splits.train.n_users == 54 and not data.truth.users[:54].sum(0).any()  # opposites cancel
         assert len(np.unique(data.truth.users, axis=0)) == 84
         prompt = data.pairs.items.text["prompt"].to_numpy()
         assert (prompt[data.pairs.left] == prompt[data.pairs.right]).all()
         test = splits.panels["test"]
         assert not np.intersect1d(prompt[test.query.left], prompt[splits.train.left]).size
         assert not np.intersect1d(prompt[test.query.left], prompt[test.context.left]).size
-        assert np.isin(test.context.left, splits.train.left).all()  # everybody judges the same pairs
+        assert np.isin(test.context.left, splits.train.left).all()  # all users judge the same pairs
         assert (np.diff(test.context.offsets) == 200).all() and (np.diff(test.query.offsets) == 100).all()
     assert len({data.truth.users[:54].tobytes() for _, data, _ in built}) == len(SEEDS)
 
@@ -172,7 +172,7 @@ def test_ties_are_dropped_and_both_orders_are_judged(built):
         assert abs((label == 1).mean() - (p**2).mean()) < 4.5 * 0.5 / np.sqrt(n)
         items = data.truth.items
         all_gaps = data.truth.users @ (items[0::2] - items[1::2]).T
-        assert 0.05 < (np.abs(all_gaps) < 1e-3).mean() < 0.2  # so there was something to drop
+        assert 0.05 < (np.abs(all_gaps) < 1e-3).mean() < 0.2  # so there were ties to drop
 
 
 def test_text_is_what_is_scored(built):
@@ -201,7 +201,7 @@ def auc(built, method):
 
 @pytest.mark.slow
 def test_anchors(built):
-    """Measured at 10 and 20 answers: pref .825 and .868, spectral .802 and .853, per_user .687 and .739; oracle .938."""
+    """Accuracies hold. At 10 and 20 shots: pref .825, .868; spectral .802, .853; per_user .687, .739; oracle .938."""
     assert 0.92 < auc(built, "oracle")[0] < 0.96
     assert abs(auc(built, "shared")[20] - 0.5) < 0.04
     pref, spectral, per_user, line = (auc(built, m) for m in ("pref", "spectral", "per_user", "true_subspace"))
@@ -211,7 +211,7 @@ def test_anchors(built):
 
 
 def test_readings_know_a_prior_that_is_the_traits():
-    """A root of the true directions has r2 1, one of other directions none; one of a turned basis has r2 1 as well."""
+    """r2 is 1 for a prior with the true directions, also in a rotated basis, and 0 for one with other directions."""
     task = Attributes(encoder="numbers", noise=0.0, pairs=100, pairs_per_user=50, pool=40, queries=10)
     data = task.build(0)
     splits = task.split(data, 0)
@@ -223,7 +223,7 @@ def test_readings_know_a_prior_that_is_the_traits():
     own = task.diagnostics(splits, data.truth, {"root": directions * scale}, ())
     turned = task.diagnostics(splits, data.truth, {"root": directions @ turn}, ())
     two = task.diagnostics(splits, data.truth, {"root": directions[:, :2]}, ())
-    assert "elbow" not in own | two  # seven axes or fewer have no room for another elbow
+    assert "elbow" not in own | two  # an elbow needs more than seven axes
     assert own["r2"] == pytest.approx(1, abs=1e-6) and own["cosine"] > 0.95
     assert turned["r2"] == pytest.approx(1, abs=1e-6) and turned["cosine"] < 0.9
     assert two["r2/length"] > 0.99 and two["r2/politeness"] < 0.1
@@ -236,7 +236,7 @@ def test_the_elbow_is_where_the_spectrum_falls():
     data = task.build(0)
     splits = task.split(data, 0)
     scores, features = data.truth.items, data.pairs.items.features
-    seven = np.linalg.lstsq(scores, features, rcond=None)[0].T  # float[64, 7]: where the traits are
+    seven = np.linalg.lstsq(scores, features, rcond=None)[0].T  # float[64, 7]: the directions of the traits
     faint = 0.02 * np.random.default_rng(0).normal(size=(64, 9))
     for wanted, size in ((7, np.ones(7)), (3, np.repeat([1, 0.02], [3, 4]))):
         root = torch.from_numpy(np.column_stack([seven * size, faint]))
@@ -264,9 +264,9 @@ def test_two_kinds_are_opposed_by_turns_and_as_many_as_asked():
     assert len(drawn) > 3  # of 42
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # exp of what labels without noise ask for
+@pytest.mark.filterwarnings("ignore:overflow")  # labels without noise need exp of large numbers
 def test_two_kinds_disagree_about_every_pair():
-    """Each by his own noise and on pairs of his own; without noise the labels of the kinds are each other's opposite."""
+    """Each user has their own noise and pairs; without noise the labels of the two kinds are opposite."""
     data = Attributes(**TWO | dict(temperature=1e-6)).build(0)
     pairs, first = data.pairs, (data.truth.users == data.truth.users[0]).all(1)
     wanted = {}
@@ -276,7 +276,7 @@ def test_two_kinds_disagree_about_every_pair():
     both = [left for left, kind in wanted if kind and (left, False) in wanted]
     assert len(both) > 100 and all(wanted[left, True] == {1 - next(iter(wanted[left, False]))} for left in both)
     noisy = Attributes(**TWO).build(0).pairs
-    same = [noisy.of([user]) for user in (0, 2)]  # one kind
+    same = [noisy.of([user]) for user in (0, 2)]  # users of one kind
     shared = np.intersect1d(same[0].left, same[1].left)
     assert 0 < len(shared) < 30
     labels = [dict(zip(part.left, part.label, strict=True)) for part in same]
@@ -293,7 +293,7 @@ def test_new_users_may_show_pairs_that_no_one_was_trained_on():
         shown, asked = (set(prompt[getattr(splits.panels[name], part).left]) for part in ("context", "query"))
         assert len(shown) <= 40 and not shown & trained and not asked & trained and not shown & asked
         assert (np.diff(splits.panels[name].context.offsets) == 30).all()
-    seen = splits.panels["seen"]  # training users show what they were trained on, and are asked what no one was
+    seen = splits.panels["seen"]  # contexts are training pairs; queries are in no one's training
     assert set(prompt[seen.context.left]) <= trained and not set(prompt[seen.query.left]) & trained
     assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.pairs_per_new_user)
     assert not np.isclose(data.truth.gap(data.pairs), 0).any()
@@ -319,9 +319,9 @@ def test_utility_is_that_of_any_text():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(kinds=1), "1 kinds"),
+        (dict(kinds=1), "kinds = 1 must be"),
         (dict(kinds=2, context_pairs=-1), "context_pairs"),
-        (dict(context_pairs=150), "200 of 150 pairs"),
+        (dict(context_pairs=150), "pool = 200 is more than context_pairs = 150"),
         (dict(context_pairs=2000, pool=10), "2000 to show"),
         (dict(n_users=55), "kinds = 2"),
     ],

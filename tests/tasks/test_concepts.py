@@ -1,4 +1,4 @@
-"""The cluster model and DPO's linear head: against the paper's equations solved and differentiated by other means."""
+"""The cluster model and DPO's linear head agree with the paper's equations, solved and differentiated independently."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def fitted(task, seed=0, **fields):
 
 
 def prompts(pairs, d):
-    """g(x) float64[n, d] and the one-hot of the preferred token minus that of the other float64[n, V]."""
+    """Return g(x) float64[n, d], and the one-hot of the preferred token minus that of the other, float64[n, V]."""
     won = np.where(pairs.label == 1, pairs.left, pairs.right)
     lost = np.where(pairs.label == 1, pairs.right, pairs.left)
     blocks = pairs.items.features.astype(np.float64).reshape(len(pairs.items), -1, d)
@@ -49,7 +49,7 @@ def test_clusters_are_the_papers():
     assert (counts == 400).all() and len(kinds) == 6
     means = np.array([g[cluster == c].mean(0) for c in range(6)])
     noise = 4.5 * task.cluster_sd / np.sqrt(400)
-    for kind, mean in zip(kinds, means, strict=True):  # c_i is e_{1+i}: + prefers the first of a concept's tokens
+    for kind, mean in zip(kinds, means, strict=True):  # c_i is e_{1+i}; the + cluster prefers a concept's first token
         concept, aligned = np.flatnonzero(kind)[0] // 2, kind[np.flatnonzero(kind)[0]] > 0
         wanted = np.zeros(6)
         wanted[0], wanted[1 + concept] = 0.4, 1 if aligned else -1
@@ -60,7 +60,7 @@ def test_clusters_are_the_papers():
 
 
 def test_margins_solve_the_papers_equations():
-    """Eq. 10 for training prompts and eq. 9 for unseen ones, by an independent solver from tokens and covariances."""
+    """Margins satisfy eq. 10 on training prompts and eq. 9 on unseen ones, by an independent solver."""
     state, readings, splits = fitted(replace(SMALL, width=12), horizon=600.0, records=48)
     (g, token), (g_new, token_new) = prompts(splits.train, 10), prompts(splits.panels["test"].query, 10)
     C = (np.concatenate([token, token_new]) @ token.T) * (np.concatenate([g, g_new]) @ g.T)
@@ -73,7 +73,7 @@ def test_margins_solve_the_papers_equations():
     times = state["times"].numpy()
     exact = solve_ivp(flow, (0, 600), np.zeros(len(C)), "DOP853", times, rtol=1e-10, atol=1e-12).y
     assert np.allclose(times, np.linspace(0, 600, 49))
-    assert np.abs(state["margins"].numpy().T - exact[:N]).max() < 2e-6 and exact.max() > 1  # kept as float32
+    assert np.abs(state["margins"].numpy().T - exact[:N]).max() < 2e-6 and exact.max() > 1  # stored as float32
     assert abs(readings["test_mean_margin_5tau"] - np.interp(100 * np.log(3), times, exact[N:].mean(0))) < 2e-6
     inside = np.all(
         [(exact[:N, k] >= t / 2400) & (exact[:N, k] <= t / 60) for k, t in enumerate(times) if 0 < t < 66], 0
@@ -82,7 +82,7 @@ def test_margins_solve_the_papers_equations():
 
 
 def test_flow_descends_the_dpo_loss_as_printed():
-    """dW/dt = -grad L / tau with L of eq. 4 over softmax probabilities and any reference W_0, by torch's own gradient."""
+    """dW/dt = -grad L / tau for L of eq. 4 with softmax probabilities and any reference W_0, by torch's gradient."""
     beta, tau, records = 0.3, 2.0, 400
     state, _, splits = fitted(SMALL, beta=beta, tau=tau, horizon=80.0, records=records)
     g, token = (torch.from_numpy(a) for a in prompts(splits.train, 10))
@@ -102,7 +102,7 @@ def test_flow_descends_the_dpo_loss_as_printed():
 
 @pytest.mark.parametrize("K", [1, 3])
 def test_narrow_clusters_have_a_closed_form(K):
-    """As v goes to 0 every margin solves tau r' = 2 beta^2 / K sigmoid(-r), so that r + e^r = 1 + 2 beta^2 t / (K tau)."""
+    """As v goes to 0, margins solve tau r' = 2 beta^2 / K sigmoid(-r), so that r + e^r = 1 + 2 beta^2 t / (K tau)."""
     state, _, _ = fitted(Concepts(K=K, Q=20, width=1e-4, l_b=0.5, queries=20), beta=0.2, tau=0.5, horizon=100.0)
     for t, margins in zip(state["times"].tolist(), state["margins"].numpy(), strict=True):
         exact = brentq(lambda r, t=t: r + np.exp(r) - 1 - 2 * 0.2**2 * t / (K * 0.5), -1, 20)
@@ -133,11 +133,11 @@ def test_the_band_holds_where_allowed_and_not_for_wide_clusters():
     wide = [fitted(Concepts(width=8), seed)[1]["inside_band"] for seed in range(3)]
     assert 0.9 < np.mean(wide) < 1
     assert "inside_band" not in fitted(Concepts(), horizon=80.0)[1]  # tau_1 of four concepts is 87.9: not reached
-    assert "inside_band" not in fitted(Concepts(), records=3)[1]  # reached, but never looked at before
+    assert "inside_band" not in fitted(Concepts(), records=3)[1]  # tau_1 is reached, but no earlier time is recorded
 
 
 def test_pairs_or_features_whichever_are_fewer():
-    """Soft labels too; features that are always zero change nothing but which side is summed over."""
+    """Primal and dual agree, also for soft labels; constant zero features only change which of both is used."""
     splits, _ = prepared(Concepts(K=1, Q=20, feature_dim=8, width=6, queries=20))
     rng = np.random.default_rng(0)
     train = replace(splits.train, label=rng.random(len(splits.train)).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Real people's choices: what the files hold, and what methods reach on them."""
+"""Real people's choices: the files' contents, and the scores of methods on them."""
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,12 @@ def test_snacks_holds_what_its_authors_say(data_folder):
     pairs = Snacks().build(0).pairs
     assert pairs.n_users == 31 and len(pairs) == 31 * 136 and len(pairs.items) == 17
     judged = {(u, min(a, b), max(a, b)) for u, a, b in zip(pairs.user, pairs.left, pairs.right, strict=True)}
-    assert len(judged) == 31 * 136  # every pair of 17 once each
+    assert len(judged) == 31 * 136  # every pair of 17 once
     assert 0.3 < np.median(pairs.seconds) < 3  # seconds, not milliseconds
 
 
 def test_food_risk_agrees_with_the_raw_file(data_folder):
-    """The choice rule published with it (the higher sum of ratings) scores .686 over all trials."""
+    """The published choice rule (the higher sum of ratings) scores .686 over all trials."""
     raw = pd.read_csv(next(data_folder.rglob("foodrisk.csv"))).drop_duplicates(["subj", "trial"])
     assert len(raw) == 6092
     pairs = FoodRisk().build(0).pairs
@@ -42,7 +42,7 @@ def test_food_risk_agrees_with_the_raw_file(data_folder):
 
 
 def test_people_differ_about_snacks(data_folder):
-    """Five folds, so every person is a test person once. About .75 at 10 shots would mean that the prior knew them."""
+    """Every person is a test person once in five folds. About .75 at 10 shots would mean that the prior leaked."""
     per_user = accuracy(Snacks(), "per_user", range(5))
     mixed = accuracy(Snacks(), "mixed_logit", range(5))
     shared = accuracy(Snacks(), "shared", range(5))
@@ -72,7 +72,7 @@ def test_per_user_on_snacks_is_scikit_learns(data_folder):
 
 @pytest.mark.slow
 def test_nobody_gains_on_food_risk(data_folder):
-    """The negative control, before any interval: no method is far above one reward for all."""
+    """On the negative control no method's point estimate is far above one reward for all."""
     shared = accuracy(FoodRisk(), "shared", range(5))
     for method in ("per_user", "spectral", "mixed_logit", "rfm"):
         assert (accuracy(FoodRisk(), method, range(5)) - shared).max() < 0.015

@@ -1,4 +1,4 @@
-"""What policies are trained on: personas as concepts, as prompts that are answered Yes or No by a language model."""
+"""Tasks for policies: personas as concepts, whose statements a language model answers with Yes or No."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ FOLDER = registry.PROJECT_ROOT / "jobs" / "suites" / "claims"
 
 @pytest.mark.parametrize("file", ["dpo_personas_text.toml", "dpo_personas_full.toml"])
 def test_claims_compare_numbers_of_personas_and_nothing_else(file):
-    """Every check sets one setting of the suite against another that differs in the number of personas alone."""
+    """Every check compares two settings of the suite that differ only in the number of personas."""
     suite, (_, claims) = read_suite(FOLDER / file), read_claims(FOLDER / file)
     settings = [field_values(task) for task in suite.tasks]
     assert {task["concepts"] for task in settings} <= set(CONCEPTS) and {len(m) for m in CONCEPTS.values()} == set(
@@ -32,7 +32,7 @@ def test_claims_compare_numbers_of_personas_and_nothing_else(file):
 
 @pytest.mark.slow
 def test_a_policy_learns_yes_and_no(data_folder, tmp_path):
-    """An untrained model, some steps: it logs what D8 reads, and training statements move the way of their labels."""
+    """A few steps log the curves that D8 needs, and move training statements towards their labels."""
     store = Store(tmp_path / "store").open()
     small.build_small_model(tmp_path / "model", steps=0)
     method = registry.make_instance(
@@ -44,5 +44,5 @@ def test_a_policy_learns_yes_and_no(data_folder, tmp_path):
     found = run_trial(Trial(task, method, 0, "test", "test"), splits, data.truth, store=store)
     curves = found.facts["curves"]
     assert {"train_margin", "validation_margin"} <= curves.keys() and np.isfinite(curves["validation_margin"]).all()
-    assert abs(curves["train_margin"][0]) < 1e-6 < abs(curves["train_margin"][-1])  # the reference, at first
+    assert abs(curves["train_margin"][0]) < 1e-6 < abs(curves["train_margin"][-1])  # the policy starts at the reference
     assert set(found.predictions) == {"seen/0", "validation/0", "test/0"}

@@ -1,4 +1,4 @@
-"""PRISM on small files of its schema, which the tests write."""
+"""PRISM on small files with its schema."""
 
 import json
 
@@ -21,7 +21,7 @@ WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
 
 
 def people(n=30, conversations=6, seed=0):
-    """survey.jsonl and utterances.jsonl as the codebook has them: four answers in turn 0, two in each later turn."""
+    """Return survey.jsonl and utterances.jsonl as in the codebook: four answers in turn 0, two in each later turn."""
     rng, survey, utterances = np.random.default_rng(seed), [], []
     for u in range(n):
         survey.append(
@@ -75,7 +75,7 @@ def folder(tmp_path):
 
 
 def judged(data):
-    """(user id, prompt, preferred response, other response) of every pair."""
+    """Return (user id, prompt, preferred response, other response) of every pair."""
     ids, text, p = data.users["id"].to_pylist(), data.pairs.items.text.to_pylist(), data.pairs
     wins, loses = np.where(p.label == 1, p.left, p.right), np.where(p.label == 1, p.right, p.left)
     assert all(text[won]["prompt"] == text[lost]["prompt"] for won, lost in zip(wins, loses, strict=True))
@@ -86,7 +86,7 @@ def judged(data):
 
 
 def by_hand(utterances):
-    """The same from the rows, turn by turn."""
+    """Return the same as `judged`, computed from the rows turn by turn."""
     found = []
     for row in utterances:
         if row["turn"] == 0 and row["if_chosen"]:
@@ -117,7 +117,7 @@ def test_people_wrote_their_own_profile(folder):
 
 
 def test_it_keeps_the_contract(folder):
-    """The battery of `manyminds check prism`, which has to fetch the data."""
+    """All checks of `manyminds check prism` pass on local files instead of the hub's."""
     findings = [(what, ask()) for what, ask in task_checks(small(folder))]
     assert len(findings) >= 15 and [f for f in findings if f[1]] == []
 
@@ -131,7 +131,7 @@ def test_a_prepared_task_has_profiles(folder, tmp_path):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_prompt_is_wholly_shown_or_wholly_asked(tmp_path, seed):
-    """Also a prompt that a user wrote in two conversations; nothing is lost but what goes beyond the queries."""
+    """The same holds for a prompt in two conversations of a user; only pairs beyond `queries` are dropped."""
     survey, utterances = people()
     for row in utterances:
         if row["turn"] == 0:
@@ -151,7 +151,7 @@ def test_a_prompt_is_wholly_shown_or_wholly_asked(tmp_path, seed):
 
 
 def test_prompts_are_shown_by_chance(folder):
-    """Every prompt of a user is as often shown as another, and a user's first pairs come from every prompt."""
+    """All prompts of a user are shown equally often, and a user's first pairs come from every prompt."""
     data = small(folder).build(0)
     prompt = np.array([int(p.split()[1]) for p in data.pairs.items.text["prompt"].to_pylist()])
     shown, first = np.zeros(6), np.zeros(6)
@@ -166,7 +166,7 @@ def test_prompts_are_shown_by_chance(folder):
 
 
 def test_unusable_answers_are_dropped_and_counted(tmp_path):
-    """A model that says nothing loses no pair; a turn without one answer kept gives none."""
+    """An empty answer is in no pair; a turn without exactly one kept answer gives no pairs."""
     survey, utterances = people(8)
     first = {}
     for row in utterances:
@@ -181,10 +181,10 @@ def test_unusable_answers_are_dropped_and_counted(tmp_path):
 
     rejected("c0-0")["model_response"] = "EMPTY STRING"
     rejected("c0-0", 1)["model_response"] = None
-    kept("c1-0")["model_response"] = " "  # four answers of which none is left to win
+    kept("c1-0")["model_response"] = " "  # four answers, none of which wins
     kept("c2-0")["if_chosen"] = False
     rejected("c3-0")["if_chosen"] = True
-    rejected("c4-0")["model_response"] = kept("c4-0")["model_response"]  # two models of one mind: no pair
+    rejected("c4-0")["model_response"] = kept("c4-0")["model_response"]  # two models gave the same answer: no pair
     rejected("c5-0")["model_response"] = rejected("c5-0", 1)["model_response"]  # loses once
     data = small(write(tmp_path, survey, utterances)).build(0)
     assert dict(zip(*data.users.to_pydict().values(), strict=True)) == {
@@ -199,20 +199,20 @@ def test_who_has_too_few_pairs_or_prompts_is_left_out(tmp_path):
     few = [r for r in utterances if (r["user_id"], r["conversation_id"][-1]) not in {("user3", c) for c in "345"}]
     for row in few:
         if row["user_id"] == "user4" and row["conversation_id"][-1] in "0123":
-            row["user_prompt"] = "the same"  # 12 pairs of one prompt: 6 are left to show
+            row["user_prompt"] = "the same"  # 12 pairs of one prompt leave 6 for the context
     folder = write(tmp_path, survey, few)
     assert set(small(folder).build(0).users["id"].to_pylist()) == {f"user{u}" for u in range(10)} - {"user3", "user4"}
     more = small(folder, min_pairs=9, shots=(0, 6)).build(0)
     assert len(more.users) == 10
-    with pytest.raises(UserError, match="171 pairs of 10 people, of whom nobody has 19"):
+    with pytest.raises(UserError, match=r"none of 10 people \(with 171 pairs\) has 19 pairs"):
         small(folder, min_pairs=19).build(0)
 
 
 def test_mistakes(folder, tmp_path):
     for fields, says in (
-        (dict(min_pairs=9), "leaves none to ask"),
+        (dict(min_pairs=9), "leaves no queries"),
         (dict(revision="main"), "not the 40 hex digits"),
-        (dict(revision="0" * 40), "either a file or a revision"),
+        (dict(revision="0" * 40), "file and revision cannot both be set"),
         (dict(encoder="tfdif"), "no text encoder"),
     ):
         with pytest.raises(UserError, match=says):

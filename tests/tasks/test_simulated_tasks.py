@@ -1,4 +1,4 @@
-"""Simulated tasks against closed forms: conflict rates, Bayes errors, ceilings, first-passage times, left-out raters."""
+"""Simulated tasks agree with closed forms: conflict rates, Bayes errors, ceilings, first-passage times."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from tasks.two_modes import mode_diagnostics
 
 
 def accuracy(task, method, seed=0, panel="test"):
-    """{shots: accuracy} of the observed labels, macro over users."""
+    """Return {shots: accuracy} on the observed labels, macro-averaged over users."""
     data = task.build(seed)
     trial = Trial(task, make_instance("method", method, {}), seed, "test", "test")
     scores = run_trial(trial, task.split(data, seed), data.truth).scores.to_pandas()
@@ -65,7 +65,7 @@ def test_readings_tell_a_found_mode_from_noise():
 @pytest.mark.parametrize(("truth", "ceiling"), [("linear", 0.905), ("tanh", 0.952)])
 def test_raters_ceilings(truth, ceiling):
     task = Raters(truth=truth, scenario="independent_signs", shots=(0,), pairs_per_user=1)
-    assert abs(accuracy(task, "oracle")[0] - ceiling) < 0.012  # 4,000 answers: sd .005, and worlds differ
+    assert abs(accuracy(task, "oracle")[0] - ceiling) < 0.012  # 4,000 answers have sd .005, and seeds differ
 
 
 def test_raters_signs_by_scenario():
@@ -79,7 +79,7 @@ def test_raters_signs_by_scenario():
 
 
 def cdf(drift, grid):
-    """Distribution function of the exit time from (-1, 1), by the method of images: no exponentials in it."""
+    """Return the distribution function of the exit time from (-1, 1) by the method of images."""
     k = np.arange(-30, 31)[:, None]
     images = (-1.0) ** k * (2 * k + 1) * np.exp(-((2 * k + 1) ** 2) / (2 * grid))
     density = np.cosh(drift) * np.exp(-(drift**2) * grid / 2) * images.sum(0) / np.sqrt(2 * np.pi * grid**3)
@@ -99,11 +99,11 @@ def test_decisions_follow_the_diffusion(drift):
     assert abs(time.mean() - mean) < 4.5 * time.std() / np.sqrt(n)
     variance = (np.tanh(drift) - drift / np.cosh(drift) ** 2) / drift**3 if drift else 2 / 3
     assert abs(time.var() / variance - 1) < 0.03
-    assert abs(np.corrcoef(answer, time)[0, 1]) < 4.5 / np.sqrt(n)  # the side tells nothing of the time
+    assert abs(np.corrcoef(answer, time)[0, 1]) < 4.5 / np.sqrt(n)  # side and time are independent
 
 
 def test_decisions_agree_with_small_steps():
-    """Euler steps with the boundary moved out by .5826 sqrt(dt), as discrete looks miss crossings (Siegmund 1985)."""
+    """Euler steps agree, with the boundary moved out by .5826 sqrt(dt) for missed crossings (Siegmund 1985)."""
     rng, n, dt, drift = np.random.default_rng(2), 4000, 1e-3, 0.8
     v, time = np.zeros(n), np.zeros(n)
     inside = np.ones(n, bool)
@@ -178,12 +178,12 @@ def test_every_score_column_is_left_out_once(tmp_path):
         tested += splits.panels["test"].query.people.tolist()
         assert len(splits.train.people) == 3
     assert sorted(tested) == [0, 1, 2, 3, 4]
-    assert data.content_digest() == task.build(1).content_digest()  # a data set
+    assert data.content_digest() == task.build(1).content_digest()  # pairs do not depend on the seed
 
 
 @pytest.mark.parametrize("features", [False, True])
 def test_no_response_is_shown_and_asked(tmp_path, features):
-    """By prompt, or by response where there is no prompt."""
+    """Parts are disjoint by prompt, or by response where there is no prompt."""
 
     def change(t):
         return t.drop("prompt", "response").with_columns(pl.Series("feature_a", np.arange(80.0)))
@@ -225,7 +225,8 @@ def test_equal_responses_are_one_with_their_mean_scores(tmp_path, features):
 
 
 def test_a_score_may_turn_to_decimals_late(tmp_path):
-    lines = [f"r{i},{i},{i % 7},{i % 5},{i % 3 + 0.5 * (i > 110)}" for i in range(120)]  # polars looks at 100 rows
+    # polars infers types from the first 100 rows
+    lines = [f"r{i},{i},{i % 7},{i % 5},{i % 3 + 0.5 * (i > 110)}" for i in range(120)]
     (tmp_path / "late.csv").write_text("\n".join(["response,m0,m1,m2,m3", *lines]))
     assert ModelRaters(file=str(tmp_path / "late.csv")).read_ratings()["m3"][-1] == 2.5
 
@@ -256,7 +257,11 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
     ("change", "fields", "said"),
     [
         (lambda t: t, {"raters": ("m0", "m1", "m2", "m9")}, "no column 'm9'"),
-        (lambda t: t, {"raters": ("m0", "m1", "m2", "response")}, "row 1 of column response holds '.*', no finite"),
+        (
+            lambda t: t,
+            {"raters": ("m0", "m1", "m2", "response")},
+            "row 1 of column response holds '.*', which is not a finite number",
+        ),
         (lambda t: t.drop("m0", "m1"), {}, "too few"),
         (lambda t: t.drop("response"), {}, "neither columns feature_"),
         (
@@ -279,8 +284,12 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
             {},
             "row 10 of column prompt is empty",
         ),
-        (lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"), {}, "no two to one prompt"),
-        (lambda t: t.with_columns(m2=pl.lit(1)), {}, "have different scores of m2"),
+        (
+            lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"),
+            {},
+            "have the same prompt and different scores",
+        ),
+        (lambda t: t.with_columns(m2=pl.lit(1)), {}, "different scores of m2"),
         (lambda t: t[:0], {}, "has no rows"),
     ],
 )
@@ -294,10 +303,10 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path, change, fields, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.csv", b"", "is no csv table"),
-        ("ragged.csv", b"a,b\n1,2,3\n", "is no csv table"),
+        ("empty.csv", b"", "is not a csv table"),
+        ("ragged.csv", b"a,b\n1,2,3\n", "is not a csv table"),
         ("twice.csv", b"m0,m0\n1,2\n", "two columns are named 'm0'"),
-        ("broken.parquet", b"PAR1", "is no parquet table"),
+        ("broken.parquet", b"PAR1", "is not a parquet table"),
         ("scores.txt", b"m0,m1\n1,2\n", "ends in .txt"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tasks made of texts, their encoder, and the controls that need texts or shared pairs."""
+"""Text tasks, their encoder, and the controls that need texts or shared pairs."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath",
 
 
 def sentences(n, seed=0, most=9):
-    """n distinct texts of the words above."""
+    """Return n distinct texts of the words above."""
     rng = np.random.default_rng(seed)
     texts = [" ".join(rng.choice(WORDS, rng.integers(2, most))) + f" {number}" for number in range(n)]
     return texts
@@ -46,7 +46,7 @@ def table(texts):
 
 
 def offer(monkeypatch, folder, source, write):
-    """Writes a small file where `source` looks for one, and returns the source that believes it."""
+    """Write a small file where `source` looks for it; return the source with the file's digest."""
     path = folder / source.file
     path.parent.mkdir(exist_ok=True)
     write(path)
@@ -62,7 +62,7 @@ class TestEncoder:
         idf = np.log((1 + len(texts)) / (1 + (count > 0).sum(0))) + 1
         weighted = np.where(count > 0, 1 + np.log(np.maximum(count, 1)), 0) * idf
         u, s, _ = np.linalg.svd(weighted, full_matrices=False)
-        wanted = u[:, :6] * s[:6]  # its mean is kept
+        wanted = u[:, :6] * s[:6]  # the mean is not subtracted
         wanted /= np.sqrt(2 * wanted.var(0).mean())
         found = encode_items(table(texts), "tfidf-svd-6")
         assert found.dtype == np.float32 and found.shape == (40, 6)
@@ -85,9 +85,9 @@ class TestEncoder:
             check_encoder(name)
 
     def test_too_many_dimensions_are_explained(self):
-        with pytest.raises(UserError, match="have no 500 dimensions"):
+        with pytest.raises(UserError, match="too few for 500 dimensions"):
             encode_items(table(sentences(30)), "tfidf-svd-500")
-        with pytest.raises(UserError, match="hold no word"):
+        with pytest.raises(UserError, match="contain no words"):
             encode_items(table(["...", "--"]), "tfidf-svd-1")
 
 
@@ -137,7 +137,7 @@ class TestControls:
 class TestArguments:
     @pytest.fixture
     def small(self, monkeypatch, tmp_path):
-        """20 workers judge 40 pairs of one list, others one or three; two arguments have the same words."""
+        """Write a small data set: 20 workers judge 40 pairs, others one or three; two arguments have the same text."""
         rng = np.random.default_rng(0)
         texts = sentences(30)
         texts[1] = texts[0]
@@ -182,14 +182,14 @@ class TestArguments:
             assert np.isin(panel.query.people, often).all() and len(panel.query)
         assert set(splits.train.people) >= set(range(20, data.pairs.n_users))
         assert len(splits.train.people) == 12 + 5 and (np.diff(splits.train.user) >= 0).all()
-        for local, person in enumerate(splits.train.people):  # rows stay with their person
+        for local, person in enumerate(splits.train.people):  # each row keeps its person
             mine, all_his = splits.train.of([local]), data.pairs.of([person])
             shown, known = (set(zip(p.left, p.right, p.label, strict=True)) for p in (mine, all_his))
             assert shown <= known
         assert shares_pairs(splits)
 
     def test_mistakes(self, small, monkeypatch, tmp_path):
-        with pytest.raises(UserError, match="leaves none to ask"):
+        with pytest.raises(UserError, match="leaves no queries"):
             Arguments(min_judgements=20)
         with pytest.raises(UserError, match="no text encoder"):
             Arguments(encoder="words")
@@ -206,20 +206,21 @@ class TestArguments:
             self.task.build(0)
 
     def test_no_file_no_folder(self, no_data, monkeypatch, tmp_path):
-        with pytest.raises(UserError, match="is in no data folder") as caught:
+        with pytest.raises(UserError, match="no data folder is set") as caught:
             Arguments().build(0)
         assert "MANYMINDS_DATA" in caught.value.hint
         monkeypatch.setenv("MANYMINDS_DATA", str(tmp_path))
-        with pytest.raises(UserError, match=r"no ukp_convarg1/arguments.parquet under"):
+        with pytest.raises(UserError, match=r"no ukp_convarg1/arguments.parquet in"):
             Arguments().build(0)
 
     def test_anchors_on_the_real_file(self, data_folder):
-        """The README's counts; the longer argument .685; all others' majority .777, where a worker and they decide."""
+        """The README's counts hold; the longer argument wins .685, and the others' majority agrees in .777."""
         data = Arguments().build(0)
         p = data.pairs
         often = np.array(data.users["often"])
-        assert often.sum() == 233 and (often == (np.diff(p.offsets) >= 50)).all()  # 234 before dropping those pairs
-        assert len(p) == 84_445 - 75 - 5 and p.n_users == 3_810  # twice the same words; people with one judgement
+        assert often.sum() == 233 and (often == (np.diff(p.offsets) >= 50)).all()  # 234 with pairs of equal texts
+        # without pairs of equal texts and people with one judgement
+        assert len(p) == 84_445 - 75 - 5 and p.n_users == 3_810
         assert (p.label == 0.5).mean() == pytest.approx(0.226, abs=0.002)
         z = Longest().score({}, Longest().adapt({}, p, Run(0)), p).numpy()
         decided = p.label != 0.5
@@ -238,7 +239,7 @@ class TestArguments:
         assert np.mean(right[n >= 50]) == pytest.approx(0.777, abs=0.002)
 
     def test_majority_of_training_users_on_the_real_file(self, data_folder):
-        """Every frequent worker is a test user once in five seeds: fewer voters than "all others", so at most .777."""
+        """Training users are fewer voters than "all others", so the majority reaches at most .777 over five seeds."""
         task = Arguments()
         data, right = task.build(0), []
         for seed in range(5):
@@ -255,7 +256,7 @@ class TestArguments:
 class TestPersonas:
     @pytest.fixture
     def small(self, monkeypatch, tmp_path):
-        """Ten personas of 30 statements; personas 2j and 2j + 1 love the same word."""
+        """Write ten personas with 30 statements each; personas 2j and 2j + 1 like the same word."""
         rng = np.random.default_rng(0)
         rows = []
         for k in range(10):
@@ -319,7 +320,7 @@ class TestPersonas:
         statements = [t["prompt"] for t in text[::2]]
         g = encode_items(table(statements), "tfidf-svd-20").astype(float)
         yes_first = np.where(p.left % 2 == 0, 1.0, -1.0)
-        token = np.stack([yes_first, -yes_first], 1)  # one-hot of left less one-hot of right
+        token = np.stack([yes_first, -yes_first], 1)  # one-hot of left minus one-hot of right
         tensor = np.einsum("nv,nd->nvd", token, g[p.left // 2]).reshape(len(p), -1)
         assert np.allclose(p.gap @ p.gap.T, tensor @ tensor.T, atol=1e-4)
         assert task.diagnostics(task.split(data, 0), None, {}, ()) == {}
@@ -332,7 +333,7 @@ class TestPersonas:
         found, p = task.diagnostics(splits, None, {}, ()), splits.train
         chosen = p.items.features[np.where(p.label == 1, p.left, p.right)]
         for name, rows in (("cosine", chosen), ("cosine_centred", chosen - chosen.mean(0))):
-            apart = p.user[:, None] != p.user  # all have as many pairs, so a mean over rows is one over personas
+            apart = p.user[:, None] != p.user  # the mean over rows is that over personas
             assert found[name] == pytest.approx(cosine_similarity(rows)[apart].mean(), abs=1e-5)
             each = [cosine_similarity(rows[p.user == a], rows[p.user == b]).mean() for a in range(6) for b in range(a)]
             assert found[f"{name}_absolute"] == pytest.approx(np.abs(each).mean(), abs=1e-5)
@@ -364,7 +365,7 @@ class TestPersonasAsConcepts:
 
     @pytest.fixture
     def small(self, monkeypatch, tmp_path):
-        """Seventeen personas of 60 statements, and one statement that three have, at least two of any sixteen."""
+        """Write 17 personas with 60 statements each, and one statement of three personas: of two among any sixteen."""
         names = sorted({name for names in personas.CONCEPTS.values() for name in names})[:17]
         rows = [(n, i, f"I like {n} {i} {'yes' if i % 2 else 'no'}", i % 2 == 1) for n in names for i in range(60)]
         rows += [(name, 60, "We all say so", True) for name in names[:3]]
@@ -385,7 +386,7 @@ class TestPersonasAsConcepts:
         assert set(splits.panels) == {"seen", "validation", "test"} and not any(
             len(panel.context) for panel in splits.panels.values()
         )
-        assert {len(some) for some in said[1:]} == {min(9, 2 * K)}  # of 6 K held out
+        assert {len(some) for some in said[1:]} == {min(9, 2 * K)}  # of the 6 K held out
         assert len(said[0]) == pytest.approx(54 * K, abs=1) and len(set(chain(*said))) == sum(map(len, said))
         counts = Counter(small[statement] for statement in said[0] if statement != "We all say so")
         assert len({name for name, _ in counts}) == K and max(counts.values()) == 27 and min(counts.values()) >= 26
@@ -421,7 +422,7 @@ class TestPersonasAsConcepts:
         assert drawn(4, 0) != drawn(4, 1)
 
     def test_readings_are_margins_over_time(self, small):
-        """Against one implicit step taken by hand: at first weights are pace * t / 2 times the mean signed gap."""
+        """Margins agree with a first step by hand: early weights are pace * t / 2 times the mean signed gap."""
         task = Personas(concepts=2, drawn_by="seed", **self.fields)
         splits = task.split(task.build(0), 0)
         method = DpoHead(horizon=0.02, records=2)
@@ -500,7 +501,7 @@ class TestObjectives:
     def test_mistakes(self, small, monkeypatch):
         with pytest.raises(UserError, match="120 helpful pairs are needed, but there are 100"):
             replace(self.task, n_users=12).build(0)
-        with pytest.raises(UserError, match="leave none to ask"):
+        with pytest.raises(UserError, match="pairs_per_user = .* more than the"):
             Objectives(pairs_per_user=20)
 
     def test_the_real_files(self, data_folder):
@@ -513,7 +514,7 @@ class TestObjectives:
 
 
 def feedback(n_prompts=60, seed=0):
-    """UltraFeedback's rows; the last of each prompt's four answers has no rating of honesty."""
+    """Return rows as in UltraFeedback; the last of each prompt's four answers has no rating of honesty."""
     rng, texts = np.random.default_rng(seed), sentences(4 * n_prompts, seed)
     return [
         {
@@ -565,14 +566,14 @@ class TestRatedAspects:
 
     def test_a_parquet_file_is_read_alike(self, file, tmp_path):
         wide = tmp_path / "wide.jsonl"
-        wide.write_text("\n\n".join(map(json.dumps, feedback())) + "\n\n")  # blank lines are nothing
+        wide.write_text("\n\n".join(map(json.dumps, feedback())) + "\n\n")  # blank lines are ignored
         assert self.task(str(wide)).build(0).content_digest() == self.task(file).build(0).content_digest()
         other = tmp_path / "feedback.parquet"
         pl.DataFrame(feedback()).write_parquet(other)
         assert self.task(str(other)).build(0).content_digest() == self.task(file).build(0).content_digest()
 
     def test_a_folder_and_the_hub_are_read_alike(self, file, tmp_path, monkeypatch):
-        """The hub's files one after another, and what `hf download --local-dir` leaves beside them."""
+        """A folder of the hub's files is read like the hub, ignoring other files of `hf download --local-dir`."""
         (tmp_path / "hub" / ".cache").mkdir(parents=True)
         (tmp_path / "hub" / "README.md").write_text("---")
         for name, part in (("false_qa", feedback()[:20]), ("flan", feedback()[20:])):
@@ -595,7 +596,7 @@ class TestRatedAspects:
         assert len({json.dumps(task_identity(t, 0)) for t in (task, other, folder, self.task(file))}) == 4
 
     def test_candidates_are_four_rated_responses_to_each_test_prompt(self, tmp_path):
-        """None of a prompt of which fewer are rated; all are known to the truth, none is shown or trained on."""
+        """Prompts with fewer rated responses have none; all are in the truth, none is in a context or in training."""
         every = feedback(60)
         for row in every[:40]:
             row["completions"][3]["annotations"]["honesty"]["Rating"] = "3"
@@ -634,7 +635,7 @@ class TestRatedAspects:
         splits = task.split(data, 1)
         splits.check_for_leaks()
         score, test = data.truth.items, splits.panels["test"]
-        every = data.pairs  # independent random ratings: half of the pairs without ties conflict
+        every = data.pairs  # for independent ratings half of the pairs without ties conflict
         for rate, pairs in zip(rates, (splits.train, test.context, test.query), strict=True):
             gap = score[pairs.left] - score[pairs.right]
             found = (gap[:, 0] * gap[:, 1] < 0).mean()
@@ -651,7 +652,7 @@ class TestRatedAspects:
         assert sum(map(len, parts)) == len(set.union(*parts))
 
     def test_following_moves_no_pair(self, file):
-        """The dedicated model is asked what the others are; in full conflict the other aspect says the opposite."""
+        """The pairs do not depend on `follow`; with a conflict rate of 1 the other aspect gives opposite labels."""
         full = dict(train_conflict_rate=1.0, context_conflict_rate=1.0, query_conflict_rate=1.0, encoder="numbers")
         mixed, one, two = (self.task(file, follow=f, **full).build(0) for f in ("", "helpfulness", "honesty"))
         assert np.array_equal(mixed.pairs.left, one.pairs.left) and np.array_equal(one.pairs.left, two.pairs.left)
@@ -661,7 +662,7 @@ class TestRatedAspects:
         assert np.array_equal(mixed.pairs.label, mine)
 
     def test_modes_are_balanced_among_training_validation_and_test_users(self, file):
-        """So one reward for all has just half of fully conflicting pairs, and a third mode's users are no fewer."""
+        """One reward for all is then right on half of fully conflicting pairs, for two modes and for three."""
         for aspects in (("detail", "clarity"), ("detail", "clarity", "creativity")):
             found = []
             for seed in range(20):
@@ -672,7 +673,7 @@ class TestRatedAspects:
                     counts = np.bincount(group, minlength=len(aspects))
                     assert counts.max() - counts.min() <= 1
             assert len(population) == len(aspects)
-            assert np.abs(np.mean(found, 0) - np.mean(found)).max() < 4.5 / np.sqrt(20)  # no place tells the mode
+            assert np.abs(np.mean(found, 0) - np.mean(found)).max() < 4.5 / np.sqrt(20)  # independent of position
 
     def test_readings_tell_found_modes(self, file):
         rng = np.random.default_rng(0)
@@ -693,59 +694,59 @@ class TestRatedAspects:
         features, score = data.pairs.items.features, data.truth.items
         assert features.shape == (180, 9)
         fitted = features @ np.linalg.lstsq(features, score, rcond=None)[0]
-        assert (1 - (score - fitted).var(0) / score.var(0) > 0.9).all()  # the scores can be read from them
+        assert (1 - (score - fitted).var(0) / score.var(0) > 0.9).all()  # the scores are linear in the features
         assert np.array_equal((data.truth.gap(data.pairs) > 0), data.pairs.label == 1)
 
     def test_mistakes(self, file, tmp_path):
         for fields, says in (
             (dict(aspects=("detail", "kindness")), "no table of hfgs rates detail and kindness"),
             (dict(aspects=("detail", "assertive")), "no table of hfgs"),
-            (dict(aspects=("detail",)), "not two or more"),
-            (dict(revision="0" * 40), "of the hub's UltraFeedback alone"),
-            (dict(subsets=("flan",)), "of the hub's UltraFeedback alone"),
+            (dict(aspects=("detail",)), "must be two or more"),
+            (dict(revision="0" * 40), "apply only to UltraFeedback from the hub"),
+            (dict(subsets=("flan",)), "apply only to UltraFeedback from the hub"),
             (
                 dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), revision="main"),
                 "not the 40 hex digits",
             ),
             (dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), subsets=("flam",)), "choose among evol_"),
             (dict(source="ultrafeedback", aspects=("honesty", "helpfulness"), subsets=()), "choose among evol_"),
-            (dict(file=file), "reads no file"),
+            (dict(file=file), "cannot be read from a file"),
             (dict(train_conflict_rate=1.5), "outside"),
-            (dict(follow="useful"), "nobody can follow"),
+            (dict(follow="useful"), "must be one of the aspects"),
             (dict(encoder="number"), "no text encoder"),
-            (dict(encoder="numbers", feature_dim=1), "cannot hold"),
-            (dict(n_users=0), "below 1"),
+            (dict(encoder="numbers", feature_dim=1), "is below the number of aspects"),
+            (dict(n_users=0), "must be 1 or more"),
         ):
             with pytest.raises(UserError, match=says):
                 RatedAspects(**fields)
-        with pytest.raises(UserError, match=r"needs .* pairs that conflict of the training prompts, which have"):
+        with pytest.raises(UserError, match=r"needs .* pairs that conflict from the training prompts, which have"):
             self.task(file, train_conflict_rate=1.0, pairs_per_user=100).build(0)
         for ask in (self.task(str(tmp_path / "none.jsonl")).files_digest, lambda: self.task("none.jsonl").build(0)):
             with pytest.raises(UserError, match=r"none.jsonl does not exist"):
                 ask()
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="empty holds no jsonl or parquet file"):
+        with pytest.raises(UserError, match="empty has no jsonl or parquet files"):
             self.task(str(tmp_path / "empty")).files_digest()
         odd = tmp_path / "odd.jsonl"
         odd.write_text('{"instruction": "p", "completions": [{"text": "t"}]}')
-        with pytest.raises(UserError, match="row 0: not of UltraFeedback's schema"):
+        with pytest.raises(UserError, match="row 0: does not follow UltraFeedback's schema"):
             self.task(str(odd)).build(0)
         rows = [json.dumps(row) for row in feedback(3)]
         odd.write_text("\n".join([rows[0], "", rows[1], rows[2][:50]]))
-        with pytest.raises(UserError, match=r"odd.jsonl, row 3: no JSON"):
+        with pytest.raises(UserError, match=r"odd.jsonl, row 3 is not JSON"):
             self.task(str(odd)).build(0)
         odd.write_text("\n".join(rows[:2]).replace('"response": "', '"response": null, "_": "', 1))
-        with pytest.raises(UserError, match=r"row 0: .* is no text"):
+        with pytest.raises(UserError, match=r"row 0: .* is not a text"):
             self.task(str(odd)).build(0)
         (tmp_path / "odd.parquet").write_bytes(b"PAR1")
-        with pytest.raises(UserError, match=r"odd.parquet is no parquet table"):
+        with pytest.raises(UserError, match=r"odd.parquet is not a parquet table"):
             self.task(str(tmp_path / "odd.parquet")).build(0)
         odd.write_text(json.dumps(feedback(1)[0] | {"completions": feedback(1)[0]["completions"][3:]}))
         with pytest.raises(UserError, match="no response has a rating"):
             self.task(str(odd)).build(0)
 
     def test_no_data_folder(self, no_data):
-        with pytest.raises(UserError, match=r"hfgs_multiaspect/v1_aspects.parquet is in no data folder"):
+        with pytest.raises(UserError, match=r"hfgs_multiaspect/v1_aspects.parquet cannot be downloaded"):
             RatedAspects().build(0)
 
     @pytest.mark.parametrize(
@@ -757,7 +758,7 @@ class TestRatedAspects:
         ],
     )
     def test_the_real_tables(self, data_folder, aspects, responses, conflict):
-        """The README's conflict between aspects: .29, .39 of `useful` and fewer factual errors."""
+        """The README's conflict rates hold: .29, and .39 for `useful` against fewer factual errors."""
         task = RatedAspects(aspects=aspects, encoder="numbers")
         rated = task.read_responses()
         assert len(rated) == responses
@@ -775,7 +776,7 @@ class TestRatedAspects:
         task.split(data, 0).check_for_leaks()
 
     def test_one_reward_for_all_fails_where_aspects_conflict(self, data_folder):
-        """N3 in numbers: one reward for all is at chance, the users' own pairs reach the dedicated model."""
+        """Claim N3: one reward for all is at chance; users' own pairs reach the dedicated model."""
         full = dict(train_conflict_rate=1.0, context_conflict_rate=1.0, query_conflict_rate=1.0, encoder="numbers")
 
         def accuracy(method, **fields):
@@ -791,4 +792,4 @@ class TestRatedAspects:
 
         dedicated = accuracy("shared", follow="detail")
         assert dedicated > 0.95 and accuracy("per_user") > dedicated - 0.03
-        assert 0.48 < accuracy("shared") < 0.52  # as many follow one as the other
+        assert 0.48 < accuracy("shared") < 0.52  # equally many users follow either aspect

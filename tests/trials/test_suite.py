@@ -1,4 +1,4 @@
-"""TOML suites: grids, controls, refusals, and what a person gets wrong."""
+"""TOML suites: grids, controls, refusals, and errors of users."""
 
 import pytest
 
@@ -74,7 +74,7 @@ def test_the_digest_is_of_settings_not_of_words(tmp_path):
         ('margin = nan\n[[tasks]]\nname = "low_rank"', "is not between 0 and 1", "margin = 0.01"),
         ('[[tasks]]\nname = "low_rank"\nrank = 9\nfeature_dim = 4', "rank 9 is more than feature_dim 4", "lower"),
         ('[[tasks]]\nname = "low_rank"\nn_users = -3', "at least 1", ""),
-        ('[[tasks]]\nname = "two_modes"\ncontext_conflict_rate = 7.0', "outside [0, 1]", ""),
+        ('[[tasks]]\nname = "two_modes"\ncontext_conflict_rate = 7.0', "conflict rates in [0, 1]", ""),
         ('seed = 3\n[[tasks]]\nname = "low_rank"', "unknown key 'seed'", "'seeds'"),
         ("seeds = 3", "has no tasks", "[[tasks]]"),
         ("[[tasks]]\nn_users = 3", "is not a table with a name", "name ="),
@@ -100,7 +100,7 @@ def test_methods_sit_out_with_a_reason(tmp_path):
 
 
 def test_nobody_chooses_where_there_is_no_choice(tmp_path):
-    """The users of `low_rank` have as many pairs as the largest number of shots, those of `attributes` more."""
+    """A method with elicitation refuses `low_rank`, whose users have no spare pairs, and runs on `attributes`."""
     read = suite(
         tmp_path,
         """
@@ -148,7 +148,7 @@ def test_forecast(tiny):
     _, plan, store = tiny
     told = describe_plan(plan, store)
     assert told["trials"] == told["finished"] == 18 and told["seconds_left"] == 0
-    assert told["tasks"][0]["people"] == 3 * 10  # three worlds of ten new people each
+    assert told["tasks"][0]["people"] == 3 * 10  # each of three seeds draws ten new people
     z = 1.959964 + 0.841621
     assert told["tasks"][0]["detectable"] == pytest.approx(z * (0.2 * (1 + 9 * 0.05) / (30 * 10)) ** 0.5, rel=1e-4)
 
