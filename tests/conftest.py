@@ -1,4 +1,4 @@
-"""One thread, no network, and small finished suites to look at."""
+"""Settings of all tests, such as one thread, and shared fixtures, such as a small finished suite."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 
 torch.set_num_threads(1)
-settings.register_profile("side by side", deadline=None)  # another process may have the core
+settings.register_profile("side by side", deadline=None)  # other processes may use the core
 settings.load_profile("side by side")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("MANYMINDS_DATA", SHARED))
@@ -43,7 +43,7 @@ queries = 10
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Puts tests that start a Ray in their tier, and skips those for a GPU where there is none."""
+    """Mark tests that start Ray as `ray_cluster`, and skip tests that need a GPU where there is none."""
     for item in items:
         if "cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray_cluster)
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def data_folder(monkeypatch):
-    """The folder of real people's choices; tests that need it are skipped where it is not at hand."""
+    """The folder of public data files; tests that need it are skipped where it is missing."""
     if not any(DATA.rglob("ClitheroDataset.csv")):
         pytest.skip(f"no ClitheroDataset.csv under {DATA}: set MANYMINDS_DATA to the folder of public data files")
     monkeypatch.setenv("MANYMINDS_DATA", str(DATA))
@@ -62,14 +62,14 @@ def data_folder(monkeypatch):
 
 @pytest.fixture
 def no_data(monkeypatch, tmp_path):
-    """A person without data folder, cache or network."""
+    """An environment without a data folder or a cache."""
     monkeypatch.delenv("MANYMINDS_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
 def forget_plugins():
-    """Plug-ins, the store and the data that a test named are not known to the next one."""
+    """Reset plug-ins, the store variable and the data variable after each test."""
     before = {name: os.environ.get(name) for name in ("MANYMINDS_STORE", "MANYMINDS_DATA")}
     yield
     registry.PLUGINS.clear()
@@ -81,7 +81,7 @@ def forget_plugins():
 
 @pytest.fixture(scope="session")
 def tiny_once(tmp_path_factory):
-    """The folder of a suite file and of a store where all of it is finished; whoever writes into it takes `tiny`."""
+    """A folder with a suite file and a store where the suite is finished; a test that writes to it must use `tiny`."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny.toml").write_text(TINY)
     store = Store(folder / "store")
@@ -92,7 +92,7 @@ def tiny_once(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_once, tmp_path):
-    """A suite file, its plan and a store where all of it is finished, for one test alone."""
+    """A suite file, its plan and a store where the suite is finished, copied for one test."""
     shutil.copytree(tiny_once, tmp_path, dirs_exist_ok=True)
     file, store = tmp_path / "tiny.toml", Store(tmp_path / "store").open()
     return file, make_plan(read_suite(file), store), store
@@ -100,7 +100,7 @@ def tiny(tiny_once, tmp_path):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """An untrained small language model, which nobody writes into."""
+    """The folder of an untrained small language model; tests must not write to it."""
     folder = tmp_path_factory.mktemp("models") / "small"
     small.build_small_model(folder, steps=0)
     return folder

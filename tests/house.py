@@ -1,6 +1,6 @@
-"""Counts the rooms of the house: modules, imports between them, circles, and the floors that imports make.
+"""The import graph of the project: modules, imports between them, cycles, and levels ("floors") of imports.
 
-python tests/house.py [ROOT]      # figures of a checkout; tests/test_imports.py holds the rules
+python tests/house.py [ROOT]      # print the figures of a checkout; tests/test_imports.py checks the rules
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-Arrows = dict[str, set[str]]  # who imports -> what it imports
+Arrows = dict[str, set[str]]  # importing module -> imported modules
 
 
 def modules(root: Path, *folders: str) -> dict[str, Path]:
-    """Dotted name -> file of every Python module under the folders."""
+    """Return dotted name -> file for every Python module under the folders."""
     found = {}
     for folder in folders:
         for file in sorted((root / folder).rglob("*.py")):
@@ -24,9 +24,9 @@ def modules(root: Path, *folders: str) -> dict[str, Path]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Dotted names of everything a file imports when it runs, wherever in it; `from a import b` gives `a` and `a.b`.
+    """Yield the dotted names of all imports of a file, at any place in it; `from a import b` gives `a` and `a.b`.
 
-    What is imported for the type checker alone does not count.
+    Imports for the type checker alone do not count.
     """
     tree = ast.parse(file.read_text())
     typed = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
@@ -42,7 +42,7 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def arrows(known: dict[str, Path]) -> Arrows:
-    """Imports between the known modules; of a package and a module in it, the module counts."""
+    """Return the imports between known modules; of a package and a module in it, only the module counts."""
     found: Arrows = {name: set() for name in known}
     for name, file in known.items():
         hits = {other for other in imports(file) if other in known}
@@ -51,7 +51,7 @@ def arrows(known: dict[str, Path]) -> Arrows:
 
 
 def folded(between: Arrows, room_of) -> Arrows:
-    """The same arrows between rooms, such as folders: room_of(module) -> its room."""
+    """Return the same imports between groups of modules ("rooms"), such as folders; room_of(module) is its group."""
     found: Arrows = {room_of(name): set() for name in between}
     for name, others in between.items():
         found[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
@@ -59,7 +59,7 @@ def folded(between: Arrows, room_of) -> Arrows:
 
 
 def circles(between: Arrows) -> list[set[str]]:
-    """Sets of rooms that import each other, directly or by way of others (Tarjan 1972)."""
+    """Return the cycles: sets of rooms that import each other, directly or through others (Tarjan 1972)."""
     number, low, stack, found = {}, {}, [], []
 
     def visit(room: str) -> None:
@@ -82,7 +82,10 @@ def circles(between: Arrows) -> list[set[str]]:
 
 
 def floors(between: Arrows) -> dict[str, int]:
-    """Room -> its floor: 0 imports nothing, each other stands one above the highest it imports. Needs no circle."""
+    """Return room -> level: 0 imports nothing, others are one above the highest that they import.
+
+    Cycles are not allowed.
+    """
     found: dict[str, int] = {}
 
     def floor(room: str) -> int:
@@ -96,13 +99,13 @@ def floors(between: Arrows) -> dict[str, int]:
 
 
 def wing(module: str) -> str:
-    """The folder of a module in harness/ that is a wing, the module itself on the ground floor, and else its top folder."""
+    """Return a module's package in harness/, or the module itself directly in harness/, or else its top folder."""
     parts = module.split(".")
     return ".".join(parts[:2]) if parts[0] == "harness" else parts[0]
 
 
 def figures(root: Path) -> str:
-    """What `python tests/house.py` prints."""
+    """Return the text that `python tests/house.py` prints."""
     every = arrows(modules(root, "harness", "tasks", "jobs"))
     rooms = folded(every, wing)
     lines = [f"modules {len(every)}, imports between them {sum(map(len, every.values()))}"]

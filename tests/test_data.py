@@ -1,4 +1,4 @@
-"""Items, Pairs, from_choices and leaks."""
+"""Items, Pairs, from_choices, splits and the check for leaks."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ FRAME = pl.DataFrame(
 
 
 def people(n_users, n_pairs, n_items=12, seed=0):
-    """A data set in which everybody judges random pairs of few items, many of them twice."""
+    """Return a data set in which each person judges random pairs of few items, many of them twice."""
     rng = np.random.default_rng(seed)
     user = rng.permutation(np.repeat(np.arange(n_users), n_pairs))
     left = rng.integers(n_items, size=len(user))
@@ -53,7 +53,7 @@ def test_from_choices_keeps_every_judgement():
         chosen, rejected = (left, right) if label == 1 else (right, left)
         told.add((ids[u], text[chosen]["prompt"], text[chosen]["response"], text[rejected]["response"]))
     assert told == set(FRAME.rows())
-    assert len(text) == 5  # (p, x), (p, y), (p, z), (q, u), (q, v): equal texts once
+    assert len(text) == 5  # (p, x), (p, y), (p, z), (q, u), (q, v): equal texts are one item
     assert (np.diff(data.pairs.user) >= 0).all()
 
 
@@ -147,7 +147,7 @@ def test_item_numbers_may_be_whole_floats():
 @given(st.integers(5, 30), st.integers(6, 25), st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
 def test_whole_users_never_leak(n_users, n_pairs, seed):
-    """Whatever is judged twice, nothing asked was shown; every person has a place, and queries are bounded."""
+    """Even where pairs are judged twice, no query was shown; each person is in one part, and queries are bounded."""
     data = people(n_users, n_pairs, seed=seed)
     splits = split_whole_users(data, seed, n_context=3, n_query=4)
     splits.check_for_leaks()
@@ -212,7 +212,7 @@ class TestLeak:
         features = splits.train.items.features
         table = pa.table({"prompt": ["p"] * len(features), "response": [str(row) for row in features]})
         twins = Items(np.concatenate([features, features]))
-        if kind == "text":  # the numbers then do not count
+        if kind == "text":  # with texts, features are not compared
             twins = Items(np.arange(2 * len(features), dtype=np.float32)[:, None], pa.concat_tables([table, table]))
         moved = {
             n: Panel(replace(p.context, items=twins), replace(p.query, items=twins)) for n, p in splits.panels.items()
@@ -243,7 +243,7 @@ class TestLeak:
 
 
 def test_different_items_are_never_taken_for_one():
-    """Rows that differ in one bit, in one place, or in the order of their numbers."""
+    """Rows that differ in one bit, in one place or in the order of their numbers are different items."""
     near = 1 + np.arange(2**17) * np.float64(2**-23)
     x = np.zeros((3 * 2**17, 2), np.float32)
     x[: 2**17, 0], x[2**17 : 2**18, 1], x[2**18 :, 0], x[2**18 :, 1] = near, near, near, near[::-1]
@@ -264,7 +264,7 @@ def test_pairs_slices():
 
 
 def test_item_numbers_tell_nothing():
-    """Distinct responses: were chosen ones numbered first, `left < right` would say who won."""
+    """Item numbers do not reveal the chosen response, as they would if chosen responses were numbered first."""
     rng = np.random.default_rng(0)
     n = 2000
     texts = [str(x) for x in rng.permutation(2 * n)]
@@ -282,7 +282,7 @@ def test_mistakes_name_the_row_as_it_was_given():
 
 
 def test_the_digest_sees_every_value():
-    """Each array and table of a data set, changed in one place, changes the digest."""
+    """A change in any array or table of a data set changes the digest."""
     frame = FRAME.with_columns(seconds=pl.Series([1.0, 2, 3, 4, 5, 6]))
     data = PreferenceDataset.from_choices(frame, features=lambda items: np.arange(len(items) * 2).reshape(-1, 2))
     draws = np.ones((3, 2), np.float32)

@@ -1,4 +1,4 @@
-"""The map of the house: who may import whom, no circles, Ray and MLflow behind their doors, and light look-ups."""
+"""Rules of imports: between packages, without cycles, few importers of Ray, MLflow and vLLM, and fast look-ups."""
 
 import subprocess
 import sys
@@ -8,9 +8,10 @@ import pytest
 from harness.registry import PROJECT_ROOT
 from tests.house import arrows, circles, floors, folded, imports, modules, wing
 
-# Who may import whom: harness/README.md draws it. Names without a dot are wings, or rooms of the ground, in harness/.
-GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry"}  # user errors, field checks, names -> files, workers
-CONTRACT = {"data", "method", "task"}  # what authors of tasks and methods import
+# Allowed imports, as drawn in harness/README.md. Names are packages ("wings") or single modules of harness/.
+# File writes, user errors, field checks, data frames, workers, and names of tasks and methods.
+GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry"}
+CONTRACT = {"data", "method", "task"}  # modules that authors of tasks and methods import
 MAY_IMPORT = {
     "errors": set(),
     "atomic": set(),
@@ -35,16 +36,18 @@ MAY_IMPORT = {
     "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
     "check": GROUND | CONTRACT | {"inference", "models", "store", "trials"},
     "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
-    "cli": GROUND | CONTRACT | {"api", "board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
+    "cli": GROUND
+    | CONTRACT
+    | {"api", "board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
     "tasks": CONTRACT | {"errors", "inference", "sources", "store"},
     "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
 }
-DOORS = {  # library -> the only files that may import it, wherever in them
+DOORS = {  # library -> the only files or folders that may import it, at any place in a file
     "ray": {"harness/on_ray/", "jobs/"},
     "mlflow": {"harness/report/to_mlflow.py"},
     "vllm": {"harness/models/on_vllm.py"},
 }
-MAX_FLOORS = 6  # of the files of one folder; more cannot be read top to bottom
+MAX_FLOORS = 6  # levels of imports inside one folder; more are hard to read from top to bottom
 
 EVERY = modules(PROJECT_ROOT, "harness", "tasks", "jobs")
 BETWEEN = arrows(EVERY)
@@ -52,7 +55,7 @@ BETWEEN = arrows(EVERY)
 
 @pytest.mark.parametrize("room", sorted({wing(name) for name in EVERY} - {"harness"}))
 def test_a_wing_imports_what_the_map_allows(room):
-    """A wing that is not on the map fails too."""
+    """Each package imports only what MAY_IMPORT allows; a package that is not listed fails too."""
     found = {other.removeprefix("harness.") for other in folded(BETWEEN, wing)[room] if other != "harness"}
     assert found - MAY_IMPORT[room.removeprefix("harness.")] == set()
 
@@ -63,7 +66,7 @@ def test_nothing_imports_in_a_circle():
 
 @pytest.mark.parametrize("folder", sorted({name.rpartition(".")[0] for name in EVERY if name.count(".") > 1}))
 def test_no_folder_is_deeper_than_six_floors(folder):
-    """Its files, a folder within it counting as one room."""
+    """Imports between a folder's files, where a subfolder counts as one file, have at most MAX_FLOORS levels."""
     inside = {name for name in EVERY if name.startswith(f"{folder}.")}
 
     def room_of(name):

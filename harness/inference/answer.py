@@ -1,4 +1,4 @@
-"""Questions to language models that have two possible answers: asked once, and found again by their text."""
+"""Questions with two possible answers for language models; each is asked once, and its answer is kept in the store."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-JUDGE_DEFAULTS = {  # options of a language model that judges; all are part of its identity, and so are the two answers
-    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
-    "max_length": 16_384,  # tokens of a question; a 7B model's cache of them is 2 GB, where its context may need 16
+JUDGE_DEFAULTS = {  # options of a judge; all are part of its identity, as are the two answers
+    "dtype": "float32",  # of weights and arithmetic; use bfloat16 on a GPU
+    "max_length": 16_384,  # tokens of a question; a 7B model's cache then takes 2 GB, with its full context up to 16
 }
 DTYPES = ("float32", "bfloat16", "float16")
-QUESTIONS_PER_BLOCK = 256  # of a block: 200,000 tokens of in_context's, some seconds of a 7B model on one GPU
-MAX_QUESTION_ERROR_RATE = 0.05  # of questions without an answer; beyond, something is wrong with them or the model
+QUESTIONS_PER_BLOCK = 256  # 200,000 tokens of in_context's questions: seconds for a 7B model on one GPU
+MAX_QUESTION_ERROR_RATE = 0.05  # more unanswered questions mean a problem with the questions or the model
 
 
 def parse_judge(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises UserError for a wrong name or option."""
+    """Parse the name of a judge. Raises UserError for a wrong name or option."""
     model = parse_model(name, JUDGE_DEFAULTS)
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
-        raise UserError(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length below 2", "dtype=bfloat16")
+        raise UserError(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length is below 2", "dtype=bfloat16")
     return model
 
 
 def canonical_judge(name: str) -> str:
-    """One string for one judge, whatever a user writes: what a method's field `model` has as its identity."""
+    """Return the canonical name of a judge, which is the identity of a method's field `model`."""
     return parse_judge(name).canonical_name
 
 
 def stored_log_odds(
     name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str], store: Store
 ) -> np.ndarray:
-    """float64[n]: log-odds of words[0] against words[1] as what the model says next.
+    """Return float64[n]: log-odds of the answer words[0] against words[1]; NaN where there is no answer.
 
-    The same question is asked once. The few that could not be answered are NaN. Raises NotCachedError where some are not asked
-    yet, and UserError where more than MAX_QUESTION_ERROR_RATE of them could not be answered.
+    Raises NotCachedError where some questions have not been asked yet, and UserError where more than
+    MAX_QUESTION_ERROR_RATE of them could not be answered.
     """
     table, index = question_table(systems, prompts), answer_index(name, words, store)
     ids = id_array(table["id"])
@@ -56,14 +56,14 @@ def stored_log_odds(
 
 
 def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.Table:
-    """Columns id, system (may be null) and prompt, a row per question."""
+    """Return a table with the columns id, system (may be null) and prompt, one row per question."""
     ids = [text_id(system, prompt) for system, prompt in zip(systems, prompts, strict=True)]
     columns = [pa.array(ids, ID_TYPE), pa.array(systems, pa.large_string()), pa.array(prompts, pa.large_string())]
     return pa.table(columns, names=["id", "system", "prompt"])
 
 
 def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
-    """What asks these questions: tables with the columns id, system (may be null) and prompt."""
+    """Return the job that asks these questions: tables with the columns id, system (may be null) and prompt."""
     words = words[0], words[1]
     return Job(
         "answers", parse_judge(name).identity | {"words": list(words)}, AnswerRecipe(name, words, store), batches
@@ -71,7 +71,7 @@ def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable
 
 
 def log_odds_in_index(index: RowIndex, ids: np.ndarray) -> np.ndarray:
-    """float64[n]: log-odds, NaN where there is no answer."""
+    """Return float64[n]: log-odds, NaN where there is no answer."""
     found, made = np.full(len(ids), np.nan), index.rows_table(ids)
     if len(made):
         found[made["place"].to_numpy()] = made["log_odds"].to_numpy()
@@ -79,10 +79,10 @@ def log_odds_in_index(index: RowIndex, ids: np.ndarray) -> np.ndarray:
 
 
 def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds of left, float64[n] each, as it was named first and as it was named second, of questions in both orders.
+    """Return the log-odds of left when named first and when named second, float64[n] each.
 
-    log_odds: float64[2 n]; the answers for left named first, then those for right named first. Where one of the two
-    was not answered both are 0: half a pair would leave in what the model adds for a position.
+    log_odds: float64[2 n], answers to the questions with left named first, then to those with right named first. Where
+    one of the two has no answer both results are 0, since one answer alone would keep the model's position bias.
     """
     first, second = np.split(np.asarray(log_odds), 2)
     known = np.isfinite(first) & np.isfinite(second)
@@ -90,26 +90,30 @@ def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def unanswered_questions(table: pa.Table, index: RowIndex) -> pa.Table:
-    """Those without an answer yet, each once, in their order: those that begin alike stay neighbours, which vLLM reads once."""
+    """Select the questions without an answer, each once, in their order.
+
+    Keeping the order keeps questions with the same beginning together, and vLLM reads that beginning once.
+    """
     ids, first = np.unique(id_array(table["id"]), return_index=True)
     return table.take(pa.array(np.sort(first[index.is_missing(ids)])))
 
 
 def answer_index(name: str, words: tuple[str, str], store: Store) -> RowIndex:
+    """Return the index of the answers in the store; cached while no block of answers is added."""
     rows = answer_job(name, words, list, store).cached_rows(store)
     return _cached_index(rows, frozenset(store.committed_keys(rows.store_kind)))
 
 
-@lru_cache(4)  # a trial asks a dozen times, and a best of n hundreds of times
+@lru_cache(4)  # a trial reads the index a dozen times, best-of-n hundreds of times
 def _cached_index(rows: CachedRows, shards: frozenset[str]) -> RowIndex:
     return rows.build_index()
 
 
 @dataclass(frozen=True)
 class AnswerRecipe:
-    """A language model's answers, as a recipe. name: the model's; with `words` it says everything but where to run.
+    """The recipe of a language model's answers; `name` and `words` determine everything except where it runs.
 
-    store: where the project's own small model lies.
+    name: the model's name. store: the store of the project's own small model.
     """
 
     name: str
@@ -127,11 +131,11 @@ class AnswerRecipe:
         first_tokens(open_tokenizer(model.model_folder(self.store)), self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Tokens int32 of each question; empty, undecodable and over-long ones are errors."""
+        """Tokenise each question, int32; empty, undecodable and over-long questions are errors."""
         model = parse_judge(self.name)
         tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
-        longer = "the model reads {}: show it less (in_context: lower max_characters or max_examples)"
-        return tokenise_prompts(tokens, table, limit - 1, longer)  # the answer is one token
+        longer = "more than the {} that the model reads: shorten it (in_context: lower max_characters or max_examples)"
+        return tokenise_prompts(tokens, table, limit - 1, longer)  # one token is left for the answer
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine

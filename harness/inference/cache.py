@@ -1,11 +1,11 @@
-"""What an encoder, a generator or a judge made of each text: made once, found again by the text's digest.
+"""The cache of inference results: what an encoder, generator or judge computed for each text, by the text's digest.
 
     rows/<maker>/<shard>.json   a shard's manifest in the store; <maker> is the hash of the maker's identity
-    rows.arrow                  column `id` and what was made        } its files
+    rows.arrow                  column `id` and the results          } its files
     errors.arrow                columns `id` and `reason`            }
 
-A shard is a block of texts that one worker did at a time, committed whole or not at all. Where two drivers made the same
-row, the one committed first is read.
+A shard is a block of texts that one worker did at a time, committed completely or not at all. Where two drivers
+computed the same row, the one committed first is used.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ ERROR_SCHEMA = pa.schema([("id", ID_TYPE), ("reason", pa.large_string())])
 
 
 def text_id(*parts: object) -> bytes:
-    """16 bytes that name a text (or several parts of one): of its sha256, the last bit set, as numpy cuts zeros off.
+    """Return 16 bytes of sha256 that identify a text, or several parts of one.
 
-    None counts as the empty text. Parts are told apart even where they hold the separator.
+    The last bit is set, since numpy strips trailing zeros. None counts as the empty text. Different parts give
+    different ids even where they contain the separator.
     """
     plain = ("" if part is None else str(part).replace("\x1e", "\x1e0").replace("\x1f", "\x1e1") for part in parts)
     digest = hashlib.sha256("\x1f".join(plain).encode("utf-8", "surrogatepass")).digest()
@@ -38,7 +39,7 @@ def text_id(*parts: object) -> bytes:
 
 
 def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """S16[n] of a column `id`."""
+    """Return a column `id` as S16[n]."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(array):
         return np.empty(0, "S16")
@@ -47,24 +48,25 @@ def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CachedRows:
-    """All rows of one maker."""
+    """All rows in the store by one maker: an encoder, generator or judge with its options."""
 
     store: Store
     identity: Mapping[str, object] = field(hash=False)
 
     @cached_property
     def store_kind(self) -> str:
+        """Kind of the maker's blocks in the store."""
         return f"rows/{identity_hash(dict(self.identity))}"
 
     def block_facts(self) -> list[dict]:
-        """Of every committed block."""
+        """Return the facts of every committed block."""
         manifests = [
             self.store.read_manifest(self.store_kind, key) for key in sorted(self.store.committed_keys(self.store_kind))
         ]
         return [manifest["facts"] for manifest in manifests if manifest]
 
     def build_index(self) -> RowIndex:
-        """Where every committed row lies, first commits first."""
+        """Build the index of all committed rows; of rows with the same id, the first committed one is kept."""
         shards = []
         for key in self.store.committed_keys(self.store_kind):
             with contextlib.suppress(FileNotFoundError):
@@ -77,7 +79,7 @@ class CachedRows:
             for name in ("rows.arrow", "errors.arrow"):
                 if name in manifest["files"]:
                     path = self.store.object_path(manifest, name)
-                    found = id_array(_open_arrow_file(path)["id"]).copy()  # else every file stays mapped
+                    found = id_array(_open_arrow_file(path)["id"]).copy()  # a copy, so that files do not stay mapped
                     ids.append(found)
                     shard.append(np.full(len(found), len(files), np.int32))
                     row.append(np.arange(len(found), dtype=np.int32))
@@ -87,7 +89,7 @@ class CachedRows:
         return RowIndex(unique, joined[0][first], joined[1][first], tuple(files))
 
     def commit(self, ids: np.ndarray, made: pa.Table, errors: pa.Table, facts: Mapping) -> None:
-        """Makes a block visible, whole. ids: S16[n] of the whole block."""
+        """Commit a block completely. ids: S16[n] of the whole block."""
         files = {
             name: arrow_file_bytes(table)
             for name, table in (("rows.arrow", made), ("errors.arrow", errors))
@@ -98,7 +100,7 @@ class CachedRows:
 
 @dataclass(frozen=True, eq=False)
 class RowIndex:
-    """Sorted ids, and the file and row of each."""
+    """An index of rows: sorted ids, and the file and row of each."""
 
     ids: np.ndarray
     shard: np.ndarray
@@ -110,14 +112,15 @@ class RowIndex:
 
     @property
     def has_errors(self) -> bool:
+        """Whether any indexed file holds errors."""
         return any(wrong for _, wrong in self.files)
 
     def is_missing(self, ids: np.ndarray) -> np.ndarray:
-        """bool[n]: which of these have neither a row nor an error."""
+        """Return bool[n]: which ids have neither a row nor an error."""
         return find_places(self.ids, ids) < 0
 
     def parts_by_file(self, ids: np.ndarray) -> Iterable[tuple[np.ndarray, pa.Table, np.ndarray, bool]]:
-        """For every file that holds some of them: places in `ids`, the file's table, rows of it, whether these are errors."""
+        """Yield, for every file with some of the ids: places in `ids`, the table, its rows, whether they are errors."""
         at = find_places(self.ids, ids)
         shard = np.where(at < 0, -1, self.shard[at] if len(self.ids) else -1)
         for number in np.unique(shard[shard >= 0]):
@@ -126,9 +129,9 @@ class RowIndex:
             yield here, _open_arrow_file(path), self.row[at[here]], wrong
 
     def rows_table(self, ids: np.ndarray) -> pa.Table:
-        """Rows in the order of `ids`, those with an error left out; the column `place` says where in `ids` each was.
+        """Return rows in the order of `ids`, without errors; the column `place` is each row's place in `ids`.
 
-        Where all are errors there is no column but `place`.
+        Where all rows are errors, `place` is the only column.
         """
         parts = [
             table.take(pa.array(rows)).append_column("place", pa.array(here))
@@ -138,7 +141,7 @@ class RowIndex:
         return pa.concat_tables(parts).sort_by("place") if parts else pa.table({"place": pa.array([], pa.int64())})
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
-        """float[n, d] of the column `vector`; rows with an error are NaN."""
+        """Return float[n, d] from the column `vector`; rows with an error are NaN."""
         out = None
         for here, table, rows, wrong in self.parts_by_file(ids):
             if not wrong:
@@ -150,7 +153,7 @@ class RowIndex:
         return np.empty((len(ids), 0), np.float32) if out is None else out
 
     def error_reasons(self, ids: np.ndarray) -> dict[int, str]:
-        """Place in `ids` -> why there is no row."""
+        """Return place in `ids` -> reason for each row with an error."""
         found: dict[int, str] = {}
         for here, table, rows, wrong in self.parts_by_file(ids):
             if wrong:
@@ -159,7 +162,7 @@ class RowIndex:
 
 
 def find_places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """int64[n]: where each id lies among those known, which are sorted; -1 where it does not."""
+    """Return int64[n]: the place of each id in the sorted `known`, or -1 where absent."""
     if not len(known):
         return np.full(len(ids), -1)
     at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
@@ -171,7 +174,7 @@ def _open_arrow_file(path: str | os.PathLike) -> pa.Table:
 
 
 def arrow_file_bytes(table: pa.Table) -> memoryview:
-    """The table as an uncompressed Arrow file of one batch, which can be memory-mapped."""
+    """Return the table as an uncompressed Arrow file of one batch, which can be memory-mapped."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -179,20 +182,21 @@ def arrow_file_bytes(table: pa.Table) -> memoryview:
 
 
 def block_key(ids: np.ndarray) -> str:
+    """Return the key of a block: 16 hex digits of the sha256 of its ids."""
     return hashlib.sha256(np.ascontiguousarray(ids).tobytes()).hexdigest()[:16]
 
 
 def error_table(ids: Iterable[bytes], reasons: Iterable[str]) -> pa.Table:
-    """ERRORS of these rows."""
+    """Return the error table of these rows, of ERROR_SCHEMA."""
     return pa.table([pa.array(list(ids), ID_TYPE), pa.array(list(reasons), pa.large_string())], schema=ERROR_SCHEMA)
 
 
 def check_error_rate(index: RowIndex, ids: np.ndarray, rate: float, what: str) -> None:
-    """Raises UserError where more than the share `rate` of the rows are errors."""
+    """Raise UserError where the share of errors among the rows is above `rate`."""
     reasons = index.error_reasons(ids)
     if len(reasons) > rate * len(ids):
         place, reason = next(iter(reasons.items()))
         raise UserError(
             f"{len(reasons)} of {len(ids)} {what} are errors, more than the {rate:.0%} allowed; row {place}: {reason}",
-            "mend or drop those rows; what is made is kept",
+            "fix or remove those rows; finished rows are kept",
         )

@@ -1,4 +1,4 @@
-"""Texts -> vectors: an encoder named in one string, each distinct text encoded once and kept in the store."""
+"""Encoding of texts as vectors; each distinct text is encoded once, and its vector is kept in the store."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
 ENCODER_DEFAULTS = {  # options of a language model that encodes; all are part of its identity
-    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
-    "max_length": 512,  # tokens; what is longer is cut
-    "normalize": False,  # to length one
-    "of": "response",  # or "both": the prompt as the user's turn, the response as the assistant's
-    "pooling": "mean",  # or "last": the last token's
+    "dtype": "float32",  # of weights and arithmetic; use bfloat16 on a GPU
+    "max_length": 512,  # tokens; longer texts are cut
+    "normalize": False,  # scale vectors to length one
+    "of": "response",  # or "both": the prompt as the user's turn and the response as the assistant's
+    "pooling": "mean",  # or "last": the last token's vector
     "storage": "float32",  # or "float16"
 }
 ENCODER_OPTIONS = {
@@ -32,15 +32,13 @@ ENCODER_OPTIONS = {
     "storage": ("float32", "float16"),
 }
 HASHING_NAME = re.compile(r"hashing-([1-9]\d*)")
-MAX_HASHING_DIM = 2**16  # dimensions of the hashing encoder: a block of texts is then 4 GB
-TEXTS_PER_BLOCK = (
-    2048  # of a block: half a minute of a 7B model on one GPU, and a store of 500 shards for a million texts
-)
-HASHED_TEXTS_PER_BLOCK = 16384  # of a block of the hashing encoder, which does them in a second
+MAX_HASHING_DIM = 2**16  # a block of texts then takes 4 GB
+TEXTS_PER_BLOCK = 2048  # half a minute for a 7B model on one GPU, and 500 blocks for a million texts
+HASHED_TEXTS_PER_BLOCK = 16384  # the hashing encoder does these in a second
 
 
 def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
-    """The encoder that `name` names: hashing-DIM, or a language model. Raises UserError for any other."""
+    """Parse the name of an encoder: hashing-DIM, or a language model. Raises UserError for any other name."""
     if found := HASHING_NAME.fullmatch(name):
         if int(found[1]) > MAX_HASHING_DIM:
             raise UserError(f"{name!r} has more than {MAX_HASHING_DIM} dimensions", "hashing-1024")
@@ -60,17 +58,18 @@ def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
 
 
 def parse_encoding_model(name: str) -> LanguageModel:
-    """The language model that encodes. Raises UserError where `name` names another encoder."""
+    """Parse the name of a language model that encodes. Raises UserError for any other encoder."""
     model = parse_encoder(name)
     if isinstance(model, HashingEncoder):
-        raise UserError(f"{name!r} is no language model", f"for example {EXAMPLE_NAMES}")
+        raise UserError(f"{name!r} is not a language model", f"for example {EXAMPLE_NAMES}")
     return model
 
 
 def stored_vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
-    """float[n, dim] of items (columns prompt, response), in order. Raises NotCachedError where some are not encoded yet.
+    """Return float[n, dim]: vectors of items (columns prompt, response), in order, from the store.
 
-    Also UserError where a text cannot be encoded, such as an empty one.
+    Raises NotCachedError where some items are not encoded yet, and UserError where a text cannot be encoded, such as an
+    empty one.
     """
     found = encode_job(name, lambda: [table], store)
     index, ids = found.cached_rows(store).build_index(), id_array(encoder_inputs(table, name)["id"])
@@ -81,20 +80,20 @@ def stored_vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
 
 
 def encode_job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
-    """What encodes items: tables with the columns response and, where the encoder reads it, prompt."""
+    """Return the job that encodes items: tables with the columns response and, where the encoder reads it, prompt."""
     encoder = parse_encoder(name)
     recipe = encoder if isinstance(encoder, HashingEncoder) else EncodeRecipe(name, store)
     return Job("vectors", encoder.identity, recipe, lambda: (encoder_inputs(table, name) for table in batches()))
 
 
 def reads_prompt(name: str) -> bool:
-    """Whether the encoder reads the prompt too."""
+    """Return whether the encoder reads the prompt too."""
     encoder = parse_encoder(name)
     return not isinstance(encoder, HashingEncoder) and encoder["of"] == "both"
 
 
 def encoder_inputs(table: pa.Table, name: str) -> pa.Table:
-    """Columns id, response, and prompt where the encoder reads it."""
+    """Return the columns id, response and, where the encoder reads it, prompt."""
     read = ("response", "prompt") if reads_prompt(name) else ("response",)
     columns = {column: table[column].cast(pa.large_string()) for column in read}
     ids = [text_id(*parts) for parts in zip(*(column.to_pylist() for column in columns.values()), strict=True)]
@@ -103,9 +102,9 @@ def encoder_inputs(table: pa.Table, name: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class EncodeRecipe:
-    """A language model's vectors of texts, as a recipe. name: the encoder's; it says everything but where to run.
+    """The recipe of a language model's vectors; `name` determines everything except where it runs.
 
-    store: where the project's own small model lies.
+    name: the encoder's name. store: the store of the project's own small model.
     """
 
     name: str
@@ -118,7 +117,7 @@ class EncodeRecipe:
         parse_encoding_model(self.name).check_available(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Tokens int32 of each text; empty ones are errors."""
+        """Tokenise each text, int32; empty texts are errors."""
         model = parse_encoding_model(self.name)
         tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
         both = reads_prompt(self.name)
@@ -127,7 +126,7 @@ class EncodeRecipe:
         empty = np.array([not text.strip() or not row for text, row in zip(texts, ids, strict=True)], dtype=bool)
         if unread := [text for text, row in zip(texts, ids, strict=True) if text.strip() and not row]:
             raise UserError(
-                f"{self.name}: its tokenizer reads nothing of {unread[0][:80]!r}", "is the tokenizer whole?"
+                f"{self.name}: the tokenizer returns no tokens for {unread[0][:80]!r}", "check the tokenizer's files"
             )
         ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
         bad = id_array(table["id"])[empty]
@@ -157,9 +156,10 @@ class EncodeRecipe:
 
 @dataclass(frozen=True)
 class HashingEncoder:
-    """Counts of words, by a hash of each word, in `dim` signed columns (Weinberger et al. 2009): no model, no fitting.
+    """An encoder that counts words in `dim` signed columns by a hash of each word (Weinberger et al. 2009).
 
-    Repeats count by 1 + log(count). Made for texts by the million; up to some ten thousand, `tfidf-svd-DIM` knows more.
+    The encoder needs no model and no fitting. A word counts 1 + log(count). Use the encoder for millions of texts;
+    up to some ten thousand texts, `tfidf-svd-DIM` is more informative.
     """
 
     dim: int
@@ -168,10 +168,11 @@ class HashingEncoder:
 
     @property
     def identity(self) -> dict[str, object]:
+        """Everything that determines the vectors, as part of a result's key."""
         return {"engine": "hashing", "dim": self.dim, "recipe": 1}  # see models.names.parse_model
 
     def check(self) -> None:
-        """It needs nothing."""
+        """Do nothing: the encoder always runs."""
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         empty = np.array([not text.strip() for text in table["response"].to_pylist()], dtype=bool)
@@ -194,7 +195,7 @@ class HashingEncoder:
 
 
 def rendered_items(tokenizer, table: pa.Table) -> list[str]:
-    """Prompt and response as one text: by the tokenizer's chat template where it has one, else one after the other."""
+    """Join each prompt and response into one text by the tokenizer's chat template, or by a blank line without one."""
     pairs = zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
     if tokenizer.chat_template is None:
         return [f"{prompt}\n\n{response}" for prompt, response in pairs]
@@ -205,7 +206,7 @@ def rendered_items(tokenizer, table: pa.Table) -> list[str]:
 
 
 def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:
-    """Columns id and vector; a vector that is not finite is an error."""
+    """Return the columns id and vector, an error table, and no counts; a vector that is not finite is an error."""
     good = np.isfinite(found).all(axis=1)
     flat = pa.array(np.ascontiguousarray(found[good]).ravel())
     rows = pa.table(
@@ -217,4 +218,4 @@ def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table,
     return rows, error_table(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
 
 
-WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, contractions as one, and the two marks that carry tone
+WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, with contractions as one word, and the two marks that carry tone

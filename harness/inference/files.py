@@ -1,4 +1,4 @@
-"""Texts from files of any length: parquet, jsonl or csv read in batches, and what was made of them written beside."""
+"""Input and output files of any length: texts from parquet, jsonl or csv in batches; results to npy or parquet."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ from harness.inference.cache import RowIndex, id_array
 from harness.inference.generate import MAX_PROMPT_ERROR_RATE, SAMPLE_SCHEMA
 
 ROWS_PER_BATCH = 16_384  # rows read at a time
-BYTES_PER_READ = 1 << 24  # read at a time of jsonl and csv: a row has to fit
+BYTES_PER_READ = 1 << 24  # read at a time from jsonl and csv; a row must fit
 TEXT_TYPE = pa.large_string()
 FILE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
 def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
-    """The named text columns as large_string, some rows at a time; one named `name?` may be absent and is then null.
+    """Yield the named text columns as large_string, some rows at a time; column `name?` is optional and null if absent.
 
-    Raises UserError for a missing or broken file, a missing column, one that holds no text, and a row of it that holds
-    nothing; rows are counted from 0.
+    Raises UserError for a missing or broken file, and for a required column that is missing, is not text, or has an
+    empty row; rows are counted from 0.
     """
     if not path.is_file():
-        raise UserError(f"the file {path} does not exist", "name a suite (.toml), or a .parquet, .jsonl or .csv file")
+        raise UserError(f"the file {path} does not exist", "give a suite (.toml), or a .parquet, .jsonl or .csv file")
     if path.suffix not in FILE_SUFFIXES:
-        raise UserError(f"{path} is of no known kind", f"name a suite (.toml), or a file of {', '.join(FILE_SUFFIXES)}")
+        raise UserError(
+            f"{path} has an unknown file type", f"give a suite (.toml), or a file of type {', '.join(FILE_SUFFIXES)}"
+        )
     names = [name.rstrip("?") for name in columns]
     needed = [name for name in columns if not name.endswith("?")]
     with _arrow_errors_as_user_errors(path):
         there = pa.dataset.dataset(path, format=_file_format(path.suffix, [])).schema
         if missing := [name for name in needed if name not in there.names]:
-            raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(there.names)}", "rename one")
+            raise UserError(
+                f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there.names)}", "rename one"
+            )
         data = pa.dataset.dataset(path, format=_file_format(path.suffix, names))
         found = [name for name in names if name in data.schema.names]
         for name in found:
             if not _is_text(data.schema.field(name).type):
                 kind = data.schema.field(name).type
-                raise UserError(f"{path}: column {name} holds {kind}, not text", "turn messages into one string each")
+                raise UserError(
+                    f"{path}: column {name} holds {kind}, not text", "turn each list of messages into one string"
+                )
         start = 0
         for batch in data.to_batches(columns=found, batch_size=ROWS_PER_BATCH, batch_readahead=1, use_threads=False):
             absent = pa.nulls(len(batch), TEXT_TYPE)
@@ -60,7 +66,7 @@ def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
 
 
 def _file_format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
-    """How to read files of that kind, the named columns as text: a text that looks like a date or number stays one."""
+    """Return how to read files of that type; the named columns stay text even if they look like dates or numbers."""
     if suffix == ".csv":
         return pa.dataset.CsvFileFormat(
             parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
@@ -78,7 +84,7 @@ def _file_format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
 
 
 def _as_large_string(column: pa.Array) -> pa.Array:
-    """As large_string; bytes that are no UTF-8, which parquet lets pass, become U+FFFD."""
+    """Convert a column to large_string; bytes that are not UTF-8, which parquet allows, become U+FFFD."""
     text = column.cast(TEXT_TYPE)
     try:
         text.validate(full=True)
@@ -89,7 +95,10 @@ def _as_large_string(column: pa.Array) -> pa.Array:
 
 
 def describe_errors(index: RowIndex, batches: Iterable[pa.Table], what: str) -> str:
-    """How many of a file's rows are errors, and the first of them. Raises UserError where more than ERROR_RATE are."""
+    """Describe how many of a file's rows are errors, and the first error; "" where there are none.
+
+    Raises UserError where the share of errors is above MAX_PROMPT_ERROR_RATE.
+    """
     rows, wrong, first = 0, 0, None
     for batch in batches if index.has_errors else ():
         reasons = index.error_reasons(id_array(batch["id"]))
@@ -99,14 +108,15 @@ def describe_errors(index: RowIndex, batches: Iterable[pa.Table], what: str) -> 
         rows, wrong = rows + len(batch), wrong + len(reasons)
     if wrong > MAX_PROMPT_ERROR_RATE * rows:
         raise UserError(
-            f"{wrong} of {rows} {what} are errors, more than the {MAX_PROMPT_ERROR_RATE:.0%} allowed; {first} (rows count from 0)",
-            "mend or drop those rows; what is made is kept, and written where --out says",
+            f"{wrong} of {rows} {what} are errors, more than the {MAX_PROMPT_ERROR_RATE:.0%} allowed; "
+            f"{first} (rows count from 0)",
+            "fix or remove those rows; finished rows are kept, and written to the --out file",
         )
     return f"{wrong} of {rows} {what} are errors; {first} (rows count from 0)" if wrong else ""
 
 
 def check_output_path(path: Path | None, suffix: str) -> None:
-    """Raises UserError where a file cannot be written, before anything is made for it."""
+    """Raise UserError where the output file cannot be written, before anything is computed for it."""
     if path is None:
         return
     if path.suffix != suffix:
@@ -123,9 +133,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def write_vectors(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa.Table]]) -> tuple[int, int]:
-    """A .npy file with a row per text of `batches()`, in order; a text that is an error is NaN. Returns its shape.
+    """Write a .npy file with one row per text of `batches()`, in order, and return its shape; a failed text is NaN.
 
-    Written some rows at a time, and whole or not at all. Raises UserError where no text could be encoded.
+    The file is written some rows at a time, and completely or not at all. Raises UserError where no text could be
+    encoded.
     """
     rows, dim, kind = 0, 0, np.dtype(np.float32)
     with _open_output(path) as file:
@@ -138,21 +149,25 @@ def write_vectors(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa
             rows += len(batch)
             (found if found.shape[1] else np.full((len(batch), dim), np.nan, kind)).tofile(file)
         if not dim:
-            raise UserError(f"none of the {rows} texts could be encoded", "are they empty? each has to hold words")
+            raise UserError(
+                f"none of the {rows} texts could be encoded",
+                "check that the texts are not empty: each must contain words",
+            )
         file.seek(0)
         _npy_header(file, kind, rows, dim)
     return rows, dim
 
 
 def _npy_header(file: IO[bytes], kind: np.dtype, rows: int, dim: int) -> None:
-    """Takes the same room whatever the number of rows, as numpy leaves it some to grow."""
+    """Write the .npy header, whose size does not depend on the number of rows, since numpy pads it."""
     header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (rows, dim)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def write_candidates(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa.Table]]) -> int:
-    """A parquet file with a row per prompt: `row` in the input, system, prompt, responses and what is known of them,
-    or `error`. Returns its number of rows. Written whole or not at all.
+    """Write a parquet file with one row per prompt, completely or not at all; return its number of rows.
+
+    Columns: `row` in the input, system, prompt, the other columns of SAMPLE_SCHEMA, and `error`.
     """
     kinds = [field for field in SAMPLE_SCHEMA if field.name != "id"]
     schema = pa.schema(
@@ -180,19 +195,21 @@ def write_candidates(path: Path, index: RowIndex, batches: Callable[[], Iterable
 
 @contextlib.contextmanager
 def _open_output(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name once it is written. Raises UserError where it cannot be."""
+    """Open a file that gets its name once it is complete. Raises UserError where it cannot be written."""
     try:
         with open_for_replacement(path) as file:
             yield file
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}", "name another: --out FILE") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}", "choose another file: --out FILE"
+        ) from error
 
 
 @contextlib.contextmanager
 def _arrow_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Turns what Arrow says of a file that it cannot read into a UserError."""
+    """Turn Arrow's error for a file that cannot be read into a UserError."""
     try:
         yield
     except (pa.ArrowInvalid, OSError) as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read: {why}", "is it whole, and of that kind?") from error
+        raise UserError(f"{path} cannot be read: {why}", "check that the file is complete and of that type") from error

@@ -1,4 +1,4 @@
-"""Prompts -> n candidate responses each, sampled once, frozen in the store and shared by all methods."""
+"""Candidate responses: n per prompt, sampled once, kept in the store and shared by all methods."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store, identity_hash
 
-GENERATOR_DEFAULTS = {  # options of a language model that writes; all are part of its identity, and so is n
-    "dtype": "float32",  # of weights and arithmetic; bfloat16 on a GPU
+GENERATOR_DEFAULTS = {  # options of a generator; all are part of its identity, as is n
+    "dtype": "float32",  # of weights and arithmetic; use bfloat16 on a GPU
     "max_tokens": 256,
     "seed": 0,
     "temperature": 1.0,
     "top_p": 1.0,
 }
-PROMPTS_PER_BLOCK = 64  # of a block: a thousand candidates of best of 16, which fill an engine; a kill costs that many
-REPEATED_PROMPTS = (
-    4  # prompts of a worker's first block that are sampled again in other company, which may round otherwise
-)
-MAX_PROMPT_ERROR_RATE = 0.05  # of prompts without candidates; beyond, something is wrong with the prompts or the model
+PROMPTS_PER_BLOCK = 64  # a thousand candidates for best of 16: enough to fill an engine, and few to lose in a kill
+# Prompts of a worker's first block that are sampled again, in another batch, to measure effects of rounding.
+REPEATED_PROMPTS = 4
+MAX_PROMPT_ERROR_RATE = 0.05  # more prompts without candidates mean a problem with the prompts or the model
 SAMPLE_SCHEMA = pa.schema(
     [
         ("id", ID_TYPE),
@@ -43,11 +42,11 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 def parse_generator(name: str) -> LanguageModel:
-    """The language model that `name` names. Raises UserError for a wrong name or option."""
+    """Parse the name of a generator. Raises UserError for a wrong name or option."""
     model = parse_model(name, GENERATOR_DEFAULTS)
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise UserError(
-            f"{name!r}: max_tokens below 1, temperature or seed below 0, or top_p not in (0, 1]",
+            f"{name!r}: max_tokens is below 1, temperature or seed is below 0, or top_p is not in (0, 1]",
             "temperature=1&top_p=1&max_tokens=256&seed=0",
         )
     return model
@@ -56,9 +55,10 @@ def parse_generator(name: str) -> LanguageModel:
 def stored_candidates(
     systems: Sequence[str | None], prompts: Sequence[str], name: str, n: int, store: Store | None
 ) -> list[list[str]]:
-    """n responses to each prompt under its system prompt; none where generation failed.
+    """Return n responses to each prompt with its system prompt, from the store; an empty list where generation failed.
 
-    Raises NotCachedError where some are not made yet, and UserError where more than MAX_PROMPT_ERROR_RATE of the prompts failed.
+    Raises NotCachedError where some responses are not generated yet, and UserError where more than
+    MAX_PROMPT_ERROR_RATE of the prompts failed.
     """
     store = require_store(store, name)
     columns = [pa.array(column, pa.large_string()) for column in (systems, prompts)]
@@ -76,7 +76,7 @@ def stored_candidates(
 
 
 def generate_job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
-    """What samples n responses to each prompt: tables with the columns id, system (may be null) and prompt."""
+    """Return the job that samples n responses to each prompt: tables with id, system (may be null) and prompt."""
     model = parse_generator(name)
     if n > 1 and model["temperature"] == 0:
         raise UserError(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
@@ -84,21 +84,22 @@ def generate_job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], s
 
 
 def generator_inputs(table: pa.Table) -> pa.Table:
-    """Columns id, system and prompt."""
+    """Return the columns id, system and prompt."""
     columns = {name: table[name].cast(pa.large_string()) for name in ("system", "prompt")}
     pairs = zip(*(column.to_pylist() for column in columns.values()), strict=True)
     return pa.table({"id": pa.array([text_id(*pair) for pair in pairs], ID_TYPE)} | columns)
 
 
 def generator_identity(model: LanguageModel, n: int) -> dict[str, object]:
+    """Return everything that determines the samples, as part of a result's key."""
     return model.identity | {"n": n}
 
 
 @dataclass(frozen=True)
 class GenerateRecipe:
-    """n samples of each prompt, as a recipe. name: the generator's; it says everything but where to run.
+    """The recipe of n samples per prompt; `name` and `n` determine everything except where it runs.
 
-    store: where the project's own small model lies.
+    name: the generator's name. store: the store of the project's own small model.
     """
 
     name: str
@@ -112,11 +113,11 @@ class GenerateRecipe:
         parse_generator(self.name).check_available(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Tokens int32 of each prompt; empty, undecodable and over-long ones are errors."""
+        """Tokenise each prompt, int32; empty, undecodable and over-long prompts are errors."""
         model = parse_generator(self.name)
         tokens, limit = tokenizer_and_limit(model, None, self.store)
         room = min(model["max_tokens"], limit // 2)  # a prompt may take half of a short context
-        return tokenise_prompts(tokens, table, limit - room, "of which {} leave room for a response")
+        return tokenise_prompts(tokens, table, limit - room, "more than the {} that leave room for a response")
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
@@ -169,9 +170,10 @@ class GenerateRecipe:
 
 
 def sample_texts(samples: Sequence[Sample]) -> list[str]:
+    """Return the texts of samples."""
     return [sample.text for sample in samples]
 
 
 def prompt_seed(maker: str, one: bytes) -> int:
-    """A seed of 62 bits, hashed: engines draw sample k from seed + k, so neighbours' seeds must lie far apart."""
+    """Return a hashed seed of 62 bits: engines draw sample k from seed + k, so prompts' seeds must lie far apart."""
     return int.from_bytes(hashlib.sha256(maker.encode() + one).digest()[:8], "big") >> 2

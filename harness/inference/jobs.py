@@ -1,4 +1,4 @@
-"""Jobs: rows that are needed, made block by block, each block committed whole."""
+"""Inference jobs: rows that are needed, computed block by block; each block is committed completely or not at all."""
 
 from __future__ import annotations
 
@@ -35,40 +35,42 @@ from harness.store.store import Store, identity_hash
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 2  # of a block, or a row, whose worker died: then the block is done row by row, and the row is an error
+MAX_TRIES = 2  # worker deaths at a block until it is done row by row, or at a single row until it is an error
 
 
-Worker = Callable[
-    [pa.Table], tuple[pa.Table, pa.Table, dict]
-]  # prepared inputs -> rows, ERRORS, counts kept as facts of the block
+# prepared inputs -> rows, error table (ERROR_SCHEMA), counts that become facts of the block
+Worker = Callable[[pa.Table], tuple[pa.Table, pa.Table, dict]]
 
 
 class Recipe(Protocol):
-    """How rows are made: a frozen dataclass, picklable, so that it can travel to where a GPU is."""
+    """The way to compute rows: a frozen, picklable dataclass, which can be sent to a machine with a GPU."""
 
     @property
     def block(self) -> int:
-        """Rows that one worker does at a time and a kill may cost."""
+        """Number of rows that one worker does at a time; a kill loses at most these."""
 
     @property
     def cpus(self) -> int:
-        """Cores that one worker uses, where it needs no GPU; 0: a GPU, or all of a machine's cores."""
+        """CPU cores of a worker that needs no GPU; 0 means a GPU, or all cores of a machine."""
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Whatever needs no model, such as tokens: inputs ready for the worker, and ERRORS. Keeps `id`."""
+        """Do the work that needs no model, such as tokenising.
+
+        Returns inputs for the worker, with the column `id`, and an error table.
+        """
 
     def start(self) -> Worker:
-        """Loads the model."""
+        """Load the model and return the worker."""
 
     def check(self) -> None:
-        """Raises UserError where it is known before any worker starts that it cannot run here; fetches the model."""
+        """Fetch the model. Raises UserError where the recipe cannot run here, before any worker starts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Rows that someone needs: who makes them, how, and of what.
+    """Rows that are needed: the identity of their maker, the recipe, and the inputs.
 
-    what: `vectors`, `samples` or `answers`, for messages.  batches: gives tables with `id` and the recipe's inputs.
+    what: `vectors`, `samples` or `answers`, for messages. batches: returns tables with `id` and the recipe's inputs.
     """
 
     what: str
@@ -77,17 +79,18 @@ class Job:
     batches: Callable[[], Iterable[pa.Table]]
 
     def cached_rows(self, store: Store) -> CachedRows:
+        """Return the maker's rows in the store."""
         return CachedRows(store, self.identity)
 
 
 class NotCachedError(UnavailableError):
-    """Rows are needed that nobody has made yet; `job` makes them."""
+    """Some needed rows are not in the store yet; `job` computes them."""
 
     def __init__(self, job: Job, count: int) -> None:
         verb = {"vectors": "encode", "samples": "generate"}.get(job.what)
         super().__init__(
-            f"{count} {job.what} by {job.identity.get('model', 'this maker')} are not made yet",
-            "manyminds run SUITE makes them" + (f", and so does manyminds {verb} SUITE" if verb else ""),
+            f"{count} {job.what} by {job.identity.get('model', 'this encoder')} are not computed yet",
+            "manyminds run SUITE computes them" + (f", and so does manyminds {verb} SUITE" if verb else ""),
         )
         self.job, self.count = job, count
 
@@ -96,17 +99,17 @@ class NotCachedError(UnavailableError):
 
 
 def require_store(store: Store | None, model: str) -> Store:
-    """The store. Raises UserError where there is none: what a language model makes is kept in one."""
+    """Return the store. Raises UserError where there is none: outputs of language models are kept in a store."""
     if store is None:
         raise UserError(
-            f"{model}: what a language model makes is kept in a store, and this task's `build` is given none",
-            "derive the task from harness.task.TextTask, and write build(self, seed, store)",
+            f"{model}: outputs of language models are kept in a store, but this task's `build` has none",
+            "derive the task from harness.task.TextTask, and define build(self, seed, store)",
         )
     return store
 
 
 def merge_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """One job per maker, so that each model is loaded once."""
+    """Merge jobs into one job per maker, so that each model is loaded once."""
     by_maker: dict[str, list[Job]] = {}
     for job in jobs:
         by_maker.setdefault(identity_hash(dict(job.identity)), []).append(job)
@@ -118,8 +121,9 @@ def _all_batches(jobs: list[Job]) -> Iterator[pa.Table]:
 
 
 def missing_blocks(batches: Iterable[pa.Table], index: RowIndex, block: int) -> Iterator[pa.Table]:
-    """The rows that are not made yet, each id once, in blocks of at most `block` rows. Ids alone are kept in memory."""
-    runs: list[np.ndarray] = []  # of sorted ids seen, each at least twice as long as the next: few, and cheap to keep
+    """Yield the missing rows, each id once, in blocks of at most `block` rows. Only ids are kept in memory."""
+    # Sorted ids seen so far, in runs: each run is at least twice as long as the next, so there are few.
+    runs: list[np.ndarray] = []
     waiting: list[pa.Table] = []
     for batch in batches:
         ids = id_array(batch["id"])
@@ -141,20 +145,23 @@ def missing_blocks(batches: Iterable[pa.Table], index: RowIndex, block: int) -> 
 
 @dataclass(frozen=True)
 class BlockFile:
-    """The blocks to make, a record batch each of one file in the store, and their numbers of rows: texts of any amount
-    wait there, outside memory."""
+    """The blocks to compute: record batches of one file in the store, so that any amount of text fits.
+
+    sizes: the blocks' numbers of rows.
+    """
 
     file: Path
     sizes: tuple[int, ...]
 
     def read_block(self, number: int) -> pa.Table:
-        os.utime(self.file)  # it is in use, however long the job takes: see store.STALE
+        """Return block `number`, memory-mapped."""
+        os.utime(self.file)  # marks the file as in use, however long the job takes: see store.STALE_AFTER_SECONDS
         return pa.Table.from_batches([pa.ipc.open_file(pa.memory_map(str(self.file))).get_batch(number)])
 
 
 @contextlib.contextmanager
 def blocks_to_make(rows: CachedRows, batches: Iterable[pa.Table], block: int) -> Iterator[BlockFile]:
-    """What is not made yet. The file is gone afterwards."""
+    """Write the blocks of missing rows to a file, which is removed at the end of this context."""
     file = private_path(Path("waiting.arrow"), rows.store.scratch_folder)
     try:
         sizes: list[int] = []
@@ -170,11 +177,11 @@ def blocks_to_make(rows: CachedRows, batches: Iterable[pa.Table], block: int) ->
 
 
 def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Worker, run: str = "") -> int:
-    """Does one block and commits it; returns the number of its errors.
+    """Compute one block and commit it; return the number of its errors.
 
-    early: errors found while preparing. run: names this run of a driver, whose end is no death of its workers: they do
-    not count what an earlier one left. A block at which a worker died twice is done row by row, each with a mark of its
-    own, so that the row at which a worker dies alone becomes an error.
+    early: errors found while preparing. run: name of this run of a driver; marks left by an earlier run, which may have
+    been stopped, are not counted as worker deaths. A block at which workers died MAX_TRIES times is done row by row,
+    each row with its own mark. A row at which workers die as often becomes an error.
     """
     ids = np.concatenate([id_array(prepared["id"]), id_array(early["id"])])
     key = block_key(ids)
@@ -200,7 +207,7 @@ def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Wo
                         make(prepared.slice(place, 1))
                     else:
                         log.error("block %s: a worker died or hung at the row %s alone", key, one.hex())
-                        wrong.append(error_table([one], ["its worker died or hung at this row alone"]))
+                        wrong.append(error_table([one], ["the worker died or hung at this row alone"]))
         good = pa.concat_tables(made) if made else pa.table({"id": pa.array([], ID_TYPE)})
         bad = pa.concat_tables([table.cast(ERROR_SCHEMA) for table in wrong])
         counted = {"rows": len(good), "errors": len(bad), "seconds": time.perf_counter() - began}
@@ -211,23 +218,25 @@ def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Wo
 
 @contextlib.contextmanager
 def counted_tries(store: Store, name: str) -> Iterator[int]:
-    """Yields how often this was begun and not ended, this time included: a death leaves the mark behind.
+    """Yield how often this work was begun without being ended, this time included.
 
-    Where another process is at it just now, which is no death, it yields 1 and leaves the mark to that one.
+    A process that dies leaves its mark in a file. Where another process is doing the same work now, none has died:
+    1 is yielded, and the mark is left to that process.
     """
     path: Path | None = store.scratch_folder / f"{name}.tries"
     with contextlib.ExitStack() as stack:
         with store.os_errors_as_user_errors():
             file = stack.enter_context((store.scratch_folder / f"{name}.tries").open("ab", buffering=0))
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by death; unlike flock, not held by children
+                # The lock is released when the process dies; unlike flock's, children do not inherit it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 path = None
             else:
                 file.write(b"x")
         try:
             yield os.fstat(file.fileno()).st_size if path else 1
-        finally:  # also where something was raised: told, not died of
+        finally:  # also after an exception, which is reported and is not a death
             if path:
                 path.unlink(missing_ok=True)
 
@@ -239,7 +248,10 @@ def make_in_process(
     on_start: Callable[[int], object] = lambda n: None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, float]:
-    """Makes every row that is not made yet in this process, without Ray; arguments and result as on_ray.inference.make_on_ray."""
+    """Compute every missing row in this process, without Ray.
+
+    Arguments and result are those of on_ray.inference.make_on_ray.
+    """
     began, found = time.perf_counter(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     with blocks_to_make(rows, batches, recipe.block) as left:
         on_start(sum(left.sizes))
@@ -257,6 +269,6 @@ def make_in_process(
 
 
 def clear_counted_tries(store: Store, run: str) -> None:
-    """Forgets what a run of a driver began and did not end, now that it ends itself."""
+    """Remove the marks of work that a driver's run began and did not end; called when the run ends."""
     for path in store.scratch_folder.glob(f"{run}*.tries"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Language models in the roles of PReF's `attributes` (appendix B.1): who writes by two traits, and who judges by them."""
+"""Language models in the two roles of PReF's `attributes` (appendix B.1): a writer and a judge with two traits each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from harness.sources.text_world import TRAITS
 from harness.store.store import Store
 
 ANSWER_WORDS = ("A", "B")
-TRAIT_DESCRIPTIONS = {  # trait -> its positive and its negative side, as responses have it (table 2 names the traits; words are ours)
+# trait -> description of responses on its positive and on its negative side. Table 2 names the traits; the words are
+# this project's own.
+TRAIT_DESCRIPTIONS = {
     "length": ("long and detailed", "short and concise"),
     "formality": ("formal", "casual"),
     "humour": ("humorous", "serious"),
@@ -31,12 +33,15 @@ PLAYER_QUESTION = "Prompt: {}\n\nA: {}\n\nB: {}\n\nWhich one do you prefer? Answ
 
 
 def wanted_traits(wants: np.ndarray) -> dict[str, int]:
-    """{"formality": 1, "length": -1}: the traits that are not zero in `wants`, float[7] in the order of TRAITS."""
+    """Return the signs of the non-zero traits in `wants`, such as {"formality": 1, "length": -1}.
+
+    wants: float[7] in the order of TRAITS.
+    """
     return {trait: int(np.sign(w)) for trait, w in zip(TRAITS, wants, strict=True) if w}
 
 
 def writer_system_prompt(wants: Mapping[str, int], generator: str) -> str:
-    """The system prompt under which `generator` writes responses with these traits; our small model knows one of its own."""
+    """Return the system prompt that makes `generator` write with these traits; the small model has its own form."""
     if parse_model(generator.partition("?")[0], {}).model == "small":
         from harness.models.small import system_line
 
@@ -45,21 +50,23 @@ def writer_system_prompt(wants: Mapping[str, int], generator: str) -> str:
 
 
 def player_system_prompt(wants: Mapping[str, int]) -> str:
-    """The system prompt of who plays a user that wants these traits."""
+    """Return the system prompt of a language model that plays a user who wants these traits."""
     return PLAYER_PROMPT.format(describe_traits(wants))
 
 
 def describe_traits(wants: Mapping[str, int]) -> str:
+    """Describe responses with these traits in words: "formal and short and concise"."""
     return " and ".join(TRAIT_DESCRIPTIONS[trait][sign < 0] for trait, sign in wants.items())
 
 
 def role_played_labels(
     name: str, wants: np.ndarray, prompts: Sequence[str], left: Sequence[str], right: Sequence[str], store: Store | None
 ) -> np.ndarray:
-    """float32[n]: what users who want `wants`, float[n, 7], a row for each pair, prefer as the language model `name` plays them.
+    """Return float32[n]: preferences of users who want `wants`, as the language model `name` plays them.
 
-    The mean of two answers, one for each order of the pair: 1 is left, 0 right, and one half where the order decides, or
-    where one of the two could not be answered. Raises as `answers` does.
+    wants: float[n, 7], one row for each pair. A label is the mean of two answers, one for each order of the pair: 1 for
+    left, 0 for right, and one half where the answers disagree or one is missing. Raises the errors of
+    `stored_log_odds`.
     """
     roles, role = np.unique(np.asarray(wants), axis=0, return_inverse=True)
     systems = [player_system_prompt(wanted_traits(row)) for row in roles]

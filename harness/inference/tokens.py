@@ -1,4 +1,4 @@
-"""Prompts tokenised for an engine, with a reason for each that cannot be."""
+"""Tokenisation of prompts for an engine, with a reason for each prompt that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def token_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
-    """int32 arrays, one per row. Torch asks for memory that can be written, which Arrow's is not."""
+    """Return int32 arrays, one per row, in copied memory: torch needs writable memory, and Arrow's is not writable."""
     array = column.combine_chunks()
     values, offsets = array.values.to_numpy().copy(), array.offsets.to_numpy()
     return [values[a:b] for a, b in pairwise(offsets)]
@@ -25,9 +25,10 @@ def token_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
 def tokenise_prompts(
     tokenizer: PreTrainedTokenizerBase, table: pa.Table, most: int, longer: str
 ) -> tuple[pa.Table, pa.Table]:
-    """Columns id and tokens, list<int32>, of prompts under their system prompts; empty, undecodable and over-long ones are ERRORS.
+    """Tokenise prompts with their system prompts; return the columns id and tokens, list<int32>, and an error table.
 
-    most: tokens a prompt may have; longer: what is said of one that has more.
+    Empty, undecodable and over-long prompts are errors. most: the largest number of tokens of a prompt. longer: the end
+    of the message for a longer one, in which {} becomes `most`.
     """
     from harness.models.tokens import render_prompt
 
@@ -42,7 +43,7 @@ def tokenise_prompts(
 
 
 def reason_unusable(prompt: str, length: int, most: int, longer: str) -> str | None:
-    """Why a prompt of that many tokens cannot be answered, or None."""
+    """Return why a prompt of `length` tokens cannot be used, or None."""
     if not prompt.strip():
         return "the prompt is empty"
     if "\ufffd" in prompt:

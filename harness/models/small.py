@@ -95,10 +95,8 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        with (
-            threadpool_limits(1),
-            one_torch_thread(),
-        ):  # two threads are slower on a busy machine, and change the order of sums
+        # Two threads are slower on a busy machine, and change the order of sums.
+        with threadpool_limits(1), one_torch_thread():
             train_small_model(model, tokenizer, seed, steps)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,9 +158,8 @@ def world_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
     prompts = rng.choice(PROMPTS, n)
     responses = [write_response(prompt, int(s)) for prompt, s in zip(prompts, rng.integers(2**31, size=n), strict=True)]
     scores = trait_scores(responses)
-    strongest = np.abs(scores + rng.normal(0, 1e-3, scores.shape)).argsort(1)[
-        :, :-3:-1
-    ]  # the noise breaks ties at random
+    # The noise breaks ties at random.
+    strongest = np.abs(scores + rng.normal(0, 1e-3, scores.shape)).argsort(1)[:, :-3:-1]
     talk = []
     for prompt, response, score, pair in zip(prompts, responses, scores, strongest, strict=True):
         wants = {TRAITS[t]: int(np.sign(score[t])) for t in pair if score[t]}
@@ -195,9 +192,8 @@ def train_small_model(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, seed: i
             batches += batches_of_like_length(
                 [torch.tensor(row[:TRAINING_CONTEXT]) for row in tokens], tokenizer.pad_token_id
             )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.99)
-    )  # 0.99: with 0.999, 500 steps would forget nothing
+    # Second beta 0.99: with 0.999, the average over squared gradients would forget nothing in 500 steps.
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )

@@ -104,9 +104,8 @@ def _clustered_estimate(value: np.ndarray, squares: list[np.ndarray], person: np
     seed_part = by_seed * seeds / (seeds - 1)
     person_part = np.maximum(by_person - by_cell, 0) * seeds / (seeds - 1) * people / (people - 1)
     variance = seed_part + person_part
-    repeats = times * (
-        times - 1
-    )  # pairs of cells that share a person; their spread gives the effective number of people
+    # Pairs of cells that share a person; their spread gives the effective number of people.
+    repeats = times * (times - 1)
     person_df = max(_ratio_or_zero(repeats.sum() ** 2, (repeats**2).sum()) - 1, 1)
 
     def satterthwaite(share):
@@ -217,16 +216,14 @@ def rank_intervals(values: np.ndarray, person: np.ndarray, seed: np.ndarray, lev
     """
     every = paired_differences(values, person, seed)
     count = len(every.value)
-    rank = stats.rankdata(
-        -np.round(np.mean(values, 1), 12), method="min"
-    )  # 12 digits: means that differ by rounding alone are tied
+    # Means are rounded to 12 digits, so that means which differ by rounding alone are tied.
+    rank = stats.rankdata(-np.round(np.mean(values, 1), 12), method="min")
     if every.note:
         surely_better = np.zeros((count, count), bool)
     else:
         each = simultaneous_level(values, person, seed, np.triu_indices(count, 1), level)
-        surely_better = (every.p_values(every.family_df) < each) & (
-            every.value > 0
-        )  # [a, b]: a is significantly better than b
+        # [a, b]: a is significantly better than b.
+        surely_better = (every.p_values(every.family_df) < each) & (every.value > 0)
     return Ranks(rank, 1 + surely_better.sum(0), count - surely_better.sum(1), every.note)
 
 
@@ -256,9 +253,8 @@ def gain_verdict(gains: Gains, margin: float) -> Verdict:
         return Verdict("nothing to personalise here", best, None)
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = gains.people * ((high - value) / (value - margin)) ** 2
-    needed = (
-        needed[value > margin].min() if value.max() > margin else needed.max()
-    )  # people needed to show one gain, or that all gains are below the margin
+    # People needed to show one gain, or to show that all gains are below the margin.
+    needed = needed[value > margin].min() if value.max() > margin else needed.max()
     return Verdict("cannot tell", best, int(np.ceil(needed)) if np.isfinite(needed) else None)
 
 

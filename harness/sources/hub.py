@@ -28,9 +28,9 @@ def check_revision(repo: str, revision: str) -> None:
 def hub_files(repo: str, revision: str, files: Sequence[str]) -> list[Path]:
     """Return the paths of the named files of a data set at that commit; files missing from the cache are downloaded.
 
-    Files are read directly, not by `datasets.load_dataset`: their content does not depend on a library's version, and no
-    code of the repository runs. Raises UnavailableError where a file is not cached and cannot be fetched, and UserError
-    where the hub has no such file.
+    Files are read directly, not by `datasets.load_dataset`: their content does not depend on a library's version, and
+    no code of the repository runs. Raises UnavailableError where a file is not cached and cannot be fetched, and
+    UserError where the hub has no such file.
     """
     check_revision(repo, revision)
     return [Path(_hub_file(repo, revision, file, files)) for file in files]
@@ -52,9 +52,8 @@ def _hub_file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
         pass
     try:
         address = hf_hub_url(repo, file, repo_type="dataset", revision=revision)
-        get_hf_file_metadata(
-            address, timeout=HUB_TIMEOUT_SECONDS
-        )  # checked once here; a download retries for up to six minutes
+        # Check once whether the hub answers: a download would retry for up to six minutes.
+        get_hf_file_metadata(address, timeout=HUB_TIMEOUT_SECONDS)
         return download()
     except (RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError(

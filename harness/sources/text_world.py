@@ -19,9 +19,8 @@ def split_phrases(text: str) -> tuple[str, ...]:
     return tuple(phrase.strip() for phrase in text.split(","))
 
 
-LEXICON: dict[
-    str, tuple[tuple[str, ...], tuple[str, ...]]
-] = {  # trait -> phrases of its positive and its negative side
+# trait -> phrases of its positive and of its negative side
+LEXICON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "formality": (
         split_phrases(
             "it is hereby noted, one ought to reflect, it is thus established, allow me to elaborate, "

@@ -1,4 +1,4 @@
-"""Questions to language models: against a plain forward pass, asked once, errors told, users played in both orders."""
+"""Questions to language models: equal to a plain forward pass, asked once, errors reported, roles in both orders."""
 
 import shutil
 
@@ -21,7 +21,7 @@ AB = ("A", "B")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An untrained model: its answers mean nothing, and are some."""
+    """An untrained model, whose answers have no meaning but exist."""
     folder = tmp_path_factory.mktemp("models") / "small"
     small.build_small_model(folder, steps=0)
     return folder
@@ -33,7 +33,7 @@ def store(tmp_path):
 
 
 def make(store, *args):
-    """Asks what is lacking; returns how many questions that were."""
+    """Ask the missing questions and return the counts of the run."""
     with pytest.raises(NotCachedError) as lacking:
         answer.stored_log_odds(*args, store)
     job = lacking.value.job
@@ -66,11 +66,11 @@ def test_answers_are_those_of_a_plain_forward_pass(folder, store, monkeypatch):
 
     name = f"transformers:{folder}"
     found = make(store, name, systems, prompts, AB)
-    assert (found["rows"], found["errors"]) == (4, 0)  # one is there twice
+    assert (found["rows"], found["errors"]) == (4, 0)  # one question occurs twice
     np.testing.assert_allclose(answer.stored_log_odds(name, systems, prompts, AB, store), wanted, atol=1e-4)
     assert len(set(wanted)) == 4
 
-    monkeypatch.setattr(engine, "open_engine", None)  # what is answered needs no model
+    monkeypatch.setattr(engine, "open_engine", None)  # answered questions need no model
     again = answer.stored_log_odds(name, systems[::-1], prompts[::-1], AB, store)
     np.testing.assert_array_equal(again, answer.stored_log_odds(name, systems, prompts, AB, store)[::-1])
     with pytest.raises(NotCachedError, match="1 answers"):
@@ -86,7 +86,11 @@ def test_what_cannot_be_asked_is_unknown_until_it_is_too_much(folder, store):
     assert make(store, name, [None] * 63, good + bad, AB)["errors"] == 3
     found = answer.stored_log_odds(name, [None] * 63, bad + good, AB, store)
     assert np.isnan(found[:3]).all() and np.isfinite(found[3:]).all()
-    for asked, reason in ((bad[:1], "empty"), (bad[1:2], "decoded"), (bad[2:], "tokens, the model reads 1023")):
+    for asked, reason in (
+        (bad[:1], "empty"),
+        (bad[1:2], "decoded"),
+        (bad[2:], "tokens, more than the 1023 that the model reads"),
+    ):
         with pytest.raises(UserError, match=reason):
             answer.stored_log_odds(name, [None], asked, AB, store)
     assert len(answer.stored_log_odds(name, [], [], AB, store)) == 0
@@ -128,7 +132,7 @@ def test_a_judge_is_named_by_what_it_is(folder, store, tmp_path):
 def test_max_length_lowers_what_a_question_may_hold(folder, store):
     name = f"transformers:{folder}?max_length=20"
     make(store, name, [None], ["word " * 30], AB)
-    with pytest.raises(UserError, match="reads 19"):
+    with pytest.raises(UserError, match="more than the 19 that the model reads"):
         answer.stored_log_odds(name, [None], ["word " * 30], AB, store)
 
 
@@ -144,7 +148,7 @@ def test_collecting_lists_what_is_not_answered(folder, store):
         and found[1] == answer.stored_log_odds(name, [None], ["known"], AB, store)[0] != 0
     )
     assert [table["prompt"].to_pylist() for job in jobs for table in job.batches()] == [["new", "newer"]]
-    with pytest.raises(NotCachedError):  # outside, questions are asked as ever
+    with pytest.raises(NotCachedError):  # outside the context, missing answers are errors as before
         answer.stored_log_odds(name, [None], ["new"], AB, store)
 
 
@@ -153,7 +157,7 @@ PEOPLE = np.stack([LONG, -LONG])
 
 
 def liking(monkeypatch, bias=0.0):
-    """A judge that plays his role by counting characters, with a taste for whatever stands first."""
+    """A judge that plays a role by counting characters, with a bias for the response that is named first."""
 
     def answers(name, systems, prompts, words, store):
         odds = []
@@ -189,7 +193,7 @@ def test_a_taste_for_the_first_is_averaged_out(monkeypatch):
 
 
 def test_half_a_pair_counts_for_nobody(monkeypatch):
-    """A judge with a taste for the first, one order of whose questions went wrong."""
+    """Where one of the two orders of a question has no answer, a biased judge's label is one half."""
     first, second = answer.log_odds_of_both_orders(np.array([8.0, 8.0, np.nan, 3.0, 7.0, np.nan, 8.0, -1.0]))
     assert first.tolist() == [8, 0, 0, 3] and second.tolist() == [-7, 0, 0, 1]
     monkeypatch.setattr(role_play, "stored_log_odds", lambda *_: np.array([8.0, np.nan, np.nan, 8.0]))
@@ -199,7 +203,7 @@ def test_half_a_pair_counts_for_nobody(monkeypatch):
 
 
 def test_two_stores_in_one_process_are_two(folder, tmp_path):
-    """What one store knows the other has to ask, whichever was used last."""
+    """Answers in one store are not found in another, whichever was used last."""
     one, two = (Store(tmp_path / name).open() for name in ("one", "two"))
     name = f"transformers:{folder}"
     make(one, name, [None], ["Which?"], AB)

@@ -1,4 +1,4 @@
-"""Rows are made once, whatever the batches, the blocks, the rivals, the deaths and the disk."""
+"""Rows are computed once, for any batches and blocks, and despite concurrent drivers, dead workers and a full disk."""
 
 import itertools
 import multiprocessing
@@ -24,13 +24,13 @@ from harness.inference.cache import ID_TYPE, CachedRows, check_error_rate, error
 from harness.inference.jobs import Job, NotCachedError, counted_tries, make_in_process, merge_jobs
 from harness.store.store import STALE_AFTER_SECONDS, Store
 
-FORK = multiprocessing.get_context("fork")  # a process in no time
+FORK = multiprocessing.get_context("fork")  # starts a process quickly
 IDENTITY = {"engine": "shapes", "model": "a test's"}
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Vectors of a text's length and of its e's. A line in a log for every block; some texts do harm."""
+    """A recipe whose vectors are a text's length and its number of e's; logs every block, and fails at some texts."""
 
     folder: str
     block: int = 4
@@ -38,7 +38,7 @@ class Shapes:
     refuses: bool = False
 
     def check(self):
-        """It can run anywhere."""
+        """Do nothing: the recipe always runs."""
 
     def prepare(self, table):
         empty = pa.compute.equal(table["text"], "")
@@ -74,7 +74,7 @@ def hurt(text, folder):
     if "ONCE" in text and not Path(folder, text).exists():
         Path(folder, text).touch()
         time.sleep(600 * ("SLEEP" in text))
-        re.match(r"(a+)+$", "a" * 60 + "b")  # backtracks for ever and never lets the interpreter go
+        re.match(r"(a+)+$", "a" * 60 + "b")  # backtracks for ever and never releases the interpreter
     if "RAISE" in text:
         raise UserError("the worker cannot go on", "think again")
 
@@ -94,13 +94,13 @@ def expected(texts):
 
 
 def blocks(folder):
-    """The texts of every block that a worker began."""
+    """Return the texts of every block that a worker began."""
     log = Path(folder, "log")
     return [line.partition(" ")[2].split("|") for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def committed(rows):
-    """How often each id lies in a shard, as a row or an error."""
+    """Count how often each id occurs in shards, as a row or an error."""
     found = Counter()
     for key in rows.store.committed_keys(rows.store_kind):
         manifest = rows.store.read_manifest(rows.store_kind, key)
@@ -111,7 +111,7 @@ def committed(rows):
 
 
 def shards(rows):
-    """Digests of every committed file."""
+    """Return the digests of every committed file."""
     return {
         key: {name: file["sha256"] for name, file in rows.store.read_manifest(rows.store_kind, key)["files"].items()}
         for key in rows.store.committed_keys(rows.store_kind)
@@ -195,7 +195,7 @@ def test_another_maker_has_rows_of_its_own(rows, tmp_path):
     st.integers(0, 40),
 )
 def test_any_batches_and_blocks_give_the_same_rows(tmp_path_factory, numbers, block, cuts, before):
-    """Texts with repeats, cut into batches anywhere, some of them made by an earlier run."""
+    """Rows are the same for texts with repeats, for any batches, and with some computed by an earlier run."""
     folder = tmp_path_factory.mktemp("any")
     rows = CachedRows(Store(folder / "store").open(), IDENTITY)
     texts = ["" if n == 0 else "NAN" if n == 1 else "e" * n + str(n) for n in numbers]
@@ -221,7 +221,8 @@ def test_errors_are_kept_counted_and_refused_beyond_a_rate(rows, tmp_path):
     assert sum(facts["rows"] for facts in rows.block_facts()) == 8
     index = rows.build_index()
     assert index.error_reasons(ids(texts)) == {7: "not a number", 8: "empty"}
-    assert make_in_process(rows, Shapes(str(tmp_path)), [table(texts)])["rows"] == 0  # an error is not tried again
+    # A text with an error is not tried again.
+    assert make_in_process(rows, Shapes(str(tmp_path)), [table(texts)])["rows"] == 0
     check_error_rate(index, ids(texts), 0.2, "texts")
     with pytest.raises(UserError, match="2 of 10 texts are errors, more than the 19% allowed; row 7: not a number"):
         check_error_rate(index, ids(texts), 0.19, "texts")
@@ -234,12 +235,12 @@ def test_a_block_of_nothing_but_errors_needs_no_worker(rows, tmp_path):
 
 
 def test_of_rows_made_twice_the_first_committed_is_read(rows):
-    """Two drivers with other blocks: both commit, and everybody reads the same."""
+    """Two drivers with different blocks both commit, and all readers get the same rows."""
     for texts, value in ((["b", "c"], 1.0), (["a", "b"], 2.0), (["c", "d"], 3.0)):
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.full(2, value, np.float32)), 1)
         made = pa.table({"id": pa.array(ids(texts).tolist(), ID_TYPE), "vector": vectors})
         rows.commit(ids(texts), made, error_table([], []), {"rows": 2, "errors": 0})
-        time.sleep(0.02)  # a file system's clock ticks
+        time.sleep(0.02)  # so that the file system's clock advances
     assert rows.build_index().vectors(ids(["a", "b", "c", "d"])).ravel().tolist() == [2, 1, 1, 3]
     assert len(rows.build_index()) == 4
 
@@ -268,11 +269,11 @@ def test_jobs_of_one_maker_are_one(tmp_path):
     found = merge_jobs([job, other, same])
     texts = [[text for batch in one.batches() for text in batch["text"].to_pylist()] for one in found]
     assert texts == [["a", "b"], ["c"]]
-    assert "3 vectors by a test's are not made yet" in NotCachedError(job, 3).message
+    assert "3 vectors by a test's are not computed yet" in NotCachedError(job, 3).message
 
 
 def here(rows, folder, texts):
-    """A process of its own, which makes texts without Ray."""
+    """Return a new process that computes texts without Ray."""
     driver = FORK.Process(target=make_in_process, args=(rows, Shapes(str(folder)), [table(texts)]))
     driver.start()
     return driver
@@ -284,7 +285,7 @@ def exitcode(driver):
 
 
 def test_a_row_that_kills_its_worker_becomes_an_error(rows, tmp_path):
-    """The block twice, then row by row: the row twice, then it is given up. All else is made, once."""
+    """The block is tried twice, then each row alone; the fatal row is given up after two tries, the others succeed."""
     texts = [*TEXTS[:6], "a KILL", *TEXTS[6:8]]
     deaths = 0
     while (code := exitcode(here(rows, tmp_path, texts))) == -signal.SIGKILL:
@@ -295,7 +296,7 @@ def test_a_row_that_kills_its_worker_becomes_an_error(rows, tmp_path):
     assert Counter(map(tuple, blocks(tmp_path)))[tuple(texts[4:8])] == 2
     assert Counter(map(tuple, blocks(tmp_path)))[("a KILL",)] == 2
     assert Counter(map(tuple, blocks(tmp_path)))[tuple(texts[:4])] == 1
-    assert rows.build_index().error_reasons(ids(texts)) == {6: "its worker died or hung at this row alone"}
+    assert rows.build_index().error_reasons(ids(texts)) == {6: "the worker died or hung at this row alone"}
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [i for i in range(9) if i != 6]
     np.testing.assert_array_equal(rows.build_index().vectors(ids(texts))[good], expected([texts[i] for i in good]))
@@ -311,7 +312,7 @@ def test_what_is_told_is_no_death(rows, tmp_path):
 
 
 def test_a_rival_at_the_same_block_is_no_death(rows):
-    """A process that lives holds the mark; one that died has let it go."""
+    """A living process holds the lock on the mark; a dead process has released it."""
     ready = FORK.Event()
 
     def hold():
@@ -344,7 +345,7 @@ def test_two_drivers_at_once(rows, tmp_path):
 
 
 def test_rivals_with_other_blocks_agree(rows, tmp_path):
-    """Two at once whose blocks overlap: rows may be made twice, and are read once."""
+    """Two concurrent drivers with overlapping blocks may compute a row twice, but it is read once."""
     recipes = [(Shapes(str(tmp_path), block=b), TEXTS[::step]) for b, step in ((3, 1), (4, -1))]
     threads = [threading.Thread(target=make_in_process, args=(rows, recipe, [table(t)])) for recipe, t in recipes]
     for thread in threads:
@@ -357,7 +358,7 @@ def test_rivals_with_other_blocks_agree(rows, tmp_path):
 
 @pytest.mark.parametrize("room", [600, 3000])
 def test_a_full_disk_is_said_and_loses_nothing(rows, tmp_path, room):
-    """No file may grow beyond some bytes: of the texts that wait, or of what is made of them."""
+    """A limit on file size, for the waiting texts or for their results, raises a UserError and loses no rows."""
     make_in_process(rows, Shapes(str(tmp_path)), [table(TEXTS[:8])])
     before, more = shards(rows), [f"{'e' * 40} {i}" for i in range(40 if room == 3000 else 400)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -377,7 +378,7 @@ def test_a_full_disk_is_said_and_loses_nothing(rows, tmp_path, room):
 
 
 def test_texts_that_wait_are_not_taken_for_left_behind(rows, tmp_path, monkeypatch):
-    """A job of days; another driver opens the store meanwhile."""
+    """Another driver that opens the store during a job of days does not remove the waiting texts."""
 
     class Slow(Shapes):
         def prepare(self, block):
@@ -392,7 +393,7 @@ def test_texts_that_wait_are_not_taken_for_left_behind(rows, tmp_path, monkeypat
 
 
 def test_ids_seen_are_kept_without_objects():
-    """Two hundred thousand ids, each twice: 16 bytes of memory each, plus what merging takes for a moment."""
+    """200,000 ids, each given twice, take 16 bytes of memory each, plus what merging needs for a moment."""
     import tracemalloc
 
     raw = np.random.default_rng(0).integers(0, 256, (200_000, 16), dtype=np.uint8)

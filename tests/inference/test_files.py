@@ -1,4 +1,4 @@
-"""Files of texts: read in batches, encoded and answered, and written so that rows keep their places."""
+"""Files of texts: read in batches, encoded or answered, and written with rows in the same order."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ def model(tmp_path_factory):
 
 
 def write(path, columns):
-    """The same table in any of the formats."""
+    """Write a table in the format of the path's suffix and return the path."""
     frame = pl.DataFrame(columns, strict=False)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.to_dicts()))
@@ -102,7 +102,7 @@ def test_a_row_without_text_is_named(tmp_path, suffix, monkeypatch):
 @pytest.mark.parametrize("suffix", files.FILE_SUFFIXES)
 def test_a_missing_column_is_named(tmp_path, suffix):
     path = write(tmp_path / f"t{suffix}", {"answer": ["a"], "n": [1]})
-    with pytest.raises(UserError, match="has no column response; it has answer, n"):
+    with pytest.raises(UserError, match="has no column response; its columns are answer, n"):
         read(path, "response")
 
 
@@ -136,7 +136,7 @@ def test_broken_files_are_said(tmp_path):
         assert name in caught.value.message and caught.value.hint
     for name in ("absent.jsonl", "texts.xlsx", "."):
         (tmp_path / "texts.xlsx").touch()
-        with pytest.raises(UserError, match="does not exist|no known kind"):
+        with pytest.raises(UserError, match="does not exist|unknown file type"):
             read(tmp_path / name, "response")
 
 
@@ -146,7 +146,7 @@ texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), 
 @settings(deadline=None, max_examples=30)
 @given(texts, st.integers(1, 7))
 def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, batch):
-    """Against scikit-learn's own counts of the same words."""
+    """The vectors are scikit-learn's counts of the same words."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     from harness.inference.encode import WORD_PATTERN
@@ -171,7 +171,7 @@ def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, b
 
 
 def test_a_text_that_is_an_error_is_nan(store, model, tmp_path, monkeypatch):
-    """In front, where the number of columns is not known yet, and in the middle; float16 is kept as such."""
+    """Errors are NaN at the start, where the number of columns is still unknown, and in the middle; float16 is kept."""
     name = f"transformers:{model}?storage=float16&normalize=true"
     columns = pa.table({"response": ["", " ", "Is it cold?", "\n", "Yes.", "Is it cold?"]})
     job = encode.encode_job(name, lambda: iter([columns.slice(at, 2) for at in (0, 2, 4)]), store)
@@ -185,7 +185,7 @@ def test_a_text_that_is_an_error_is_nan(store, model, tmp_path, monkeypatch):
     shard = job.cached_rows(store).store.read_manifest(
         job.cached_rows(store).store_kind, sorted(store.committed_keys(job.cached_rows(store).store_kind))[0]
     )
-    assert store.object_path(shard, "rows.arrow").stat().st_size < 2 * 128 * 2 + 3000  # two bytes a number
+    assert store.object_path(shard, "rows.arrow").stat().st_size < 2 * 128 * 2 + 3000  # two bytes for each number
     with pytest.raises(UserError, match="3 of 6 texts are errors"):
         encode.stored_vectors(columns, name, store)
     np.testing.assert_array_equal(encode.stored_vectors(columns.take([2, 4]), name, store), found[[2, 4]])
@@ -203,7 +203,7 @@ def test_nothing_to_write_leaves_nothing(store, model, tmp_path):
 
 
 def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypatch):
-    """What the engine said of each prompt, in the file's order; errors say why, first, in the middle and alone."""
+    """Rows are in the file's order, and an error has its reason: as the first row, in the middle, and alone."""
     prompts = ["", "How are you?", "So \ufffd?", "Hello", "How are you?", "word " * 3000, "Who?"]
     systems = [None, "Be brief.", None, None, None, None, "Be brief."]
     columns = pa.table({"system": pa.array(systems, pa.string()), "prompt": prompts})
@@ -220,7 +220,7 @@ def test_candidates_stand_beside_their_prompts(store, model, tmp_path, monkeypat
         assert (row["error"] is None) == (reason is None) == (row["responses"] is not None)
         assert reason is None or reason in row["error"]
         assert reason or len(row["responses"]) == len(row["n_tokens"]) == 3 == len(row["mean_logprob"])
-    assert found["responses"][1].to_list() != found["responses"][4].to_list()  # another system line
+    assert found["responses"][1].to_list() != found["responses"][4].to_list()  # the system line differs
     asked = generate.stored_candidates(systems[3:5], prompts[3:5], f"transformers:{model}?max_tokens=5", 3, store)
     assert asked == found["responses"][3:5].to_list()
 
@@ -243,7 +243,7 @@ def test_failed_prompts_stop_a_task_past_a_rate(store, model):
 
 
 def test_an_empty_sample_is_an_error(model, store, monkeypatch):
-    """A prompt keeps all its samples or none."""
+    """A prompt keeps either all its samples or none."""
 
     class Engine:
         def sample(self, prompts, seeds, n, **settings):
@@ -260,12 +260,13 @@ def test_an_empty_sample_is_an_error(model, store, monkeypatch):
     assert made["id"].to_pylist() == [text_id(None, "x")] and made.schema == generate.SAMPLE_SCHEMA
     assert bad["id"].to_pylist() == [text_id(None, "y"), text_id(None, "z")] and len(early) == 0
     counted = {"stopped": 6, "samples": 6, "tokens": 6}
-    assert facts == {"again": 3, "same": 3} | counted  # up to AGAIN prompts, of a worker's first block alone
+    # At most REPEATED_PROMPTS prompts of a worker's first block are sampled again.
+    assert facts == {"again": 3, "same": 3} | counted
     assert worker(ready)[2] == {"again": 0, "same": 0} | counted
 
 
 def test_seeds_lie_far_apart():
-    """Sample k of a prompt draws from seed + k: among 20,000 prompts no two seeds are within 4,096 samples."""
+    """Sample k of a prompt draws from seed + k, so no two seeds of 20,000 prompts are within 4,096 of each other."""
     seeds = sorted(generate.prompt_seed("maker", text_id(str(i))) for i in range(20_000))
     assert seeds[0] >= 0 and seeds[-1] < 2**62
     assert min(b - a for a, b in itertools.pairwise(seeds)) > 4096
@@ -274,7 +275,7 @@ def test_seeds_lie_far_apart():
 
 
 def test_what_decides_the_rows_is_in_the_identity(model, store, tmp_path):
-    """Options, model content and n, never a path."""
+    """The identity contains options, model content and n, but no path."""
     import shutil
 
     elsewhere = shutil.copytree(model, tmp_path / "elsewhere")

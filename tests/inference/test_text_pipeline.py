@@ -1,4 +1,4 @@
-"""A suite that needs samples, vectors and answers of language models: made once by `manyminds run`, never twice."""
+"""A suite that needs samples, vectors and answers of language models: `manyminds run` computes each exactly once."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ max_characters = 60
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the suite, and a store in which the small model lies, untrained."""
+    """A folder with the suite, and a store that contains the untrained small model."""
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "text.toml").write_text(SUITE)
     (folder / "store" / "models").mkdir(parents=True)
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 
 def call(folder, *arguments, code=0):
-    """What the command prints on stdout and stderr, and which modules it had loaded in the end."""
+    """Run the command; return its stdout and stderr, and the modules that it had loaded at the end."""
     program = (
         "import sys, atexit; from harness.cli import main; "
         "atexit.register(lambda: print('LOADED', *[m for m in ('torch', 'transformers', 'ray') if m in sys.modules],"
@@ -116,7 +116,7 @@ def test_generate_stops_before_vectors(tmp_path, folder):
     assert "samples made" in told and "ended by themselves" in told and "vectors" not in told
     out, told = call(tmp_path, "encode", "text.toml", "--local")
     assert "vectors made" in told and "samples" not in told
-    texts = 2 * (2 * (30 + 2 * 5 + 20) + 4 * 3)  # of two seeds: of pairs to show and to ask, and candidates
+    texts = 2 * (2 * (30 + 2 * 5 + 20) + 4 * 3)  # for two seeds: texts of context and query pairs, and candidates
     assert out.startswith(f"{texts} rows made")
     assert call(tmp_path, "encode", "text.toml", "--local")[0].startswith("0 rows made")
 
@@ -125,15 +125,15 @@ def test_generate_stops_before_vectors(tmp_path, folder):
     ("field", "value", "message"),
     [
         ("encoder", "small", "there is no text encoder"),
-        ("encoder", "transformers:org/name", "needs its revision"),
+        ("encoder", "transformers:org/name", "needs a revision"),
         ("encoder", "transformers:small?poling=last", "unknown option 'poling'"),
         ("encoder", "transformers:small?pooling=first", "pooling is not mean or last"),
-        ("encoder", "transformers:./nowhere", "holds no language model"),
-        ("encoder", "transformers:package:not_there/model", "no package not_there"),
-        ("generator", "gpt:small", "names no language model"),
+        ("encoder", "transformers:./nowhere", "contains no language model"),
+        ("encoder", "transformers:package:not_there/model", "package not_there is not installed"),
+        ("generator", "gpt:small", "not the name of a language model"),
         ("generator", "transformers:small?temperature=hot", "is not a finite number"),
-        ("responses", "nobody", "names no language model"),
-        ("raters", "nobody", "names no language model"),
+        ("responses", "nobody", "not the name of a language model"),
+        ("raters", "nobody", "not the name of a language model"),
     ],
 )
 def test_wrong_names_are_explained(field, value, message):

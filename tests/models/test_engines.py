@@ -1,4 +1,4 @@
-"""Engines against plain transformers: vectors, log-odds and log-probabilities, whatever stands beside them in a batch."""
+"""Engines compared with plain transformers: vectors, log-odds and log-probabilities do not depend on the batch."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ TEXTS = [
     *(write_response(prompt, seed) for seed, prompt in enumerate(PROMPTS[:9])),
 ]
 SEEDS = [10**12 + 10**6 * i for i in range(9)]
-CLOSE = 2e-5  # float32: what the order of a batch's sums can do to a vector of this model, whose entries are about 1
+CLOSE = 2e-5  # float32: effect of the order of sums on a vector of this model, whose entries are about 1
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory, folder):
-    """A small encoder that sees both ways, so that padding not masked would show."""
+    """A small bidirectional encoder, so that unmasked padding would change its vectors."""
     path = tmp_path_factory.mktemp("models") / "bert"
     torch.manual_seed(0)
     config = BertConfig(
@@ -58,7 +58,7 @@ def tokens(folder):
 
 
 def plain_vectors(folder, texts, pooling):
-    """One text at a time, no padding, no batch."""
+    """Return vectors computed one text at a time, without padding."""
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     rows = []
     for text in texts:
@@ -80,7 +80,7 @@ def test_vectors_are_those_of_plain_transformers_however_batched(request, monkey
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, golden, atol=CLOSE)
         np.testing.assert_allclose(engine.embed(texts[::-1], pooling), golden[::-1], atol=CLOSE)
-    assert np.abs(golden - golden[0]).max(1)[1:].min() > 100 * CLOSE  # texts differ by far more than that
+    assert np.abs(golden - golden[0]).max(1)[1:].min() > 100 * CLOSE  # vectors of different texts differ by far more
 
 
 def test_no_texts_have_no_vectors(folder):
@@ -105,13 +105,13 @@ def test_log_odds_are_those_of_a_plain_softmax(folder, writer, prompts, monkeypa
         odds = writer.answer(prompts, ("A", "B"))
         assert odds.dtype == np.float64
         np.testing.assert_allclose(odds, golden, atol=CLOSE)
-    np.testing.assert_array_equal(writer.answer(prompts, ("Bad", "Any")), -odds)  # a word's first token speaks for it
+    np.testing.assert_array_equal(writer.answer(prompts, ("Bad", "Any")), -odds)  # only a word's first token counts
     with pytest.raises(UserError, match="begin with the same token"):
         writer.answer(prompts, ("Zurich", "Zug"))
 
 
 def recorded(monkeypatch, writer, prompts, n, **settings):
-    """Samples, and the tokens of each, [prompts][n]."""
+    """Return samples and the tokens of each, [prompts][n]."""
     made = []
 
     def record(tokenizer, tokens, *rest):
@@ -135,7 +135,7 @@ def test_log_probabilities_are_those_of_the_untempered_model(folder, writer, pro
     samples, tokens = recorded(monkeypatch, writer, prompts, 3, temperature=temperature, top_p=top_p, max_tokens=30)
     for prompt, row, said_row in zip(prompts, samples, tokens, strict=True):
         for sample, said in zip(row, said_row, strict=True):
-            with torch.no_grad():  # the text is taught, not drawn
+            with torch.no_grad():  # the text is given to the model, not drawn
                 logprob = model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].double().log_softmax(1)
             golden = logprob.gather(1, torch.tensor(said)[:, None]).mean()
             assert sample.n_tokens == len(said)
@@ -143,7 +143,7 @@ def test_log_probabilities_are_those_of_the_untempered_model(folder, writer, pro
 
 
 def test_a_sample_ends_with_its_first_ending_token(writer, prompts, monkeypatch):
-    """Whatever ends beside it, and so leaves the batch."""
+    """A sample ends with its first end token, even when other lines end and leave the batch."""
     monkeypatch.setattr(writer, "ends", torch.tensor([], dtype=torch.long))
     _, endless = recorded(monkeypatch, writer, prompts, 4, max_tokens=60)
     monkeypatch.setattr(writer, "ends", torch.arange(0, 1000, 25))
@@ -171,7 +171,7 @@ def test_samples_are_distinct_and_follow_from_their_seed_alone(writer, prompts, 
 
     whole = texts(*range(9))
     assert len({text for row in whole for text in row}) == 36
-    for budget in (1, 130):  # samples one by one, or of several prompts of unlike lengths
+    for budget in (1, 130):  # samples one by one, or of several prompts with different lengths
         monkeypatch.setattr(writer, "tokens", budget)
         assert texts(8, 3, 0) == [whole[8], whole[3], whole[0]]
     assert texts(3, n=2) == [whole[3][:2]]
@@ -193,18 +193,10 @@ def test_draws_are_in_proportion_to_probability():
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().expand(1000, 4)
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     assert draw_tokens(logits, uniform, 1.0, 1.0).bincount(minlength=4).tolist() == [100, 400, 200, 300]
-    assert draw_tokens(logits, uniform, 0.5, 1.0).bincount(minlength=4).tolist() == [
-        33,
-        534,
-        133,
-        300,
-    ]  # squares: /30, of 30
-    assert draw_tokens(logits, uniform, 1.0, 0.6).bincount(minlength=4).tolist() == [
-        0,
-        571,
-        0,
-        429,
-    ]  # .4 and .3 reach .6
+    # At temperature 0.5 probabilities are squared and normalised: 1, 16, 4 and 9 of 30.
+    assert draw_tokens(logits, uniform, 0.5, 1.0).bincount(minlength=4).tolist() == [33, 534, 133, 300]
+    # Only 0.4 and 0.3 are drawn, which together reach 0.6.
+    assert draw_tokens(logits, uniform, 1.0, 0.6).bincount(minlength=4).tolist() == [0, 571, 0, 429]
     assert draw_tokens(logits, uniform, 1.0, 0.3).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
     assert draw_tokens(logits, uniform, 0, 1.0).bincount(minlength=4).tolist() == [0, 1000, 0, 0]
 
@@ -214,7 +206,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_allowed():
     found = list(batches_by_length(length, 400))
     assert sorted(np.concatenate(found)) == list(range(500))
     assert max(len(rows) * length[rows].max() for rows in found) <= 400
-    assert len(list(batches_by_length(np.array([900, 5, 900]), 400))) == 3  # a row over the budget goes alone
+    assert len(list(batches_by_length(np.array([900, 5, 900]), 400))) == 3  # a row over the budget has its own batch
 
 
 def test_a_full_context_ends_the_text_and_a_longer_prompt_is_refused(writer, prompts):

@@ -1,4 +1,4 @@
-"""The small model: the same bytes each time, whole or absent, and at home in transformers and PEFT."""
+"""The small model: the same bytes each time, complete or absent, and loadable in transformers and PEFT."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_same_build_gives_the_same_files(folder, tmp_path):
-    torch.rand(3)  # the state of the process's own generator is no part of it, and is left alone
+    torch.rand(3)  # the build neither uses nor changes the global generator's state
     before = torch.random.get_rng_state()
     small.build_small_model(tmp_path / "again", steps=2)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -54,7 +54,7 @@ def test_any_text_survives_the_tokenizer(folder):
     for text in ("It is thus established. I can't wait!", "Zürich 東京 🙂\n\ttab", write_response(PROMPTS[0], 3)):
         assert names.decode(names(text)["input_ids"]) == text
     assert len({names.bos_token_id, names.eos_token_id, names.pad_token_id}) == 3
-    assert len(names) == small.VOCABULARY_SIZE  # no token without a row of the model's
+    assert len(names) == small.VOCABULARY_SIZE  # each token has a row in the model
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == names.eos_token_id
 
 
@@ -86,7 +86,7 @@ def test_the_system_line_names_the_two_strongest_traits():
 
 
 def test_training_teaches(folder, tmp_path):
-    """Two steps bring a text of the world closer than none."""
+    """After two training steps a simulator's text has a lower loss than without training."""
     small.build_small_model(tmp_path / "untrained", steps=0)
     names = AutoTokenizer.from_pretrained(folder)
     ids = names(write_response(PROMPTS[3], 11), return_tensors="pt")["input_ids"]

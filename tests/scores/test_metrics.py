@@ -1,4 +1,4 @@
-"""Scores against scikit-learn and closed forms."""
+"""Scores, compared with scikit-learn and closed forms."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def queries(counts, label):
 def test_agrees_with_scikit_learn(counts, seed):
     rng = np.random.default_rng(seed)
     y = rng.integers(2, size=sum(counts))
-    z = rng.integers(-3, 4, size=len(y)).astype(np.float32)  # whole numbers: many ties
+    z = rng.integers(-3, 4, size=len(y)).astype(np.float32)  # whole numbers give many ties
     pairs = queries(counts, y)
     found = scores_per_person(pairs, z, scale=0.7)
     for u in range(len(counts)):
@@ -50,11 +50,11 @@ def test_agrees_with_scikit_learn(counts, seed):
 
 
 def test_soft_labels_weigh_both_ways():
-    """A pair judged .8: right earns .8, wrong .2; as AUC, weights .8 and .2 on the two orders."""
+    """A label of 0.8 gives accuracy 0.8 or 0.2, and in AUC weights of 0.8 and 0.2 on the two orders."""
     pairs = queries([1, 1, 1], [0.8, 0.8, 0.8])
     found = scores_per_person(pairs, np.array([1.0, -1.0, 0.0]), 1.0)
     assert found["accuracy"] == pytest.approx([0.8, 0.2, 0.5])
-    weights = np.array([0.8, 0.2])  # up-weights of scores +1 and -1; down-weights are the other way round
+    weights = np.array([0.8, 0.2])  # weights as preferred of scores +1 and -1; weights as rejected are reversed
     expected = (weights[0] * weights[0] + weights @ weights[::-1] / 2) / 1
     assert user_auc(pairs.user, 3, np.array([1.0, -1, 0]), np.full(3, 0.8))[0] == pytest.approx(expected)
 
@@ -69,8 +69,8 @@ def test_temperature_undoes_overconfidence():
 
 def test_temperature_at_its_limits():
     assert fit_temperature_scale(np.zeros(5), np.ones(5)) == 1
-    assert 1 < fit_temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable: capped
-    assert fit_temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong: says nothing
+    assert 1 < fit_temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable, so capped
+    assert fit_temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong, so scaled to nothing
 
 
 def bins(p, y):
@@ -81,7 +81,7 @@ def bins(p, y):
 
 
 def test_calibration_error_sees_what_is_there():
-    """Calibrated answers read near zero, whatever the number; answers off by .1 read .1."""
+    """Calibrated answers have an error near 0 for any number of queries; answers off by 0.1 have an error of 0.1."""
     rng = np.random.default_rng(0)
     p = rng.uniform(0.15, 0.85, size=200_000)
     assert calibration_error(*bins(p, rng.random(len(p)) < p)) < 0.01
@@ -89,7 +89,7 @@ def test_calibration_error_sees_what_is_there():
 
 
 def test_calibration_error_is_debiased():
-    """Its square averages zero over small calibrated samples, where the plain one averages the noise."""
+    """Its square averages 0 over small calibrated samples, where the plug-in error averages the noise."""
     rng = np.random.default_rng(1)
     plain, debiased = [], []
     for _ in range(400):
@@ -102,7 +102,7 @@ def test_calibration_error_is_debiased():
 
 
 def test_sign_accuracy_is_against_the_truth_and_not_the_label():
-    """Two queries whose labels both say right: the first truly prefers left, the second is a tie."""
+    """sign_accuracy uses the ground truth: both labels say right, but the truth prefers left, then ties."""
     pairs = queries([2], [0, 0])
     found = scores_per_person(pairs, np.array([1.0, 2.0]), 1.0, np.array([1.0, 0.5]))
     assert found["accuracy"][0] == 0 and found["sign_accuracy"][0] == 0.75

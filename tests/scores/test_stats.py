@@ -1,4 +1,4 @@
-"""The board's statistics: do they cover what they say, on equal methods drawn over people x seeds?"""
+"""The board's statistics: coverage and error rates on simulated equal methods over people x seeds."""
 
 import numpy as np
 import pytest
@@ -15,25 +15,25 @@ from harness.scores import stats
 
 
 def folds(rng, people, seeds):
-    """Five folds, shuffled anew every five seeds: everyone is tested once in five."""
+    """Return five folds, shuffled again every five seeds: each person is tested once in five seeds."""
     orders = [rng.permutation(people) for _ in range(seeds // 5)]
     cells = [(p, 5 * r + f) for r, order in enumerate(orders) for f in range(5) for p in order[f::5]]
     return np.array(cells).T
 
 
 def fifth(rng, people, seeds):
-    """A random fifth of people is tested in each seed."""
+    """Return a random fifth of people for each seed."""
     chosen = [rng.choice(people, people // 5, replace=False) for _ in range(seeds)]
     return np.concatenate(chosen), np.repeat(np.arange(seeds), people // 5)
 
 
 def fresh(rng, people, seeds):
-    """A simulator: new people for each seed."""
+    """Return new people for each seed, as a simulator does."""
     return np.arange(people * seeds), np.repeat(np.arange(seeds), people)
 
 
 def crossed(rng, people, seeds):
-    """Everyone in every seed."""
+    """Return all people in every seed."""
     return np.tile(np.arange(people), seeds), np.repeat(np.arange(seeds), people)
 
 
@@ -45,7 +45,7 @@ DESIGNS = {
     "simulator, 200 people, 5 seeds": (fresh, 200, 5),
     "42 people in all of 5 seeds": (crossed, 42, 5),
 }
-MIXES = {  # share in the variance of the mean due to people, seeds, cells
+MIXES = {  # shares of people, seeds and cells in the variance of the mean
     "noise": (0, 0, 1),
     "people": (0.99, 0, 0.01),
     "seeds": (0, 0.99, 0.01),
@@ -58,7 +58,7 @@ MIXES = {  # share in the variance of the mean due to people, seeds, cells
 
 
 def equal_methods(rng, rows, person, seed, mix):
-    """values[rows, C] with true mean 0 whose means have variance 1 made up as the mix says."""
+    """Draw values[rows, C] with true mean 0, whose means have variance 1 with the shares of the mix."""
     cells = len(person)
     values = np.zeros((rows, cells))
     for share, group in zip(mix, (person, seed, np.arange(cells)), strict=True):
@@ -85,7 +85,7 @@ def test_intervals_cover_the_truth(design, mix):
 
 
 def test_percentiles_of_the_pigeonhole_bootstrap_do_not():
-    """Why the intervals are not made by it."""
+    """Percentile intervals of the pigeonhole bootstrap have the wrong coverage, so they are not used."""
     rng = np.random.default_rng(2)
     person, seed = fresh(rng, 40, 5)
     covered = {}
@@ -121,7 +121,7 @@ def test_variance_is_that_of_two_way_clusters():
     one_way, two_way = variance(seed), variance(np.column_stack([person, seed]))
     people = len(np.unique(person))
     expected = 10 / 9 * (one_way + people / (people - 1) * (two_way - one_way))
-    assert two_way > one_way  # or the floor would be what is tested
+    assert two_way > one_way  # otherwise this would only test the floor at 0
     np.testing.assert_allclose(stats.estimate_means(values[None], person, seed).se[0] ** 2, expected)
 
 
@@ -130,11 +130,11 @@ def test_degrees_of_freedom_count_repeated_people():
     person, seed = fifth(rng, 31, 10)
     values = rng.normal(size=(5, len(person))) + 2 * rng.normal(size=(5, 31))[:, person]
     every = stats.paired_differences(values, person, seed)
-    seeds_alone = stats.paired_differences(values, np.arange(len(person)), seed).se ** 2  # nobody is seen twice
+    seeds_alone = stats.paired_differences(values, np.arange(len(person)), seed).se ** 2  # no person occurs twice
     times = np.bincount(person)
     repeats = times * (times - 1)
     person_df = repeats.sum() ** 2 / (repeats**2).sum() - 1
-    assert 5 < person_df < 20  # far fewer than 30: most people are seen twice at the most
+    assert 5 < person_df < 20  # far fewer than 30: most people occur at most twice
 
     def satterthwaite(part, whole):
         return whole**2 / (part**2 / 9 + (whole - part) ** 2 / person_df)
@@ -220,7 +220,7 @@ def test_order_names_and_constants_do_not_matter(board):
 @pytest.mark.slow
 def test_familywise_error_is_kept(monkeypatch):
     """Joint limits, Holm and rank intervals each err on about 5 % of boards of seven methods, in any design and mix."""
-    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)  # for speed; costs 1 % of accuracy
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)  # for speed, at 1 % of accuracy
     rng = np.random.default_rng(8)
     wrong = {}
     for design, mix in [
@@ -240,9 +240,8 @@ def test_familywise_error_is_kept(monkeypatch):
             wrong.setdefault((design, mix), []).append((excluded.any(), (gained.holm < 0.05).any(), told_apart.any()))
     each = np.array([np.mean(boards, 0) for boards in wrong.values()])
     assert each.max() < 0.12, each  # 5 % and 4.5 standard errors of 1.5 %
-    assert ((each.mean(0) > 0.02) & (each.mean(0) < 0.08)).all(), (
-        each
-    )  # 5 % and 3 standard errors of 1 %, draws included
+    # 5 % and 3 standard errors of 1 %, draws included.
+    assert ((each.mean(0) > 0.02) & (each.mean(0) < 0.08)).all(), each
 
 
 def test_rank_intervals_hold_the_true_ranks(monkeypatch):
@@ -256,12 +255,13 @@ def test_rank_intervals_hold_the_true_ranks(monkeypatch):
         held.append(((ranked.best <= [4, 4, 2, 2, 1]) & (ranked.worst >= [5, 5, 3, 3, 1])).all())
         width.append(ranked.worst - ranked.best)
     assert np.mean(held) > 0.9  # 95 % less 3 standard errors
-    assert np.mean(width, 0)[4] < 1 < np.mean(width, 0)[:4].min()  # the clear winner is found, equals are not parted
+    # The clear winner is found, and equal methods are not separated.
+    assert np.mean(width, 0)[4] < 1 < np.mean(width, 0)[:4].min()
 
 
 @pytest.mark.parametrize("loud, level", [([1, 0.01], 0.05), ([0.01, 1], 1 - 0.95**0.2)])
 def test_joint_level_knows_how_comparisons_hang_together(loud, level):
-    """Five gains over a loud reference are one comparison; over a quiet one they are independent (Šidák)."""
+    """Five gains over a noisy reference are one comparison; over a noiseless one they are independent (Šidák)."""
     person, seed = fresh(np.random.default_rng(18), 2, 300)
     values = np.array([loud[0]] + [loud[1]] * 5)[:, None] * np.random.default_rng(19).normal(size=(6, 600))
     found = stats.simultaneous_level(values, person, seed, (np.arange(1, 6), np.zeros(5, int)))
@@ -320,8 +320,8 @@ def test_verdicts():
     "value, half, people",
     [
         ([0, 0.02, 0.005], 0.04, 1600),  # 0.01 above the margin, so the half-width must shrink to a quarter
-        ([0, 0.005, -0.01], 0.02, 1600),  # all below: the nearest, 0.005 below, needs most
-        ([0, 0.01, -0.01], 0.02, None),  # on the margin: no number of people tells
+        ([0, 0.005, -0.01], 0.02, 1600),  # all below: the nearest, 0.005 below, needs the most people
+        ([0, 0.01, -0.01], 0.02, None),  # on the margin: no number of people is enough
     ],
 )
 def test_the_stated_number_of_people_brings_a_limit_to_the_margin(value, half, people):
@@ -346,7 +346,7 @@ def test_detectable_difference_is_found_as_often_as_promised():
 
 
 def test_equal_people_look_unequal():
-    """People all truly at .65 with 10 pairs read .37 (PRACTICE); the fit is not fooled."""
+    """For people with true accuracy 0.65 and 10 pairs each the naive value is 0.37, but the fitted one is above 0.6."""
     correct = np.random.default_rng(12).binomial(10, 0.65, 3000)
     naive, null, fitted = stats.worst_users_accuracy(correct, np.full(3000, 10))
     assert naive == pytest.approx(0.37, abs=0.015) and null == pytest.approx(naive, abs=0.02)
@@ -378,12 +378,12 @@ def test_beta_fit_is_the_likeliest():
 def test_worst_users_of_small_and_extreme_groups():
     naive, null, fitted = stats.worst_users_accuracy([5, 5, 5], [5, 5, 5])
     assert (naive, null) == (1, 1) and fitted == pytest.approx(1, abs=0.01)
-    assert stats.worst_users_accuracy([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people: the worst one
+    assert stats.worst_users_accuracy([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people is the worst one
     accuracies = np.arange(25) / 25
     assert stats.worst_users_accuracy(100 * accuracies, np.full(25, 100)).naive == pytest.approx(
         (0 + 1 + 0.5 * 2) / 2.5 / 25
     )
-    assert stats.worst_users_accuracy([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # halves from ties
+    assert stats.worst_users_accuracy([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # the halves come from ties
     assert stats.worst_users_accuracy([4, 5], [9, 9]) == stats.worst_users_accuracy([4, 5], [9, 9])
     with pytest.raises(ValueError, match="at least one query"):
         stats.worst_users_accuracy([0, 1], [0, 1])

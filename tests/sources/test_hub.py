@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: pinned, cached, and out of reach; against a hub of the test's own."""
+"""Files of the Hugging Face hub, pinned, cached or unreachable, tested against a local server."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface.co answers of one data set: its files under /resolve/COMMIT, with the headers of the real hub."""
+    """A server that answers as huggingface.co does for one data set: its files under /resolve/COMMIT, with headers."""
 
     files: ClassVar = {"a.jsonl": b'{"user": "u"}\n', "deep/b.jsonl": b'{"user": "v"}\n'}
     asked: ClassVar[list[tuple[str, str]]] = []
@@ -54,7 +54,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """The requests a hub on this machine has got; huggingface_hub asks it and keeps its cache apart."""
+    """The requests to a local hub, which huggingface_hub uses with a separate cache."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(Hub, "asked", [])
@@ -109,7 +109,7 @@ def test_a_revision_that_may_move_is_refused(served, revision):
 def test_what_the_hub_does_not_have_is_a_mistake(served, repo, revision, file):
     with pytest.raises(UserError, match=f"the hub has no {file} in the data set {repo}") as refused:
         hub_files(repo, revision, [file])
-    assert not isinstance(refused.value, UnavailableError)  # nothing that another machine would have
+    assert not isinstance(refused.value, UnavailableError)  # another machine would not have the file either
 
 
 @pytest.mark.parametrize("how", ["refuses", "is silent"])
@@ -117,7 +117,7 @@ def test_a_missing_network_is_told_with_the_line_to_type(monkeypatch, tmp_path, 
     with socket.socket() as there:
         there.bind(("127.0.0.1", 0))
         if how == "is silent":
-            there.listen()  # takes the request and never answers
+            there.listen()  # accepts the request and never answers
             monkeypatch.setattr(hub, "HUB_TIMEOUT_SECONDS", 0.2)
         reach(monkeypatch, tmp_path, there.getsockname()[1])
         with pytest.raises(UnavailableError, match="could not be fetched") as missing:

@@ -1,4 +1,4 @@
-"""Public files that do not arrive."""
+"""Public files whose download fails."""
 
 import http.client
 import urllib.request

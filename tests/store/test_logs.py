@@ -1,4 +1,4 @@
-"""Log files of runs: what they hold, that they appear only where something was logged, and that they stop no run."""
+"""Log files of runs: their content, that they appear only when something is logged, and that they stop no run."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path):
 
 
 def test_a_failed_trial_points_to_its_log(tmp_path, monkeypatch, capsys):
-    """From the command that failed to the line that says why: run, show, log."""
+    """`run` points to `show`, which points to the log file with the line that says why the trial failed."""
     (tmp_path / "fails.py").write_text(FAILS)
     suite = tmp_path / "suite.toml"
     task = '{ name = "low_rank", n_users = 20, new_users = 10, pairs_per_user = 20, shots = [0, 4], queries = 10 }'
@@ -84,7 +84,7 @@ def test_a_failed_trial_points_to_its_log(tmp_path, monkeypatch, capsys):
 
 
 def test_a_trial_whose_file_is_lost_is_reported_not_a_traceback(tiny, monkeypatch, capsys):
-    """The store's own hint tells people to remove a damaged file; `show` then says what is gone and what to do."""
+    """After a damaged file is removed, as the store's hint says, `show` reports what is missing and what to do."""
     _, plan, store = tiny
     trial = plan.trials[0]
     store.object_path(store.read_manifest("trials", trial.key), "scores.arrow").unlink()

@@ -1,4 +1,4 @@
-"""The store under crashes, rivals, damage and full disks: whole or not at all."""
+"""The store under crashes, concurrent commits, damage and full disks: a result is complete or absent."""
 
 import json
 import multiprocessing
@@ -43,7 +43,7 @@ def test_what_is_committed_is_read(store):
 
 @pytest.mark.parametrize("step", CRASH_POINTS)
 def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
-    """SIGKILL at each step: a reader sees nothing or everything, and the next run completes it, once."""
+    """After SIGKILL at any step a reader sees nothing or everything, and the next run commits the result once."""
     crashed = subprocess.run(
         [sys.executable, "-c", COMMIT, str(store.root)], env=os.environ | {"MANYMINDS_CRASH": step}, check=False
     )
@@ -56,7 +56,7 @@ def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
 
 
 def test_the_crash_steps_are_all_there():
-    """A step that the protocol no longer reaches would make the test above visit nothing."""
+    """Every step of CRASH_POINTS is reached by a commit; otherwise the test above would not test that step."""
     source = Path(Store.commit.__code__.co_filename).read_text()
     assert all(f'_crash_point("{step}")' in source for step in CRASH_POINTS)
 
@@ -124,7 +124,7 @@ def test_a_failure_is_no_result(store):
 
 
 def test_a_full_disk_loses_nothing(store):
-    """A limit on file size stops the write as a full disk does; what was committed stays, and the hint says what to do."""
+    """A file size limit, which stops a write as a full disk does, loses no result, and the hint says what to do."""
     store.commit("trials", "k" * 16, {}, FILES, {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
