@@ -220,7 +220,8 @@ class PreferenceDataset:
     ) -> PreferenceDataset:
         """Build a data set from one array per column; `user` holds ids of any kind, and rows may be in any order.
 
-        Raises UserError where a row cannot be used, and names the first such row.
+        min_pairs: pairs that each user needs; 2 leaves one to ask. Raises UserError where a row cannot be used, and
+        names the first such row.
         """
         given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
         columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
@@ -253,11 +254,12 @@ class PreferenceDataset:
     ) -> PreferenceDataset:
         """Build a data set from the columns user, prompt, chosen and rejected.
 
-        These are Hugging Face's preference columns plus a user id.
-        frame: any data frame that harness.frames.as_polars takes. min_pairs: pairs that each user needs; 2 leaves one to
-        ask. Optional columns: `label`, P(chosen preferred) for soft labels, and `seconds`. `features` maps the distinct
-        items (columns prompt, response) to float32[n, d]. Sides are drawn at random, and items are numbered in a random
-        order, so neither side nor number reveals the preferred response.
+        These are Hugging Face's preference columns plus a user id. Optional columns: `label`, P(chosen preferred) for
+        soft labels, and `seconds`. Sides are drawn at random, and items are numbered in a random order, so neither side
+        nor number reveals the preferred response.
+
+        frame: any data frame that harness.frames.as_polars takes. min_pairs: pairs that each user needs; 2 leaves
+        one to ask. features: maps the distinct items (columns prompt, response) to float32[n, d].
         """
         frame = as_polars(frame)
         needed = ["user", "prompt", "chosen", "rejected"]
