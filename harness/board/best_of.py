@@ -1,4 +1,4 @@
-"""Best of n: methods choose among the same candidates for every user, and what their choices are truly worth."""
+"""Best of n: the true utility of the candidates that methods choose; all methods and users have the same candidates."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from harness.trials.trial import Trial
 
 @dataclass(frozen=True, eq=False)
 class CandidateWorth:
-    """What the candidates are worth to the test users, each float[n_users, prompts, n]."""
+    """Worth of the candidates to the test users; arrays are float[n_users, prompts, n]."""
 
     people: np.ndarray  # int32[n_users]
     utility: np.ndarray
-    wins: np.ndarray  # probability of being preferred to one of the n at random (itself among them), a tie one half
-    tie: float  # utilities that differ by no more are equal: traits counted in a text often are
+    wins: np.ndarray  # probability of being preferred to a random one of the n (itself included); a tie is one half
+    tie: float  # utilities that differ by at most this are equal; counts of traits in texts are often equal
 
 
 def candidate_worth(prepared: PreparedTask) -> CandidateWorth | None:
-    """What the test panel's candidates are worth; None where the task has no candidates or no ground truth."""
+    """Return the worth of the test panel's candidates; None where the task has no candidates or no ground truth."""
     panel, truth = prepared.splits.panels["test"], prepared.truth
     if panel.choices is None or truth is None:
         return None
     people = panel.query.people
     utility = (truth.users[people] @ truth.items[panel.choices.ravel()].T).reshape(len(people), *panel.choices.shape)
-    tie = 1e-6 * float(np.abs(utility).max())  # some roundings of float32
+    tie = 1e-6 * float(np.abs(utility).max())  # some rounding errors of float32
     wins = np.zeros_like(utility)
-    for j in range(utility.shape[2]):  # one opponent at a time: all at once would hold n times the memory
+    for j in range(utility.shape[2]):  # one opponent at a time; all at once would take n times the memory
         wins += preference_share(utility, utility[..., j : j + 1], tie)
     return CandidateWorth(people, utility, wins / utility.shape[2], tie)
 
 
 def preference_share(a: np.ndarray, b: np.ndarray, tie: float) -> np.ndarray:
-    """1 where a is above b, 0 where below, and one half where they are equal."""
+    """Return 1 where a is above b, 0 where below, and 0.5 where they are equal."""
     return np.where(np.abs(a - b) <= tie, 0.5, a > b).astype(np.float32)
 
 
-@lru_cache(64)  # a board reads the same for each of its methods, one a seed and task
+@lru_cache(64)  # all methods of a board share one entry per task and seed
 def _stored_candidate_worth(store: Store, task_key: str) -> CandidateWorth | None:
     return candidate_worth(open_prepared_task(store, task_key))
 
 
 def choices_by_shots(store: Store, trial: Trial) -> dict[int, np.ndarray]:
-    """A finished trial's choices at each number of shots, as `choose` gave them."""
+    """Return a finished trial's choices at each number of shots, as `choose.choose_candidates` made them."""
     content = safetensors.numpy.load(
         store.read_verified(committed_manifest(store, "trials", trial.key), "predictions.safetensors")
     )
@@ -60,9 +60,12 @@ def choices_by_shots(store: Store, trial: Trial) -> dict[int, np.ndarray]:
 
 
 def best_of_n_outcomes(store: Store, trial: Trial, reference: Trial | None = None) -> pl.DataFrame | None:
-    """What a finished trial's choices are worth, as `worth_of_choices` has it; None without choices or ground truth."""
+    """Return the worth of a finished trial's choices (see `worth_of_choices`); None without choices or ground truth.
+
+    reference: the trial whose choices `win_shared` compares with.
+    """
     if "test.choices.npy" not in committed_manifest(store, "tasks", trial.task_key)["files"]:
-        return None  # and nothing is opened: boards of a thousand trials have none
+        return None  # before opening any file, since most boards, some of a thousand trials, have no candidates
     mine = choices_by_shots(store, trial)
     if not mine or (known := _stored_candidate_worth(store, trial.task_key)) is None:
         return None
@@ -70,12 +73,15 @@ def best_of_n_outcomes(store: Store, trial: Trial, reference: Trial | None = Non
 
 
 def worth_of_choices(known: CandidateWorth, mine: dict[int, np.ndarray], theirs: dict[int, np.ndarray]) -> pl.DataFrame:
-    """A row per (shots, n, person), from choices by shots. All n compare with the same two: all candidates, and the best.
+    """Return a row per (shots, n, person); for every n, choices are compared with the mean and best of all candidates.
 
-    gain: mean over prompts of the utility of the one chosen of the first n, less that of all candidates.
-    room: of the best of all, less that of all.
-    win_random: probability that the chosen is preferred to one of all candidates at random.
-    win_shared, over_shared: the same, and the gap of utility, against what `theirs` chose of as many; absent without.
+    known: worth of the candidates.  mine: a method's choices by shots.  theirs: choices of the reference method.
+
+    gain: mean over prompts of the utility of the choice among the first n, minus the mean utility of all candidates.
+    room: mean over prompts of the utility of the best candidate, minus the same mean.
+    win_random: probability that the choice is preferred to a random one of all candidates.
+    win_shared, over_shared: probability that the choice is preferred to that of `theirs` among the same n, and the
+        difference of utility; both columns are missing where `theirs` has no choices.
     """
     mean = known.utility.mean((1, 2), dtype=np.float64)
     room = known.utility.max(2).mean(1, dtype=np.float64) - mean
@@ -98,20 +104,22 @@ def worth_of_choices(known: CandidateWorth, mine: dict[int, np.ndarray], theirs:
 
 
 def normalised_gain(gain: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """float64[..., C]: a value per cell whose mean is the ratio mean(gain) / mean(room), gain float[..., C], room float[C].
+    """Return float64[..., C], a value per cell, whose mean is the ratio mean(gain) / mean(room).
 
-    A ratio of means: a person for whom no candidate is better than another weighs nothing, where a mean of his own
-    ratios would be noise. The values are the ratio plus each cell's first-order influence on it (the delta method), so
-    the variance of their mean, clustered as any score's, is that of the ratio.
+    gain: float[..., C].  room: float[C].
+
+    In a ratio of means, a person to whom all candidates are worth the same has no weight; in a mean of ratios, this
+    person would add noise. The values are the ratio plus each cell's first-order influence on the ratio (delta method).
+    The clustered variance of their mean is therefore that of the ratio.
     """
     ratio = gain.mean(-1, keepdims=True) / room.mean()
     return ratio + (gain - ratio * room) / room.mean()
 
 
 def overoptimisation_peak(values: np.ndarray, person: np.ndarray, seed: np.ndarray) -> int | None:
-    """Row of `values`[counts, C] with the largest mean, where the last row is surely below it; else None.
+    """Return the row of `values`[counts, C] with the largest mean if the last row is significantly below it, else None.
 
-    Surely: at 95 % for all comparisons with the last row at once (max-t), since the peak is picked among them.
+    The test holds at 95 % for all comparisons with the last row at once (max-t), since the peak is selected from them.
     """
     peak, last = int(values.mean(1).argmax()), len(values) - 1
     found = stats.paired_differences(values, person, seed)

@@ -14,12 +14,12 @@ from harness.task import Task
 from harness.trials.suite import Suite
 from harness.trials.trial import field_values
 
-REFERENCE_METHOD = "shared"  # every gain is over the one reward for all
+REFERENCE_METHOD = "shared"  # the baseline of every gain: one reward function for all users
 
 
 @dataclass(frozen=True)
 class Point:
-    """A score with its 95 % limits; limits are None where there is no interval."""
+    """A score with its 95 % limits, which are None where there is no interval."""
 
     value: float
     low: float | None = None
@@ -28,51 +28,50 @@ class Point:
 
 @dataclass(frozen=True)
 class BestOf:
-    """What choosing the best of n candidates gains the test people at one number of shots; every dict is by n."""
+    """Scores of a method's best-of-n choices for the test people at one number of shots; every dict is by n."""
 
-    gain: dict[int, Point]  # in true utility over a random candidate, 1 where the best of all candidates is chosen
-    win_random: dict[int, Point]  # probability of being preferred to one of all candidates at random
-    win_shared: dict[int, Point]  # ... to the one that the reference chooses of as many; {} without it
-    worse_random: float  # share of people whom the largest n leaves worse off than a random candidate
-    worse_shared: float | None  # ... than the reference's choice
-    overoptimised: int | None  # the n where the gain peaks, if choosing among more is surely worse
+    gain: dict[int, Point]  # in true utility over a random candidate; 1 if the best of all candidates is chosen
+    win_random: dict[int, Point]  # probability of being preferred to a random one of all candidates
+    win_shared: dict[int, Point]  # ... to the reference method's choice among the same n; {} without the reference
+    worse_random: float  # at the largest n: share of people worse off than with a random candidate
+    worse_shared: float | None  # ... than with the reference method's choice
+    overoptimised: int | None  # the n with the largest gain, if the largest n is significantly worse
 
 
 @dataclass(frozen=True)
 class WrittenScores:
-    """What a policy writes at one number of shots, over the same people and prompts for all policies."""
+    """Scores of a policy's texts at one number of shots; people and prompts are the same for all policies."""
 
-    scores: dict[
-        str, Point
-    ]  # of harness/board/text_worth.py; where the worth is known `normalised` too, as BestOf.gain has it
-    best_of: dict[int, Point]  # by n: the same of the method's own choices among the candidates of these prompts
+    # columns of text_worth.text_outcomes; with ground truth also `normalised`, the gain scaled as BestOf.gain
+    scores: dict[str, Point]
+    best_of: dict[int, Point]  # by n: `normalised` of the method's own choices among the candidates of these prompts
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method setting on one task setting. Everything but `curves` is at the largest number of shots."""
+    """One method setting on one task setting. Scores without shots are at the largest number of shots."""
 
     method: Method
     label: str
-    keys: tuple[str, ...]  # of its finished trials
-    line: bool  # privileged: drawn, never ranked
-    hole: str | None  # why trials are missing: such a row has no rank and no interval
+    keys: tuple[str, ...]  # keys of its finished trials
+    line: bool  # privileged (it reads the ground truth): drawn as a line, never ranked
+    hole: str | None  # why trials are missing; such a row has no rank and no interval
     rank: tuple[int, int, int] | None = None  # as scored, best, worst
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
     gain: Point | None = None  # in accuracy over the reference, paired
-    holm: float | None = None  # its p-value, adjusted over all methods
+    holm: float | None = None  # the gain's p-value, adjusted over all methods
     swapped: float | None = None  # accuracy when answered with another user's state
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
-    written: dict[int, WrittenScores] = field(default_factory=dict)  # by shots, the least and the most, of policies
+    written: dict[int, WrittenScores] = field(default_factory=dict)  # of policies: by shots, the smallest and largest
     costs: dict[str, float] = field(default_factory=dict)
     users: pl.DataFrame | None = None  # person, asked, accuracy, gain
 
 
 @dataclass(frozen=True)
 class TaskBoard:
-    """One task setting: rows best first, lines and holes last, and what may be concluded."""
+    """One task setting: its rows, ranked ones first and best first, and the verdict."""
 
     task: Task
     label: str
@@ -87,24 +86,25 @@ class TaskBoard:
 
     @property
     def shots(self) -> int:
+        """The largest number of shots, at which methods are ranked."""
         return max(self.task.shots)
 
 
 @dataclass(frozen=True)
 class Board:
-    """All task settings of a suite."""
+    """The leaderboard of a suite: all its task settings."""
 
     suite: Suite
     tasks: tuple[TaskBoard, ...]
 
     @property
     def results_digest(self) -> str:
-        """16 hex digits: the same for the same results of the same suite."""
+        """16 hex digits of the suite's settings, the keys of its results and the flags."""
         keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
         return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """Plain values: what `--json` prints."""
+        """Return plain values, as `--json` prints them."""
         return {
             "suite": self.suite.name,
             "digest": self.results_digest,
@@ -143,7 +143,7 @@ def _as_plain_value(value: object) -> object:
 
 
 def setting_labels(things: list) -> dict:
-    """Name and non-default fields of each, so that different settings read differently."""
+    """Return a label for each task or method: its name and its non-default fields."""
     found = {}
     for thing in things:
         default = field_values(type(thing)())

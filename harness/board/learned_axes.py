@@ -1,4 +1,4 @@
-"""What a learned space of rewards tells apart: its principal axes, and the responses at their ends (PReF, 5.6)."""
+"""Principal axes of a learned space of rewards, with the responses at their ends (PReF, section 5.6)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.trial import identity_hash, task_identity
 
-MAX_AXES = 7  # at most; the paper's data has as many traits
-RESPONSES_PER_END = 3  # responses shown of each end
-MAX_RESPONSE_CHARACTERS = (
-    1000  # characters of a response that a language model reads: six of them are some 1,500 tokens
-)
-NAMER_OPTIONS = "temperature=0&max_tokens=24"  # of who names the axes: six words, the likeliest ones
+MAX_AXES = 7  # the number of traits in the paper's data
+RESPONSES_PER_END = 3
+MAX_RESPONSE_CHARACTERS = 1000  # in a prompt for a name: six responses of this length are about 1,500 tokens
+NAMER_OPTIONS = "temperature=0&max_tokens=24"  # greedy decoding, and room for six words
+# The wording is part of the answers' cache key: after a change the language model is asked again.
 NAMING_QUESTION = """\
 Responses were sorted along an axis that nobody has named yet. Here are the responses from its one end, and the \
 responses from its other end.
@@ -37,33 +36,33 @@ responses from its other end.
 {}
 
 What sets the responses of the one end apart from those of the other? Answer with a short name of the axis and nothing \
-else: "X vs. Y", where X describes the one end and Y the other, in at most six words."""  # another wording is another question, with answers of its own
+else: "X vs. Y", where X describes the one end and Y the other, in at most six words."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One principal component. share: of the variance. top, bottom: texts at its ends, the farthest first."""
+    """One principal component, with the responses at its ends."""
 
-    share: float
-    top: tuple[str, ...]
+    share: float  # of the variance
+    top: tuple[str, ...]  # responses, the farthest first
     bottom: tuple[str, ...]
-    name: str = ""  # by a language model
+    name: str = ""  # given by a language model
 
 
 @dataclass(frozen=True)
 class LearnedAxes:
-    """The axes of the space that a method learned in the first seed's trial. items: of training pairs, in number."""
+    """The axes of the space that a method learned in the first seed's trial."""
 
-    label: str
+    label: str  # of the method
     seed: int
-    items: int
+    items: int  # number of distinct items in the training pairs
     axes: tuple[Axis, ...]
 
 
 def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None) -> dict[Task, LearnedAxes]:
-    """A reading of each task with texts, by the best-ranked method that learned a linear space of rewards.
+    """Return the learned axes of each task with texts, from its best-ranked method with a linear space of rewards.
 
-    axis_namer: the language model that names the axes. Raises NotCachedError where it has not been asked yet.
+    axis_namer: the language model that names the axes. Raises NotCachedError where the model's answers are not cached.
     """
     found = {}
     for task in board.tasks:
@@ -83,16 +82,17 @@ def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None)
 
 
 def prior_root(row: Row, d: int, store: Store) -> np.ndarray | None:
-    """float64[d, r] where users' weights have a learned prior N(mean, root rootT); None of any other method.
+    """Return float64[d, r], the root of the covariance of a learned prior N(mean, root rootT) of users' weights.
 
-    Of a mixture (lore) it is the basis times a root of the prior of the shares.
+    For a mixture (lore) the root is the basis times a root of the covariance of the shares' prior. Return None for any
+    other method.
     """
     manifest = committed_manifest(store, "trials", row.keys[0])
     if row.method.trains_model or "learned.safetensors" not in manifest["files"]:
-        return None  # a language model, too large to keep, or nothing was learned
+        return None  # a language model, a state that was too large to store, or nothing learned
     state = safetensors.numpy.load(bytes(store.read_verified(manifest, "learned.safetensors")))
     if "state/phi.0.weight" in state:
-        return None  # a network's features, not the items'
+        return None  # weights of a network's features, not of the items'
     root = state.get("state/root")
     if {"state/basis", "state/precision"} <= state.keys():
         root = state["state/basis"] @ np.linalg.cholesky(np.linalg.inv(state["state/precision"]))
@@ -100,18 +100,18 @@ def prior_root(row: Row, d: int, store: Store) -> np.ndarray | None:
 
 
 def principal_axes(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Axis, ...]:
-    """The leading principal components of features @ root over these rows of items.
+    """Return the leading principal components of features @ root over these rows of items.
 
-    An axis points to where its farthest response lies: the sign of a component means nothing.
+    The sign of a component is arbitrary, so each axis is turned towards its farthest response.
     """
-    assert items.features is not None and items.text is not None  # `read` leaves tasks out that lack either
+    assert items.features is not None and items.text is not None  # `find_learned_axes` skips tasks that lack either
     rewards = items.features[rows].astype(np.float64) @ root
     rewards -= rewards.mean(0)
     variances, directions = np.linalg.eigh(rewards.T @ rewards)
     largest = np.argsort(-variances)[:MAX_AXES]
     texts = items.text["response"].take(pa.array(rows)).to_pylist()
     count, axes = min(RESPONSES_PER_END, len(set(texts)) // 2), []
-    for j in largest[variances[largest] > 1e-9 * variances.max()]:  # less is rounding
+    for j in largest[variances[largest] > 1e-9 * variances.max()]:  # smaller variances are rounding errors
         places = rewards @ directions[:, j]
         order = np.argsort(-places if places.max() >= -places.min() else places, kind="stable")
         top = first_distinct((texts[i] for i in order), count)
@@ -121,7 +121,7 @@ def principal_axes(items: Items, rows: np.ndarray, root: np.ndarray) -> tuple[Ax
 
 
 def first_distinct(texts: Iterable[str], count: int, besides: Sequence[str] = ()) -> tuple[str, ...]:
-    """The first `count` that differ."""
+    """Return the first `count` distinct texts that are not in `besides`."""
     fresh = (text for text in texts if text not in besides)
     found: dict[str, None] = {}
     while len(found) < count:
@@ -130,7 +130,10 @@ def first_distinct(texts: Iterable[str], count: int, besides: Sequence[str] = ()
 
 
 def name_axes(readings: dict[Task, LearnedAxes], axis_namer: str, store: Store) -> dict[Task, LearnedAxes]:
-    """With each axis's name by the language model `axis_namer`, or why it has none. Raises NotCachedError as `read` does."""
+    """Return the axes with names by the language model `axis_namer`, or with the reason why there is no name.
+
+    Raises NotCachedError where the model's answers are not cached.
+    """
     axes = [axis for reading in readings.values() for axis in reading.axes]
     asked = [NAMING_QUESTION.format(numbered_texts(axis.top), numbered_texts(axis.bottom)) for axis in axes]
     table = generate.generator_inputs(
@@ -153,6 +156,7 @@ def name_axes(readings: dict[Task, LearnedAxes], axis_namer: str, store: Store) 
 
 
 def numbered_texts(texts: Sequence[str]) -> str:
+    """Return the texts as a numbered list, each cut to MAX_RESPONSE_CHARACTERS."""
     return "\n".join(
         f"{i}. {text if len(text) <= MAX_RESPONSE_CHARACTERS else text[:MAX_RESPONSE_CHARACTERS] + ' ...'}"
         for i, text in enumerate(texts, 1)
@@ -160,6 +164,6 @@ def numbered_texts(texts: Sequence[str]) -> str:
 
 
 def with_namer_options(axis_namer: str) -> str:
-    """The name of the axis namer with our choices of its options, before those that a user gave it, which count."""
+    """Return the axis namer's model name with NAMER_OPTIONS added; options that the user gave take precedence."""
     model, _, options = axis_namer.partition("?")
     return f"{model}?{NAMER_OPTIONS}{'&' if options else ''}{options}"

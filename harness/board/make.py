@@ -1,4 +1,4 @@
-"""The leaderboard: from stored scores to tables with intervals over people and seeds."""
+"""Making of the leaderboard: from stored scores to tables with intervals over people and seeds."""
 
 from __future__ import annotations
 
@@ -22,38 +22,36 @@ from harness.trials.facts import source_digests
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial
 
-METRIC_MAXIMA = {
+METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest possible value
     "accuracy": 1.0,
-    "sign_accuracy": 1.0,  # where the truth is known
+    "sign_accuracy": 1.0,  # only with ground truth
     "auc": 1.0,
     "log_loss": np.inf,
     "brier": 1.0,
-}  # macro over users; with the largest value there is
+}
 BOARD_PANEL = "test"
-WRITTEN_MAXIMA = {
-    "win": 1.0,
-    "win_random": 1.0,
-    "stopped": 1.0,
-    "kl": np.inf,
-    "tokens": np.inf,
-}  # of what is written, above 0
+# scores of texts that cannot be negative, with their largest possible value
+WRITTEN_MAXIMA = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}
 
 
 def make_board(plan: Plan, store: Store) -> Board:
-    """Reads every finished trial of the plan, verified, and compares. Trials that are missing make holes."""
+    """Read every finished trial of the plan, verify its files, and compare the methods.
+
+    A method with missing trials is on the board without rank and intervals (`Row.hole`).
+    """
     return Board(plan.suite, tuple(_task_board(plan, store, task) for task in plan.suite.tasks))
 
 
 @dataclass(frozen=True, eq=False)
 class _MethodCells:
-    """One method's scores on the cells (a person under a seed), cells in the same order for every complete method."""
+    """One method's scores by cell (a person under a seed); all complete methods have the same order of cells."""
 
     person: np.ndarray
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
-    steered: pl.DataFrame | None  # `best_of.outcomes`, a row per (shots, n, cell)
-    written: pl.DataFrame | None  # `text_worth.outcomes`, a row per (shots, person written to under a seed)
-    beside: pl.DataFrame | None  # `text_worth.best_of`, a row per (shots, n, such a person)
+    steered: pl.DataFrame | None  # `best_of.best_of_n_outcomes`, a row per (shots, n, cell)
+    written: pl.DataFrame | None  # `text_worth.text_outcomes`, a row per (shots, cell of a person with texts)
+    beside: pl.DataFrame | None  # `text_worth.best_of_n_beside`, a row per (shots, n, cell of a person with texts)
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
@@ -76,7 +74,10 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
     compared = _compare_methods(plan.suite.margin, task, rows, cells)
     order = sorted(compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_final_accuracy(r, task)))
     diverged = [
-        f"{r.label}: a second run of {k} found something else" for r in order for k in r.keys if store.has_diverged(k)
+        f"{r.label}: a second run of the trial {k} gave another result"
+        for r in order
+        for k in r.keys
+        if store.has_diverged(k)
     ]
     return TaskBoard(
         task=task,
@@ -100,17 +101,16 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
 def _cells_of_methods(
     store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict]
 ) -> dict[Method, _MethodCells]:
-    """The cells of every method with a finished trial."""
-    shared = next(
-        (own for method, own in trials.items() if method.name == REFERENCE_METHOD), []
-    )  # the first of several settings
+    """Return the cells of every method with a finished trial."""
+    # the first setting, if the suite has several settings of the reference method
+    shared = next((own for method, own in trials.items() if method.name == REFERENCE_METHOD), [])
     references = {t.seed: t for t in shared if t.key in manifests}
     finished = {method: [t for t in own if t.key in manifests] for method, own in trials.items()}
     return {method: _method_cells(store, done, manifests, references) for method, done in finished.items() if done}
 
 
 def _why_incomplete(store: Store, wanted: list[Trial], manifests: dict[str, dict]) -> str | None:
-    """Why some of a method's trials have no result; None where all have one."""
+    """Return why some of a method's trials have no result; None where all have one."""
     missing = [t for t in wanted if t.key not in manifests]
     if not missing:
         return None
@@ -120,7 +120,7 @@ def _why_incomplete(store: Store, wanted: list[Trial], manifests: dict[str, dict
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Rows with their ranks and gains, and what follows for the task."""
+    """Rows with their ranks and gains, paired differences, and the task's verdict."""
 
     rows: list[Row]
     differences: list[dict]
@@ -131,10 +131,10 @@ class _Comparison:
 def _compare_methods(
     margin: float, task: Task, rows: dict[Method, Row], cells: dict[Method, _MethodCells]
 ) -> _Comparison:
-    """Compares the methods that have all their trials. Privileged ones are neither ranked nor told a gain."""
+    """Compare the methods that have all their trials. Privileged methods have neither rank nor gain."""
     complete = [m for m in rows if m in cells and rows[m].hole is None]
     if not complete:
-        return _Comparison(list(rows.values()), [], None, "nothing has run")
+        return _Comparison(list(rows.values()), [], None, "no verdict: no method has finished all its trials")
     first, last, rows = cells[complete[0]], max(task.shots), dict(rows)
     accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
     names = [rows[m].label for m in complete]
@@ -143,7 +143,9 @@ def _compare_methods(
     top = accuracy[last][[complete.index(m) for m in ranked]]
     holed = any(m.name == REFERENCE_METHOD for m in rows)
     verdict = (
-        f"no verdict: {REFERENCE_METHOD} has a hole" if holed else f"no verdict: the suite has no {REFERENCE_METHOD}"
+        f"no verdict: {REFERENCE_METHOD} has missing trials"
+        if holed
+        else f"no verdict: {REFERENCE_METHOD}, the baseline of every gain, is not in the suite"
     )
     note = None
     if ranked:
@@ -166,7 +168,7 @@ def _compare_methods(
 
 
 def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
-    """A ranked row's gain over the reference, its p-value, and the share of its people who are worse off."""
+    """Return a ranked row's gain over the reference method, its p-value, and the share of people who are worse off."""
     return {
         "gain": Point(float(gains.value[i]), _finite_or_none(gains.low[i]), _finite_or_none(gains.high[i])),
         "holm": _finite_or_none(gains.holm[i]),
@@ -175,31 +177,33 @@ def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
 
 
 def _share_below_zero(values: np.ndarray | pl.Series) -> float:
-    """The share of values below 0; a tie up to rounding is a tie."""
+    """Return the share of values below 0, not counting rounding errors."""
     return float((np.asarray(values) < -1e-12).mean())
 
 
 def _flag_code_states(manifests: dict[str, dict]) -> list[str]:
     codes = sorted({m["facts"]["code"] for m in manifests.values()})
-    return [f"results of {len(codes)} code states: {', '.join(codes)}"] if len(codes) > 1 else []
+    return [f"the results come from {len(codes)} code states: {', '.join(codes)}"] if len(codes) > 1 else []
 
 
 def _flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
-    """How far a language model that plays the users depends on the order in which two responses are shown."""
+    """Report how often a language model that plays the users answers the same in both orders of two responses."""
     readings = [m["facts"].get("readings", {}) for m in manifests.values()]
     agree = [r["orders_agree"] for r in readings if "orders_agree" in r]
-    return [f"a language model plays the users: in {np.mean(agree):.0%} of pairs both orders agree"] if agree else []
+    if not agree:
+        return []
+    return [f"a language model plays the users: its answers in both orders agree for {np.mean(agree):.0%} of the pairs"]
 
 
 def _flag_changed_files(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
-    """Where the file of the task or of a method is not the one its results came from."""
+    """Report every task or method whose file has changed since its results were made."""
     found = []
     for method, wanted in trials.items():
         done = [t for t in wanted if t.key in manifests]
         now = source_digests(wanted[0])
         changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
         found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
-    told = "changed since its results were made: if scores should change with it, raise its `version`"
+    told = "has changed since its results were made; if its scores should change, raise its `version`"
     return [f"{kind} {name}: its file {told}" for kind, name in dict.fromkeys(found)]
 
 
@@ -217,7 +221,7 @@ def _method_cells(
         population = committed_manifest(store, "tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=BOARD_PANEL)
-        person = pl.col("person").cast(pl.Int64) + number * 2**32  # seeds of a simulator draw new people
+        person = pl.col("person").cast(pl.Int64) + number * 2**32  # each seed of a simulator draws new people
         tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
         found = (
             best_of.best_of_n_outcomes(store, trial, references.get(trial.seed)),
@@ -235,7 +239,7 @@ def _method_cells(
 
 
 def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:
-    """What a row says without regard to any other: curves, swap control, worst users."""
+    """Return the row's scores that need no other row: curves, swap control, worst users, best of n and texts."""
     known = [m for m in METRIC_MAXIMA if not cells.blocks[task.shots[0], False][m].null_count()]
     curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*known, "ece")}
     for shots in task.shots:
@@ -251,7 +255,7 @@ def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:
         bins = [
             np.stack([block[c].to_numpy()[cells.seed == s].sum(0) for s in seeds]) for c in ("bin_n", "bin_p", "bin_y")
         ]
-        error = calibration_error(*bins)[None]  # one per seed: the unit of its interval is the seed
+        error = calibration_error(*bins)[None]  # one value per seed, so its interval is over seeds
         found = stats.estimate_means(error, np.arange(len(seeds)), seeds)
         limits = np.clip(found.interval(), 0, 1)
         curves["ece"][shots] = Point(
@@ -278,7 +282,7 @@ def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool
         counts = table["n"].unique(maintain_order=True).to_list()
 
         def by_n(name: str, table=table, counts=counts) -> np.ndarray:
-            """float64[counts, C], cells in the order of all others."""
+            """Return a column as float64[counts, C]."""
             return table[name].to_numpy().reshape(len(counts), -1)
 
         def points(values: np.ndarray, least: float, counts=counts) -> dict[int, Point]:
@@ -295,7 +299,7 @@ def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool
 
         gain, room = by_n("gain"), by_n("room")[0]
         if room.mean() <= 0:
-            return {}  # no candidate is better than another
+            return {}  # all candidates are worth the same
         peak = best_of.overoptimisation_peak(gain, cells.person, cells.seed)
         against = "win_shared" in table.columns and not table["win_shared"].null_count()
         found[shots] = BestOf(
@@ -310,7 +314,7 @@ def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool
 
 
 def _written_scores(written: pl.DataFrame, beside: pl.DataFrame | None, complete: bool) -> dict[int, WrittenScores]:
-    """Intervals are over people and seeds, as all others."""
+    """Return the scores of a policy's texts by shots, with intervals over people and seeds."""
     found = {}
     for (shots,), table in written.partition_by("shots", as_dict=True, maintain_order=True).items():
         person, seed = table["person"].to_numpy(), table["seed"].to_numpy()
@@ -345,7 +349,7 @@ def _median_costs(facts: list[dict]) -> dict[str, float]:
 
 
 def _means_by_person(cells: _MethodCells, values: np.ndarray) -> np.ndarray:
-    """float64[M, people]: each person's mean over the seeds that tested them, people ascending."""
+    """Return float64[M, people]: each person's mean over the seeds that tested them, people ascending."""
     people, code = np.unique(cells.person, return_inverse=True)
     return np.stack([np.bincount(code, row, minlength=len(people)) for row in values]) / np.bincount(code)
 
@@ -377,12 +381,14 @@ def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names:
 def verdict_text(
     gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]
 ) -> str:
-    """What follows for the task. A gain of which the swap control takes less than the margin is not personal.
+    """Return the task's verdict.
 
-    own, swapped: each method's accuracy, and with another user's state.
+    A gain is personal if answering with another user's state (the swap control) loses at least the margin.
+
+    own, swapped: each method's accuracy, and its accuracy with another user's state.
     """
     if gains.note:
-        return f"no verdict: {gains.note}, no interval"
+        return f"no verdict: no interval with {gains.note}"
 
     def gain_of(i: int) -> str:
         value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
@@ -400,16 +406,19 @@ def verdict_text(
         if not personal:
             kept = f"{swapped[found.best]:.3f} of {own[found.best]:.3f}"
             return (
-                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), and is as good when "
-                f"people are answered with another's state ({kept})"
+                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), but is as accurate "
+                f"when people are answered with another person's state ({kept})"
             )
         most = max(personal, key=lambda i: gains.value[i])
         return f"personalising pays: {names[most]} gains {gain_of(most)} (margin {margin:g})"
     if found.text == "cannot tell":
-        people = f"about {found.people} people could, or more seeds" if found.people else "more seeds might"
-        return f"cannot tell: {best} is at {gain_of(found.best)} (margin {margin:g}; {people})"
+        people = f"about {found.people} people, or more seeds, could tell" if found.people else "more seeds might tell"
+        return f"cannot tell: {best} gains {gain_of(found.best)} (margin {margin:g}; {people})"
     highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
-    return f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} (margin {margin:g})"
+    return (
+        f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} "
+        f"(margin {margin:g})"
+    )
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -16,15 +16,15 @@ from harness.trials.trial import Trial
 
 
 def committed_manifest(store: Store, kind: str, key: str) -> dict:
-    """The manifest of a task or trial that a plan found finished. Raises UserError where it has gone since."""
+    """Return the manifest of a task or trial that was finished. Raises UserError where it has disappeared since."""
     manifest = store.read_manifest(kind, key)
     if manifest is None:
-        raise UserError(f"{store.root / kind / key}.json is gone, or a file it names is", "run the suite again")
+        raise UserError(f"{store.root / kind / key}.json, or one of its files, has disappeared", "run the suite again")
     return manifest
 
 
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
-    """A finished trial's score table, recomputed from its predictions where the metrics have changed since."""
+    """Return a finished trial's score table, recomputed from its predictions if the metrics have changed since."""
     if manifest["facts"]["metrics_version"] == METRICS_VERSION:
         return pl.read_ipc(store.read_verified(manifest, "scores.arrow"))
     predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))

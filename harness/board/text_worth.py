@@ -1,4 +1,4 @@
-"""What policies write: each text beside the reference model's, and what it is truly worth to the person it is for."""
+"""Worth of texts that policies write: true utility to the person, compared with the reference model's texts."""
 
 from __future__ import annotations
 
@@ -18,31 +18,28 @@ from harness.task import Task
 from harness.trials.trial import Trial
 from harness.trials.write_texts import REFERENCE_SHOTS
 
-POLICY_COLUMNS = {
-    "kl": "kl",
-    "tokens": "n_tokens",
-    "stopped": "stopped",
-    "fluency": "reference",
-}  # by the policy, of every text
+# name of a mean in `PolicyTexts.policy_means` -> column of the policy's stored texts
+POLICY_COLUMNS = {"kl": "kl", "tokens": "n_tokens", "stopped": "stopped", "fluency": "reference"}
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyTexts:
-    """What `run.write` stored: for the people and prompts that come first, a text at each number of shots."""
+    """Texts stored by `write_texts`: to the first people and prompts, one at each number of shots."""
 
     people: np.ndarray  # int32[n_users]
     prompts: int
-    rows: dict[int, pl.DataFrame]  # by shots, REFERENCE among them; a row per (person, prompt), in that order
+    rows: dict[int, pl.DataFrame]  # by shots, REFERENCE_SHOTS included; a row per (person, prompt), in that order
 
     def column_values(self, shots: int, column: str) -> np.ndarray:
-        """float64[n_users, prompts]."""
+        """Return a column as float64[n_users, prompts]."""
         return self.rows[shots][column].cast(pl.Float64).to_numpy().reshape(len(self.people), self.prompts)
 
     def policy_means(self, shots: int) -> dict[str, np.ndarray]:
-        """float64[n_users] each: what the policy itself told, means over prompts, and how much more than its reference.
+        """Return means over prompts of the policy's own numbers, float64[n_users] each.
 
-        kl: nats of a response.  tokens.  stopped: share that ended by themselves.  fluency: nats of a token, the log-
-        probability under the reference model.  tokens_more, stopped_more, fluency_more: less the reference's own.
+        kl: KL divergence from the reference model, in nats per response.  tokens: length.  stopped: share of responses
+        that end by themselves.  fluency: log-probability under the reference model, in nats per token.  tokens_more,
+        stopped_more, fluency_more: the same minus the number of the reference model's texts.
         """
         own = {name: self.column_values(shots, column).mean(1) for name, column in POLICY_COLUMNS.items()}
         theirs = {
@@ -54,7 +51,7 @@ class PolicyTexts:
 
 
 def read_policy_texts(store: Store, trial: Trial) -> PolicyTexts | None:
-    """None where the trial wrote nothing."""
+    """Return the texts that a finished trial wrote; None where it wrote none."""
     manifest = committed_manifest(store, "trials", trial.key)
     if "written.arrow" not in manifest["files"]:
         return None
@@ -65,18 +62,24 @@ def read_policy_texts(store: Store, trial: Trial) -> PolicyTexts | None:
 
 
 def example_texts(store: Store, manifest: dict) -> list[tuple[str, str]]:
-    """Of the first prompt: the reference model's text, and what was written for the first two people at the most shots."""
+    """Return texts to the first prompt: the reference model's, and the policy's for two people at the most shots.
+
+    Each text comes with a few words that say whose it is.
+    """
     table = pl.read_ipc(io.BytesIO(store.read_verified(manifest, "written.arrow"))).filter(prompt=0)
     rows = pl.concat([table.filter(shots=REFERENCE_SHOTS).head(1), table.filter(shots=table["shots"].max()).head(2)])
     return [
-        ("the reference wrote" if shots == REFERENCE_SHOTS else f"for person {person}", text)
+        ("by the reference model" if shots == REFERENCE_SHOTS else f"for person {person}", text)
         for shots, person, text in rows.select("shots", "person", "response").iter_rows()
     ]
 
 
-@lru_cache(1024)  # reading utilities from texts is slow, and every board, claim and figure asks for them
+@lru_cache(1024)  # measuring utilities in texts is slow, and every board, claim and figure needs them
 def text_outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
-    """A row per (shots, person) of what a finished trial wrote, as `Texts.means` has it, and `worth` where that is known."""
+    """Return a row per (shots, person) of the texts of a finished trial; None where the trial wrote none.
+
+    Columns: those of `PolicyTexts.policy_means`, and where there is ground truth those of `worth_of_texts`.
+    """
     texts = read_policy_texts(store, trial)
     if texts is None:
         return None
@@ -92,16 +95,17 @@ def text_outcomes(store: Store, trial: Trial) -> pl.DataFrame | None:
 
 
 def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> dict[int, dict[str, np.ndarray]]:
-    """By shots, float64[n_users] each: means over prompts of true utilities; {} where the task has no ground truth.
+    """Return means over prompts of true utilities, by shots, float64[n_users] each; {} without ground truth for texts.
 
-    gain: of the text written for the person, less that of the reference model's text.
-    win: how often the person prefers the first of these two; a tie is one half.
-    swapped: the gain of the text that was written for another person, by a fixed derangement, to this one.
-    mean_user: the gain of the mean user (of the truth's population, or else of the test people): what adapting to one
-        person brings the others, or costs them; absent where he wants nothing, as opposite users are equally common.
-    above, room: over the mean of the prompts' frozen candidates, and that of the best of them: as best_of.worth_of_choices has it,
-        so that above / room is 0 for a random candidate and 1 for the best.
-    win_random: probability of being preferred to one of the candidates at random.
+    gain: utility of the text written for the person, minus that of the reference model's text.
+    win: how often the person prefers the first of these two texts; a tie is one half.
+    swapped: the gain to this person of the text that was written for another person, by a fixed derangement.
+    mean_user: the gain to the mean user (of the truth's population, or else of the test people), which shows what
+        adapting to one person brings or costs the others. The column is missing where the mean user has no
+        preferences, because opposite users are equally common.
+    above, room: utility of the text, and of the best frozen candidate of the prompt, both minus the mean of all
+        candidates, so that above / room is 0 for a random candidate and 1 for the best (see best_of.worth_of_choices).
+    win_random: probability of being preferred to a random candidate.
     """
     found, truth = candidates_beside(texts, prepared), prepared.truth
     if found is None or truth is None:
@@ -117,7 +121,7 @@ def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> di
     own, mean_user = truth.users[texts.people].astype(np.float64), everybody.mean(0, dtype=np.float64)
 
     def utility(values: np.ndarray) -> np.ndarray:
-        """float64[n_users, prompts]: to the person in whose row a text stands."""
+        """Return float64[n_users, prompts]: the utility of each text to the person of its row."""
         return np.einsum("npk,nk->np", values, own)
 
     base, before = utility(attributes[REFERENCE_SHOTS]), attributes[REFERENCE_SHOTS] @ mean_user
@@ -141,7 +145,7 @@ def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> di
 
 
 def candidates_beside(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWorth | None:
-    """The frozen candidates of the prompts written to, and what they are worth to the people written to."""
+    """Return the worth of the frozen candidates, for the prompts and people of these texts; None if it is unknown."""
     found = candidate_worth(prepared)
     if found is None:
         return None
@@ -153,9 +157,10 @@ def candidates_beside(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWo
 
 @lru_cache(1024)
 def best_of_n_beside(store: Store, trial: Trial) -> pl.DataFrame | None:
-    """What stands beside the texts: `best_of.worth_of_choices` of the trial's own choices, for the same people and prompts.
+    """Return the worth of the trial's own best-of-n choices for the people and prompts that its texts are for.
 
-    A row per (shots, n, person); None where the trial wrote nothing, or its candidates' worth is unknown.
+    A row per (shots, n, person), see `best_of.worth_of_choices`; None where the trial wrote no texts, or the worth of
+    the candidates is unknown.
     """
     if (texts := read_policy_texts(store, trial)) is None:
         return None

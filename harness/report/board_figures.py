@@ -17,25 +17,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Looks = dict[str, Look]  # of every method that is ranked, by its label
-Fields = tuple[str, ...]  # of a task: one, or a pair
+Looks = dict[str, Look]  # of every ranked method, by its label
+Fields = tuple[str, ...]  # one field of a task, or a pair of fields
 
 
 def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]]:
-    """Caption and SVG of each figure that the rows allow; `looks` are those of the whole board."""
+    """Return the caption and SVG of each figure for which the rows have data.
+
+    looks: those of the whole board.
+    """
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.line for row in task.rows):
-        curves += " Thin grey: lines that know the truth."
-    ranks = "Ranks each method may have, 95 % for all methods at once; the mark is the rank as scored."
-    gains = f"Gain over {REFERENCE_METHOD} of every person at {task.shots} shots, people sorted; below zero they are worse off."
+        curves += " Thin grey: privileged methods, which read the ground truth."
+    ranks = (
+        "All ranks that are possible for each method, at 95 % for all methods at once; the mark is the rank by score."
+    )
+    gains = (
+        f"Each person's gain over {REFERENCE_METHOD} at {task.shots} shots, people sorted; "
+        "people below zero are worse off."
+    )
     steered = [row for row in task.rows if row.best_of]
     n = largest_candidate_count(steered) if steered else 0
     best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
-    wins = f"Best of {n}: probability of being preferred to a candidate at random, against shots, with 95 % bands."
+    wins = f"Best of {n}: probability of being preferred to a random candidate, against shots, with 95 % bands."
     kl = (
-        f"What is written, against its KL from the reference model: normalised gain at the least (hollow) and at {task.shots} shots, "
-        "with 95 % intervals. Dotted: the best of n at the same shots by the same reward, at its KL from whoever wrote the "
-        "candidates, at most log n - (n - 1) / n."
+        "Texts by policies: normalised gain against KL divergence from the reference model, at the smallest number of "
+        f"shots (hollow) and at {task.shots} shots, with 95 % intervals. Dotted: the best of n by the same reward at "
+        f"{task.shots} shots, at its largest possible KL divergence from the candidates' author, log n - (n - 1) / n."
     )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
     own = looks or {row.label: look_at_index(i) for i, row in enumerate(r for r in task.rows if not r.line)}
@@ -71,7 +79,7 @@ def _draw_curves(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 def _draw_best_of_n(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     last = [(row, row.best_of[task.shots].gain) for row in task.rows if row.best_of]
     _draw_with_bands(axes, [(row, list(gain.values())) for row, gain in last], tuple(last[0][1]), looks)
-    axes.set(xlabel="n: candidates chosen among", ylabel="normalised gain")
+    axes.set(xlabel="n: candidates to choose from", ylabel="normalised gain")
 
 
 def _draw_win_rates(axes: Axes, task: TaskBoard, looks: Looks) -> None:
@@ -83,7 +91,7 @@ def _draw_win_rates(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 
 
 def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
-    """Policies by KL and normalised gain, and their own best of n beside them."""
+    """Draw policies by KL divergence and normalised gain, and their own best of n beside them."""
     for row in task.rows:
         found = [w for w in row.written.values() if "normalised" in w.scores]
         if not found:
@@ -103,7 +111,7 @@ def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
             capsize=3,
             label=None if row.line else row.label,
         )
-        if row.line:  # all grey: told apart by their names
+        if row.line:  # privileged methods are all grey, so each is named beside its mark
             axes.annotate(row.label, (kl[-1], gain[-1]), (4, 5), textcoords="offset points", fontsize=7, color=color)
         if found[0] != found[-1]:
             axes.plot(kl[0], gain[0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
@@ -111,25 +119,25 @@ def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
             bound = [np.log(n) - (n - 1) / n for n in best]
             axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
     axes.set(xlabel="KL from the reference model, nats of a response", ylabel="normalised gain")
-    axes.set_xscale("symlog", linthresh=1)  # the best of n lies below 1, policies far above
+    axes.set_xscale("symlog", linthresh=1)  # KL of the best of n is of order 1, that of policies far larger
     axes.set_xlim(left=0)
     axes.axhline(0, color="#000000", lw=0.6)
 
 
 def _limits_of_points(points: Sequence[Point]) -> np.ndarray | None:
-    """float64[2, n]: the lower and the upper limits; None where a point has none."""
+    """Return float64[2, n], the lower and the upper limits; None where a point has no limits."""
     ends = [(p.low, p.high) for p in points if p.low is not None and p.high is not None]
     return np.array(ends).T if len(ends) == len(points) else None
 
 
 def _error_bars(points: Sequence[Point]) -> np.ndarray | None:
-    """float64[2, n]: how far the limits lie below and above the values; None where a point has none."""
+    """Return float64[2, n], distances of the limits below and above the values; None where a point has no limits."""
     limits = _limits_of_points(points)
     return None if limits is None else np.abs(limits - [p.value for p in points])
 
 
 def _draw_with_bands(axes: Axes, lines: list[tuple[Row, list[Point]]], ticks: Sequence, looks: Looks) -> None:
-    """A line with its band per row over evenly spaced ticks."""
+    """Draw a line with its band for each row, over evenly spaced ticks."""
     place = np.arange(len(ticks))
     ends: list[tuple[float, float, str]] = []
     for row, points in lines:
@@ -176,7 +184,7 @@ def _draw_gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
                 ms=5,
                 label=row.label,
             )
-    axes.set(xlabel="people, from the one who loses most", ylabel=f"gain over {REFERENCE_METHOD}")
+    axes.set(xlabel="people, sorted by gain", ylabel=f"gain over {REFERENCE_METHOD}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
 
 
@@ -192,10 +200,10 @@ def _draw_cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 
 
 def find_sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
-    """Every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
+    """Return every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
 
-    A pair needs more settings than a cross of two single sweeps. Where still other fields vary, a pair has all settings
-    that repeat its whole grid; a single field has the settings that share the rest.
+    A pair of fields counts as swept if it has more settings than two single sweeps that cross. Where other fields vary
+    too, a pair has all settings that repeat its whole grid, and a single field has the settings that agree in the rest.
     """
     found: list[tuple[str, Fields, list[TaskBoard]]] = []
     for name in dict.fromkeys(t.task.name for t in board.tasks):
@@ -223,7 +231,7 @@ def _field_value(task: TaskBoard, field: str) -> Any:
 
 
 def figures_of_sweeps(board: Board, looks: Looks) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Heading, and caption and SVG of each figure, of every sweep of a board."""
+    """Return for every sweep of a board its heading, and the caption and SVG of each figure."""
     found = []
     for name, fields, tasks in find_sweeps(board):
         heading = f"{name}: {' and '.join(f.replace('_', ' ') for f in fields)}"
@@ -246,7 +254,7 @@ def _sweep_curves_svg(tasks: list[TaskBoard], field: str, looks: Looks) -> str:
 
 
 def _heat_map_figures(tasks: list[TaskBoard], fields: Fields, methods: list[str]) -> list[tuple[str, str]]:
-    """Caption and SVG of accuracy, and of the gain over the reference, against a pair of fields, a panel per method."""
+    """Return caption and SVG of heat maps, a panel per method: accuracy, and gain over the reference method."""
     cells = len({tuple(_field_value(t, f) for f in fields) for t in tasks})
     means = f" Means over {len(tasks) // cells} settings of other fields." if len(tasks) > cells else ""
     ticks = [sorted({_field_value(t, f) for t in tasks}, key=_sort_key) for f in fields]
@@ -263,7 +271,7 @@ def _heat_map_figures(tasks: list[TaskBoard], fields: Fields, methods: list[str]
     ):
         every = _values_by_method(tasks, fields, score)
         if maps := {label: every[label] for label in methods if label in every}:
-            found.append((f"{what}, the same colours for all methods.{means}", drawn(maps, signed)))
+            found.append((f"{what}, on one colour scale for all methods.{means}", drawn(maps, signed)))
     return found
 
 
@@ -272,7 +280,7 @@ def _shots_text(tasks: list[TaskBoard]) -> str:
 
 
 def _sort_key(value: object) -> tuple:
-    """Numbers by size, then anything else by name."""
+    """Return a sort key: numbers by size, then anything else by name."""
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
@@ -287,7 +295,10 @@ def _row_gain(row: Row, task: TaskBoard) -> float | None:
 def _values_by_method(
     tasks: list[TaskBoard], fields: Fields, score: Callable[[Row, TaskBoard], float | None]
 ) -> dict[str, np.ndarray]:
-    """Label of a method -> float[values of the second field, values of the first], NaN where there is none."""
+    """Return the scores of every method by its label: float[values of the second field, values of the first].
+
+    Scores are means over the settings of other fields, and NaN where there is none.
+    """
     first, second = (sorted({_field_value(t, f) for t in tasks}, key=_sort_key) for f in fields)
     sums: dict[str, np.ndarray] = {}
     for task in tasks:
@@ -303,7 +314,7 @@ def _values_by_method(
 def _draw_heat_maps(
     figure: Figure, maps: dict[str, np.ndarray], fields: Fields, ticks: list[list], signed: bool
 ) -> None:
-    """A heat map per method on one scale of colours that grows lighter throughout, the value in every cell."""
+    """Draw a heat map per method, on one colour scale of rising lightness, with the value in every cell."""
     columns = min(4, len(maps))
     panels = figure.subplots(-(-len(maps) // columns), columns, squeeze=False, sharex=True, sharey=True)
     figure.set_layout_engine("constrained", hspace=0.08)
@@ -326,7 +337,7 @@ def _draw_heat_maps(
             set_ticks(range(len(values_of)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values_of])
     for axes in panels.flat[len(maps) :]:
         axes.set_visible(False)
-    for axes in panels.T.flat:  # a panel with nothing below it shows its ticks
+    for axes in panels.T.flat:  # also where the last row has no panel below
         axes.tick_params(labelbottom=True)
     figure.supxlabel(fields[0].replace("_", " "), fontsize=11)
     figure.supylabel(fields[1].replace("_", " "), fontsize=11)

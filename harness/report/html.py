@@ -30,46 +30,48 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 
-PAGE_CODE_FOLDERS = (
-    Path(__file__).parent,
-    Path(learned_axes.__file__).parent,
-)  # a change in these folders makes a page anew
+# a page is made again when a file in these folders changes
+PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(learned_axes.__file__).parent)
 COLUMN_EXPLANATIONS = {
-    "rank": "as scored, and in brackets the ranks it may have (95 %, all methods at once)",
-    "accuracy": "share of observed labels predicted, mean over people, 95 % interval over people and seeds; "
-    "a tie scores one half",
-    "gain": f"paired gain in accuracy over {REFERENCE_METHOD}, 95 % interval; p adjusted over all methods (Holm)",
-    "swapped": "accuracy when a user is answered with another user's state: "
+    "rank": "the rank by score, and in brackets all ranks that are possible at 95 % for all methods at once. "
+    "Privileged methods read the ground truth of a simulator and are not ranked; incomplete ones have missing trials",
+    "accuracy": "share of observed labels that are predicted, averaged over people, with a 95 % interval over people "
+    "and seeds; a tie scores one half",
+    "gain": f"paired gain in accuracy over {REFERENCE_METHOD}, with a 95 % interval; p is adjusted over all methods "
+    "(Holm)",
+    "swapped": "accuracy when each user's queries are answered with another user's state; "
     "a gain that survives the swap is not personal",
     "worse": f"share of people with lower accuracy than under {REFERENCE_METHOD}",
-    "AUC": "over both orders of each pair, mean over people",
-    "log loss, Brier, ECE": "after one temperature fitted on validation users; log loss in nats; ECE is the debiased "
-    "root mean square gap over ten bins of equal mass, its interval over seeds",
-    "worst tenth": "mean accuracy of the worst tenth of people: as scored (selects on noise), what that would read if "
-    "all people were alike, and by a beta-binomial model of true accuracies",
-    "best of n": "a method chooses one of a prompt's n candidates for every person; all methods have the same ones, but "
-    "those that ask a language model, which would be asked too often, choose none. "
-    "Gain: in true utility over a random candidate, 1 where the best of all is always chosen (a ratio of means). Beats "
-    f"random, beats {REFERENCE_METHOD}: probability of being preferred to one of all candidates at random, or to what "
-    f"{REFERENCE_METHOD} chooses of as many; a tie is one half. Worse: share of people worse off than with those. Peak: the n "
-    "beyond which choosing among more is surely worse, if any (over-optimisation)",
-    "written": f"a policy writes to the first {MAX_PEOPLE} people and the first {MAX_PROMPTS} of the candidates' prompts, and so "
-    "does the model it started from, its reference, with the same random draws. Gain: in true utility to the person, "
-    "over the reference's text; beats it: how often that is preferred to the reference's text, a tie one half; mean "
-    "user: the same text's gain for the average of all users, what adapting to one costs or brings the others (left out where "
-    "opposite users are as common, so that it is nothing); swapped: "
-    "for this person, of the text that was written for another. Normalised: as for the best of n, of the same people and "
-    "prompts, beside what the method's own reward gains by choosing among their candidates; above 1 is better than all of them. KL: nats of a response, of "
-    "the policy from its reference. Fluency: log-probability of a token under the reference, in nats. Stopped: share of "
-    "responses that ended by themselves. In brackets: the change against the reference",
-    "cost": "fit: seconds to train; adapt: microseconds per new user; bytes kept per user; peak memory of the process",
+    "AUC": "over both orders of each pair, averaged over people",
+    "log loss, Brier, ECE": "after scaling by one temperature fitted on validation users; log loss in nats; ECE is the "
+    "debiased root mean square calibration gap over ten bins of equal mass, with an interval over seeds",
+    "worst tenth": "mean accuracy of the worst tenth of people: as scored (which selects on noise); the value expected "
+    "if all people were alike; and by a beta-binomial model of true accuracies",
+    "best of n": "a method chooses one of a prompt's n candidates for every person. All methods have the same "
+    "candidates; methods that ask a language model make no choices, since these would take too many questions. "
+    "Gain: in true utility over a random candidate; 1 if the best of all candidates is always chosen (a ratio of "
+    f"means). Beats random, beats {REFERENCE_METHOD}: probability of being preferred to a random one of all "
+    f"candidates, or to the choice of {REFERENCE_METHOD} among the same n; a tie is one half. Worse: share of people "
+    "worse off than with that alternative. Peak: the n with the largest gain, if the largest n is significantly worse "
+    "(over-optimisation)",
+    "texts by policies": f"a policy writes texts for the first {MAX_PEOPLE} people and the first {MAX_PROMPTS} prompts "
+    "that have candidates, and so does its reference model (the model it started from), with the same random draws. "
+    "Gain: in true utility to the person, over the reference model's text. Win rate: how often the person prefers the "
+    "policy's text to that of the reference model; a tie is one half. Swapped: the gain to this person of a text that "
+    "was written for another person. Mean user: the gain of the same text to the average of all users, which shows "
+    "what adapting to one person costs or brings the others (left out where opposite users are equally common, since "
+    "the average user then has no preferences). Normalised gain: scaled as for the best of n, over the same people "
+    "and prompts, beside the best of n by the method's own reward; above 1 is better than every candidate. KL: "
+    "divergence of the policy from its reference model, in nats per response. Fluency: log-probability under the "
+    "reference model, in nats per token. Stopped: share of responses that end by themselves",
+    "cost": "fit: seconds to train; adapt: microseconds per new user; bytes stored per user; peak memory in MB",
 }
 
 
 def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Path:
-    """Writes `boards/<suite>.html` in the store unless it shows this very board already; returns its path.
+    """Write `boards/<suite>.html` in the store unless it already shows this board, and return its path.
 
-    axis_namer: the language model that names the axes of what was learned. Raises NotCachedError where it has to be asked first.
+    axis_namer: the language model that names the learned axes. Raises NotCachedError where its answers are not cached.
     """
     path = store.board_page(board.suite.name)
     named = generate.parse_generator(learned_axes.with_namer_options(axis_namer)).canonical_name if axis_namer else None
@@ -89,7 +91,7 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
 
 
 def render_page(board: Board, readings: dict[Task, LearnedAxes] | None = None, axis_namer: str | None = None) -> str:
-    """The HTML page. Readings quote the data: without any it does not, and may leave the store."""
+    """Return the HTML page. Only `readings` quote the data: a page without them may be published outside the store."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(

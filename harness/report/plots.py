@@ -1,4 +1,4 @@
-"""How every figure looks: colours, marks, legends, and a drawing as SVG."""
+"""Looks of all figures: colours, markers, legends, and drawing as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.board.board import Board, setting_labels
 
-if TYPE_CHECKING:  # matplotlib takes half a second to import, which no command but those that draw should pay
+if TYPE_CHECKING:  # importing matplotlib takes half a second, so only commands that draw import it
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, which no command 
 Dash = str | tuple[int, tuple[int, ...]]
 Look = tuple[str, str, Dash]  # colour, marker, dash
 
-# Told apart by shape, dash and lightness as well as by hue (Okabe and Ito's palette), so that greyscale is enough.
+# Lines differ in marker, dash and lightness as well as in hue (Okabe and Ito's palette), so greyscale is enough.
 LOOKS: list[Look] = [
     ("#0072b2", "o", "-"),
     ("#d55e00", "s", "--"),
@@ -39,11 +39,11 @@ PLOT_STYLE: dict[Any, object] = {
     "legend.frameon": False,
 }
 FIGURE_SIZE = (6.4, 4.2)  # inches
-PAGE_WIDTH = 12.8  # inches: the whole width of a page
+PAGE_WIDTH = 12.8  # inches
 
 
 def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGURE_SIZE) -> str:
-    """The SVG element of what `draw` puts on an empty matplotlib figure of `size` inches."""
+    """Let `draw` draw on an empty matplotlib figure of `size` inches, and return its SVG element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -54,19 +54,19 @@ def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGUR
         figure.savefig(sink, format="svg", metadata={"Date": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
-    if size[0] > FIGURE_SIZE[0]:  # letters as large on the screen as in figures of the usual size
+    if size[0] > FIGURE_SIZE[0]:  # the same letter size on the screen as in figures of the usual size
         svg = svg.replace("<svg", f'<svg class="wide" style="max-width: {92 * size[0]:.0f}px"', 1)
     return svg
 
 
 def look_at_index(i: int) -> Look:
-    """Colour, marker and dash; past the eighth they come in other combinations."""
+    """Return the i-th colour, marker and dash; from the ninth on they are combined differently."""
     again = i // len(LOOKS)
     return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
 
 
 def looks_of_methods(board: Board) -> dict[str, Look]:
-    """Label -> look of every method that is ranked, the same on all figures of a board."""
+    """Return the look of every ranked method by its label; the same in all figures of a board."""
     methods = setting_labels(list(board.suite.methods))
     return {
         label: look_at_index(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)
@@ -74,7 +74,7 @@ def looks_of_methods(board: Board) -> dict[str, Look]:
 
 
 def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
-    """Above the axes, in as many columns as the labels leave room for."""
+    """Add a legend above the axes, in as many columns as fit."""
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
         longest = max(len(str(h.get_label())) for h in handles)
@@ -83,14 +83,14 @@ def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
 
 
 def draw_grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:
-    """A line that is no rival: it knows the truth. `write_line_names` writes its name beside its end."""
+    """Draw the line of a privileged method, which is not ranked; `write_line_names` puts its name beside its end."""
     axes.plot(x, y, color="#999999", lw=1, ls=dash)
 
 
 def write_line_names(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Writes each name beside the end (x, y) of its line, apart from each other.
+    """Write each name beside the end (x, y) of its line, without overlap.
 
-    Neighbouring names that agree before a comma are written once, without what follows it.
+    Neighbouring names that agree up to a comma are written once, as far as the comma.
     """
     low, high = axes.get_ylim()
     apart = 0.055 * (high - low)

@@ -25,7 +25,7 @@ from harness.report.words import (
 
 
 def print_board(board: Board) -> None:
-    """One table per task setting on stdout; of many settings a line each."""
+    """Print a table for each task setting, or a line each where there are many."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
     if len(board.tasks) > MAX_TASKS_IN_FULL:
         print_short_board(board, console)
@@ -33,7 +33,7 @@ def print_board(board: Board) -> None:
     for task in board.tasks:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("rank", no_wrap=True)
-        table.add_column("method", overflow="fold")  # takes several lines before numbers lose digits
+        table.add_column("method", overflow="fold")  # long names take several lines, so that numbers keep their digits
         for shots in task.task.shots:
             table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
         for name in (f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse"):
@@ -61,7 +61,7 @@ def print_board(board: Board) -> None:
 
 
 def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
-    """What the methods' choices among candidates are worth."""
+    """Print the worth of the methods' best-of-n choices."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", overflow="fold")
     for shots in task.task.shots:
@@ -86,8 +86,8 @@ def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
 
 
 def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
-    """What policies write: what it is worth to the people, where that is known, and what it costs."""
-    console.print(f"\n{escape(task.label)}  written by policies")
+    """Print the worth of the policies' texts, where ground truth is available, and their costs."""
+    console.print(f"\n{escape(task.label)}  texts written by policies")
     for title, heads, body in written_tables(rows):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for i, head in enumerate(heads):
@@ -99,7 +99,7 @@ def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
 
 
 def print_short_board(board: Board, console: Console) -> None:
-    """A line per task setting: the best method, its accuracy and gain, what follows; then every remark once."""
+    """Print a line per task setting with its best method, accuracy, gain and verdict, then every remark once."""
     lines, names = [], distinct_task_labels([task.task for task in board.tasks])
     for task in board.tasks:
         best = next((row for row in task.rows if row.rank), None)

@@ -1,11 +1,12 @@
-"""The only MLflow writer. MLflow is a view of the store: what is lost or wrong there is published again from here.
+"""Publishing to MLflow, which is a view of the store: anything lost or wrong in MLflow can be published again.
 
-A suite is an experiment, `manyminds/<suite>`. In it a *row*, one method setting on one task setting with all its seeds,
-is one run whose metrics have the number of shots as their step, and the board is one more run. A run bears the digest of
-its content as a tag and is whole once it is terminated, which is done last. It is kept as long as that digest stays
-true, and otherwise deleted after its successor is whole: publishing may be killed and repeated at will. (MLflow keeps
-deleted runs in its bin until `mlflow gc`.) Runs of settings that have left the suite stay, tagged with the digest of
-the suite they were in.
+A suite is an experiment, `manyminds/<suite>`. A *row* of the board, that is one method setting on one task setting with
+all its seeds, is one run; the step of its metrics is the number of shots. The board is one more run.
+
+A run is tagged with the digest of its content, and is complete once it is terminated, which is done last. A run whose
+digest is still right is kept. Otherwise a new run is written, and then the old one is deleted, so publishing may be
+killed and repeated at any time. (MLflow keeps deleted runs until `mlflow gc`.) Runs of settings that have left the
+suite stay, tagged with the digest of the suite they were in.
 """
 
 from __future__ import annotations
@@ -41,32 +42,28 @@ from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
 
-PUBLISH_VERSION = 2  # raised whenever the same results would be published otherwise
+PUBLISH_VERSION = 2  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
-MLFLOW_PACKAGES = (
-    "alembic",
-    "mlflow",
-    "sqlalchemy",
-    "sqlite3",
-)  # packages whose errors are not ours; they share no base class
-MAX_VALUE_CHARACTERS = 5000  # characters of a tag or parameter: what every server since MLflow 2.8 keeps whole
-MAX_NAME_CHARACTERS = 250  # characters of a run's name
-CLIENT_SETTINGS = {  # for MLflow in this process, where the environment does not say otherwise
+# Errors from these packages become user errors; they have no common base class.
+MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
+MAX_VALUE_CHARACTERS = 5000  # of a tag or parameter: servers since MLflow 2.8 store that many
+MAX_NAME_CHARACTERS = 250  # of a run's name
+CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has other values
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for data
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what matters is raised; the rest is migrations and retries
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised anyway; the log is of migrations and retries
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the next line, a server that is gone is reported
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     within 20 s instead of minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the timeout below, an unreachable server is
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     reported within 20 s instead of minutes
 }
-SERVER_SETTINGS = {  # for the server that shows a store to the person at this machine
+SERVER_SETTINGS = {  # for a server on this machine that shows the store
     "MLFLOW_HOST": "127.0.0.1",
     "MLFLOW_PORT": "5000",
-    "MLFLOW_WORKERS": "1",  # of 4 by default, at 300 MB each
+    "MLFLOW_WORKERS": "1",  # the default of 4 would take 300 MB each
     "MLFLOW_SERVER_ALLOWED_HOSTS": "localhost,127.0.0.1,localhost:*,127.0.0.1:*",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_SERVE_ARTIFACTS": "false",  # no uploads; a run's artifacts are shown all the same
+    "MLFLOW_SERVE_ARTIFACTS": "false",  # no uploads; artifacts of runs are still shown
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -74,23 +71,24 @@ SERVER_SETTINGS = {  # for the server that shows a store to the person at this m
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one MLflow run holds.
+    """The content of one MLflow run.
 
-    metrics: (name, value, step). tables: columns, shown as tables by the UI. files: made only when they are needed.
+    metrics: (name, value, step).  tables: columns by name, which the UI shows as tables.  files: makes the artifacts,
+    called only when the run is written.
     """
 
-    identity: str  # the same for the same row of any suite state
+    identity: str  # of the row, whatever its results and whatever else is in the suite
     name: str
     tags: dict[str, str]
     params: dict[str, str]
     metrics: tuple[tuple[str, float, int], ...] = ()
     tables: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
     files: Callable[[], dict[str, bytes]] = dict
-    files_digest: str = ""  # of what `files` would make, before users' ids are salted
+    files_digest: str = ""  # of the content of `files`, before users' ids are salted
 
     @property
     def content_digest(self) -> str:
-        """16 hex digits: the same for the same content, whatever the store's salt."""
+        """16 hex digits of the content, independent of the store's salt."""
         return identity_hash(
             {"version": PUBLISH_VERSION}
             | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
@@ -98,7 +96,10 @@ class RunRecord:
 
 
 class Publisher:
-    """Writes one suite's results to one tracking URI: by default SQLite in the store. MLflow is imported at first use."""
+    """A writer of one suite's results to one tracking URI, by default SQLite in the store.
+
+    MLflow is imported at first use.
+    """
 
     def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
         self.plan, self.store = plan, store
@@ -106,18 +107,16 @@ class Publisher:
         self.uri = uri or f"sqlite:///{store.mlflow_paths['database']}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
-        self.artifacts = store.mlflow_paths[
-            "artifacts"
-        ]  # where a database is written directly; a server has its own place
+        self.artifacts = store.mlflow_paths["artifacts"]  # used with a database; a server has its own place
         for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
-        self.page = ""  # of the suite's experiment, once it is known
+        self.page = ""  # URL path of the suite's experiment, once known
 
     def publish_trials(self, finished: list[Trial]) -> None:
-        """Publishes the rows that these trials complete, not compared with others yet. Never raises.
+        """Publish the rows that these trials complete, before they are compared with others. Never raises.
 
-        After a failure it does nothing more: `everything` says what is wrong and publishes it all.
+        After a failure, later calls do nothing; `publish_everything` reports the problem and publishes all rows.
         """
         if self.down:
             return
@@ -127,24 +126,23 @@ class Publisher:
             ]
             if records:
                 self._publish_records(records)
-        except Exception:  # the results are in the store, and no trouble with a view of them may stop the run
+        except Exception:  # the results are in the store, so a problem with MLflow must not stop the run
             self.down = True
 
     def publish_everything(self, board: Board | None = None) -> None:
-        """Publishes every row with a finished trial, and the board; `board` spares making it again.
+        """Publish every row with a finished trial, and the board.
 
-        Raises UserError where MLflow cannot be reached or written.
+        board: the suite's board, if it is made already. Raises UserError where MLflow cannot be reached or written.
         """
         board = board or make_board(self.plan, self.store)
         rows = [self._row_record(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
-        self._publish_records(
-            [*rows[::-1], self._board_record(board)]
-        )  # the UI lists the latest first: the board, then rank 1, 2, ...
+        # the UI lists the latest run first: the board, then rank 1, 2, ...
+        self._publish_records([*rows[::-1], self._board_record(board)])
 
     def command_to_open(self) -> str:
-        """What to type to see the results: a server on loopback for a SQLite file, else the URI, without its password.
+        """Return the command that shows the results: a local server for a SQLite file, else the URI without password.
 
-        The server's settings are written to `mlflow.env` in the store, so that the line stays short and none is forgotten.
+        The server's settings are written to `mlflow.env` in the store, which keeps the command short.
         """
         if not self.uri.startswith("sqlite:"):
             return _without_password(self.uri) + (self.page if self.uri.startswith("http") else "")
@@ -160,7 +158,10 @@ class Publisher:
         return f"{command} --env-file {shlex.quote(str(file))} server  # {address}"
 
     def _uncompared_record(self, pair: tuple) -> RunRecord | None:
-        """The row of one task and method by itself, which costs no more however large the suite is; None while it has holes."""
+        """Make the record of one task and method without comparing methods; None while trials are missing.
+
+        The cost does not depend on the size of the suite.
+        """
         trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
         suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
         (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
@@ -177,7 +178,7 @@ class Publisher:
             {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
         )
         if row.hole:
-            state = row.hole.partition(":")[0]  # what follows is an error's text, which may quote the data
+            state = row.hole.partition(":")[0]  # without the error's text, which may quote the data
         tags = {
             "task": task.label,
             "method": row.label,
@@ -242,9 +243,9 @@ class Publisher:
         def files() -> dict[str, bytes]:
             from harness.report.html import render_page
 
-            if failed:  # the page then shows errors' texts, which may quote the data
+            if failed:  # the page would show the errors' texts, which may quote the data
                 return {}
-            return {"board.html": render_page(board).encode()}  # without the responses that a local page quotes
+            return {"board.html": render_page(board).encode()}  # without learned axes, which quote responses
 
         return RunRecord(
             identity="board",
@@ -267,21 +268,20 @@ class Publisher:
         )
 
     def _with_salted_people(self, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
-        """Users under salted hashes: the same person reads the same in all rows of a task, and in no other task or store."""
+        """Replace users' ids by salted hashes: a person has one hash per task and store, and another one elsewhere."""
         salt = _read_salt(self.store)
         place = identity_hash({"task": name_at_version(task.task), "fields": recorded_values(task.task)})
         names = [hmac.new(salt, f"{place}/{person}".encode(), "sha256").hexdigest()[:16] for person in users["person"]]
         hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
-        return hidden.sort("user")  # or the order would tell who is who
+        return hidden.sort("user")  # the original order would reveal the people
 
     def _publish_records(self, records: list[RunRecord]) -> None:
-        """Makes MLflow hold each record once, as it is now."""
+        """Make MLflow hold each record exactly once, in its current state."""
         with self._mlflow_errors_as_user_errors(), _publishing_lock(self.store):
             client = self._open_client()
             experiment = self._experiment_id(client)
-            self.page = (
-                f"/#/experiments/{experiment}/runs?workflowType=machine_learning"  # or the UI shows what chat bots need
-            )
+            # without workflowType the UI shows its view for chat bots
+            self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
             wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
             found: dict[str, list] = {}
             for run in _find_runs(client, experiment, wanted):
@@ -296,7 +296,7 @@ class Publisher:
                 elif kept.data.tags.get("suite") != suite:
                     client.set_tag(kept.info.run_id, "suite", suite)
                 for run in runs:
-                    if run is not kept:  # out of date, cut short by a crash, or written twice by two machines
+                    if run is not kept:  # outdated, left incomplete by a crash, or written twice by two machines
                         client.delete_run(run.info.run_id)
 
     def _write_run(self, client, experiment: str, record: RunRecord, digest: str, suite: str) -> None:
@@ -309,9 +309,8 @@ class Publisher:
             experiment, start_time=now, tags=tags, run_name=record.name[:MAX_NAME_CHARACTERS]
         ).info.run_id
         metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
-        client.log_batch(
-            run, metrics, [Param(name, _cut_value(value)) for name, value in record.params.items()]
-        )  # at once: 7 times faster
+        # one batch is 7 times faster than single calls
+        client.log_batch(run, metrics, [Param(name, _cut_value(value)) for name, value in record.params.items()])
         with tempfile.TemporaryDirectory() as folder:
             for name, content in record.files().items():
                 Path(folder, name).write_bytes(content)
@@ -322,23 +321,26 @@ class Publisher:
 
     def _open_client(self):
         if not re.fullmatch(SUPPORTED_URIS, self.uri):
-            possible = "sqlite:////folder/mlflow.db (without % and ?), postgresql://..., http://host:port; by default a file in the store"
-            raise UserError(f"MLflow cannot keep results at {_without_password(self.uri)}", possible)
+            possible = (
+                "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
+                "without --mlflow, results go to a file in the store"
+            )
+            raise UserError(f"MLflow cannot store results at {_without_password(self.uri)}", possible)
         if self.uri.startswith("sqlite:"):
             path = self.uri.removeprefix("sqlite:///")
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:  # MLflow would try for 100 s
+            with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:  # MLflow itself would try for 100 s
                 database.execute("BEGIN IMMEDIATE")
         from mlflow import MlflowClient
 
         if not self.uri.startswith("http"):
             import mlflow.store.db.utils as database
 
-            database.MAX_RETRY_COUNT = 3  # of 10, which take 100 s to say that a database is gone
+            database.MAX_RETRY_COUNT = 3  # the default of 10 takes 100 s to report an unreachable database
         return MlflowClient(tracking_uri=self.uri)
 
     def _experiment_id(self, client) -> str:
-        """The id of the suite's experiment, made or taken back from MLflow's bin where need be."""
+        """Return the id of the suite's experiment, which is created, or restored if it was deleted."""
         name = f"manyminds/{self.plan.suite.name}"
         place = None if self.uri.startswith("http") else self.artifacts.as_uri()
         found = client.get_experiment_by_name(name)
@@ -349,14 +351,15 @@ class Publisher:
         if self.own and found.artifact_location != place:
             database = self.uri.removeprefix("sqlite:///")
             raise UserError(
-                f"the store was moved to {self.store.root}, but its MLflow database still points to {found.artifact_location}",
-                f"rm {shlex.quote(database)}, then `manyminds publish`: MLflow is a view of the store and is made anew",
+                f"the store was moved to {self.store.root}, but its MLflow database still points to "
+                f"{found.artifact_location}",
+                f"rm {shlex.quote(database)}, then `manyminds publish`, which makes the database again from the store",
             )
         return found.experiment_id
 
     @contextlib.contextmanager
     def _mlflow_errors_as_user_errors(self) -> Iterator[None]:
-        """Turns errors of MLflow, its database, its server and their missing drivers into user errors."""
+        """Turn errors of MLflow, its database, its server and missing drivers into user errors."""
         try:
             yield
         except Exception as error:
@@ -370,23 +373,33 @@ class Publisher:
             )[:300]
             if self.uri.startswith("http"):
                 hint = (
-                    "is the server up, and does it let you write? Without --mlflow, results go to a file in the store"
+                    "check that the server runs and lets you write; without --mlflow, results go to a file in the store"
                 )
             elif self.own:
-                hint = "is another program holding it, or the disk full? It may be removed: it is a view of the store and is made anew"
+                hint = (
+                    "check that no other program locks the file and that the disk is not full; the file may be "
+                    "removed, and `manyminds publish` makes it again from the store"
+                )
             else:
-                hint = "is the database up, its driver installed, and may you write to it?"
+                hint = "check that the database runs, that its driver is installed, and that you can write to it"
             raise UserError(f"MLflow at {_without_password(self.uri)} cannot be written: {said}", hint) from error
 
 
 def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
-    """At most 30 names, and five more of a policy. What a row says only once is said at the largest number of shots, where it was found."""
+    """Yield a row's metrics as (name, value, shots): at most 30 names, and five more for a policy.
+
+    Numbers that a row has only once have the largest number of shots, at which they were found.
+    """
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
     for metric, curve in row.curves.items():
         for shots, point in curve.items():
             told.append((metric, point.value, shots))
-            if metric not in ("ece", "brier", "sign_accuracy"):  # ece has no interval; the others' are on the board
+            if metric not in (
+                "ece",
+                "brier",
+                "sign_accuracy",
+            ):  # to limit the number of names; the limits are on the board
                 told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
@@ -421,7 +434,10 @@ def _find_runs(client, experiment: str, wanted: str) -> Iterator:
 
 
 def _read_salt(store: Store) -> bytes:
-    """32 random bytes, made once per store and never published: without them nobody can look a person up by trying ids."""
+    """Return 32 random bytes, made once per store and never published.
+
+    Without the salt, a published hash cannot be traced to a person by hashing known ids.
+    """
     path = store.salt_file
     if not path.exists():
         private = private_path(path)
@@ -435,7 +451,10 @@ def _read_salt(store: Store) -> bytes:
 
 @contextlib.contextmanager
 def _publishing_lock(store: Store) -> Iterator[None]:
-    """Two publishers that both find nothing would both write. Where a file system knows no locks, the next publish mends it."""
+    """Let one process publish at a time, since two that both find no run would both write it.
+
+    On a file system without locks a run may be written twice; the next publishing deletes one of them.
+    """
     with store.mlflow_paths["lock"].open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -451,10 +470,10 @@ def _cut_value(text: str) -> str:
 
 
 def _dotenv_quoted(value: str) -> str:
-    """As a dotenv file wants it."""
+    """Quote a value for a dotenv file."""
     return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
 
 
 def _without_password(text: str) -> str:
-    """Without the user and password of a URI."""
+    """Remove the user and password from the text's URIs."""
     return re.sub(r"//[^/\s]+@", "//", text)

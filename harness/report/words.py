@@ -1,4 +1,4 @@
-"""Numbers, intervals and remarks of a board as short texts."""
+"""Short texts for a board's numbers, intervals and remarks."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from harness.board.board import Point, Row, TaskBoard
 from harness.task import Task
 from harness.trials.trial import field_values
 
-MAX_QUOTED_CHARACTERS = 200  # characters of a response on the page
-MAX_TASKS_IN_FULL = (
-    12  # settings of tasks: beyond, a line each on the terminal, and a folded table each, without figures, on the page
-)
+MAX_QUOTED_CHARACTERS = 200  # of a response on the page
+# With more task settings than this, the terminal shows a line each, and the page a folded table each without figures.
+MAX_TASKS_IN_FULL = 12
 
 
-Lines = list[tuple[Row, list[str]]]  # the row that a line of a table is of, and its cells
+Lines = list[tuple[Row, list[str]]]  # lines of a table: the board's row, and the texts of the cells
 
 
 def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
-    """Title, column heads and lines of each table of what policies write: a line per method and number of shots."""
+    """Return title, column heads and lines of each table on policies' texts: a line per method and number of shots."""
     texts = [(row, [row.label, str(shots)], row.written[shots]) for row in rows for shots in row.written]
     valued = [line for line in texts if "gain" in line[2].scores]
     normal = [line for line in texts if "normalised" in line[2].scores]
@@ -37,44 +36,46 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
         for row, head, w in texts
     ]  # fmt: skip
     found = [
-        ("utility over the reference model's text", ["gain", "beats it", "swapped", *(["mean user"] if taxed else [])], gains),
-        ("normalised gain, beside the best of n by the same reward", ["written", *(f"best of {n}" for n in counts)], beside),
-        ("what it costs, and the change against the reference", ["KL", "tokens", "fluency", "stopped", "tokens/s"], costs),
+        ("gain in utility over the reference model's text", ["gain", "win rate", "swapped", *(["mean user"] if taxed else [])], gains),
+        ("normalised gain of the texts, and of the best of n by the same reward", ["texts", *(f"best of {n}" for n in counts)], beside),
+        ("costs, and in brackets the change from the reference model", ["KL", "tokens", "fluency", "stopped", "tokens/s"], costs),
     ]  # fmt: skip
     return [(title, ["method", "shots", *heads], lines) for title, heads, lines in found if lines]
 
 
 def signed_score(scores: dict[str, Point], name: str) -> str:
+    """Format a score with its sign, "" where it is missing."""
     return format_number(scores[name].value, signed=True) if name in scores else ""
 
 
 def score_with_change(scores: dict[str, Point], name: str, digits: int) -> str:
-    """`45.2 (+3.1)`: a value, and what is more than the reference's."""
+    """Format a score and its difference from the reference model's, for example `45.2 (+3.1)`."""
     own, more = scores[name], scores[f"{name}_more"]
     return f"{format_number(own.value, digits=digits)} ({format_number(more.value, True, digits)})"
 
 
 def largest_candidate_count(rows: list[Row]) -> int:
-    """The largest number of candidates that the rows' methods choose among."""
+    """Return the largest number of candidates that the rows' methods choose from."""
     return max(n for row in rows for best in row.best_of.values() for n in best.gain)
 
 
 def format_share(share: float | None) -> str:
+    """Format a share in per cent, "" for None."""
     return "" if share is None else f"{share:.0%}"
 
 
 def task_remarks(task: TaskBoard) -> list[str]:
-    """The verdict and everything a reader must know before believing the table."""
+    """Return the verdict, and warnings about the table: no interval, missing trials, refusals, flags."""
     lines = [task.verdict]
     if task.note:
         lines.append(f"no interval: {task.note}")
-    lines += [f"hole: {row.label}: {row.hole}" for row in task.rows if row.hole]
-    lines += [f"sits out: {method}: {reason}" for method, reason in task.refusals.items()]
+    lines += [f"incomplete: {row.label}: {row.hole}" for row in task.rows if row.hole]
+    lines += [f"does not run: {method}: {reason}" for method, reason in task.refusals.items()]
     return lines + [f"flag: {flag}" for flag in task.flags]
 
 
 def shorten_text(text: str) -> str:
-    """At most MAX_QUOTED_CHARACTERS characters, cut between words, on one line; what is cut says how long it was."""
+    """Put a text on one line, cut between words at MAX_QUOTED_CHARACTERS and then followed by its number of words."""
     line = " ".join(text.split())
     if len(line) <= MAX_QUOTED_CHARACTERS:
         return line
@@ -82,7 +83,7 @@ def shorten_text(text: str) -> str:
 
 
 def format_number(value: float | None, signed: bool = False, digits: int = 3) -> str:
-    """`.873`: no leading zero below one."""
+    """Format a number without leading zero, for example `.873`; "" for None."""
     if value is None:
         return ""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
@@ -90,7 +91,7 @@ def format_number(value: float | None, signed: bool = False, digits: int = 3) ->
 
 
 def format_interval(point: Point, signed: bool = False) -> str:
-    """`.873 (.861 .884)`."""
+    """Format a score with its limits, for example `.873 (.861 .884)`."""
     if point.low is None:
         return format_number(point.value, signed)
     return (
@@ -99,18 +100,20 @@ def format_interval(point: Point, signed: bool = False) -> str:
 
 
 def format_p_value(p: float | None) -> str:
+    """Format a p-value, for example `.032` or `<.001`; "" for None."""
     return "" if p is None else "<.001" if p < 0.001 else format_number(p)
 
 
 def format_rank(row: Row) -> str:
+    """Format a rank and the ranks that are possible, for example `2  [1-3]`, or say why the row has no rank."""
     if row.rank is None:
-        return "hole" if row.hole else "line"
+        return "incomplete" if row.hole else "privileged"
     rank, best, worst = row.rank
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
 
 
 def distinct_task_labels(tasks: list[Task]) -> dict[Task, str]:
-    """Name of each task and those of its fields that differ between tasks of that name."""
+    """Return a label for each task: its name, and its fields that differ between tasks of that name."""
     fields = {task: field_values(task) for task in tasks}
     found = {}
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Best of n: choices and their worth by hand and in closed form, and what a board, a claim and MLflow say of them."""
+"""Best of n: choices and their worth equal hand-worked and closed-form values, in boards, claims and MLflow."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ name = "oracle"
 
 @dataclass(frozen=True)
 class Table(Method):
-    """Rewards read from a table float32[n_users, items], which `adapt` would have learned."""
+    """A method whose rewards come from a table float32[n_users, items]."""
 
     def reward(self, state, users, items, user, item):
         return users[0][torch.from_numpy(user).long(), torch.from_numpy(item).long()]
@@ -68,7 +68,7 @@ class Table(Method):
 
 @dataclass(frozen=True)
 class Duels(Table):
-    """The same table, of which only gaps are told."""
+    """A method that scores only pairs, by differences in the same table."""
 
     @property
     def has_rewards(self):
@@ -177,13 +177,13 @@ def test_noise_as_large_as_the_truth_costs_the_correlation():
     found = worth_of_choices(known(np.ones((1, 1)), utility, choices), {0: places.astype(int)}, {})
     ratio = dict(zip(found["n"], found["gain"] / found["room"], strict=True))
     expected = {k: EXPECTED_MAX[k] / EXPECTED_MAX[16] / np.sqrt(2) for k in EXPECTED_MAX}
-    assert ratio == pytest.approx(expected, abs=0.02)  # two and a half standard errors of the choice of one
+    assert ratio == pytest.approx(expected, abs=0.02)  # two and a half standard errors of one choice
     assert ratio[16] == pytest.approx(1 / np.sqrt(2), abs=0.01)
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["new people for each seed", "the same people"])
 def test_intervals_of_a_ratio_cover(nested):
-    """Rooms and gains that vary with the person, the seed and the cell: 95 % intervals hold the true ratio in 90-99 %."""
+    """95 % intervals cover the true ratio in 90-99 % of draws, with effects of the person, the seed and the cell."""
     rng, people, seeds, true = np.random.default_rng(2), 30, 6, 0.4
     seed = np.repeat(np.arange(seeds), people)
     person = np.arange(people * seeds) if nested else np.tile(np.arange(people), seeds)
@@ -200,7 +200,7 @@ def test_intervals_of_a_ratio_cover(nested):
 
 
 def test_a_ratio_is_as_uncertain_as_the_jackknife_says():
-    """Where gains are nearly proportional to rooms the ratio is nearly certain, though neither mean is."""
+    """The ratio's standard error equals the jackknife's where gains are nearly proportional to rooms."""
     rng, people = np.random.default_rng(5), 400
     room = np.exp(0.8 * rng.normal(size=people))
     gain = 0.8 * room + 0.1 * rng.normal(size=people)
@@ -208,7 +208,9 @@ def test_a_ratio_is_as_uncertain_as_the_jackknife_says():
     jackknife = np.sqrt((people - 1) / people * ((leave_one - leave_one.mean()) ** 2).sum())
     values = normalised_gain(gain[None], room)[0]
     assert values.std(ddof=1) / np.sqrt(people) == pytest.approx(jackknife, rel=0.05)
-    assert gain.std() / room.mean() / np.sqrt(people) > 4 * jackknife  # what the gains alone would say
+    assert (
+        gain.std() / room.mean() / np.sqrt(people) > 4 * jackknife
+    )  # the standard error without the ratio's correction
 
 
 def test_over_optimisation_is_told_where_it_is_sure():
@@ -216,9 +218,9 @@ def test_over_optimisation_is_told_where_it_is_sure():
     seed, person = np.repeat(np.arange(5), 40), np.arange(200)
     shape, noise = np.array([0.0, 0.5, 0.8, 0.4])[:, None], rng.normal(size=(4, 200))
     assert overoptimisation_peak(shape + 0.1 * noise, person, seed) == 2
-    assert overoptimisation_peak(shape + 30 * noise, person, seed) is None  # who knows
+    assert overoptimisation_peak(shape + 30 * noise, person, seed) is None  # too much noise
     assert overoptimisation_peak(np.sort(shape, 0) + 0.1 * noise, person, seed) is None  # it rises to the end
-    assert overoptimisation_peak(shape + 0.1 * noise, person, np.zeros(200)) is None  # one seed tells nothing
+    assert overoptimisation_peak(shape + 0.1 * noise, person, np.zeros(200)) is None  # one seed has no interval
 
 
 def test_a_tie_is_one_half():
@@ -242,7 +244,7 @@ def test_lines_and_controls_stand_where_they_must(steered):
 
 
 def test_a_board_is_what_its_trials_chose(steered):
-    """The gain of one method recomputed from the stored choices with numpy alone."""
+    """A method's gain on the board equals one recomputed from the stored choices with numpy alone."""
     plan, store, board = steered
     from harness.store.prepared import open_prepared_task
 
@@ -276,7 +278,7 @@ def test_a_claim_measures_what_the_board_shows(steered):
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"metric": "accuracy", "n": 4}, "accuracy is not of the best of 4"),
+        ({"metric": "accuracy", "n": 4}, "accuracy takes no n, but n = 4"),
         ({"metric": "gain_of_m"}, "no metric 'gain_of_m'"),
     ],
 )
@@ -317,7 +319,7 @@ def test_every_view_tells_it(steered, capsys):
     ],
 )
 def test_candidates_leave_the_pairs_as_they_were(task, fields, digest):
-    """Digests are of 2026's pairs, before there were candidates; labels are 0, 1/2 and 1, so every machine has them."""
+    """Pairs are the same as before candidates existed (2026); labels 0, 1/2 and 1 have one digest on all machines."""
     plain = make_instance("task", task, fields)
     steered = replace(plain, n_candidates=5, choice_prompts=7)
     (a, b), columns = (t.build(0) for t in (plain, steered)), ("user", "left", "right", "label")
@@ -377,13 +379,13 @@ def test_model_raters_choose_by_the_left_out_column():
 
 @pytest.mark.parametrize("name", ["attributes", "raters", "model_raters"])
 def test_one_candidate_is_no_choice(name):
-    with pytest.raises(UserError, match="nothing to choose"):
+    with pytest.raises(UserError, match="n_candidates = 1 must be 0"):
         make_instance("task", name, {"n_candidates": 1})
 
 
 @pytest.mark.parametrize("name", ["bayes", "longest", "majority", "moment", "pal", "per_user", "true_subspace"])
 def test_methods_choose_the_reward_or_the_duels_they_answer(name):
-    """In the small: what a method chooses is the argmax of its own answers, asked one by one."""
+    """A method's choice is the argmax of its own answers, asked one by one, on a small task."""
     task = make_instance("task", "attributes", {"encoder": "numbers", "n_users": 20, "new_users": 4, "pairs": 40,
         "pairs_per_user": 40, "pool": 40, "queries": 10, "n_candidates": 3, "choice_prompts": 4, "shots": (0, 5)})  # fmt: skip
     data = task.build(0)

@@ -1,4 +1,4 @@
-"""The board: hand-worked numbers, holes, one seed, flags, and a page that stands alone."""
+"""The board: hand-worked numbers, missing trials, one seed, flags, and a self-contained page."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def row(board, label):
 
 
 def test_scores_are_means_over_people_and_seeds(tiny):
-    """Recomputed from the stored tables with polars alone."""
+    """Scores equal means recomputed from the stored tables with polars alone."""
     _, plan, store = tiny
     board = make_board(plan, store)
     mine = [t for t in plan.trials if t.method.name == "per_user"]
@@ -80,7 +80,7 @@ def test_a_hole_is_shown_and_not_ranked(tiny, capsys):
     assert spectral.curves["accuracy"][4].low is None
     assert sorted(r.rank[2] for r in board.tasks[0].rows if r.rank)[-1] == 4  # of four complete methods
     print_board(board)
-    assert "hole: spectral: 1 of 3 seeds failed: ValueError: lost" in capsys.readouterr().out
+    assert "incomplete: spectral: 1 of 3 seeds failed: ValueError: lost" in capsys.readouterr().out
 
 
 def test_one_seed_has_no_interval(tiny, tmp_path, capsys):
@@ -102,12 +102,14 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     store.commit("trials", trial.key, trial.identity, {"predictions.safetensors": b"other"}, {})
     flags = " ".join(make_board(plan, store).tasks[0].flags)
     assert (
-        "2 code states" in flags and "another" in flags and f"a second run of {trial.key} found something else" in flags
+        "2 code states" in flags
+        and "another" in flags
+        and f"a second run of the trial {trial.key} gave another result" in flags
     )
 
 
 def test_a_changed_source_file_is_flagged(tiny, tmp_path):
-    """The same settings from a file that says something else: the old results stand, and the board says so."""
+    """Old results stay when a method's file changes and its settings do not, and the board has a flag."""
     file, _, store = tiny
     plugin = tmp_path / "mine.py"
     text = '"""Mine, for a test."""\nfrom harness.methods.per_user import PerUser\nclass Mine(PerUser):\n    pass\n'
@@ -119,19 +121,19 @@ def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     assert make_board(plan, store).tasks[0].flags == ()
     plugin.write_text(text + "# another thought\n")
     (flag,) = make_board(plan, store).tasks[0].flags
-    assert "method mine: its file changed" in flag and "version" in flag
+    assert "method mine: its file has changed" in flag and "version" in flag
 
 
 def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
     file, _, _ = tiny
     board = make_board(make_plan(read_suite(file), Store(tmp_path / "empty").open()), Store(tmp_path / "empty"))
-    assert board.tasks[0].verdict == "nothing has run"
+    assert board.tasks[0].verdict == "no verdict: no method has finished all its trials"
     assert all("not run yet" in r.hole for r in board.tasks[0].rows)
     assert write_html(board, Store(tmp_path / "empty")).exists()
 
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
-    """Three methods on 200 people under 5 seeds: one reward for all, a better one for all, and one that reads people."""
+    """The verdict tells a better reward for all from a personal one, on 200 people under 5 seeds."""
     from harness.board.make import verdict_text
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Reading features: axes against plain PCA, quoted responses escaped and kept out of MLflow, names by whoever is asked."""
+"""Learned axes: equal to plain PCA, named by a language model, with responses escaped and kept out of MLflow."""
 
 import re
 
@@ -115,10 +115,10 @@ def items(features, texts):
 
 def test_axes_are_those_of_plain_pca_and_end_in_what_was_planted():
     rng = np.random.default_rng(0)
-    marks = rng.permutation(np.r_[0:30, 3, 4]) ** 2  # skewed, so that the farthest response exclaims
+    marks = rng.permutation(np.r_[0:30, 3, 4]) ** 2  # skewed, so that the farthest response has exclamation marks
     features = np.column_stack([marks, rng.normal(size=(32, 3))])
     texts = [f"text {i}" + "!" * m for i, m in enumerate(marks)]
-    root = rng.normal(size=(4, 9))  # more columns than features: components that do not exist are not shown
+    root = rng.normal(size=(4, 9))  # more columns than features: components without variance are not shown
     rows = np.flatnonzero(marks != marks.max())
     axes = principal_axes(items(features, texts), rows, root)
     rewards = features.astype(np.float32)[rows].astype(float) @ root
@@ -139,7 +139,7 @@ def test_ends_show_each_text_once_and_never_at_both():
 
 
 def test_which_methods_have_a_space(tmp_path):
-    """The roots are what the methods' own files hold; of lore's the covariance of users' weights is known otherwise."""
+    """Roots equal those in the methods' files; for lore the covariance of users' weights is computed independently."""
     world = World(tmp_path, OTHERS)
     rows = {row.method.name: row for row in world.board.tasks[0].rows}
     found = {name: prior_root(row, 3, world.store) for name, row in rows.items()}
@@ -165,7 +165,7 @@ def test_the_page_quotes_training_responses_escaped(world):
     ends = [[text.count("!") for text in texts] for texts in (told.axes[0].top, told.axes[0].bottom)]
     assert max(map(min, ends)) >= 7 and min(map(max, ends)) <= 1  # of 0 to 8, and 12 once
     text = write_html(world.board, world.store).read_text()
-    assert "What spectral(rank=2) learned to tell apart" in text and "seed 3 alone" in text
+    assert "Axes of preference learned by spectral(rank=2)" in text and "seed 3 only" in text
     assert EVIL not in text and text.count("&lt;script&gt;alert(1)&lt;/script&gt;!!!!!!!!!!!!") >= 1
     assert (
         "never judged" not in text and "--axis-namer ENGINE:MODEL</code>.</p>" in text and "<th>name</th>" not in text
@@ -177,12 +177,12 @@ def test_what_goes_to_mlflow_quotes_nothing(world):
     files = Publisher(world.plan, world.store)._board_record(world.board).files()
     text = files["board.html"].decode()
     assert files.keys() == {"board.html"} and "spectral" in text and "<svg" in text
-    assert "learned to tell apart" not in text and "so!" not in text and "alert" not in text
+    assert "Axes of preference" not in text and "so!" not in text and "alert" not in text
     assert text == render_page(world.board)
 
 
 def script(job, store, answer):
-    """Commits what a reader would have said: `answer` of each prompt, None for an error."""
+    """Commit answers of an axis namer: `answer` of each prompt, None for an error."""
     for table in job.batches():
         said = [answer(prompt) for prompt in table["prompt"].to_pylist()]
         ids = id_array(table["id"])
@@ -208,7 +208,7 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
     assert lacking.value.count == len(told.axes) > 1
 
     def answer(prompt):
-        """Reads both ends, as a model would, and says what it saw; fails on all axes but the first."""
+        """Answer from both ends, as a model would; fail on all axes but the first."""
         one, other = prompt.partition("# One end")[2].split("# Other end")
         assert len(re.findall(r"^\d\. ", one, re.M)) == len(re.findall(r"^\d\. ", other, re.M)) == RESPONSES_PER_END
         if not all(text in prompt for text in told.axes[0].top):
@@ -229,7 +229,7 @@ def test_a_reader_names_the_axes_once(world, monkeypatch):
 
 
 def test_a_real_engine_can_be_asked(world, monkeypatch, tmp_path):
-    """Through rows, tokenizer and transformers, with an untrained model: what it says has no meaning, but all is kept."""
+    """An untrained model is asked through cache, tokenizer and transformers, and every answer is stored."""
     monkeypatch.setattr(small, "TRAINING_CONTEXT", 2048)
     small.build_small_model(tmp_path / "model", steps=0)
     readings = find_learned_axes(world.board, world.store)
@@ -253,10 +253,10 @@ def test_a_readers_own_options_come_last_and_count():
 def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, monkeypatch):
     _, plan, store = tiny
     board = make_board(plan, store)
-    assert find_learned_axes(board, store, "transformers:small") == {}  # and nobody is asked
-    assert "learned to tell apart" not in write_html(board, store).read_text()
+    assert find_learned_axes(board, store, "transformers:small") == {}  # and no model is asked
+    assert "Axes of preference" not in write_html(board, store).read_text()
     monkeypatch.setattr(html, "MAX_TASKS_IN_FULL", 0)
-    assert "learned to tell apart" not in write_html(world.board, world.store).read_text()
+    assert "Axes of preference" not in write_html(world.board, world.store).read_text()
 
 
 def test_long_responses_are_cut_between_words():

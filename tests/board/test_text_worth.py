@@ -1,4 +1,4 @@
-"""What policies write: worth by hand, a toy policy from suite to page, what is stored of it, and what is computed once."""
+"""Texts by policies: hand-worked worth, a toy policy from suite to page, stored models, and scores computed once."""
 
 import dataclasses
 import json
@@ -147,7 +147,7 @@ name = "pleaser"
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    """A folder with the plug-ins, and the suite finished in its store."""
+    """Return a folder with the plug-ins, and the suite finished in its store."""
     folder = tmp_path_factory.mktemp("written")
     for name, text in (("pleaser", POLICY), ("tuned", TRAINED)):
         (folder / f"{name}.py").write_text(text)
@@ -171,7 +171,7 @@ def of(plan, name):
 
 
 def by_hand(person: np.ndarray, whose: np.ndarray) -> float:
-    """What the phrase written for `whose` is worth to `person`: one of a trait wanted, and so many words longer."""
+    """Return what the phrase written for `whose` is worth to `person`: one wanted trait, and so many more words."""
     trait = np.flatnonzero(whose[1:])[0]
     phrase = LEXICON[TRAITS[1 + trait]][int(whose[1 + trait] < 0)][0]
     longer = len(split_words(phrase)) / WORDS_PER_LEVEL
@@ -209,7 +209,7 @@ def small_world(population=None) -> tuple[PolicyTexts, PreparedTask]:
 
 
 def test_two_people_and_two_prompts_by_hand():
-    """The first is worth 2 and 1 where the reference is worth 1 and 1; the second 4 and 0, where it is worth 2 and 2."""
+    """Worth is as worked by hand: texts of 2 and 1 against a reference of 1 and 1, and of 4 and 0 against 2 and 2."""
     texts, prepared = small_world()
     found = {name: values.tolist() for name, values in text_worth.worth_of_texts(texts, Letters(), prepared)[5].items()}
     assert found["gain"] == [0.5, 0.0]
@@ -246,7 +246,7 @@ def test_what_nobody_can_read_has_no_worth():
 
 
 def test_a_policy_that_knows_what_people_like(finished):
-    """Every number of every person by hand: the policy pleases at every other prompt, and nobody at 0 shots."""
+    """Every person's numbers are as worked by hand: the policy pleases at every other prompt, and no one at 0 shots."""
     plan, store = finished
     for trial in of(plan, "pleaser"):
         found = text_worth.text_outcomes(store, trial)
@@ -254,7 +254,7 @@ def test_a_policy_that_knows_what_people_like(finished):
         people = prepared.splits.panels["test"].query.people
         users = prepared.truth.users[people]
         none, all_ = (found.filter(shots=shots) for shots in (0, 5))
-        assert found["shots"].unique().sort().to_list() == [0, 5]  # the least and the largest
+        assert found["shots"].unique().sort().to_list() == [0, 5]  # the smallest and the largest
         assert none["person"].to_list() == all_["person"].to_list() == people.tolist()
         for name, value in {"gain": 0, "win": 0.5, "swapped": 0, "kl": 0, "tokens_more": 0}.items():
             assert none[name].to_list() == [value] * len(people)
@@ -263,7 +263,7 @@ def test_a_policy_that_knows_what_people_like(finished):
         other = users[fixed_derangement(len(users))]
         crossed = [by_hand(u, v) / 2 for u, v in zip(users, other, strict=True)]
         assert all_["swapped"].to_list() == pytest.approx(crossed, abs=1e-6)
-        assert "mean_user" not in all_.columns  # for everyone who likes it somebody dislikes it as much
+        assert "mean_user" not in all_.columns  # opposite users are equally common
         assert all_["kl"].to_list() == all_["tokens_more"].to_list() == (-all_["fluency_more"]).to_list()
         assert all_["stopped"].to_list() == [0.5] * len(people)
         panel = prepared.splits.panels["test"]
@@ -282,7 +282,7 @@ def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, m
     trial = of(plan, "pleaser")[0]
     everything = best_of.best_of_n_outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
     beside = text_worth.best_of_n_beside(store, trial).select(everything.columns).sort("shots", "n", "person")
-    assert beside.equals(everything)  # all of them were written to
+    assert beside.equals(everything)  # texts were written to all people and prompts
     monkeypatch.setattr(write_texts, "MAX_PEOPLE", 4)
     monkeypatch.setattr(write_texts, "MAX_PROMPTS", 3)
     few = Store(store.root.with_name("few")).open()
@@ -334,10 +334,10 @@ def test_every_view_tells_it(finished, capsys):
     assert mine.costs["written_tokens_per_second"] > 0 and "written_tokens_per_second" not in shared.costs
     print_board(board)
     said = capsys.readouterr().out
-    assert "written by policies" in said and "beside the best of n by the same reward" in said
+    assert "texts written by policies" in said and "of the best of n by the same reward" in said
     page = write_html(board, store).read_text()
-    assert "<h3>Written</h3>" in page and "<th>beats it</th>" in page
-    assert any("against its KL" in caption for caption, _ in task_figures(board.tasks[0]))
+    assert "<h3>Texts by policies</h3>" in page and "<th>win rate</th>" in page
+    assert any("against KL divergence" in caption for caption, _ in task_figures(board.tasks[0]))
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     told = next(r for r in told if r["label"] == "pleaser")["written"]["5"]
     assert told["scores"]["gain"]["value"] == scores["gain"].value
@@ -357,9 +357,9 @@ def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatc
     assert set(mine.written[5].scores) == own and mine.written[5].best_of == {}
     print_board(board)
     said = capsys.readouterr().out
-    assert "what it costs" in said and "beats it" not in said
-    assert "<h3>Written</h3>" in write_html(board, store).read_text()
-    assert not any("against its KL" in caption for caption, _ in task_figures(board.tasks[0]))
+    assert "costs, and in brackets" in said and "win rate" not in said
+    assert "<h3>Texts by policies</h3>" in write_html(board, store).read_text()
+    assert not any("against KL divergence" in caption for caption, _ in task_figures(board.tasks[0]))
 
 
 def test_a_claim_measures_what_the_board_shows(finished):
@@ -375,14 +375,14 @@ def test_a_claim_measures_what_the_board_shows(finished):
     before = Selection(None, "pleaser", metric="written_gain", shots=0)
     gained = Selection(None, "pleaser", metric="written_gain")
     assert measure_check(Check("", gained, minus=before), results)[0] == pytest.approx(mine[5].scores["gain"].value)
-    with pytest.raises(NoNumberError, match=r"nothing was written at 2 shots .* but at \[0, 5\]"):
+    with pytest.raises(NoNumberError, match=r"no texts were written at 2 shots .* only at \[0, 5\]"):
         measure_check(Check("", dataclasses.replace(gained, shots=2)), results)
-    with pytest.raises(NoNumberError, match="shared wrote nothing"):
+    with pytest.raises(NoNumberError, match="shared wrote no texts"):
         measure_check(Check("", Selection(None, "shared", metric="written_kl")), results)
 
 
 class Counted:
-    """A method that counts how often it scores, and with `fresh` never adapts to equal users."""
+    """Run a method that counts its scorings, and with `fresh` never adapts to equal users."""
 
     def __init__(self, method, fresh=False):
         self.times, self.calls = 0, 0
@@ -406,7 +406,7 @@ class Counted:
 
 @pytest.mark.parametrize(("name", "reused"), [("shared", True), ("per_user", False)])
 def test_what_follows_of_equal_users_is_computed_once(finished, name, reused):
-    """Three panels at three numbers of shots and swapped, and one with candidates: the same bits as from every call."""
+    """Reused scores of equal users have the same bits as from separate calls, for all panels, shots and the swap."""
     plan, store = finished
     trial = of(plan, name)[0]
     prepared = open_prepared_task(store, trial.task_key)
@@ -421,7 +421,7 @@ def test_what_follows_of_equal_users_is_computed_once(finished, name, reused):
 
 
 def test_texts_follow_of_equal_users_too(finished, monkeypatch):
-    """The policy forgets what it knew, so that both numbers of shots are one."""
+    """A policy that ignores the user writes texts once for both numbers of shots."""
     plan, store = finished
     trial, asked = of(plan, "pleaser")[0], []
     prepared, kind = open_prepared_task(store, trial.task_key), type(trial.method)
@@ -441,7 +441,7 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     manifest = store.read_manifest("trials", trial.key)
     assert manifest["files"]["learned.safetensors"]["bytes"] > MAX_LEARNED_BYTES
     method, state = load_trained_method(store, manifest)
-    assert method == trial.method and method.model == "there"  # as typed, where its content is the identity
+    assert method == trial.method and method.model == "there"  # as typed; the identity has the model's content instead
     prepared = open_prepared_task(store, trial.task_key)
     trained = trial.method.fit(prepared.splits.train, None, Run(trial.seed))
     assert state.keys() == trained.keys()
@@ -474,6 +474,6 @@ def test_a_model_that_no_program_reads_is_said_to_be_so(finished, monkeypatch):
     trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "tuned", {}))
     assert finish_trial(trial, store)
     monkeypatch.setattr(type(trial.method), "exports", False)
-    with pytest.raises(UserError, match="tuned has no model of its own to write"):
+    with pytest.raises(UserError, match="tuned trains no model that could be saved"):
         save_trained_model(store, store.read_manifest("trials", trial.key), store.root.with_name("other"))
     assert not store.root.with_name("other").exists()

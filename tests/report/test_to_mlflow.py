@@ -1,4 +1,4 @@
-"""What reaches MLflow is what the board says, once, whatever happened on the way."""
+"""MLflow holds exactly the board's numbers, each once, also after kills and failures."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ METHOD = '[[methods]]\nname = "{}"\n'
 
 
 class World:
-    """A store with a database, and suites of any name to publish there: each name is an experiment of its own."""
+    """A store with a database, and suites to publish there; each name of a suite is an experiment."""
 
     def __init__(self, folder):
         self.folder, self.store = folder, Store(folder / "store").open()
@@ -54,12 +54,12 @@ class World:
     def publish(self, plan):
         publisher = Publisher(plan, self.store)
         publisher.publish_everything()
-        from mlflow import MlflowClient  # not before: its settings are those the publisher makes
+        from mlflow import MlflowClient  # here, after the publisher has made MLflow's settings
 
         self.client = self.client or MlflowClient(tracking_uri=publisher.uri)
 
     def runs(self, plan, kind="row"):
-        """The live runs of a kind by their row's identity; fails where one is there twice."""
+        """Return the live runs of a kind by their row's identity; fail where one exists twice."""
         experiment = self.client.get_experiment_by_name(f"manyminds/{plan.suite.name}")
         found = self.client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
         by_row = {run.data.tags["row"]: run for run in found}
@@ -75,7 +75,7 @@ class World:
         return [dict(zip(table["columns"], line, strict=True)) for line in table["data"]]
 
     def published(self):
-        """Every file that MLflow holds."""
+        """Return every file that MLflow holds."""
         artifacts = (self.store.root / "mlflow-artifacts").rglob("*")
         return [self.store.root / "mlflow.db", *(path for path in artifacts if path.is_file())]
 
@@ -186,7 +186,7 @@ def test_another_method_replaces_the_rows_it_changes(world):
     same = {
         after[row].data.tags["method"] for row, run in before.items() if after[row].data.metrics == run.data.metrics
     }
-    assert kept == same and "oracle" in kept and "spectral" not in kept  # two more methods: another adjusted p-value
+    assert kept == same and "oracle" in kept and "spectral" not in kept  # two more methods change adjusted p-values
     rows = board_rows(world, more)
     for run in after.values():
         assert run.data.metrics.get("holm_p") == rows[run.data.tags["task"], run.data.tags["method"]][1].holm
