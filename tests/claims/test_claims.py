@@ -1,4 +1,4 @@
-"""Claims: numbers against scipy and by hand, verdicts by hand, and every claim file that is shipped."""
+"""Claims: numbers equal scipy's and hand-worked ones, verdicts are right, and every shipped claim file is valid."""
 
 import json
 import tomllib
@@ -39,7 +39,7 @@ FILES = sorted(schema.CLAIMS_FOLDER.glob("*.toml"))
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A finished suite that sweeps a task's field and two methods."""
+    """Return a finished suite that sweeps a task's field and two methods."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "swept.toml").write_text("""
 title = "swept"
@@ -67,7 +67,7 @@ rank = [1, 2]
 
 
 def column(results, method, pairs, shots, metric="accuracy", **fields):
-    """float64[4]: the metric's mean over people for each seed, read straight from the store."""
+    """Return float64[4]: the metric's mean over people for each seed, read directly from the store."""
     import pyarrow as pa
 
     found = {}
@@ -130,7 +130,7 @@ def test_a_ratio_needs_numbers_above_0(swept):
 
 
 def test_differences_of_differences(swept):
-    """A list is applied one after the other: the gain from shots, less the gain of a method with half the rank."""
+    """A list of `less` is applied in order: the gain from shots, minus that of a method with half the rank."""
     gain = [column(swept, "spectral", 40, 4, rank=r) - column(swept, "spectral", 40, 0, rank=r) for r in (2, 1)]
     less = ({"shots": 0}, {"method": {"name": "spectral", "rank": 1}})
     both = Selection(few(40), {"name": "spectral", "rank": 2}, shots=4, less=less)
@@ -155,7 +155,7 @@ def folds(rng, seeds, same, training, test):
 
 @pytest.mark.parametrize("effects", [(0, 0, 0), (0.03, 0, 0), (0, 0.03, 0.03), (0.03, 0.02, 0.02)])
 def test_panels_of_the_same_people_are_paired_over_people_and_seeds(effects):
-    """Nominal 95 % limits cover about that; over seeds alone they are as sure, and wider."""
+    """95 % limits cover about 95 %; limits over seeds alone cover as much and are wider."""
     rng, covered, width, alone = np.random.default_rng(0), [], [], []
     for _ in range(150):
         a, b = folds(rng, 10, *effects)
@@ -168,7 +168,7 @@ def test_panels_of_the_same_people_are_paired_over_people_and_seeds(effects):
 
 
 class Panels:
-    """Stands in for Results: one of two given Values."""
+    """A stand-in for Results that returns one of two given SelectedValues."""
 
     def __init__(self, a, b):
         self.a, self.b = a, b
@@ -204,14 +204,14 @@ def test_trend_is_least_squares_over_the_sweep(swept):
     ):
         with pytest.raises(UserError, match=told):
             measure_check(Check("", of, "trend", along=along), swept)
-    with pytest.raises(UserError, match="matches 3 task settings"):  # a trend of the rank, over which pairs?
+    with pytest.raises(UserError, match="matches 3 task settings"):  # the suite has several settings of each rank
         measure_check(Check("", Selection("low_rank", "spectral"), "trend", along="rank"), swept)
     with pytest.raises(UserError, match="matches 3 method settings"):
         measure_check(Check("", Selection("low_rank"), "trend", along="pairs_per_user"), swept)
 
 
 class Curves:
-    """Stands in for Results: per_user's curve over shots, and the goal at one number of them."""
+    """A stand-in for Results with per_user's curve over shots, and the goal at one number of shots."""
 
     def __init__(self, shots, curve, goal):
         self.task, self.curve, self.goal = SimpleNamespace(shots=shots), dict(zip(shots, curve, strict=True)), goal
@@ -230,7 +230,7 @@ def answers(*arguments, at=5):
 
 
 def test_answers_needed_are_interpolated_on_the_mean_curve():
-    """The mean curve runs .5, .6, .8 at 0, 5, 10 answers and reaches .75 at 8.75; limits are where t tests turn."""
+    """A mean curve of .5, .6, .8 at 0, 5, 10 answers reaches .75 at 8.75, and the limits are those of t tests."""
     noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
     curve = [0.5 + noise, 0.6 - noise, 0.8 + noise[::-1]]
     value, low, high, note = answers((0, 5, 10), curve, [0.75] * 5)
@@ -242,7 +242,7 @@ def test_answers_needed_are_interpolated_on_the_mean_curve():
 
 
 def test_answers_never_enough_are_a_lower_bound():
-    """It may hold by its lower limit, and is never found too small."""
+    """A goal that is not reached gives a lower bound, without upper limit."""
     noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
     assert (value, low, high) == (2, 2, np.inf) and note == "a lower bound: not reached with 10 answers"
@@ -251,7 +251,9 @@ def test_answers_never_enough_are_a_lower_bound():
         and judging._verdict_on_range(low, high, (1.5, np.inf), 0) == HOLDS
     )
     value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
-    assert value == 2 and 1.8 < low < 2 and high == np.inf  # nearly there: fewer may do
+    assert (
+        value == 2 and 1.8 < low < 2 and high == np.inf
+    )  # nearly reached, so the lower limit is below the largest number of answers
     with pytest.raises(NoNumberError, match="at one shot or more"):
         answers((0, 5), [noise, noise], noise, at=0)
 
@@ -262,7 +264,7 @@ def test_a_goal_that_no_answers_reach_needs_none():
 
 
 def test_logged_curves_and_diagnostics(swept):
-    """What trials note beside their scores: here the diagnostics that the task gives, and one curve of a network's fit."""
+    """Claims can use diagnostics of the task, and the last point of a curve of a network's fit."""
     manifests = {}
 
     class Noted(Results):
@@ -465,7 +467,7 @@ def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
         assert command(*words, *store).exit_code == 0
     pages = {page.stem: page.read_text() for page in (tmp_path / "store" / "boards").iterdir()}
     names = {"claims", "claims-X1-X2", "claims-X1-quick", "claims-quick", "claims-tiny"}
-    own = next(name for name in pages if name.startswith("claims-tiny-"))  # and where it lies
+    own = next(name for name in pages if name.startswith("claims-tiny-"))  # with a digest of its path
     pages["claims-tiny"] = pages.pop(own)
     assert pages.keys() == names
     assert {name for name, page in pages.items() if "it needs people" in page} == {
@@ -716,11 +718,11 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
         "Y3": CANNOT_BE_REPRODUCED,
     }
     assert "ClitheroDataset.csv" in next(c["condition"] for c in told if c["id"] == "Y1")
-    out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # nothing asked for can run
+    out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # none of the selected claims can run
     assert isinstance(out.exception, UserError) and "ClitheroDataset.csv" in out.exception.message
     (shelf / "none.toml").write_text(
         CLAIM[: CLAIM.index("[[claims]]")]
-    )  # a suite of which nothing is claimed is no reason
+    )  # also where another suite without claims could run
     wanted = {shelf / "none.toml": set(), shelf / "people.toml": {"Y1", "Y2"}}
     with pytest.raises(UnavailableError, match=r"ClitheroDataset\.csv"):
         reproduce.plan_chapters(wanted, Store(tmp_path / "store"), quick=False)

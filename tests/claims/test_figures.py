@@ -1,4 +1,4 @@
-"""Figures of claims and sweeps: what is drawn is what is measured, and nothing is drawn that is not there."""
+"""Figures of claims and sweeps: they draw the numbers that claims measure, and say which numbers are missing."""
 
 import re
 from types import SimpleNamespace
@@ -103,7 +103,7 @@ def claim(*tables, **fields):
 
 
 def draw(results, **table):
-    """The matplotlib figure and what is missing from it."""
+    """Return the matplotlib figure and the reasons for what is missing."""
     (made,) = read_figures(claim(table))
     figure = Figure(layout="constrained")
     return figure, made.draw_figure(figure, results)
@@ -114,7 +114,7 @@ def line(axes, label):
 
 
 def accuracy(results, method, shots, **fields):
-    """Mean over all people and seeds, straight from the stored tables."""
+    """Return the mean over all people and seeds, directly from the stored tables."""
     trials = [t for t in results.plan.trials if t.method.name == method]
     trials = [t for t in trials if all(getattr(t.method, k, getattr(t.task, k, None)) == v for k, v in fields.items())]
     tables = [load_scores(results.store, t, results.store.read_manifest("trials", t.key)) for t in trials]
@@ -230,7 +230,7 @@ def fits(task):
 
 
 def test_a_line_has_the_points_there_are(swept):
-    """Training users may have too few answers for the largest number of shots."""
+    """A line has fewer points where training users have too few answers for the largest number of shots."""
     part = Results(swept.plan, swept.store)
     for trial in part.plan.trials:
         part.score_table(trial)
@@ -405,7 +405,7 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
 
 
 def settings(**grids):
-    """Stand-ins for a board's task settings: what `sweeps` reads of them."""
+    """Return stand-ins for a board's task settings, with what `find_sweeps` reads."""
     return [SimpleNamespace(task=task) for task in read(**grids)]
 
 

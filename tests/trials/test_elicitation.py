@@ -1,4 +1,4 @@
-"""Who is asked what: the harness's order of questions against naive loops, and what it may look at."""
+"""Elicitation: the harness's order of questions equals that of naive loops, and uses only answers given so far."""
 
 from dataclasses import dataclass, replace
 
@@ -42,7 +42,8 @@ def mode(x, y):
 
 @pytest.mark.parametrize("rule", ["slope", "printed"])
 def test_asks_what_a_naive_loop_would_ask(rule):
-    """For each user and turn: fit, invert eq. 7's matrix, and take the pair of largest eq. 8 (times sigma')."""
+    """The order equals that of a loop which, for each user and turn, fits, inverts eq. 7's matrix, and takes the pair
+    with the largest value of eq. 8 (times sigma')."""
     pairs, shots = pool(), 6
     method = make_instance("method", "pref", {"elicitation": "uncertainty", "rule": rule})
     state = {"mean": torch.from_numpy(MEAN), "root": torch.from_numpy(ROOT)}
@@ -61,7 +62,7 @@ def test_asks_what_a_naive_loop_would_ask(rule):
 
 
 def test_the_most_informative_of_three_by_hand():
-    """Prior N(0, I) in two features: after the longest pair is answered, the one at right angles beats its double."""
+    """With prior N(0, I) in two features, the pair orthogonal to the longest is asked second, not the parallel one."""
     x = np.array([[2.0, 0], [1.9, 0.1], [0, 1.5], [0, 0]], np.float32)
     zero = np.zeros(3, np.int32)
     label = np.array([1, 0, 1], np.float32)
@@ -73,7 +74,7 @@ def test_the_most_informative_of_three_by_hand():
 
 @dataclass(frozen=True)
 class Spy(Method):
-    """Asks the rows it is told to, and writes down what it is shown."""
+    """A method that asks given rows, and records what it is shown."""
 
     elicitation: str = "uncertainty"
 
@@ -95,7 +96,9 @@ def test_answers_are_seen_only_once_asked_and_no_pair_twice():
     worth = np.random.default_rng(3).normal(size=len(pairs))
     found = elicit_context(Spy(), {"worth": torch.from_numpy(worth)}, pairs, 6, Run(0))
     wanted = [r for u in range(3) for r in sorted(np.flatnonzero(pairs.user == u), key=lambda r: -worth[r])[:6]]
-    assert found.left.tolist() == wanted  # each user's own order, at most once, four where there are four
+    assert (
+        found.left.tolist() == wanted
+    )  # each user's own order, every pair at most once, four pairs where there are four
     assert np.array_equal(found.label, pairs.label[wanted]) and np.array_equal(found.user, pairs.user[wanted])
     for turn, shown in enumerate(SEEN):
         first = found.first(turn)
@@ -123,7 +126,7 @@ def test_fewer_questions_are_the_first_of_more():
 
 @pytest.mark.parametrize("method", ["pref", "mixed_logit"])
 def test_what_is_asked_does_not_depend_on_answers_to_come(method):
-    """Other query labels, and other labels of pairs never asked, change no prediction of a whole trial."""
+    """Changing labels of queries, and of pairs that are never asked, changes no prediction of a whole trial."""
     task = LowRank(
         n_users=30, new_users=10, pairs_per_user=30, feature_dim=6, rank=2, shots=(0, 2, 4), queries=10
     )  # contexts of 20 are built by hand below: the pool is longer than the shots
@@ -145,7 +148,7 @@ def test_what_is_asked_does_not_depend_on_answers_to_come(method):
 
 
 def test_asking_beats_chance_where_most_pairs_tell_little():
-    """One pair in ten differs in what people disagree about; a random context holds one or none of them."""
+    """Elicitation beats random contexts where only one pair in ten differs in a feature that people disagree about."""
     rng = np.random.default_rng(0)
     n_users, n = 200, 60
     w = rng.normal(size=(n_users, 2)) * 2

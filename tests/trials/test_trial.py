@@ -1,4 +1,4 @@
-"""Identity: keys never move by accident, and everything is classified as identity or fact."""
+"""Trials: keys never change by accident, every field is identity or fact, and runs keep labels and truth hidden."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from harness.trials.prepare import prepare_task
 from harness.trials.run import elicit_context, run_trial
 from harness.trials.trial import KEY_VERSION, Trial, identity_hash, task_identity
 
-GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, a new version gets new ones
+GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, and a new version adds its own
     1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
     2: ["152a218975199120", "9d4cb5fa84df4004", "9e298dc3e030e563"],
 }
@@ -47,9 +47,9 @@ def test_golden_keys():
 
 
 def test_every_field_of_a_trial_is_identity():
-    """A new field must be put into `identity` (and KEY_VERSION raised), or among the facts."""
+    """Every field is in `identity`; a new one must be added there (with a new KEY_VERSION) or to the facts."""
     fields = {f.name for f in dataclasses.fields(Trial)}
-    assert fields == {"task", "method", "seed", "data"} | {"task_key"}  # the last says where the data lies
+    assert fields == {"task", "method", "seed", "data"} | {"task_key"}  # task_key only says where the data is stored
     trial = trials()[0]
     other_task = dataclasses.replace(trial.task, rank=4)
     other_method = dataclasses.replace(trial.method, scale=0.5)
@@ -59,7 +59,9 @@ def test_every_field_of_a_trial_is_identity():
 
 
 LEFT_OUT = {name: {"file"} for name in ("model_raters", "prism", "rated_aspects")}  # `files_digest` is identity
-LEFT_OUT |= {name: {"recompute"} for name in ("dpo", "dpo_dedicated", "np_dpo")}  # memory for time, the same result
+LEFT_OUT |= {
+    name: {"recompute"} for name in ("dpo", "dpo_dedicated", "np_dpo")
+}  # saves memory and costs time; the result is the same
 
 
 @pytest.mark.parametrize("kind", ["task", "method"])
@@ -72,7 +74,7 @@ def test_every_field_of_every_setting_is_identity(kind):
 
 
 def test_a_path_is_no_identity(tmp_path):
-    """The same table under two names is one prepared task and one trial; another table is another."""
+    """The same table under two names is one prepared task and one trial; a different table is a different one."""
     from tasks.model_raters import simulated_ratings
 
     table, store, found = simulated_ratings(), Store(tmp_path / "store").open(), []
@@ -119,7 +121,7 @@ def test_facts_are_beside_the_result_and_all_classified(tiny):
 
 
 def test_predictions_are_the_record(tiny):
-    """Scores recomputed from stored predictions are those stored, and a run again gives the same bits."""
+    """Scores recomputed from stored predictions equal the stored ones, and a second run gives the same bits."""
     _, plan, store = tiny
     from harness.scores.metrics import score_table
     from harness.store.prepared import open_prepared_task
@@ -152,7 +154,7 @@ def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
 
 
 def test_a_method_that_writes_into_its_data_harms_itself_alone(tiny, tmp_path):
-    """It overwrites features in place; the trials that run after it on the same task find what they find without it."""
+    """A method that overwrites features in place does not change the results of trials that run after it."""
     _file, plan, undisturbed = tiny
     plugin = tmp_path / "vandal.py"
     plugin.write_text(
@@ -177,7 +179,7 @@ def test_nobody_swaps_with_himself():
 
 @pytest.mark.parametrize("elicitation", ["random", "uncertainty"])
 def test_training_users_are_scored_up_to_the_answers_they_have(elicitation):
-    """They have 6; new users have 10. What is asked of both is chosen among the answers they have."""
+    """Training users with 6 answers, and new users with 10, are scored and asked only within what they have."""
     sizes = {"n_users": 30, "new_users": 10, "pairs_per_user": 6, "feature_dim": 4, "rank": 2, "queries": 8}
     task = make_instance("task", "low_rank", sizes | {"shots": [0, 3, 10]})
     method, data = make_instance("method", "mixed_logit", {"elicitation": elicitation}), task.build(0)
@@ -227,7 +229,7 @@ def test_only_privileged_methods_see_the_truth(tiny):
 
 
 def test_query_labels_are_hidden_and_test_labels_never_given(tiny):
-    """With every test label changed, all predictions stay: they cannot depend on what they are judged by."""
+    """Changing every test label changes no prediction: predictions cannot depend on the labels they are scored by."""
     _, plan, store = tiny
     from harness.data import Splits
     from harness.store.prepared import open_prepared_task
