@@ -15,10 +15,10 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 export PATH=$PWD/.venv/bin:$PATH
 
-private=$(umask 077; mktemp -d "$HOME/.manyminds-$SLURM_JOB_ID.XXXXXX") # in the home folder, which all nodes see
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which srun no longer takes from sbatch
+private=$(umask 077; mktemp -d "$HOME/.manyminds-$SLURM_JOB_ID.XXXXXX") # in the home folder, which all nodes share
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes this number from sbatch
 scratch=/tmp/ray-$SLURM_JOB_ID                 # on every node; /tmp/ray may be another user's
-finish() {                                     # a step that ends takes its Ray with it
+finish() {                                     # Ray ends together with its srun step
   jobs -p | xargs -r kill 2>/dev/null || true
   wait
   rm -rf "$private"
@@ -26,7 +26,7 @@ finish() {                                     # a step that ends takes its Ray 
 }
 trap finish EXIT
 trap 'exit 143' TERM
-# Told 120 s before the time is up: what is finished is in the store, and the requeued job goes on from there.
+# Slurm sends USR1 120 s before the time is up. The requeued job continues from the store.
 trap 'scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token RAY_USAGE_STATS_ENABLED=0
@@ -35,8 +35,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token RAY_USAGE_STATS_EN
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 10000)) # nodes may be shared with others' jobs
 export RAY_ADDRESS=$head:$port
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # else it waits 30 s for Ray Serve, which is not here
-# Ray would count the cores and the memory of the whole node.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # otherwise Ray waits 30 s for Ray Serve, which is not used
+# Without limits, Ray would use the cores and the memory of the whole node.
 limits=(--num-cpus="$SLURM_CPUS_PER_TASK" --object-store-memory=4000000000 --block)
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
@@ -45,10 +45,10 @@ srun --nodes=1 --ntasks=1 --nodelist="$head" \
 joined='import os, sys, ray
 ray.init(log_to_driver=False, logging_level="CRITICAL")
 sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]))'
-await() { # N: until N nodes have joined, unless the step begun last is gone; many nodes load Ray slowly
+await() { # wait until N nodes have joined, or the last step has ended; Ray loads slowly on many nodes
   until python -c "$joined" "$1" 2>/dev/null; do
     if [ "$SECONDS" -gt 600 ] || ! kill -0 $!; then
-      echo "error: no $1 Ray nodes after $SECONDS s: what did srun say?" >&2
+      echo "error: fewer than $1 Ray nodes have joined after $SECONDS s; see the messages of srun above" >&2
       exit 1
     fi
     sleep 1
@@ -61,5 +61,5 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   await "$SLURM_JOB_NUM_NODES"
 fi
 
-manyminds "$@" & # behind, so that bash hears signals meanwhile
+manyminds "$@" & # in the background, so that bash can handle signals meanwhile
 wait $!

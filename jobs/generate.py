@@ -1,4 +1,4 @@
-"""What a Ray job runs: `manyminds generate SUITE|FILE --store DIR ...` on the cluster that the job belongs to."""
+"""Entry point of a Ray job: runs `manyminds generate SUITE|FILE --store DIR ...` on the job's cluster."""
 
 import sys
 

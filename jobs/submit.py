@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-os.environ["RAY_AUTH_MODE"] = "token"  # read as Ray is imported
+os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it while it is imported
 import requests
 import typer
 from ray import exceptions, job_submission
@@ -22,13 +22,13 @@ from harness.sources import public_files
 from harness.store import provenance
 from harness.trials import suite
 
-JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with its file here
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of whichever click typer brings along
+JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with a file in this folder
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # from the click that typer uses
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def split_job_option(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb that `--job` names, `run` without it, and the words that are for the verb."""
+    """Return the verb that `--job` names (default `run`), and the remaining words, which are for the verb."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--job", default="run")
     known, words = parser.parse_known_args(list(words))
@@ -38,16 +38,16 @@ def split_job_option(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def parse_verb_words(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
-    """The file that the verb would read, and the options typed, by name: as the verb itself parses them, in any order.
+    """Return the file that the verb would read, and the typed options by name, as the verb itself parses them.
 
-    Raises UserError where the verb would not take them.
+    Raises UserError where the verb does not accept them.
     """
     command = typer.main.get_group(app).commands[verb]
     try:
         context = command.make_context(verb, list(words))
     except UsageError as error:
         raise errors.UserError(
-            f"{verb}: {getattr(error, 'message', error)}", f"manyminds {verb} --help lists what it takes"
+            f"{verb}: {getattr(error, 'message', error)}", f"manyminds {verb} --help lists its options"
         ) from error
     typed = {
         name: value
@@ -60,15 +60,19 @@ def parse_verb_words(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 async def submit(address: str, *words: str) -> bool:
-    """Starts the job or finds it running; one that ended goes on from its store. Returns whether it failed.
+    """Start the job, or follow it if it runs already; return whether it failed.
 
-    words: a suite or file and options, those of the verb, and `--job` with the verb where it is not `run`.
+    A job that ended is started again and continues from its store.
+
+    words: a suite or file, options of the verb, and `--job VERB` if the verb is not `run`. Raises UserError for words
+    that the verb does not accept, for a store that is not an absolute path, and for a cluster without a token.
     """
     verb, own = split_job_option(words)
     file, typed = parse_verb_words(verb, own)
     if not str(typed.get("store", "")).startswith("/"):
         raise errors.UserError(
-            "the job needs a store that outlives it, on all nodes", "--store /shared/store, from the root"
+            "the job needs a store that outlives it, in a folder that all nodes share",
+            "name it by an absolute path: --store /shared/store",
         )
     registry.add_plugins(typed.get("plugin", ()))
     what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.files_content_digest(file)[:16]
@@ -76,15 +80,18 @@ async def submit(address: str, *words: str) -> bool:
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:
         raise errors.UserError(
-            f"{address} runs anyone's code: it asks for no token", "start it with RAY_AUTH_MODE=token"
+            f"{address} asks for no token, so anyone can run code on it", "start the cluster with RAY_AUTH_MODE=token"
         )
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before RAY_ADDRESS, and that before an argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers it to RAY_ADDRESS, and RAY_ADDRESS to an argument
     client = job_submission.JobSubmissionClient(address)
     state = {job.submission_id: job.status for job in client.list_jobs()}.get(name)
     print(f"{name} at {address}: {state or 'new'}", file=sys.stderr)
     if state is None or (state.is_terminal() and client.delete_job(name)):
         command = shlex.join(["python", "-m", f"jobs.{verb}", *own])
-        clone = {"working_dir": str(registry.PROJECT_ROOT), "excludes": [".venv*"]}  # nor is shipped what git ignores
+        clone = {
+            "working_dir": str(registry.PROJECT_ROOT),
+            "excludes": [".venv*"],
+        }  # files that git ignores are not sent either
         there = clone | {"env_vars": {"MANYMINDS_CODE": provenance.code_state()}}
         client.submit_job(entrypoint=command, submission_id=name, runtime_env=there)
     async for lines in client.tail_job_logs(name):
@@ -93,16 +100,20 @@ async def submit(address: str, *words: str) -> bool:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # Ray tells every file it leaves out
+    logging.disable(logging.WARNING)  # Ray lists every file that it leaves out
     try:
         sys.exit(asyncio.run(submit(*sys.argv[1:])) if len(sys.argv) > 2 else __doc__)
     except errors.UserError as error:
         message = str(error)
     except (OSError, RuntimeError, exceptions.AuthenticationError) as error:
         message = (
-            f"{error}\n\nhint: is the cluster up, its address http://HOST:8265, and the token the same on both sides?"
+            f"{error}\n\nhint: check that the cluster is up, that its address is http://HOST:8265, and that the token "
+            "is the same on both sides"
         )
     except KeyboardInterrupt:
-        message = "no longer following\n\nhint: the job goes on; the same command follows it, `ray job stop` ends it"
+        message = (
+            "no longer following the job, which goes on\n\nhint: the same command follows it again; "
+            "`ray job stop` ends it"
+        )
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

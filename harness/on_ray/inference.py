@@ -1,6 +1,6 @@
-"""Rows on Ray: Ray Data reads blocks, prepares them on CPUs, and hands them to workers that commit what they make.
+"""Cached rows made on Ray: Ray Data reads blocks, prepares them on CPUs, and sends them to workers that commit rows.
 
-Ray itself is imported only once there is something to make: where all is there, a second run ends in seconds.
+Ray is imported only if rows are missing, so that a second run ends in seconds.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from harness.inference.jobs import (
 from harness.on_ray import session
 from harness.store.store import Store
 
-MAX_START_DEATHS = 5  # deaths of workers while they load their model: then it cannot be loaded, and trying on is no use
-OBJECT_STORE_BYTES = 10**9  # bytes of prepared blocks on their way to workers; where they fill it, Ray Data holds back
-WATCH_MINUTES = 30.0  # for a block: a thousand samples of a 70B model take about ten
-FORWARDED_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # of the driver's environment
+MAX_START_DEATHS = 5  # after as many deaths of workers that load the model, it is taken to be impossible to load
+OBJECT_STORE_BYTES = 10**9  # for prepared blocks on their way to workers; when it is full, Ray Data waits
+WATCH_MINUTES = 30.0  # per block: a thousand samples of a 70B model take about ten
+FORWARDED_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # from the driver's environment to workers
 
 
 def make_on_ray(
@@ -49,16 +49,18 @@ def make_on_ray(
     on_start: Callable[[int], object] = lambda n: None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, float]:
-    """Makes every row that is not made yet; returns `rows`, `errors`, `start_seconds`, and `seconds` after the start.
+    """Make every row that is missing; return `rows`, `errors`, `start_seconds`, and `seconds` after the start.
 
     batches: tables with a column `id` and the recipe's inputs.
-    workers: each holds one model. By default as many as there are GPUs for; without GPUs, as `recipe.cpus` says.
-    gpus: of one worker, where there are any: its tensor-parallel group.
-    minutes: a worker that has not ended a block after so long is killed, and its block tried again.
-    on_start, on_progress: called with the number of rows to make, and of rows newly made.
+    workers: each holds one model. By default as many as the GPUs allow; without GPUs, as `recipe.cpus` says.
+    gpus: GPUs per worker, if there are any: its tensor-parallel group.
+    minutes: a worker that takes longer for a block is killed, and its block is tried again.
+    on_start: called with the number of rows to make.
+    on_progress: called with the number of rows newly made.
 
-    The blocks to do lie in a file in the store, which is memory-mapped: nothing but prepared blocks is sent. Ray
-    restarts a worker that dies and tries its block again (see rows.make_block).
+    The blocks to make are in a memory-mapped file in the store, so only prepared blocks are sent. Ray restarts a worker
+    that dies and tries its block again (see harness.inference.jobs.make_block). Raises UserError where workers cannot
+    load the model, and where no node has enough GPUs.
     """
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
@@ -70,12 +72,10 @@ def make_on_ray(
         with (
             contextlib.ExitStack() as afterwards,
             Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stdout(nowhere),  # where Ray tells of workers that died, which is seen to
-            session.ray_session(
-                rows.store, (os.cpu_count() or 1) + 1, OBJECT_STORE_BYTES
-            ),  # one CPU for what Ray Data itself does
+            contextlib.redirect_stdout(nowhere),  # Ray reports dead workers there, which are handled here
+            session.ray_session(rows.store, (os.cpu_count() or 1) + 1, OBJECT_STORE_BYTES),  # one CPU for Ray Data
         ):
-            afterwards.callback(clear_counted_tries, rows.store, run)  # once Ray and its workers are gone
+            afterwards.callback(clear_counted_tries, rows.store, run)  # called after Ray and its workers have ended
             ready = float("inf")
             for done in _run_blocks(rows, recipe, left, workers, gpus, minutes, run):
                 ready = min(ready, done["ready"])
@@ -89,30 +89,31 @@ def make_on_ray(
 def _run_blocks(
     rows: CachedRows, recipe: Recipe, left: BlockFile, workers: int | None, gpus: int, minutes: float, run: str
 ) -> Iterator[dict]:
-    """What each block's worker says of it, as blocks end."""
+    """Make the blocks, and yield the counts of each block when it is finished."""
     import ray
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what went wrong is raised, and progress is ours
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and progress is shown by the caller
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.wait_for_min_actors_s = 0
     context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = -1  # `watched` sees to that, block by block
+    context.execution_no_progress_timeout_s = -1  # `_BlockWorker.with_deadline` limits the time of each block
 
     there = ray.cluster_resources()
     cores = max(1, int(there["CPU"]) - 1)
     largest = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     if 0 < largest < gpus and not recipe.cpus:
-        raise UserError(f"no node has {gpus} GPUs; the largest has {largest:g}", f"--gpus {largest:g}")
+        raise UserError(f"no node has {gpus} GPUs; the largest node has {largest:g}", f"--gpus {largest:g}")
     resources: dict[str, Any]
     if largest and not recipe.cpus:
-        recipe = replace(cast(Any, recipe), tensor_parallel=gpus)  # of a language model: others need no GPU
+        recipe = replace(cast(Any, recipe), tensor_parallel=gpus)  # recipes without `cpus` are of language models
         workers, resources, threads = workers or int(there["GPU"] // gpus), {"num_gpus": gpus, "num_cpus": 1}, 1
     else:
         workers = workers or (cores // recipe.cpus if recipe.cpus else sum(n["Alive"] for n in ray.nodes()))
-        threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # what prepares needs the rest
-    # Set by the worker itself: an environment of Ray's making would cost a second and forgo processes started ahead.
+        threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # preparation needs the rest
+    # Each worker sets these variables itself: a Ray runtime environment costs a second and cannot use processes
+    # that Ray has started ahead.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     environment |= {name: os.environ[name] for name in (*FORWARDED_VARIABLES, *environment) if name in os.environ}
     made = (
@@ -141,7 +142,7 @@ def _run_blocks(
 def _prepare_block(
     batch: dict[str, np.ndarray], left: BlockFile, recipe: Recipe, environment: dict[str, str]
 ) -> pa.Table:
-    """One row, whatever Ray Data does with rows: a whole block as two Arrow files."""
+    """Prepare a block, and return it as one row of two Arrow files, which Ray Data cannot split."""
     os.environ.update(environment)
     ready, early = recipe.prepare(left.read_block(int(batch["id"][0])))
     return pa.table(
@@ -153,31 +154,33 @@ def _prepare_block(
 
 
 class _BlockWorker:
-    """Holds one model; a block comes in, is made and committed, and what is said of it goes out."""
+    """A worker with one loaded model, which makes and commits blocks and returns their counts."""
 
     def __init__(
         self, store: str, identity: dict, recipe: Recipe, minutes: float, environment: dict[str, str], run: str
     ) -> None:
-        os.environ.update(environment)  # before the recipe imports what reads it
+        os.environ.update(environment)  # before the recipe imports libraries that read it
         self.rows, self.minutes, self.run = CachedRows(Store(store), identity), minutes, run
         try:
             self.worker = self.with_deadline()(self.load_model)(recipe)
-        except Exception as error:  # told at the first block: of what is raised here the driver gets the text alone
+        except Exception as error:  # raised at the first block instead: from here the driver would get only its text
             self.worker, self.error = self.raise_load_error, error
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
         self.ready = time.time()
 
     def load_model(self, recipe: Recipe) -> Worker:
+        """Load the model. Raises UserError where too many workers have died while loading it."""
         with counted_tries(self.rows.store, f"{self.run}start") as tries:
             if tries > MAX_START_DEATHS:
                 raise UserError(
                     f"workers died {MAX_START_DEATHS} times while loading {dict(self.rows.identity)}",
-                    "is there memory for it? manyminds ... --local shows what happens",
+                    "check that there is enough memory; the same command with --local shows what happens",
                 )
             return recipe.start()
 
     def raise_load_error(self, ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+        """Raise the error that occurred while the model was loaded."""
         raise self.error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -187,9 +190,10 @@ class _BlockWorker:
 
     @contextlib.contextmanager
     def with_deadline(self) -> Iterator[None]:
-        """Ends this process if what follows takes too long, by a thread that no engine can keep from running.
+        """End this process if the code within takes longer than `minutes`.
 
-        As a decorator it watches each call: where a block is done row by row, each row.
+        The watching thread is not Python's, so no engine can block it. Used as a decorator, the deadline is that of
+        each call: of a block, or of each row where a block is made row by row.
         """
         faulthandler.dump_traceback_later(60 * self.minutes, exit=True)
         try:
@@ -199,7 +203,7 @@ class _BlockWorker:
 
 
 def _user_error_within(error: BaseException | None) -> UserError | None:
-    """The UserError that Ray's errors are wrapped around."""
+    """Return the UserError that Ray's errors are wrapped around; None without one."""
     while error is not None:
         inner = getattr(error, "cause", None)
         if isinstance(error, UserError) and not isinstance(inner, BaseException):

@@ -1,7 +1,7 @@
-"""A Ray to run on: the cluster that RAY_ADDRESS names, or one of our own; token-authenticated, private, ended after use.
+"""A Ray session: the cluster that RAY_ADDRESS names, or a local one that is private, uses a token and ends after use.
 
-Import this before anything that might import Ray, as vLLM does. It sets what Ray reads then, and imports Ray only when
-one is started.
+Import this module before anything that may import Ray, such as vLLM: it sets variables that Ray reads while it is
+imported. The module itself imports Ray only when a session starts.
 """
 
 from __future__ import annotations
@@ -18,39 +18,36 @@ from typing import Any
 from harness.errors import UserError
 from harness.store.store import Store
 
-RAY_SETTINGS = {  # read while Ray is imported or started, hence set above its import; Ray hands the RAY_TRAIN_* ones on
-    "RAY_AUTH_MODE": "token",  # whoever reaches a Ray port without one can run code
+RAY_SETTINGS = {  # read while Ray is imported or started; Ray forwards the RAY_TRAIN_* ones to workers
+    "RAY_AUTH_MODE": "token",  # without a token, anyone who reaches a Ray port can run code
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ writes to the driver's stderr; Ray Data makes it warn of each actor pool
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # C++ logs to the driver's stderr, with a warning for each actor pool
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints to stdout at any verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that plug-ins and data named by relative paths are found
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # csv, json and tensorboard copies of nothing
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which would turn Ctrl-C into an ordinary return
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a group ends, and a dead worker is noticed, that much sooner
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its csv, json and tensorboard files would be empty
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the handler would turn Ctrl-C into an ordinary return
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2: the end of a group, or of a worker, is noticed sooner
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-SINGLE_NODE_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"
-}  # nobody reclaims the only node: one thing less to start
+SINGLE_NODE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # this machine is never pre-empted
 for name, value in RAY_SETTINGS.items():
     os.environ.setdefault(name, value)
 
 
 @contextmanager
 def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterator[str]:
-    """A Ray to run on, and a private folder for what Tune and Train write, gone afterwards.
+    """Start or join a Ray session, and yield a private folder for the files of Tune and Train, removed afterwards.
 
-    On a cluster that folder must be one all nodes share, as the store is. object_store: bytes; trials are memory-mapped
-    from the store and never sent, so little is enough for them.
+    workers: CPUs of a local session.  object_store: bytes; trials are memory-mapped from the store and never sent, so
+    the default is enough for them.
+
+    On a cluster the folder is in the store, which all nodes share. Raises UserError where the cluster cannot be joined.
     """
     import ray
 
     folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": "CRITICAL",
-    }  # what went wrong is told by the error this module raises
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}  # errors are raised, not only logged
     try:
         if joined or address:
             shutil.rmtree(folder)
@@ -84,13 +81,13 @@ def _join_cluster(address: str, **options) -> None:
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
             f"cannot join the Ray cluster at {address}: {error}",
-            "RAY_ADDRESS names the cluster, RAY_AUTH_TOKEN_PATH the file with its token",
+            "check RAY_ADDRESS, and RAY_AUTH_TOKEN_PATH, which names the file with the cluster's token",
         ) from error
 
 
 @contextmanager
 def _silent_standard_error() -> Iterator[None]:
-    """Keeps this process's standard error, Ray's C++ included, from the terminal: it tells there that it will be silent."""
+    """Send this process's standard error to nowhere, because Ray's C++ code prints there before it is silent."""
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -105,4 +102,4 @@ def _set_single_node_defaults() -> None:
     for name, value in SINGLE_NODE_SETTINGS.items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # otherwise Ray writes one to the home folder

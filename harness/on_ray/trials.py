@@ -1,6 +1,6 @@
-"""Trials on Ray: Tune schedules groups, a Train worker group runs each group's trials, the store says what is done.
+"""Trials on Ray: Tune schedules groups of trials, and a Train worker group runs each; results are in the store.
 
-Most groups hold many trials, which their workers share out. In a team all workers run every trial together.
+The workers of an ordinary group divide its trials among them. The workers of a *team* run every trial together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.store.logs import current_run_name, log_to_store
 from harness.store.provenance import code_state
 from harness.store.store import Store
 
-from harness.on_ray import session  # first: it says what Ray reads while it is imported  # isort: skip
+from harness.on_ray import session  # first: it sets variables that Ray reads while it is imported  # isort: skip
 
 import ray
 import ray.train
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # worker deaths a group survives: one or two are bad luck, more are a trial that kills its worker
-DIED_REASON = f"a worker died while it ran, {MAX_FAILURES + 1} times: out of memory?"
-MIN_GROUP_SECONDS = 60.0  # of work on one core that are worth a worker group, which takes 6-30 s to start
+MAX_FAILURES = 3  # worker deaths that a group survives: more mean that a trial kills its worker
+DIED_REASON = f"{MAX_FAILURES + 1} times a worker died while it ran this trial, perhaps out of memory"
+MIN_GROUP_SECONDS = 60.0  # of work on one core: less is not worth a worker group, which takes 6-30 s to start
 POLL_SECONDS = 0.5  # between looks at the store for progress
-TEAM_TIMEOUT_SECONDS = 600  # a worker waits for another: longer than one needs alone, to save a checkpoint, say
-FORWARDED_VARIABLES = (  # what workers read of the driver's environment
+TEAM_TIMEOUT_SECONDS = 600  # that a worker waits for another one, which may be saving a checkpoint
+FORWARDED_VARIABLES = (  # from the driver's environment to workers
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "MANYMINDS_CHECKPOINT_SECONDS",
@@ -61,20 +61,20 @@ def run_trials_on_ray(
     per_method: bool | None = None,
     workers_per_policy: int = 1,
 ) -> None:
-    """Finishes the trials, whose tasks are prepared: each is then in the store, or its failure is.
+    """Finish the trials, whose tasks are prepared: afterwards each trial's result, or its failure, is in the store.
 
-    workers: Ray Train workers in all, one core each; by default one per core of the machine or cluster.
+    workers: number of Ray Train workers, one core each; by default one per core of the machine or cluster.
     on_progress: called in this thread with the number of trials newly finished or failed.
     on_group: called in this thread with the trials of a group that has ended.
-    per_method: one group per method rather than one for all; by default where there are several nodes.
-    workers_per_policy: workers that train each language-model policy, on a GPU each where there are any, else on a core each.
+    per_method: one group per method instead of one for all; by default where there are several nodes.
+    workers_per_policy: workers that train each language-model policy, on a GPU each if there are any, else a core each.
 
-    Joins the cluster that RAY_ADDRESS names, as `ray job submit` sets it, where the store must be a folder all nodes
-    share; without one, starts a Ray of its own and ends it. Raises the UserError a worker met, and one where workers
-    died too often.
+    Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it); there the store must be a folder that all nodes
+    share. Without RAY_ADDRESS, starts a local Ray and ends it. Raises the UserError of a worker, and a UserError where
+    workers died too often.
     """
     log.info("%d trials on Ray", len(trials))
-    for trial in trials:  # a new try: a reason that appears from here on belongs to it
+    for trial in trials:  # failures recorded from here on belong to this run
         store.forget_failure(trial.key)
     has_policies, here = any(t.method.trains_model for t in trials), os.cpu_count() or 1
     if has_policies and "RAY_ADDRESS" not in os.environ:
@@ -98,26 +98,26 @@ def run_trials_on_ray(
     if watch.pending:
         raise UserError(
             f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
-            "too little memory? try fewer --workers; --local shows which trial it is. What is finished is kept",
+            "if memory is short, try fewer --workers; --local shows which trial it is. Finished trials are kept",
         ) from next(iter(errors), None)
 
 
 @dataclass(frozen=True)
 class Group:
-    """What one Ray Train worker group runs. seconds: of each trial, as estimated. in_team: all workers run each trial."""
+    """The trials of one Ray Train worker group."""
 
     trials: list[Trial]
-    seconds: list[float]
+    seconds: list[float]  # estimated, of each trial
     workers: int
-    in_team: bool
+    in_team: bool  # all workers run each trial together
     gpu: bool
 
 
 def plan_groups(
     trials: Sequence[Trial], store: Store, workers: int | None, per_method: bool | None, workers_per_policy: int
 ) -> list[Group]:
-    """The groups that the Ray joined just now has room for. Raises UserError where a team has no room."""
-    from harness.trials.plan import estimate_seconds  # torch comes with it: see above
+    """Divide the trials into groups that fit the current Ray session. Raises UserError where a team does not fit."""
+    from harness.trials.plan import estimate_seconds  # here, because it imports torch
 
     seconds = estimate_seconds(list(trials), store)
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -130,7 +130,7 @@ def plan_groups(
         if gpus or workers_per_policy > 1
         else []
     )
-    others = [t for t in trials if not (teams and t.method.trains_model)]  # a policy alone on a core is one
+    others = [t for t in trials if not (teams and t.method.trains_model)]  # policies for one core each included
     workers = min(workers or max(1, cores), len(others))
     groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
     sizes = allot_workers(groups, seconds, workers)
@@ -141,7 +141,7 @@ def plan_groups(
 
 
 def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
-    """What every worker has to know, as plain values that travel."""
+    """Return settings for all workers, as plain values that can be sent to them."""
     environment = {n: os.environ[n] for n in FORWARDED_VARIABLES if n in os.environ}
     return {
         "store": str(store.root),
@@ -156,7 +156,7 @@ def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, resu
 def _schedule_groups(
     groups: list[Group], common: dict[str, object], watch: _StoreWatcher, results: str
 ) -> Sequence[BaseException]:
-    """Schedules the groups by Ray Tune; returns the errors of those that ended with one."""
+    """Schedule the groups by Ray Tune; return the errors of groups that ended with one."""
     work = [
         common
         | {
@@ -168,7 +168,7 @@ def _schedule_groups(
         }
         for group in groups
     ]
-    # The head keeps the control processes, which work little: they take no worker's core.
+    # Control processes stay on the head node and do little work, so they reserve no core.
     runnable = ray.tune.with_resources(
         ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001}
     )
@@ -184,9 +184,9 @@ def _schedule_groups(
 def make_groups(
     trials: Sequence[Trial], seconds: dict[Trial, float], workers: int, per_method: bool
 ) -> list[list[Trial]]:
-    """One group of all trials, or one per method setting, small ones together.
+    """Make one group of all trials, or one per method setting, with small groups merged.
 
-    A group is worth starting where it keeps a worker busy as long as the whole run lasts, and long enough to pay for its start.
+    A group is large enough if it keeps a worker busy for the whole run, and for long enough to justify its start.
     """
     if not per_method or not trials:
         return [list(trials)] if trials else []
@@ -208,13 +208,13 @@ def make_groups(
 def make_teams(
     policies: Sequence[Trial], seconds: dict[Trial, float], workers_per_policy: int, cores: int, gpus: int
 ) -> list[list[Trial]]:
-    """Groups of trials that `workers_per_policy` workers run together: as many as there are GPUs for, or without GPUs cores."""
+    """Divide policies into groups for teams of `workers_per_policy` workers, as many as the GPUs (or cores) allow."""
     split = balanced_shares([seconds[t] for t in policies], max(1, (gpus or cores) // workers_per_policy))
     return [[policies[i] for i in some] for some in split if some]
 
 
 def allot_workers(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
-    """Workers of each group, at least one: each next worker goes where the work per worker is most."""
+    """Return each group's number of workers, at least one: each next worker goes where work per worker is largest."""
     work = [sum(seconds[t] for t in group) for group in groups]
     given = [1] * len(groups)
     while sum(given) < workers:
@@ -226,7 +226,10 @@ def allot_workers(groups: list[list[Trial]], seconds: dict[Trial, float], worker
 
 
 def balanced_shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
-    """The same balanced split in every worker, and after every restart: longest first, to whom has least so far."""
+    """Divide trials among workers: the longest first, each to the worker with the least work so far.
+
+    The division is deterministic, so that all workers find the same one, also after a restart.
+    """
     split: list[list[int]] = [[] for _ in range(workers)]
     load = [0.0] * workers
     for i in sorted(range(len(seconds)), key=lambda i: -seconds[i]):
@@ -237,14 +240,14 @@ def balanced_shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
 
 
 def _run_group(config: dict, work: list[dict]) -> None:
-    """The Tune function: a Train worker group for one group of trials."""
+    """Run one group of trials in a Train worker group; this is the function that Tune calls."""
     group = work[config["group"]]
     backend, failures = None, MAX_FAILURES
     if group["in_team"]:
-        from ray.train.torch import TorchConfig  # with it, this is TorchTrainer
+        from ray.train.torch import TorchConfig  # makes the trainer below a TorchTrainer
 
         backend = TorchConfig(timeout_s=TEAM_TIMEOUT_SECONDS, backend="nccl" if group["gpu"] else "gloo")
-        failures = (MAX_FAILURES + 1) * len(group["trials"])  # _turn counts those of each trial
+        failures = (MAX_FAILURES + 1) * len(group["trials"])  # `_turn_of_trial` limits those of each trial
     DataParallelTrainer(
         _run_worker_share,
         train_loop_config=group,
@@ -252,25 +255,25 @@ def _run_group(config: dict, work: list[dict]) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=group["workers"],
             use_gpu=group["gpu"],
-            resources_per_worker={"CPU": 0, "GPU": 1} if group["gpu"] else {"CPU": 1},  # cores are for other trials
+            resources_per_worker={"CPU": 0, "GPU": 1} if group["gpu"] else {"CPU": 1},  # cores are left to other trials
         ),
         run_config=ray.train.RunConfig(
             storage_path=group["results"],
             failure_config=ray.train.FailureConfig(max_failures=failures),
-            callbacks=cast(Any, [_StopAtUserError()]),  # Train's callbacks, of which its own type knows nothing
+            callbacks=cast(Any, [_StopAtUserError()]),  # RunConfig's type hint omits UserCallback
         ),
     ).fit()
 
 
 def _run_worker_share(group: dict) -> None:
-    """The Train function: this worker's trials, one after another, by the same `finish` as without Ray.
+    """Run this worker's trials one after another by `finish_trials`, as without Ray; Train calls this function.
 
-    In a team they are those of all workers, and the first of these says which are left. A plain description of each
-    trial travels, and the worker makes the trial anew, so that no class is pickled.
+    In a team every worker runs all trials, and the first worker decides which are left. Workers receive a plain
+    description of each trial and make the trial from it, so that no class is pickled.
     """
     os.environ.update(group["environment"])
     if not group["gpu"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from workers that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray does not hide GPUs from workers that asked for none
     store, context = Store(group["store"]), ray.train.get_context()
     name = f"{group['log']}.worker-{context.get_world_rank()}-{socket.gethostname()}-{os.getpid()}"
     with log_to_store(store, name) if group["log"] else contextlib.nullcontext():
@@ -278,7 +281,7 @@ def _run_worker_share(group: dict) -> None:
 
 
 def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainContext) -> None:
-    """The trials of this worker's share, those that ran when a worker died last."""
+    """Run the trials of this worker's share; trials that ran when a worker died come last."""
     from harness import parallel, registry
     from harness.trials.finish import finish_trials
 
@@ -304,9 +307,10 @@ DONE, FIRST, LAST = range(3)
 
 
 def _turn_of_trial(store: Store, trial: Trial, group: dict) -> int:
-    """When it is to run. One that ran when a worker died runs last, lest it stops all others.
+    """Return when the trial runs: DONE (finished or failed), FIRST or LAST.
 
-    In a team it was alone to blame, and fails by itself; elsewhere others ran beside it.
+    A trial that ran when a worker died comes last, so that it cannot keep others from running. In a team, where no
+    other trial runs at the same time, the trial fails after more than MAX_FAILURES such deaths.
     """
     if store.read_manifest("trials", trial.key) or store.read_failure(trial.key):
         return DONE
@@ -319,7 +323,10 @@ def _turn_of_trial(store: Store, trial: Trial, group: dict) -> int:
 
 
 def _start_marker(store: Store, trial: Trial, run: str) -> Path:
-    """Exists while the trial runs in this run, of which there may be several; a worker that dies leaves it behind."""
+    """Return the file that exists while the trial runs. A worker that dies leaves it behind.
+
+    run: names this run, since several may use one store.
+    """
     return store.scratch_folder / f"begun.{trial.key}.{run}"
 
 
@@ -346,7 +353,7 @@ def _trial_from_dict(spec: dict) -> Trial:
 
 
 class _StopAtUserError(UserCallback):
-    """Ends a group at a UserError, which another try would only meet again; a worker that died is replaced."""
+    """A callback that ends a group at a UserError, which another try would raise again; dead workers are replaced."""
 
     def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
@@ -355,7 +362,7 @@ class _StopAtUserError(UserCallback):
 
 
 def check_gpus(workers_per_policy: int, store: Store) -> None:
-    """Raises UserError where the cluster that RAY_ADDRESS names, or this machine, has no GPU for each of them."""
+    """Raise UserError where the cluster that RAY_ADDRESS names, or this machine, has too few GPUs for a policy."""
     if "RAY_ADDRESS" in os.environ:
         with session.ray_session(store, 1):
             gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -363,12 +370,13 @@ def check_gpus(workers_per_policy: int, store: Store) -> None:
         gpus = local_gpu_count()
     if not gpus:
         raise UserError(
-            "there is no GPU here", "leave out --require-gpu to train on cores, or name a cluster by RAY_ADDRESS"
+            "there is no GPU here", "leave out --require-gpu to train on cores, or set RAY_ADDRESS to a cluster"
         )
     _check_enough_devices(workers_per_policy, 0, gpus)
 
 
 def local_gpu_count() -> int:
+    """Return the number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
@@ -379,22 +387,23 @@ def _check_enough_devices(workers_per_policy: int, cores: int, gpus: int) -> Non
     if workers_per_policy > room:
         there = f"{room} {what}" + ("s" if room > 1 else "")
         raise UserError(
-            f"--workers-per-policy {workers_per_policy} asks for {workers_per_policy} {what}s, and there is no more than {there}",
+            f"--workers-per-policy {workers_per_policy} asks for {workers_per_policy} {what}s, but there "
+            f"{'is' if room == 1 else 'are'} only {there}",
             f"--workers-per-policy {room}",
         )
 
 
 def _user_error_within(error: BaseException | None) -> UserError | None:
-    """The UserError that Tune's and Train's errors are wrapped around."""
+    """Return the UserError that errors of Tune and Train are wrapped around; None without one."""
     while error is not None and type(error) is not UserError:
         error = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
     return error
 
 
 class _StoreWatcher(TrialProgressCallback):
-    """Counts what appears in the store, in Tune's own loop, which turns about ten times a second.
+    """A callback that counts finished trials in the store, called in Tune's loop about ten times a second.
 
-    It stands in for Tune's reporter, which prints.
+    The class replaces Tune's own reporter, which prints.
     """
 
     def __init__(self, store: Store, groups: list[list[Trial]], on_progress: Callable, on_group: Callable) -> None:
@@ -403,6 +412,7 @@ class _StoreWatcher(TrialProgressCallback):
         self.looked = time.monotonic()
 
     def look(self) -> None:
+        """Report the trials that have ended since the last look."""
         done = {key for key in self.pending if self.store.has_ended(key)}
         self.pending -= done
         self.looked = time.monotonic()
@@ -423,4 +433,4 @@ class _StoreWatcher(TrialProgressCallback):
     on_trial_error = on_trial_complete
 
     def __getstate__(self) -> dict:
-        return {}  # Tune saves its callbacks, and progress bars hold locks
+        return {}  # Tune pickles its callbacks, but progress bars hold locks, which cannot be pickled

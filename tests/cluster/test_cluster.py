@@ -1,4 +1,4 @@
-"""cluster/: the job's description against the operator's schema, images, the Slurm script with stand-ins, and what is submitted."""
+"""Files of cluster/: the job fits the operator's schema, images are pinned, and Slurm's script runs with stand-ins."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ def manifests(name):
 
 
 def pods():
-    """Pod specifications by what they are."""
+    """Return the pod specifications by name."""
     _claim, files = manifests("volume.yaml")
     (job,) = manifests("rayjob.yaml")
     cluster = job["spec"]["rayClusterSpec"]
@@ -41,7 +41,7 @@ def pods():
 
 
 def parse(command):
-    """Holds a line after `manyminds` against the verbs; a wrong verb, option or value raises."""
+    """Parse the words after `manyminds` by the verbs; a wrong verb, option or value raises."""
     verb, *arguments = shlex.split(command)
     verbs = typer.main.get_command(app).commands
     assert verb in verbs, f"there is no verb {verb}"
@@ -52,7 +52,7 @@ def parse(command):
 
 
 def closed(schema):
-    """The schema with unknown fields refused, which an operator would silently drop."""
+    """Return a validator that refuses unknown fields, which an operator would silently drop."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -148,7 +148,7 @@ def test_no_file_holds_a_secret_or_names_a_package_index():
 
 
 def stages():
-    """Name -> base and instructions, continued lines joined."""
+    """Return the base and the instructions of each image, with continued lines joined."""
     text = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M))
     return {
         name: (base, body.strip().splitlines())
@@ -183,12 +183,12 @@ def test_manifests_name_the_images_that_the_readme_builds():
 
 
 FAKES = {
-    # What Slurm would start elsewhere is started here.
+    # Processes that Slurm would start on other nodes are started here.
     "srun": """echo "srun $*" >>log
       while [[ $1 == --* ]]; do [[ $1 == --ntasks=* ]] && export TASKS=${1#*=}; shift; done
       exec "$@\"""",
     "scontrol": 'echo "scontrol $*" >>log; if [ "$1" = show ]; then printf "one\\ntwo\\nthree\\n"; fi',
-    # A node that has joined is a file; nodes come up a moment after they were begun.
+    # A file stands for a node that has joined, which happens a moment after its start.
     "ray": """[ -e broken ] && exit 1
       echo "ray $*" >>log
       sleep .1
@@ -208,7 +208,7 @@ FAKES = {
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Starts the script in a folder of its own as the first of three nodes would."""
+    """Start the script in its own folder, as the first of three nodes would."""
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, does in FAKES.items():
@@ -230,14 +230,14 @@ def steps(folder):
 
 
 def alive(folder):
-    """Nodes whose process still runs."""
+    """Return the nodes whose process still runs."""
     return [node for node in folder.glob("node.*") if Path(f"/proc/{node.suffix[1:]}").exists()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
 def test_slurm_starts_ray_under_a_token_runs_the_verb_and_leaves_nothing(slurm, tmp_path):
     job = slurm("run", "my suite.toml", "--store", "/scratch/store")
-    assert job.wait(60) == 3  # as the verb ended
+    assert job.wait(60) == 3  # the exit code of the verb
     file, folder, ray, verb = (tmp_path / "seen").read_text().splitlines()
     assert (file, folder) == ("600", "700")
     assert ray == "token one:24711 64 8 3"
@@ -250,7 +250,7 @@ def test_slurm_starts_ray_under_a_token_runs_the_verb_and_leaves_nothing(slurm, 
 
     from ray.scripts.scripts import start
 
-    for step in begun:  # this version of Ray knows every option
+    for step in begun:  # the installed Ray knows every option
         said = start.make_context("start", step[2:]).params
         assert (said["num_cpus"], said["block"]) == (8, True)
 
@@ -273,7 +273,7 @@ def test_a_slurm_job_whose_time_is_up_requeues_itself(slurm, tmp_path):
 def test_a_slurm_job_whose_head_does_not_start_fails_at_once(slurm, tmp_path):
     (tmp_path / "broken").touch()
     job = slurm("run", "suite.toml")
-    assert job.wait(60) == 1 and "no 1 Ray nodes" in job.stderr.read()
+    assert job.wait(60) == 1 and "fewer than 1 Ray nodes" in job.stderr.read()
     assert not (tmp_path / "seen").exists() and not any((tmp_path / "home").iterdir())
 
 
@@ -290,7 +290,7 @@ def test_a_job_is_the_verb_of_its_name(verb, monkeypatch, capsys):
 
 @pytest.fixture
 def submitted(monkeypatch, tmp_path):
-    """Submits to a cluster that keeps a list; returns submission id and arguments."""
+    """Submit to a stand-in for a cluster; return the submission id and the arguments."""
     from jobs import submit
 
     jobs = {}
@@ -313,7 +313,7 @@ def submitted(monkeypatch, tmp_path):
 
     monkeypatch.setattr(submit.requests, "get", lambda *_, **__: type("Answer", (), {"ok": False}))
     monkeypatch.setattr(submit.job_submission, "JobSubmissionClient", Client)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # submit sets it: put back afterwards
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # `submit` sets this variable; pytest restores it afterwards
 
     def call(*options):
         jobs.clear()
@@ -334,13 +334,13 @@ def test_every_verb_is_submitted_under_a_name_of_its_own(submitted):
         assert submitted(quick, *options)[0] == name
         names.add(name)
     assert len(names) == 3
-    assert submitted(quick, "--store", "/s", "--data", "/d")[0] in names  # run goes without saying
+    assert submitted(quick, "--store", "/s", "--data", "/d")[0] in names  # `run` is the default
     with pytest.raises(UserError, match="no job 'judge'"):
         submitted(quick, "--store", "/s", "--job", "judge")
 
 
 def test_how_options_are_typed_changes_no_name(submitted, tmp_path):
-    """With = or a space, before the suite or after it; another value, or one more plug-in, is another job."""
+    """A job's name is the same with = or a space, before or after the suite; another value or plug-in changes it."""
     quick = str(PROJECT_ROOT / "jobs" / "suites" / "quick.toml")
     mine = tmp_path / "mine.py"
     mine.write_text('"""Mine."""\nfrom harness.methods.chance import Chance\n\n\nclass Mine(Chance):\n    pass\n')

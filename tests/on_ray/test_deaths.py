@@ -1,8 +1,10 @@
-"""Drivers and nodes that die or share a store: no finished trial is lost, and none runs twice."""
+"""Deaths of drivers and nodes, and drivers that share a store: no finished trial is lost, and none runs twice."""
 
 import os
 
-os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
+os.environ["RAY_worker_niceness"] = (
+    "0"  # Ray's default of 15 would starve workers beside other processes; read when Ray starts
+)
 
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def test_a_killed_driver_leaves_no_worker_and_costs_at_most_the_running_trials(c
 
 @pytest.mark.ray_cluster
 def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path):
-    """In a process of its own, with a token that Ray reads as it is imported."""
+    """The death of a node costs at most the running trials; in its own process, since Ray reads the token at import."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     command = [sys.executable, "-c", TWO_NODES.format(folder=str(tmp_path))]
     subprocess.run(command, cwd=PROJECT_ROOT, env=environment, check=True, timeout=480)
@@ -79,7 +81,7 @@ def test_a_node_that_dies_costs_at_most_the_running_trials(undisturbed, tmp_path
 
 
 def test_two_drivers_on_one_store(cluster, undisturbed, tmp_path):
-    """Both run the same trials at once, and neither disturbs the other."""
+    """Two drivers that run the same trials at once do not disturb each other."""
     store, trials, plugin = ready(tmp_path, "counted", ["counted"])
     other = subprocess.Popen([sys.executable, "-c", DRIVER.format(folder=str(tmp_path))], cwd=PROJECT_ROOT)
     trials_module.run_trials_on_ray(trials, store, [plugin], 1)

@@ -1,8 +1,10 @@
-"""Rows on Ray: the same bytes as without it, whoever is killed, hangs or cannot start, and nothing said but our own."""
+"""Rows on Ray: the same bytes as without Ray, also when processes are killed, hang or cannot start."""
 
 import os
 
-os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
+os.environ["RAY_worker_niceness"] = (
+    "0"  # Ray's default of 15 would starve workers beside other processes; read when Ray starts
+)
 
 import json
 import multiprocessing
@@ -56,7 +58,7 @@ def rows(tmp_path):
 
 
 def processes(folder):
-    """The process of every block begun so far."""
+    """Return the process of every block begun so far."""
     log = Path(folder, "log")
     return [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -70,12 +72,12 @@ def wait_for(what, seconds=200):
 
 
 def holding(folder):
-    """The process of the block that waits, once all other work is done or about to be."""
+    """Return the process of the waiting block, once all other work is done or nearly done."""
     return next((pid for pid, block in zip(processes(folder), blocks(folder), strict=True) if "HOLD" in block), None)
 
 
 def check_all_made_once(rows, texts, but=(), kept=(".waiting.arrow.",)):
-    """kept: begins of private files that may be left; the store clears them once they are old."""
+    """Check that every row was made once. kept: prefixes of files that may be left until the store clears them."""
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [text for text in texts if text not in but]
     np.testing.assert_array_equal(rows.build_index().vectors(ids(good)), expected(good))
@@ -149,7 +151,7 @@ def test_a_row_that_kills_its_worker_becomes_an_error(cluster, rows, tmp_path, c
 
 
 def test_workers_that_hang_are_killed_and_their_blocks_tried_again(cluster, rows, tmp_path):
-    """One asleep, one in C code that never lets the interpreter go: no thread of Python's could end that."""
+    """A sleeping worker, and one in C code that holds the interpreter's lock, are killed and replaced."""
     texts = ["SLEEP ONCE", *TEXTS[:3], "SPIN ONCE", *TEXTS[3:8]]
     make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=2, minutes=3 / 60)
     check_all_made_once(rows, texts)
@@ -199,7 +201,7 @@ def test_two_drivers_on_one_store(cluster, rows, tmp_path):
 
 @pytest.mark.ray_cluster
 def test_nothing_is_said_but_our_own(tmp_path):
-    """The command as typed, in a process of its own, which starts a Ray of its own."""
+    """The command, typed in its own process with its own Ray, prints only its own output."""
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"response": text}) + "\n" for text in TEXTS))
     command = [sys.executable, "-m", "harness.cli", "encode", path, "--encoder", "hashing-16"]

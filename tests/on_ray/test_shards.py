@@ -1,4 +1,4 @@
-"""Policies trained by two processes, each holding all weights (DDP) or half of each (FSDP), are that of one process."""
+"""Policies trained by two processes, with all weights (DDP) or half of each (FSDP), equal those of one process."""
 
 import os
 import shutil
@@ -72,7 +72,7 @@ def fit(folder: Path, name: str, checkpoint: Path | None = None, kept: Path | No
 
 
 def work(folder: Path, rank: int) -> None:
-    """One of two processes."""
+    """Run one of two processes."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name, shard in CASES:
@@ -85,7 +85,7 @@ def work(folder: Path, rank: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where two processes have trained every case."""
+    """Return the folder in which two processes have trained every case."""
     folder = tmp_path_factory.mktemp("shards")
     small.build_small_model(folder / "lm", steps=0)
     Store(folder / "store").open()
@@ -101,7 +101,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder) -> dict[str, dict[str, torch.Tensor]]:
-    """What one process finds."""
+    """Return what one process finds."""
     return {name: fit(folder, name) for name in METHODS}
 
 

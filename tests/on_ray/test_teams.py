@@ -1,8 +1,10 @@
-"""Workers that run one trial together: the same result as one alone, whoever fails or is killed."""
+"""Workers that run one trial together: the same result as one worker alone, also after failures and kills."""
 
 import os
 
-os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
+os.environ["RAY_worker_niceness"] = (
+    "0"  # Ray's default of 15 would starve workers beside other processes; read when Ray starts
+)
 
 import signal
 import socket
@@ -102,7 +104,7 @@ def ready(folder: str | Path, seeds: int, methods: str, task: str = PEOPLE) -> t
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     plugin, suite = folder / "team.py", folder / "suite.toml"
-    if not plugin.exists():  # else another process reads it
+    if not plugin.exists():  # otherwise another process may be reading it
         plugin.write_text(TEAM)
         suite.write_text(SUITE % (seeds, task, methods))
     registry.add_plugins([plugin])
@@ -111,7 +113,7 @@ def ready(folder: str | Path, seeds: int, methods: str, task: str = PEOPLE) -> t
 
 
 def found(store: Store, trial: Trial) -> dict[str, np.ndarray]:
-    """Its predictions, committed once."""
+    """Return the trial's predictions, committed once."""
     assert not store.has_diverged(trial.key)
     return safetensors.numpy.load(
         store.read_verified(store.read_manifest("trials", trial.key), "predictions.safetensors")
@@ -119,19 +121,19 @@ def found(store: Store, trial: Trial) -> dict[str, np.ndarray]:
 
 
 def texts(store: Store, trial: Trial) -> list[str]:
-    """What its policy wrote."""
+    """Return what the trial's policy wrote."""
     with pa.ipc.open_file(store.read_verified(store.read_manifest("trials", trial.key), "written.arrow")) as file:
         return file.read_all()["response"].to_pylist()
 
 
 def steps(folder: Path) -> list[list[int]]:
-    """Process, rank, size and step of every step so far."""
+    """Return process, rank, size and step of every step so far."""
     log = folder / "steps.log"
     return [[int(word) for word in line.split()] for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def two_processes(folder: Path, methods: str, task: str) -> list[list[str]]:
-    """What each of them says that finishes the suite with the other, without Ray."""
+    """Finish the suite by processes together, without Ray; return the output of each."""
     ready(folder, 1, methods, task)
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", WORKER.format(folder=str(folder), methods=methods, task=task)]
@@ -149,7 +151,7 @@ def free_port() -> int:
 
 
 def clean(store: Store) -> bool:
-    """Whether nothing is left of what trials need while they run."""
+    """Return whether no checkpoints or markers of running trials are left."""
     return not any(any((store.root / name).iterdir()) for name in ("tmp", "checkpoints"))
 
 
@@ -161,7 +163,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
-    """What this process finds, by key."""
+    """Return what this process finds, by key."""
     store, trials, _ = ready(tmp_path_factory.mktemp("alone"), 1, '{ name = "team" }, { name = "shared" }')
     assert all(good for _, good in finish_trials(trials, store)) and clean(store)
     return {trial.key: found(store, trial) for trial in trials}
@@ -196,7 +198,9 @@ def test_a_failure_of_one_worker_or_all_fails_that_trial_alone(beside):
         t.method.fails: (store.read_failure(t.key) or {}).get("reason") for t in trials if t.method.name == "team"
     }
     assert reasons == {"one": "ArithmeticError: one fails", "all": "ArithmeticError: all fail", "": None}
-    assert len({pid for pid, *_ in steps(folder)}) == 4  # the group began anew once: where one alone had failed
+    assert (
+        len({pid for pid, *_ in steps(folder)}) == 4
+    )  # the group started again once, after one worker alone had failed
 
 
 def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_path):
@@ -222,7 +226,7 @@ def test_a_killed_worker_costs_at_most_what_was_not_saved(beside, cluster, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train_the_policy_that_one_trains(tmp_path):
-    """By plain torch.distributed, whoever started it; also in odd batches, of which workers have different shares."""
+    """Two processes of plain torch.distributed train the same policy as one, also in batches with unequal shares."""
     small.build_small_model(tmp_path / "lm", steps=0)
     model = f'model = "transformers:{tmp_path}/lm", steps = 8, max_tokens = 6'
     methods = f'{{ name = "dpo", batch = 7, {model} }}, {{ name = "np_dpo", targets = 3, batch = 9, {model} }}'
@@ -273,15 +277,15 @@ def test_a_failed_trial_begins_anew(tmp_path):
 
 def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
     store, trials, _ = ready(tmp_path, 4, '{ name = "team" }')
-    group = {"run": "r", "together": True}
+    group = {"run": "r", "in_team": True}
     for trial, starts in zip(trials, (0, 1, 3, 4), strict=True):
         if starts:
             trials_module._start_marker(store, trial, "r").write_text("." * starts)
     turns = [trials_module._turn_of_trial(store, trial, group) for trial in trials]
     assert turns == [trials_module.FIRST, trials_module.LAST, trials_module.LAST, trials_module.DONE]
     assert [bool(store.read_failure(trial.key)) for trial in trials] == [False, False, False, True]
-    assert trials_module._turn_of_trial(store, trials[3], {"run": "r", "together": False}) == trials_module.DONE
-    assert "worker died" in store.read_failure(trials[3].key)["reason"]
+    assert trials_module._turn_of_trial(store, trials[3], {"run": "r", "in_team": False}) == trials_module.DONE
+    assert "a worker died" in store.read_failure(trials[3].key)["reason"]
 
 
 def test_teams_hold_every_policy_once():

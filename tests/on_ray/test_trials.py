@@ -1,8 +1,10 @@
-"""Trials on Ray: the same results as in process, whatever the workers and whoever is killed."""
+"""Trials on Ray: the same results as in process, for any number of workers and after kills."""
 
 import os
 
-os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve the workers next to anything else; read as Ray starts
+os.environ["RAY_worker_niceness"] = (
+    "0"  # Ray's default of 15 would starve workers beside other processes; read when Ray starts
+)
 
 import signal
 import time
@@ -104,13 +106,13 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
 
 
 def results(store: Store) -> dict[str, dict]:
-    """Key -> the digests of its predictions and scores."""
+    """Return the digests of each trial's predictions and scores, by key."""
     assert not [key for key in store.committed_keys("trials") if store.has_diverged(key)]
     return {key: store.read_manifest("trials", key)["files"] for key in store.committed_keys("trials")}
 
 
 def fits(folder: Path) -> list[int]:
-    """The process of every fit so far."""
+    """Return the process of every fit so far."""
     log = folder / "fits.log"
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -130,14 +132,14 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, dict]:
-    """What `counted` finds in this process."""
+    """Return what `counted` finds in this process."""
     store, trials, _ = ready(tmp_path_factory.mktemp("undisturbed"), "counted", ["counted"])
     assert all(good for _, good in finish_trials(trials, store))
     return results(store)
 
 
 def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials_module, "MIN_GROUP_SECONDS", 0)  # else trials as short as these are one group
+    monkeypatch.setattr(trials_module, "MIN_GROUP_SECONDS", 0)  # otherwise short trials like these are one group
     methods = ["chance", "per_user", "shared", "raising"]
     store, trials, plugin = ready(tmp_path / "local", "raising", methods)
     list(finish_trials(trials, store))
