@@ -1,4 +1,4 @@
-"""`python -m harness.cli` is the `manyminds` command too."""
+"""The `manyminds` command as `python -m harness.cli`."""
 
 from harness.cli import main
 

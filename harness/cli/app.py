@@ -1,4 +1,4 @@
-"""The app that commands belong to, and the steps they share."""
+"""The command-line app, and the steps that its commands share."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def global_options(
 
 
 def set_data_folder(data: Path | None) -> None:
-    """Name the folder of public data files for this process and those that it starts."""
+    """Set the folder of public data files, for this process and those that it starts."""
     if data is not None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
@@ -70,7 +70,7 @@ def plan_suite(
 ) -> tuple[Plan, Store]:
     """Prepare a suite's tasks with a progress bar; return the plan and the opened store.
 
-    make: makes the samples and vectors that tasks lack; without it, a task that lacks some is a user error.
+    make: makes missing samples and vectors; without it, missing ones raise a UserError.
     """
     from harness import api
 

@@ -1,4 +1,4 @@
-"""What this machine, the store and the security settings look like, a finding each."""
+"""Checks of this machine, the store and the security settings."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LEAST_VERSIONS = {
     "polars": "2",
     "safetensors": "0.5",
 }
-MIN_FREE_GIB = 2  # GiB: the suites here write well under one
+MIN_FREE_GIB = 2  # the shipped suites write well under 1 GiB
 
 
 @dataclass(frozen=True)
 class MachineFinding:
-    """state: ok, warn (works, but know it) or BAD (mend it)."""
+    """The result of one check. state: ok, warn (works, with a risk) or BAD (needs fixing)."""
 
     state: str
     what: str
@@ -40,7 +40,7 @@ class MachineFinding:
 
 
 def examine_machine(store: Store) -> Iterator[MachineFinding]:
-    """Every check, without importing Ray, torch or MLflow."""
+    """Yield the result of every check, without importing Ray, torch or MLflow."""
     ok = sys.version_info >= (3, 11)
     yield MachineFinding(
         "ok" if ok else "BAD", "python", platform.python_version(), "" if ok else "install Python 3.11 or newer"
@@ -48,11 +48,11 @@ def examine_machine(store: Store) -> Iterator[MachineFinding]:
     for name, least in LEAST_VERSIONS.items():
         yield _check_package(name, least)
     yield MachineFinding(
-        "ok", "cores", f"{os.cpu_count()} cores; one Ray Train worker each unless --workers says otherwise"
+        "ok", "cores", f"{os.cpu_count()} cores; one Ray Train worker per core unless --workers sets another number"
     )
     gpus = shutil.which("nvidia-smi")
     yield MachineFinding(
-        "ok", "gpu", "an NVIDIA driver is here" if gpus else "none: everything so far runs on processors"
+        "ok", "gpu", "an NVIDIA driver is installed" if gpus else "no NVIDIA driver: everything runs on the CPU"
     )
     try:
         free = shutil.disk_usage(store.open().root).free / 2**30
@@ -71,13 +71,13 @@ def examine_machine(store: Store) -> Iterator[MachineFinding]:
             "ok" if here else "BAD",
             "data folder",
             folder,
-            "" if here else f"{DATA_FOLDER_VARIABLE} or --data must name a folder",
+            "" if here else f"set {DATA_FOLDER_VARIABLE} or --data to an existing folder",
         )
     else:
         yield MachineFinding(
             "ok",
             "data folder",
-            f"none named ({DATA_FOLDER_VARIABLE}, --data): public files are fetched from their origins",
+            f"none set ({DATA_FOLDER_VARIABLE} or --data): public files are downloaded from their sources",
         )
     yield from _check_security(store)
 
@@ -96,7 +96,7 @@ def _check_security(store: Store) -> Iterator[MachineFinding]:
     detail = (
         "token authentication"
         if mode == "token"
-        else f"RAY_AUTH_MODE={mode}: anyone who reaches the cluster runs code on it"
+        else f"RAY_AUTH_MODE={mode}: anyone who reaches the cluster can run code on it"
     )
     yield MachineFinding(
         "ok" if mode == "token" else "BAD", "ray access", detail, "" if mode == "token" else "unset RAY_AUTH_MODE"
@@ -108,16 +108,16 @@ def _check_security(store: Store) -> Iterator[MachineFinding]:
             "ok" if private else "BAD", "ray token", str(token), "" if private else f"chmod 600 {token}"
         )
     else:
-        yield MachineFinding("ok", "ray token", "none yet: an embedded Ray makes its own")
+        yield MachineFinding("ok", "ray token", "none: a local Ray makes its own")
     yield MachineFinding(
-        "ok", "ray dashboard", "not started by an embedded Ray; give a cluster's head --dashboard-host=127.0.0.1"
+        "ok", "ray dashboard", "not started by a local Ray; start a cluster's head with --dashboard-host=127.0.0.1"
     )
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     plain = uri.startswith("http://") and not any(host in uri for host in ("127.0.0.1", "localhost"))
     yield MachineFinding(
         "warn" if plain else "ok",
         "mlflow",
-        uri or f"SQLite in {store.root}, read through a loopback server",
+        uri or f"SQLite in {store.root}, shown by a server on this machine only",
         "use https" if plain else "",
     )
     pickles = os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false").lower() in ("1", "true")

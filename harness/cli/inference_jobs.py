@@ -1,4 +1,4 @@
-"""Makes the rows that suites and files lack, on Ray or in this process, and tells what was made."""
+"""Runner of inference jobs: makes missing rows for suites and files, on Ray or in this process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from harness.inference.cache import RowIndex
 from harness.inference.jobs import Job
 from harness.store.store import Store
 
-DEFAULT_BLOCK_MINUTES = 30.0  # for a block of samples or vectors: a thousand samples of a 70B model take about ten
+DEFAULT_BLOCK_MINUTES = 30.0  # per block of samples or vectors: a thousand samples of a 70B model take about ten
 
 
 class WantedRowsMade(Exception):
-    """What was asked for is made; the rest is for another verb."""
+    """The rows that a verb makes are made. Other rows are missing too, but another verb makes them."""
 
 
 class JobRunner:
-    """Makes the rows of jobs, on Ray or here, with a progress bar; remembers what was made for `tell`.
+    """A function that makes the rows of jobs, on Ray or in this process, with a progress bar.
 
-    only: the kind of rows to make; where others are needed too, Enough is raised once it is made.
+    The counts are kept for `print_made`.
+
+    only: the kind of rows to make. If jobs need other kinds too, WantedRowsMade is raised once these rows are made.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class JobRunner:
         self.options: dict[str, Any] = {"workers": workers, "gpus": gpus, "minutes": minutes}
 
     def row_index(self, job: Job) -> RowIndex:
+        """Return an index of the job's cached rows."""
         return job.cached_rows(self.store).build_index()
 
     def __call__(self, jobs: list[Job]) -> None:
+        """Make the missing rows of the jobs. Raises WantedRowsMade if they need other rows too."""
         for job in [job for job in jobs if self.only in ("", job.what)]:
             made = {"what": job.what} | job.identity | self._run_job(job)
             if job.what == "samples":
@@ -59,27 +63,29 @@ class JobRunner:
         return make_rows(job, self.store, on_ray=not self.local, progress=progress_bar, on_start=on_start, **options)
 
     def print_made(self, as_json: bool) -> None:
-        """Where it is; for programs, what was made, and how fast."""
+        """Print how many rows were made, or as JSON the counts and speed of every job."""
         if as_json:
             print(json.dumps(self.told, indent=1))
         else:
-            print(f"{sum(made['rows'] for made in self.told)} rows made, the rest was there, in {self.store.root}")
+            print(
+                f"{sum(made['rows'] for made in self.told)} rows made in {self.store.root}; the rest was there already"
+            )
 
 
 def sampling_totals(blocks: list[dict]) -> dict:
-    """Totals over all blocks of a generator; those from before an interruption too."""
+    """Return totals over all blocks of a generator, including those of earlier runs."""
     return {
         name: sum(block.get(name, 0) for block in blocks) for name in ("samples", "stopped", "tokens", "again", "same")
     }
 
 
 def made_summary(made: dict) -> str:
-    """One line on what was made, and how fast."""
+    """Return a line that says how many rows were made, and how fast."""
     if not made["rows"]:
-        return f"all {made['what']} were there"
+        return f"all {made['what']} were there already"
     parts = [f"{made['rows']} {made['what']} made, {made['errors']} of them errors"]
-    parts.append(f"{made['rows'] / made['seconds']:.1f} a second after {made['start_seconds']:.0f} s of starting")
+    parts.append(f"{made['rows'] / made['seconds']:.1f} per second, after {made['start_seconds']:.0f} s for starting")
     if made.get("samples"):
         parts.append(f"{made['stopped'] / made['samples']:.1%} of texts ended by themselves")
-        parts.append(f"{made['same']} of {made['again']} prompts asked a second time got the same texts")
+        parts.append(f"{made['same']} of {made['again']} prompts that were sampled again gave the same texts")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Verbs that look: list, check, plan, show, doctor."""
+"""Verbs that inspect without running trials: list, check, plan, show, doctor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def list_(
     """List tasks and methods, a line each."""
     registry.add_plugins(plugin or [])
     kinds = {"tasks": registry.list_names("task"), "methods": registry.list_names("method")}
-    if family or paper or needs:  # which imports every task and method
+    if family or paper or needs:  # only then import every task and method
         kinds = {kind: _filtered(kind.rstrip("s"), names, family, paper, needs) for kind, names in kinds.items()}
         if not any(kinds.values()):
             raise UserError("no task or method fits all of these filters", _filter_hint())
@@ -74,7 +74,7 @@ def check(
     data: DataDir = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Holds a task or method against the contract that all of them keep."""
+    """Check a task or method against the contract of all tasks and methods."""
     set_data_folder(data)
     if name.endswith(".py") or "/" in name:
         registry.add_plugins([name])
@@ -102,7 +102,7 @@ def plan(
     plugin: Plugins = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """What a run would do: trials, what it could detect, and how long it would take."""
+    """Show what a run would do: its trials, the gains that it could detect, and how long it would take."""
     planned, opened = plan_suite(suite, store, data, plugin)
     from harness.trials.plan import describe_plan
 
@@ -120,10 +120,11 @@ def plan(
             f"detects a gain of {task['detectable']:.3f} (margin {planned.suite.margin:g})"
         )
     print(
-        "detects: with 80 % power at 5 %, if two methods differ on a fifth of the queries (intra-person correlation .05)"
+        "detects: with 80 % power at the 5 % level, if two methods differ on a fifth of the queries "
+        "(correlation of .05 within a person)"
     )
     for refusal in told["refusals"]:
-        print(f"  {refusal['method']} sits out {refusal['task']}: {refusal['reason']}")
+        print(f"  {refusal['method']} does not run on {refusal['task']}: {refusal['reason']}")
 
 
 def show(
@@ -162,7 +163,7 @@ def show(
 
 
 def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> None:
-    """Print how a trial ran, and why it failed if it did; or write the language model that it trained."""
+    """Print how a trial ran, or why it failed; with `save`, write the language model that it trained."""
     from harness.api.finished import find_trial
 
     found = find_trial(opened, key)
@@ -201,7 +202,7 @@ def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> No
 
 
 def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: JsonOutput = False) -> None:
-    """Checks this machine, the store and the security defaults, a line each."""
+    """Check this machine, the store and the security settings, a line each."""
     set_data_folder(data)
     from harness.cli.doctor import examine_machine
 

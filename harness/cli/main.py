@@ -1,4 +1,4 @@
-"""The verbs of `manyminds`: data to stdout, everything else to stderr, and a hint for every mistake."""
+"""The `manyminds` command: data goes to stdout, everything else to stderr, and every user error has a hint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ for verb in (
     app.command()(verb)
 
 
-FORMER_OPTIONS = {  # accepted still, and said to be old
+FORMER_OPTIONS = {  # former names, still accepted with a note
     "--gpu": "--require-gpu",
     "--minutes": "--minutes-per-block",
     "--reader": "--axis-namer",
@@ -38,7 +38,7 @@ FORMER_OPTIONS = {  # accepted still, and said to be old
 
 
 def with_current_options(words: Sequence[str]) -> list[str]:
-    """The words of a command line, options under their present names; says on stderr which of them are old."""
+    """Replace former names of options in a command line by current ones, with a note on stderr."""
     current = []
     for word in words:
         option, equals, value = word.partition("=")
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         app(with_current_options(sys.argv[1:]))
     except KeyboardInterrupt:
-        stderr.print("interrupted: what is finished is kept, and the same command goes on from there")
+        stderr.print("interrupted: finished work is kept, and the same command continues from there")
         sys.exit(130)
     except UserError as mistake:
         stderr.print("error:", style="red", end=" ")

@@ -1,4 +1,4 @@
-"""Verbs that make what trials need: prepare, generate, encode."""
+"""Verbs that make the inputs of trials: prepare, generate, encode."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from harness.store.store import Store
 
 
 def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None) -> None:
-    """Builds, splits and leak-checks a suite's tasks into the store, from where workers read them."""
+    """Build a suite's tasks, split them, check them for leaks, and save them in the store."""
     plan, opened = plan_suite(suite, store, data, plugin)
     print(f"{len(plan.suite.tasks) * len(plan.suite.seeds)} prepared tasks in {opened.root}")
 
 
 def generate(
     what: SuiteOrTexts,
-    generator: Annotated[str, typer.Option(help="Of a file: ENGINE:MODEL?option=value.", show_default=False)] = "",
-    n: Annotated[int, typer.Option("-n", min=1, help="Of a file: candidates of each prompt.")] = 16,
+    generator: Annotated[str, typer.Option(help="For a file: ENGINE:MODEL?option=value.", show_default=False)] = "",
+    n: Annotated[int, typer.Option("-n", min=1, help="For a file: candidates per prompt.")] = 16,
     out: OutputFile = None,
     store: StoreDir = Path("store"),
     data: DataDir = None,
@@ -48,7 +48,7 @@ def generate(
     minutes_per_block: BlockMinutes = DEFAULT_BLOCK_MINUTES,
     as_json: JsonOutput = False,
 ) -> None:
-    """Samples candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
+    """Sample candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
     made = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block, only="samples")
     if what.suffix == ".toml":
         _make_for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
@@ -58,7 +58,7 @@ def generate(
 
         files.check_output_path(out, ".parquet")
         if not generator:
-            raise UserError("who should write?", "--generator transformers:small, or vllm:org/name@REVISION")
+            raise UserError("--generator is missing", "--generator transformers:small, or vllm:org/name@REVISION")
         sampling = generate_job(
             generator, n, lambda: map(generator_inputs, files.read_text_columns(what, "prompt", "system?")), made.store
         )
@@ -72,7 +72,7 @@ def generate(
 def encode(
     what: SuiteOrTexts,
     encoder: Annotated[
-        str, typer.Option(help="Of a file: hashing-DIM, or ENGINE:MODEL?option=value.", show_default=False)
+        str, typer.Option(help="For a file: hashing-DIM, or ENGINE:MODEL?option=value.", show_default=False)
     ] = "",
     out: OutputFile = None,
     store: StoreDir = Path("store"),
@@ -84,7 +84,7 @@ def encode(
     minutes_per_block: BlockMinutes = DEFAULT_BLOCK_MINUTES,
     as_json: JsonOutput = False,
 ) -> None:
-    """Encodes the texts of a suite, or of a file's column `response` (and `prompt`), each distinct one once."""
+    """Encode the texts of a suite, or of a file's column `response` (and `prompt`); equal texts are encoded once."""
     made = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
     if what.suffix == ".toml":
         _make_for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
@@ -94,7 +94,7 @@ def encode(
 
         files.check_output_path(out, ".npy")
         if not encoder:
-            raise UserError("encoded by what?", "--encoder hashing-1024, or transformers:org/name@REVISION")
+            raise UserError("--encoder is missing", "--encoder hashing-1024, or transformers:org/name@REVISION")
         columns = ("response", "prompt") if reads_prompt(encoder) else ("response",)
         encoding = encode_job(encoder, lambda: files.read_text_columns(what, *columns), made.store)
         made([encoding])
@@ -105,9 +105,14 @@ def encode(
 
 
 def _make_for_suite(suite: Path, made, store: Path, data: Path | None, plugin, of_files: dict[str, object]) -> None:
-    """Makes what a suite's tasks lack, as far as `made` goes."""
+    """Make the rows that a suite's tasks need and the store lacks, of the kind that `made` makes.
+
+    of_files: options that are only for files. Raises UserError where one is given.
+    """
     if given := [option for option, value in of_files.items() if value]:
-        raise UserError(f"{given[0]} is for files; a suite's tasks say it themselves", f"leave {given[0]} out")
+        raise UserError(
+            f"{given[0]} is only for files; the tasks of a suite have it in their settings", f"leave {given[0]} out"
+        )
     with contextlib.suppress(WantedRowsMade):
         plan_suite(suite, store, data, plugin, made)
 

@@ -1,4 +1,4 @@
-"""Verbs that run and show: run, board, reproduce, publish."""
+"""Verbs that run trials and show results: run, board, reproduce, publish."""
 
 from __future__ import annotations
 
@@ -43,21 +43,24 @@ def run(
         int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
     ] = None,
     workers_per_policy: Annotated[
-        int, typer.Option(min=1, help="Workers that train each language-model policy together, a GPU or core each.")
+        int, typer.Option(min=1, help="Workers that train one language-model policy together, on a GPU or core each.")
     ] = 1,
     require_gpu: Annotated[
-        bool, typer.Option("--require-gpu", help="Refuse to train policies where there is no GPU.")
+        bool, typer.Option("--require-gpu", help="Stop with an error if there is no GPU to train policies on.")
     ] = False,
     mlflow: TrackingUri = None,
     axis_namer: AxisNamer = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Runs what is not finished yet, then shows the board. Without a suite: the quick one."""
+    """Run the trials of a suite that are not finished, then show the board. Without a suite, run the quick one."""
     began = time.monotonic()
     made = JobRunner(Store(store).open(), local)
     _check_axis_namer(axis_namer, made.store)
     if local and workers_per_policy > 1:
-        raise UserError("--local is one process, which trains alone", "leave out --local, or --workers-per-policy")
+        raise UserError(
+            "--local is one process, so a policy cannot have several workers",
+            "leave out --local, or --workers-per-policy",
+        )
     if require_gpu:
         from harness.on_ray.trials import check_gpus
 
@@ -102,7 +105,7 @@ def board(
     local: LocalOnly = False,
     as_json: JsonOutput = False,
 ) -> None:
-    """The leaderboard of what is finished: terminal, and a self-contained HTML file."""
+    """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
     planned, opened = plan_suite(suite, store, data, plugin)
     _show_board(planned, opened, as_json, axis_namer, JobRunner(Store(store).open(), local))
@@ -111,10 +114,12 @@ def board(
 def reproduce(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="Papers, claims such as N1, or suite files of your own; without any all are listed."),
+        typer.Argument(help="Papers, claims such as N1, or your own suite files; without any, all claims are listed."),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds and smaller tasks: a first verdict.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Check every claim of every paper.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer seeds and smaller tasks, for a preliminary verdict.")
+    ] = False,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
@@ -124,7 +129,7 @@ def reproduce(
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Runs what published claims rest on, and says of each whether it holds."""
+    """Run the trials that published claims need, and judge whether each claim holds."""
     from harness.claims import reproduce as claims
     from harness.claims.page import print_verdicts, write_claims_page
 
@@ -132,7 +137,10 @@ def reproduce(
         _list_claims()
         return
     if what and every:
-        raise UserError("--all is every claim of every paper", f"leave out --all, or {' '.join(what)}")
+        raise UserError(
+            "--all selects every claim of every paper, so no names may be given",
+            f"leave out --all, or {' '.join(what)}",
+        )
     if data and not data.is_dir():
         raise UserError(
             f"the data folder {data} does not exist", "name a folder that holds public data files: --data DIR"
@@ -144,7 +152,7 @@ def reproduce(
     wanted, opened, unwritable, made = claims.choose_claims(names), Store(store), None, None
     try:
         made = JobRunner(Store(store).open(), local)
-    except UserError as mistake:  # what is finished can be read nevertheless
+    except UserError as mistake:  # finished trials can still be read
         unwritable = mistake
     for file in wanted:
         if quick and not claims.has_quick_settings(file):
@@ -178,7 +186,7 @@ def _list_claims() -> None:
     for file, (paper, listed) in shipped_claims().items():
         print(f"{paper}: {suite_title(file)} ({file.stem})")
         print("\n".join(f"  {claim.id:4} {claim.title}" for claim in listed))
-    stderr.print("\nmanyminds reproduce PAPER or ID checks some, manyminds reproduce --all checks every one")
+    stderr.print("\nmanyminds reproduce NAME checks a paper or a claim, manyminds reproduce --all checks all of them")
 
 
 def publish(
@@ -188,7 +196,7 @@ def publish(
     plugin: Plugins = None,
     mlflow: TrackingUri = None,
 ) -> None:
-    """Writes the suite's results to MLflow; again and again without duplicates."""
+    """Write a suite's results to MLflow; repeating the command makes no duplicates."""
     planned, opened = plan_suite(suite, store, data, plugin)
     from harness.report.to_mlflow import Publisher
 
@@ -210,7 +218,7 @@ def _run_trials(
     from harness import api
 
     if not local:
-        stderr.print("starting Ray, which takes some 15 s")
+        stderr.print("starting Ray, which takes about 15 s")
     api.run_trials(
         todo,
         opened,
@@ -236,7 +244,7 @@ def _report_failures(failed, opened: Store) -> None:
 
 
 def _check_axis_namer(axis_namer: str | None, store: Store) -> None:
-    """Raises UserError where nobody is named, before anything runs."""
+    """Raise UserError before anything runs if the axis namer is unknown or unavailable."""
     if axis_namer:
         from harness.inference.generate import parse_generator
 
@@ -257,7 +265,7 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
         print_board(made)
         try:
             page = write_html(made, opened, axis_namer)
-        except NotCachedError as lacking:  # the axis_namer has not named these axes yet
+        except NotCachedError as lacking:  # the language model has not named these axes yet
             make([lacking.job])
             page = write_html(made, opened, axis_namer)
         stderr.print(f"\nboard:   {page}")
@@ -266,7 +274,7 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
 
 @contextlib.contextmanager
 def _warning_on_user_error(what: str) -> Iterator[None]:
-    """For what may go wrong without costing a result."""
+    """Turn a UserError into a warning, for steps that cannot lose results."""
     try:
         yield
     except UserError as mistake:

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees while work goes on: messages and progress, on stderr."""
+"""Messages and progress bars on stderr, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_w
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator:
-    """Yields what is called with the number of steps newly done. Ctrl-C ends the command with 130."""
+    """Show a progress bar, and yield a function to call with the number of steps newly done.
+
+    Ctrl-C ends the command with exit code 130.
+    """
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=stderr, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda n: progress.advance(task, n)
     except KeyboardInterrupt:
-        stderr.print("interrupted: what is finished is kept, and the same command goes on from there")
+        stderr.print("interrupted: finished work is kept, and the same command continues from there")
         raise typer.Exit(130) from None

@@ -61,7 +61,7 @@ def test_unknown_names(call, suite, tmp_path):
     told(call("run", suite('[[tasks]]\nname = "low_rank"\nranks = 3')), "no field 'ranks'", "did you mean 'rank'?")
     told(call("run", tmp_path / "nothing.toml"), "does not exist")
     told(call("run", suite("[[")), "is not TOML")
-    told(call("show", "abc", "--store", tmp_path), "no trial abc")
+    told(call("show", "abc", "--store", tmp_path), "claim or trial 'abc'")
 
 
 def test_an_unknown_verb_or_option_is_exit_code_2(call):
@@ -74,7 +74,10 @@ def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
         call("run", people, "--data", tmp_path / "nowhere", "--store", tmp_path / "s"), "data folder", "does not exist"
     )
     (tmp_path / "empty").mkdir()
-    told(call("run", people, "--data", tmp_path / "empty", "--store", tmp_path / "s"), "no ClitheroDataset.csv under")
+    told(
+        call("run", people, "--data", tmp_path / "empty", "--store", tmp_path / "s"),
+        "there is no ClitheroDataset.csv in",
+    )
     monkeypatch.delenv("MANYMINDS_DATA")
     monkeypatch.setattr(
         "tasks.snacks.SNACKS_FILE", PublicFile("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64)
@@ -233,7 +236,7 @@ def test_a_method_that_raises_fails_alone(call, suite, tmp_path):
     where = ["--store", tmp_path / "s", "--local", "--plugin", plugin, "--mlflow", f"sqlite:///{tmp_path}/m.db"]
     code, out, err = call("run", file, *where)
     assert code == 1 and "odd seeds are not for me" in err
-    assert "hole: raises: 1 of 3 seeds failed: ValueError: odd seeds are not for me" in out
+    assert "incomplete: raises: 1 of 3 seeds failed: ValueError: odd seeds are not for me" in out
     key = err.split("manyminds show ")[1].split()[0]
     code, out, _ = call("show", key, "--store", tmp_path / "s")
     assert code == 0 and "raise ValueError" in out
@@ -359,5 +362,5 @@ def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "what is finished is kept" in err and "Traceback" not in err
+    assert process.returncode == 130 and "finished work is kept" in err and "Traceback" not in err
     assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))
