@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from harness.board.make import make_board
 from harness.cli import main
-from harness.errors import UserError
+from harness.errors import UserError, note_former_name
 from harness.registry import PROJECT_ROOT
 from harness.sources.public_files import PublicFile
 from harness.store.store import CRASH_POINTS, Store
@@ -61,7 +62,7 @@ def test_unknown_names(call, suite, tmp_path):
     told(call("run", suite('[[tasks]]\nname = "low_rank"\nranks = 3')), "no field 'ranks'", "did you mean 'rank'?")
     told(call("run", tmp_path / "nothing.toml"), "does not exist")
     told(call("run", suite("[[")), "is not TOML")
-    told(call("show", "abc", "--store", tmp_path), "claim or trial 'abc'")
+    told(call("show", "abc", "--store", tmp_path), "no trial abc")
 
 
 def test_an_unknown_verb_or_option_is_exit_code_2(call):
@@ -82,7 +83,7 @@ def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
     monkeypatch.setattr(
         "tasks.snacks.SNACKS_FILE", PublicFile("ClitheroDataset.csv", "http://127.0.0.1:9/nothing.csv", "0" * 64)
     )
-    told(call("run", people, "--store", tmp_path / "s"), "could not be fetched", "--data DIR")
+    told(call("run", people, "--store", tmp_path / "s"), "could not be downloaded", "--data DIR")
 
 
 def test_data_is_fetched_once_and_believed_by_its_checksum(tmp_path, no_data, monkeypatch):
@@ -364,3 +365,70 @@ def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "finished work is kept" in err and "Traceback" not in err
     assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))
+
+
+def test_a_first_day(call):
+    """`manyminds` alone names the four commands of a first day; --version says which code this is."""
+    code, out, _ = call()
+    assert code == 0 and [line.split()[1] for line in out.splitlines() if line.startswith("  manyminds")] == [
+        "run",
+        "list",
+        "run",
+        "check",
+    ]
+    code, out, _ = call("--version")
+    assert code == 0 and re.fullmatch(r"manyminds \d+\.\d+\.\d+ \(\S+\)", out.strip())
+
+
+def test_list_filters(call):
+    code, out, _ = call("list", "--family", "human choices", "--json")
+    found = json.loads(out)
+    assert code == 0 and list(found["tasks"]) == ["food_risk", "snacks"] and found["methods"] == {}
+    _, out, _ = call("list", "--needs", "response times", "--json")
+    assert json.loads(out)["methods"] == {}  # moment and icra read choices by default
+    _, out, _ = call("list", "--paper", "pref", "--needs", "features", "--json")
+    assert list(json.loads(out)["methods"]) == ["pref"]
+    code, _, err = call("list", "--family", "fruit")
+    assert code == 2 and "no task or method fits" in err and "human choices" in err
+
+
+def test_show_explains_tasks_methods_and_claims(call, tmp_path):
+    code, out, _ = call("show", "in_context", "--store", tmp_path)
+    assert code == 0 and "max_examples = 20" in out and "formerly most" in out and "no finished trials" in out
+    code, out, _ = call("show", "two_modes", "--store", tmp_path)
+    assert code == 0 and "family   simulated" in out and "train_conflict_rate = 0.5" in out
+    code, out, _ = call("show", "N1", "--store", tmp_path)
+    assert code == 0 and "Few-shot Steerable Alignment, section 4.1" in out and "expected 0.975 to inf" in out
+    code, _, err = call("show", "in_contxt", "--store", tmp_path)
+    assert code == 2 and "did you mean 'in_context'" in err
+    code, _, err = call("show", "N1", "--json", "--store", tmp_path)
+    assert code == 2 and "is for trials" in err
+
+
+def test_former_options_and_fields_work_and_are_said_to_be_old(call, tmp_path):
+    """The board is the same, and so are the keys of its trials, under both spellings."""
+    note_former_name.cache_clear()  # a note is printed once in a process
+    suite = tmp_path / "old.toml"
+    text = TINY + '[[methods]]\nname = "mixed_logit"\nelicit = ["random"]\n'
+    suite.write_text(text)
+    code, old, err = call("plan", suite, "--store", tmp_path / "store", "--json")
+    assert code == 0 and "elicit is now called elicitation" in err
+    note_former_name.cache_clear()
+    suite.write_text(text.replace("elicit ", "elicitation "))
+    code, new, err = call("plan", suite, "--store", tmp_path / "store", "--json")
+    assert code == 0 and "now called" not in err and json.loads(old) == json.loads(new)
+    suite.write_text(text + 'elicitation = "random"\n')
+    code, _, err = call("plan", suite, "--store", tmp_path / "store")
+    assert code == 2 and "elicitation is given twice, once as elicit" in err
+    code, _, err = call("run", suite, "--local", "--together=2", "--store", tmp_path / "store")
+    assert code == 2 and "--together is now called --workers-per-policy" in err
+
+
+def test_the_suite_or_plugin_that_was_meant_is_found(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("run", "people", "--store", tmp_path / "store")
+    assert code == 2 and "did you mean" in err and "jobs/suites/people.toml" in err
+    (tmp_path / "my_task.py").write_text('"""A task."""\n')
+    (tmp_path / "mine.toml").write_text('[[tasks]]\nname = "my_task"\n')
+    code, _, err = call("plan", "mine.toml", "--store", tmp_path / "store")
+    assert code == 2 and "add --plugin my_task.py" in err
