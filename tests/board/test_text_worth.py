@@ -188,7 +188,7 @@ class Letters:
 
 
 def small_world(population=None) -> tuple[PolicyTexts, PreparedTask]:
-    """Return two people, one who likes a's and one who likes b's twice as much, and two prompts with three candidates."""
+    """Return a world of two people, of two prompts with three candidates each, and of texts to both people."""
     people, zero = np.arange(2, dtype=np.int32), np.zeros(2, dtype=np.int32)
     items = Items(np.zeros((7, 1), dtype=np.float32))
     query = Pairs(zero + people, people, zero, zero + 1, np.full(2, np.nan, dtype=np.float32), items)
