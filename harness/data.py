@@ -231,8 +231,8 @@ class PreferenceDataset:
         _check_rows(columns, len(items))
         user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
-        hint = "each user needs one pair to show and one to ask: drop users with fewer than two pairs"
-        _raise_for_first_bad(counts[person] < min_pairs, "a user with one pair", user, hint)
+        hint = f"drop users with fewer than {min_pairs}: each needs one pair to show and one to ask"
+        _raise_for_first_bad(counts[person] < min_pairs, f"a user with fewer than {min_pairs} pairs", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),

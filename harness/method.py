@@ -155,9 +155,7 @@ class Method(Predictor):
     """
 
     version: ClassVar[int] = 1
-    family: ClassVar[str] = (
-        ""  # for `manyminds list --family`: control, linear, network, language model, or line (knows the ground truth)
-    )
+    family: ClassVar[str] = ""  # `manyminds list --family`: control, linear, network, language model, line
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
     privileged: ClassVar[bool] = False  # reads the ground truth; drawn as a line, never ranked
     asks_model: ClassVar[bool] = False  # asks a language model; its questions are collected before trials run

@@ -28,9 +28,7 @@ class Task:
     """
 
     version: ClassVar[int] = 1
-    family: ClassVar[str] = (
-        ""  # for `manyminds list --family`: simulated, human choices, human text, or written by models
-    )
+    family: ClassVar[str] = ""  # simulated, human choices, human text, or written by models
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
 
     shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # numbers of context pairs shown for each user

@@ -40,6 +40,9 @@ class Arguments(TextTask):
     method scores one half. Response times are left out, because they are known only per bundle of pairs.
     """
 
+    family = "human text"
+    paper = "Habernal and Gurevych 2016"
+
     min_judgements: int = 50
     encoder: str = encoder_field()
 

@@ -65,6 +65,9 @@ class Attributes(TextTask):
     label. Users played by a model have no ground truth, so there are no candidates to choose from either.
     """
 
+    family = "simulated"
+    paper = "PReF"
+
     n_users: int = 54  # training users; together with the new users all 84
     new_users: int = 15  # validation users, and as many test users
     kinds: int = 0  # 0: every user makes another choice of traits; 2: two opposed kinds with any number of users

@@ -33,6 +33,9 @@ class Concepts(Task):
     validation and test users with the same preference and new prompts. The unit of an interval is the seed.
     """
 
+    family = "simulated"
+    paper = "Generalization of DPO 2024"
+
     K: int = 4  # concepts
     Q: int = 40  # training prompts in each of the 2K clusters
     width: float = 1.0  # v in units of 1 / (4 sqrt(Q)), the largest that theorem 4.1 allows

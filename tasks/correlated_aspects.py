@@ -22,6 +22,9 @@ class CorrelatedAspects(Task):
     1/4 + arcsin(rho) / (2 pi) = (1 - c) / 2, and after n context pairs (1 - c)^n / 2.
     """
 
+    family = "simulated"
+    paper = "Few-shot Steerable Alignment 2024"
+
     n_users: int = 2000  # training users; there are a tenth as many validation users, and as many test users
     pairs_per_user: int = 40
     train_conflict_rate: float = 0.5

@@ -27,6 +27,9 @@ class FoodRisk(Task):
     percentile.
     """
 
+    family = "human choices"
+    paper = "Smith and Krajbich 2018"
+
     shots: tuple[int, ...] = (0, 5, 10, 20, 40)
     queries: int = 100
 

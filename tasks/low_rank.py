@@ -18,6 +18,9 @@ class LowRank(Task):
     standard deviation 3, or 4.5 Dirichlet(.3).
     """
 
+    family = "simulated"
+    paper = "Bose et al. 2025, LoRe"
+
     n_users: int = 500  # training users
     new_users: int = 200  # validation users, and as many test users
     pairs_per_user: int = 100

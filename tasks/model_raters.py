@@ -40,6 +40,9 @@ class ModelRaters(TextTask):
     a truth run too.
     """
 
+    family = "written by models"
+    paper = "Barreto et al. 2025, Reward-Feature Models"
+
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     raters: tuple[str, ...] = ()
     encoder: str = "tfidf-svd-128"

@@ -39,6 +39,9 @@ class Objectives(TextTask):
     *personalisation*, and a board must say so.
     """
 
+    family = "human text"
+    paper = "Bai et al. 2022, HH-RLHF"
+
     n_users: int = 90
     pairs_per_user: int = 40
     encoder: str = encoder_field()

@@ -89,6 +89,9 @@ class Personas(TextTask):
     personas. With "seed", the personas of a smaller K are among those of a larger K.
     """
 
+    family = "written by models"
+    paper = "Perez et al. 2022"
+
     view: Literal["pairs", "statements"] = "pairs"
     concepts: int = 0  # number of personas that form one user; 0: every persona is a user
     n_users: int = PERSONA_COUNT

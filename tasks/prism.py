@@ -51,6 +51,9 @@ class Prism(TextTask):
     the dropped answers of each person.
     """
 
+    family = "human text"
+    paper = "Kirk et al. 2024, PRISM"
+
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = PRISM_REVISION
     min_pairs: int = 12  # four conversations

@@ -112,6 +112,9 @@ class RatedAspects(TextTask):
     `Truth.items`, and none is in a context or in training.
     """
 
+    family = "written by models"
+    paper = "Few-shot Steerable Alignment 2024"
+
     version: ClassVar[int] = 2  # 2: with choices
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"

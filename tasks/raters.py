@@ -26,6 +26,9 @@ class Raters(Task):
     With `n_candidates`, there are `choice_prompts` sets of that many further items to choose the best of.
     """
 
+    family = "simulated"
+    paper = "Barreto et al. 2025, Reward-Feature Models"
+
     n_users: int = 40  # training raters
     new_users: int = 40  # validation raters, and as many test raters
     pairs_per_user: int = 200

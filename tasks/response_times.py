@@ -24,6 +24,9 @@ class ResponseTimes(Task):
     on the same pairs.
     """
 
+    family = "simulated"
+    paper = "ICRA"
+
     n_users: int = 4000  # training users
     new_users: int = 200  # validation users, and as many in `test` and in `shifted`
     n_demonstrations: int = 200  # pairs of each training user

@@ -23,6 +23,9 @@ class Snacks(Task):
     In the file `choice` is 1 for left and 2 for right; its yes/no rows are left out.
     """
 
+    family = "human choices"
+    paper = "Clithero 2018"
+
     shots: tuple[int, ...] = (0, 5, 10, 20, 50, 100)
     queries: int = 36  # each person judged 136 pairs; 100 shots leave 36
 

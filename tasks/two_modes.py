@@ -21,6 +21,9 @@ class TwoModes(Task):
     max(y - j/d, 0), with which for even d a linear reward fits both modes.
     """
 
+    family = "simulated"
+    paper = "Few-shot Steerable Alignment 2024"
+
     n_users: int = 2000  # training users; there are a tenth as many validation users, and as many test users
     pairs_per_user: int = 40
     feature_dim: int = 1

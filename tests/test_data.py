@@ -80,7 +80,7 @@ def test_from_choices_takes_soft_labels_seconds_and_features():
         (FRAME.with_columns(label=pl.lit(1.5)), r"outside \[0, 1\]"),
         (FRAME.with_columns(label=pl.lit(float("nan"))), r"outside \[0, 1\]"),
         (FRAME.with_columns(rejected=pl.col("chosen")), "one item with itself"),
-        (FRAME.head(5), "a user with one pair"),
+        (FRAME.head(5), "a user with fewer than 2 pairs"),
     ],
 )
 def test_from_choices_explains_bad_rows(frame, says):

@@ -14,7 +14,7 @@ LIMITS = pl.Schema({"value": pl.Float64, "low": pl.Float64, "high": pl.Float64})
 def scores_frame(board: Board) -> pl.DataFrame:
     """Return a row per task and method, best first, at the largest number of shots.
 
-    state is `ranked`, `line` (knows the ground truth, never ranked) or the reason why trials are missing. gain is the
+    state is `ranked`, `privileged` (knows the ground truth, never ranked) or the reason why trials are missing. gain is the
     paired gain in accuracy over `shared`; holm_p its p-value, adjusted over all methods; swapped the accuracy under
     another user's state; worse the share of people worse off than under `shared`.
     """
@@ -27,7 +27,7 @@ def _score_row(task: TaskBoard, row: Row) -> dict[str, Any]:
     return {
         "task": task.label,
         "method": row.label,
-        "state": row.hole or ("line" if row.line else "ranked"),
+        "state": row.hole or ("privileged" if row.line else "ranked"),
         "shots": task.shots,
         "rank": rank,
         "rank_low": best,

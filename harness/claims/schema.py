@@ -100,12 +100,12 @@ class Selection:
     """
 
     task: Any = None  # a name, a table of the name and some fields, or the setting itself
-    method: Any = None
-    panel: str = "test"
-    shots: int | None = None
-    metric: str = "accuracy"
-    n: int | None = None
-    less: tuple[dict, ...] = ()
+    method: Any = None  # likewise; of several settings of one name, the one with all defaults
+    panel: str = "test"  # `seen`, `validation`, `test`, or another panel of the task
+    shots: int | None = None  # the largest where it is missing
+    metric: str = "accuracy"  # a column of the score table, `error`, `diagnostic:NAME`, `curve:NAME`, or one of best of n or of written texts
+    n: int | None = None  # candidates chosen among; all where it is missing
+    less: tuple[dict, ...] = ()  # selections to subtract, each given by the fields in which it differs
 
     def __post_init__(self) -> None:
         kind, _, name = self.metric.partition(":")
@@ -130,14 +130,14 @@ class Selection:
 class Check:
     """One number with the range it should lie in; `expected` is None for a control, which is never judged."""
 
-    says: str
-    of: Selection
-    measure: str = "value"
-    minus: Selection | None = None
-    over: Selection | None = None
-    along: str | None = None
-    expected: tuple[float, ...] | None = None
-    tolerance: float = 0.0
+    says: str  # what the number is, in words
+    of: Selection  # the trials and number that are measured
+    measure: str = "value"  # value, answers, spread or trend: see harness/claims/schema.py
+    minus: Selection | None = None  # what to subtract, paired over people and seeds
+    over: Selection | None = None  # what to divide by
+    along: str | None = None  # the swept field that a trend is along
+    expected: tuple[float, ...] | None = None  # the range, either end may be inf; missing for a control
+    tolerance: float = 0.0  # widens the range on both sides
     when: str = ""  # the condition under which this check is made
 
     def __post_init__(self) -> None:
@@ -167,16 +167,16 @@ class Check:
 class Claim:
     """A published statement with its source."""
 
-    id: str
-    title: str
-    source: str
-    published: str
-    condition: str = ""
-    cannot: str = ""
-    note: str = ""
-    checks: tuple[Check, ...] = ()
-    beside: tuple[Check, ...] = ()
-    figures: tuple[dict, ...] = ()
+    id: str  # such as N1, different in every file
+    title: str  # the statement in one line
+    source: str  # paper, section, table
+    published: str  # the published numbers
+    condition: str = ""  # the condition under which the claim can hold here at all
+    cannot: str = ""  # why it cannot be reproduced here; such a claim has no checks
+    note: str = ""  # what a reader should know
+    checks: tuple[Check, ...] = ()  # numbers that decide the verdict
+    beside: tuple[Check, ...] = ()  # controls, printed beside the checks and never judged
+    figures: tuple[dict, ...] = ()  # figures of the claims page
 
     def __post_init__(self) -> None:
         if bool(self.cannot) == bool(self.checks):

@@ -73,10 +73,9 @@ def fields_of_class(cls: type) -> list[FieldLine]:
     found, hints = [], typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         former = recorded_name(field)
+        default = field.default_factory() if callable(field.default_factory) else field.default
         meaning = comments.get(field.name, "") + (f" (formerly {former})" if former != field.name else "")
-        found.append(
-            FieldLine(field.name, type_in_words(hints[field.name]), _toml_value(field.default), meaning.strip())
-        )
+        found.append(FieldLine(field.name, type_in_words(hints[field.name]), _toml_value(default), meaning.strip()))
     return found
 
 
@@ -89,7 +88,10 @@ def type_in_words(hint: Any) -> str:
         return f"list of {type_in_words(args[0])}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if arg is type(None) else type_in_words(arg) for arg in args)
-    return {float: "number", int: "whole number", str: "text", bool: "true or false"}.get(hint, str(hint))
+    if dataclasses.is_dataclass(hint):
+        return f"a table: {typing.cast(type, hint).__name__}"
+    words = {float: "number", int: "whole number", str: "text", bool: "true or false", list: "list", dict: "table"}
+    return words.get(hint, "text or table" if hint is Any else str(hint))
 
 
 def field_comments(source: str) -> dict[str, str]:
@@ -106,8 +108,8 @@ def field_comments(source: str) -> dict[str, str]:
 
 
 def _toml_value(value: object) -> str:
-    if value is None:
-        return "none"
+    if value is None or value is dataclasses.MISSING:
+        return "none" if value is None else ""
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 

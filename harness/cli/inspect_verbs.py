@@ -144,22 +144,22 @@ def show(
     """Explain a task, a method, a claim or a trial: what it is, its fields, its source and its scores."""
     opened = Store(store)
     registry.add_plugins(plugin or [])
-    if re.fullmatch(r"[0-9a-f]{4,16}", what):
-        _show_trial(what, opened, save, as_json)
-        return
-    if save or as_json:
-        option = "--save" if save else "--json"
-        raise UserError(f"{option} is for trials, and {what!r} is not a key", "manyminds board SUITE --json lists keys")
     from harness.cli import describe
 
     kinds = [kind for kind in ("task", "method") if what in registry.list_names(kind)]
+    lines = describe.describe_claim(what)
+    if not kinds and lines is None and re.fullmatch(r"[0-9a-f]+", what):
+        _show_trial(what, opened, save, as_json)
+        return
+    if not kinds and lines is None:
+        raise UserError(f"there is no task, method, claim or trial {what!r}", describe.near_names(what))
+    if save or as_json:
+        option = "--save" if save else "--json"
+        raise UserError(f"{option} is for trials, and {what!r} is not a key", "manyminds board SUITE --json lists keys")
     for kind in kinds:
         print("\n".join(describe.describe_setting(kind, what, opened)))
-    if kinds:
-        return
-    if (lines := describe.describe_claim(what)) is None:
-        raise UserError(f"there is no task, method, claim or trial {what!r}", describe.near_names(what))
-    print("\n".join(lines))
+    if lines:
+        print("\n".join(lines))
 
 
 def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> None:

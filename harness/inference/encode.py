@@ -31,6 +31,7 @@ ENCODER_OPTIONS = {
     "pooling": ("mean", "last"),
     "storage": ("float32", "float16"),
 }
+WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, with contractions as one word, and the two marks that carry tone
 HASHING_NAME = re.compile(r"hashing-([1-9]\d*)")
 MAX_HASHING_DIM = 2**16  # a block of texts then takes 4 GB
 TEXTS_PER_BLOCK = 2048  # half a minute for a 7B model on one GPU, and 500 blocks for a million texts
@@ -182,8 +183,6 @@ class HashingEncoder:
     def start(self) -> Worker:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        from harness.inference.encode import WORD_PATTERN
-
         counter = HashingVectorizer(token_pattern=WORD_PATTERN, n_features=self.dim, norm=None)
 
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
@@ -216,6 +215,3 @@ def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table,
         }
     )
     return rows, error_table(ids[~good].tolist(), ["the vector is not finite"] * int((~good).sum())), {}
-
-
-WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, with contractions as one word, and the two marks that carry tone

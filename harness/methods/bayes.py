@@ -21,6 +21,8 @@ class Bayes(Method):
     context.
     """
 
+    family = "line"
+
     privileged = True
     draws: int = 20_000  # members of the population used, at most
 

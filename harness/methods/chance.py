@@ -13,6 +13,8 @@ from harness.method import Method, Run, State, Users
 class Chance(Method):
     """A constant prediction of zero: a tie counts one half in accuracy."""
 
+    family = "control"
+
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         return {}
 

@@ -26,6 +26,9 @@ class Dpl(Method):
     Departure from the paper: the weights with the lowest loss on validation users are kept.
     """
 
+    family = "network"
+    paper = "Siththaranjan et al. 2024, DPL"
+
     model: Literal["mean_variance", "categorical"] = "mean_variance"
     atoms: int = 10  # values of U in the categorical model
     hidden: int = 64  # width of both hidden layers; 0 for outputs linear in the item's features

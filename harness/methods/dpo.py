@@ -44,6 +44,9 @@ class Dpo(Method):
     minus rejected) and accuracy of the training pairs; margin and accuracy of validation pairs.
     """
 
+    family = "language model"
+    paper = "Rafailov et al. 2023, DPO"
+
     trains_model: ClassVar[bool] = True
     generates: ClassVar[bool] = True
     exports: ClassVar[bool] = True

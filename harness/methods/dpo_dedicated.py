@@ -30,6 +30,9 @@ class DpoDedicated(Dpo):
     Users: the number of each user's kind.
     """
 
+    family = "line"
+    paper = "Few-shot Steerable Alignment 2024"
+
     privileged = True
 
     kinds: int = 2

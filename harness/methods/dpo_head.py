@@ -31,6 +31,9 @@ class DpoHead(LinearMethod):
     minus rejected), `beta`, `tau`. Curves: loss, accuracy and mean margin on training and on validation pairs.
     """
 
+    family = "linear"
+    paper = "Generalization of DPO 2024"
+
     beta: float = 0.1
     tau: float = 1.0  # time constant: larger is slower
     horizon: float = 320 * log(3)  # time trained: at this beta and tau 16 times tau_1 of one concept (theorem 4.1)

@@ -45,6 +45,9 @@ class Icra(LinearMethod):
     if trained with 60, as the network is. Compare the two models at the same `length`.
     """
 
+    family = "linear"
+    paper = "ICRA"
+
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"
     # Pairs in a training context, at most. 0: all other pairs of the user (linear), MAX_TRAINING_CONTEXT (gpt2).

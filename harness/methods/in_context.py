@@ -43,6 +43,9 @@ class InContext(Method):
     `max_examples` characters. A question longer than the model's context is an error.
     """
 
+    family = "language model"
+    paper = "PReF"
+
     version: ClassVar[int] = 1
     asks_model: ClassVar[bool] = True
 

@@ -18,6 +18,8 @@ class Longest(Method):
     gain over this control is more than a preference for length.
     """
 
+    family = "control"
+
     def refuses(self, task: TaskFacts) -> str | None:
         return super().refuses(task) if task.has_text else "needs items with text"
 

@@ -30,6 +30,9 @@ class Lore(LinearMethod):
     weights have the training users' Gaussian prior, with one number chosen on validation users, as for all methods.
     """
 
+    family = "linear"
+    paper = "Bose et al. 2025, LoRe"
+
     rank: int = 5
     weights: Literal["simplex", "free"] = "simplex"
     svd: bool = True  # start free weights from the SVD

@@ -16,6 +16,8 @@ class Majority(Method):
     A tie or a soft label is a split vote. A pair without votes gets zero. Only pairs are scored; items have no reward.
     """
 
+    family = "control"
+
     smoothing: float = 1.0  # votes added to each side (Laplace); calibration rescales, so only the order depends on it
 
     def __post_init__(self) -> None:

@@ -24,6 +24,9 @@ class MixedLogit(LinearMethod):
     power above one sharpens it towards the directions in which people differ most.
     """
 
+    family = "linear"
+    paper = "Train 2009"
+
     steps: int = 10
     elicitation: Literal["random", "uncertainty"] = renamed_field("random", formerly="elicit")
 

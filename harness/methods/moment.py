@@ -24,6 +24,9 @@ class Moment(LinearMethod):
     from below at the training users' first percentile, so that accidental clicks do not outweigh considered answers.
     """
 
+    family = "linear"
+    paper = "ICRA"
+
     signal: Signal = "choice"
 
     def refuses(self, task: TaskFacts) -> str | None:

@@ -27,6 +27,9 @@ class NpBtl(AmortisedMethod):
     batch. SiLU replaces GELU, width 64 replaces 256, and Adam at 3e-3 with warm-up and cosine replaces 1e-4.
     """
 
+    family = "network"
+    paper = "Few-shot Steerable Alignment 2024"
+
     encoder: Literal["deepset", "attention"] = "deepset"
     latent: bool = False
 

@@ -37,6 +37,9 @@ class NpDpo(Dpo):
     latent float32[n_users, width].
     """
 
+    family = "language model"
+    paper = "Few-shot Steerable Alignment 2024"
+
     tune: Literal["lora", "full", "film"] = "full"  # type: ignore[assignment]  # a wider choice than dpo's
     steps: int = 540
     batch: int = 18

@@ -12,6 +12,8 @@ from harness.method import Method, Run, State, Users
 class Oracle(Method):
     """The ground truth's log-odds: the true utility gap over the truth's temperature."""
 
+    family = "line"
+
     privileged = True
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

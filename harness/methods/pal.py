@@ -27,6 +27,9 @@ class Pal(Method):
     validation users, as for all methods.
     """
 
+    family = "network"
+    paper = "Chen et al. 2024, PAL"
+
     variant: Literal["distance", "angle"] = "distance"
     prototypes: int = 16  # K
     dim: int = 16  # of the space of ideal points

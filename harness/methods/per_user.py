@@ -15,6 +15,8 @@ from harness.method import Run, State
 class PerUser(LinearMethod):
     """A prior N(0, scale^2 I) for all users; the scale is chosen on validation users unless given."""
 
+    family = "linear"
+
     scale: float | None = None
 
     def __post_init__(self) -> None:

@@ -40,6 +40,9 @@ class Pref(LinearMethod):
     The state's `spectrum` holds the singular values; the paper chooses J at their elbow (figure 9).
     """
 
+    family = "linear"
+    paper = "PReF"
+
     rank: int = 8  # J; chosen on `attributes` (6 is too few, 10 gains nothing) and `low_rank`
     decay: float = 0.12  # relative to the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
     svd: bool = True  # False starts from random factors: the ablation without SVD

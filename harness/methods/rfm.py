@@ -30,6 +30,9 @@ class Rfm(LinearMethod):
     (James-Stein mean, second moment); the paper has none.
     """
 
+    family = "linear"
+    paper = "Barreto et al. 2025, Reward-Feature Models"
+
     dim: int = 32  # of phi
     features: Literal["linear", "mlp"] = "linear"
     hidden: int = 128  # width of the hidden layer; `mlp` only

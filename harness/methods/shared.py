@@ -26,6 +26,9 @@ class Shared(LinearMethod):
     loss on validation users are kept.
     """
 
+    family = "control"
+    paper = "Bradley and Terry 1952"
+
     head: Literal["linear", "mlp"] = "linear"
     hidden: int = 64  # width of each hidden layer; `mlp` only
     steps: int = 1000  # `mlp` only

@@ -20,6 +20,8 @@ class Spectral(LinearMethod):
     users' ridge solutions there.
     """
 
+    family = "linear"
+
     rank: int = 8
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from harness.method import Run, State, Users
 class TrueSubspace(LinearMethod):
     """The linear methods' solver on the true attributes, with the true population's mean and covariance as prior."""
 
+    family = "line"
+
     privileged = True
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

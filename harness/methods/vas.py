@@ -48,6 +48,9 @@ class Vas(LinearMethod):
     its own samples, to .05 nats, and texts still end.
     """
 
+    family = "language model"
+    paper = "Value-Augmented Sampling 2024"
+
     generates: ClassVar[bool] = True
     trains_model: ClassVar[bool] = True  # so that it gets a GPU; several workers compute the same result
 

@@ -22,6 +22,9 @@ class Vpl(AmortisedMethod):
     predicts other pairs of the same user, as in the paper's language experiments. Contexts have 0 to `context` pairs.
     """
 
+    family = "network"
+    paper = "Poddar et al. 2024, VPL"
+
     context: int = 20
     targets: int = 10
     users_per_step: int = 32

@@ -130,18 +130,31 @@ class Store:
         return self.root / "objects" / manifest["files"][name]["sha256"]
 
     def read_verified(self, manifest: Mapping, name: str) -> bytes:
-        """Return a committed file's verified content. Raises UserError where the content is not what was committed."""
-        content = self.object_path(manifest, name).read_bytes()
-        self._check_digest(self.object_path(manifest, name), hashlib.sha256(content).hexdigest())
+        """Return a committed file's verified content. Raises UserError where it is gone, or not what was committed."""
+        path = self.object_path(manifest, name)
+        with self._gone_as_user_error(path):
+            content = path.read_bytes()
+        self._check_digest(path, hashlib.sha256(content).hexdigest())
         return content
+
+    @contextlib.contextmanager
+    def _gone_as_user_error(self, path: Path) -> Iterator[None]:
+        """Turn a committed file that has been removed since into a UserError."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} is gone: something removed it from the store", "run the suite again, which makes it again"
+            ) from error
 
     def verified_path(self, manifest: Mapping, name: str) -> Path:
         """Return the path of a committed file, for memory-mapping, after verifying its content once per process.
 
-        Raises UserError where the content is not what was committed.
+        Raises UserError where the file is gone, or its content is not what was committed.
         """
         path = self.object_path(manifest, name)
-        self._check_digest(path, _file_digest(path, path.stat().st_mtime_ns))
+        with self._gone_as_user_error(path):
+            self._check_digest(path, _file_digest(path, path.stat().st_mtime_ns))
         return path
 
     def _check_digest(self, path: Path, digest: str) -> None:

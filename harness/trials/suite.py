@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,24 @@ from harness.trials.trial import field_values, identity_fields, name_at_version,
 
 # on every board unless `controls = false`
 CONTROL_METHODS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")
-SUITE_KEYS: dict[str, Any] = {
-    "title": str,
-    "seeds": (list, int),
-    "margin": (float, int),
-    "controls": bool,
-    "tasks": list,
-    "methods": list,
-}
-SUITE_KEYS |= {"paper": str, "claims": list, "quick": dict}  # read by harness/claims/schema.py
+
+
+@dataclass(frozen=True)
+class SuiteFile:
+    """The keys that a suite file may hold."""
+
+    tasks: list  # tables with a `name` and fields of that task; a list as a field's value makes one setting per entry
+    methods: list = field(default_factory=list)  # the same of methods; the controls are added by themselves
+    title: str = ""  # the heading of the board; the file's name where it is missing
+    seeds: int | list = 5  # how many seeds, or which; five seeds hold every person out once
+    margin: float | int = 0.01  # the smallest gain in accuracy over `shared` that matters; stated before the run
+    controls: bool = True  # false leaves out chance, shared, per_user, spectral, mixed_logit and bayes
+    paper: str = ""  # the paper that the file's claims are from, as `manyminds reproduce` names it
+    claims: list = field(default_factory=list)  # published statements, see below
+    quick: dict = field(default_factory=dict)  # seeds, and fields of tasks and methods by name, under `--quick`
+
+
+SUITE_KEYS = {name: typing.get_args(hint) or hint for name, hint in typing.get_type_hints(SuiteFile).items()}
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def test_mistakes(asked, message):
 def test_a_board_as_frames(finished):
     scores, board = finished.scores(), finished.board
     assert scores["method"].to_list() == ["mixed_logit", "shared", "oracle"]  # best first, the line last
-    assert scores["state"].to_list() == ["ranked", "ranked", "line"]
+    assert scores["state"].to_list() == ["ranked", "ranked", "privileged"]
     best = board.tasks[0].rows[0]
     assert scores.row(0, named=True)["gain_low"] == best.gain.low and scores["rank"].to_list() == [1, 2, None]
     curves = finished.curves().filter(method="mixed_logit", metric="accuracy").sort("shots")

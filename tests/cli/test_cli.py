@@ -128,7 +128,7 @@ def test_bad_files(call, suite, tmp_path, data_folder, monkeypatch):
     cases = {
         lambda t: t.replace("choice", "chose", 1): "no column choice",
         lambda t: t.replace("2.089112", "fast", 1): "line 2, column rt: 'fast' is not a number",
-        lambda t: "\n".join(t.split("\n")[:2]) + "\n": "a user with one pair",
+        lambda t: "\n".join(t.split("\n")[:2]) + "\n": "a user with fewer than 2 pairs",
     }
     for change, says in cases.items():
         with monkeypatch.context() as patch:
@@ -159,7 +159,7 @@ class Bad(Task):
     [
         ("label = label * 3", "a label outside [0, 1]"),
         ("features[3, 1] = np.nan", "a NaN or infinite feature"),
-        ("user[-1] = 99", "a user with one pair"),
+        ("user[-1] = 99", "a user with fewer than 2 pairs"),
         ("user = user // 4", "3 people are too few"),
         ("raise OSError('no such table')", "task bad_task: build raised OSError: no such table (bad_task.py:"),
         (
@@ -384,8 +384,8 @@ def test_list_filters(call):
     code, out, _ = call("list", "--family", "human choices", "--json")
     found = json.loads(out)
     assert code == 0 and list(found["tasks"]) == ["food_risk", "snacks"] and found["methods"] == {}
-    _, out, _ = call("list", "--needs", "response times", "--json")
-    assert json.loads(out)["methods"] == {}  # moment and icra read choices by default
+    _, out, _ = call("list", "--needs", "shared pairs", "--json")
+    assert list(json.loads(out)["methods"]) == ["majority"]
     _, out, _ = call("list", "--paper", "pref", "--needs", "features", "--json")
     assert list(json.loads(out)["methods"]) == ["pref"]
     code, _, err = call("list", "--family", "fruit")

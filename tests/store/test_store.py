@@ -149,3 +149,13 @@ def test_manifests_are_plain_json(store):
     store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
     told = json.loads((store.root / "trials" / ("k" * 16 + ".json")).read_text())
     assert set(told) == {"key", "identity", "files", "facts"}
+
+
+def test_a_removed_file_is_said_to_be_gone(tmp_path):
+    store = Store(tmp_path).open()
+    store.commit("trials", "g" * 16, {}, {"a": b"alpha"}, {})
+    manifest = store.read_manifest("trials", "g" * 16)
+    store.object_path(manifest, "a").unlink()
+    for read in (store.read_verified, store.verified_path):
+        with pytest.raises(UserError, match="is gone"):
+            read(manifest, "a")

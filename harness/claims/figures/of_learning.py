@@ -41,7 +41,7 @@ class LatentsFigure(ClaimFigure):
     A user's mode is the position of their largest true weight.
     """
 
-    tensor: str = "users/0"
+    tensor: str = "users/0"  # the name of a learned tensor
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return small_multiples_size(len(self.chosen_methods(results)), 3.2)
@@ -97,7 +97,7 @@ def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class SpectrumFigure(SweepFigure):
     """A learned spectrum over its largest value, a thin line per seed, beside a metric against a method's field."""
 
-    tensor: str = "state/spectrum"
+    tensor: str = "state/spectrum"  # the name of a learned tensor
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return 9.6, FIGURE_SIZE[1]
@@ -187,8 +187,8 @@ class MarginsFigure(ClaimFigure):
     none; `state` holds the arrays that the method learned, by name.
     """
 
-    margins: str = "state/margins"
-    times: str = "state/times"
+    margins: str = "state/margins"  # the name of the tensor of margins
+    times: str = "state/times"  # the name of the tensor of times
     until: float | None = None  # the last time drawn
 
     def settings(self, results: Results) -> dict[str, tuple[Task, Method]]:
@@ -243,9 +243,9 @@ class CurvesFigure(ClaimFigure):
     over: a learned tensor with the x value of each of a curve's points; without it, x is the point's number.
     """
 
-    curves: tuple[str, ...]
-    over: str = ""
-    log: bool = False
+    curves: tuple[str, ...]  # names of learning curves
+    over: str = ""  # a learned tensor with the x values; the point's number where it is missing
+    log: bool = False  # a logarithmic y axis
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return FIGURE_SIZE if len(self.curves) == 1 else small_multiples_size(len(self.curves), 4.2)

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 class ShotsFigure(ClaimFigure):
     """A metric against shots, a line per method; with several panels, each has its own dashes."""
 
-    metric: str = "accuracy"
-    panels: tuple[str, ...] = ("test",)
-    published: tuple[PublishedNumbers, ...] = ()
+    metric: str = "accuracy"  # the number that is drawn, as in a selection
+    panels: tuple[str, ...] = ("test",)  # panels whose lines are drawn, each with its own dashes
+    published: tuple[PublishedNumbers, ...] = ()  # numbers of a paper, drawn as marks
 
     def default_caption(self) -> str:
         where = (
@@ -81,13 +81,13 @@ class SweepFigure(ClaimFigure):
     In a sweep of a method's field, methods that do not vary in this field are drawn as level lines.
     """
 
-    field: str
-    metric: str = "accuracy"
-    by: str = ""
-    shots: int | None = None
-    panel: str = "test"
-    log: bool = False
-    published: tuple[PublishedNumbers, ...] = ()
+    field: str  # the swept field along the x axis
+    metric: str = "accuracy"  # the number that is drawn, as in a selection
+    by: str = ""  # a second field: a line for each of its values
+    shots: int | None = None  # the largest where it is missing
+    panel: str = "test"  # whose people
+    log: bool = False  # a logarithmic x axis
+    published: tuple[PublishedNumbers, ...] = ()  # numbers of a paper, drawn as marks
 
     def default_caption(self) -> str:
         what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
@@ -164,8 +164,8 @@ class SweepFigure(ClaimFigure):
 class CandidatesFigure(ClaimFigure):
     """A metric of the best of n candidates against n, a line per method."""
 
-    metric: str = "gain_of_n"
-    shots: int | None = None
+    metric: str = "gain_of_n"  # the number that is drawn, as in a selection
+    shots: int | None = None  # the largest where it is missing
 
     def default_caption(self) -> str:
         what = capitalised(metric_name(self.metric)) + at_shots_text(self.metric, self.shots)
@@ -195,9 +195,9 @@ class CandidatesFigure(ClaimFigure):
 class SpreadFigure(ClaimFigure):
     """A metric's dot for every seed, with mean and standard deviation over seeds; a row per method."""
 
-    metric: str = "accuracy"
-    shots: int | None = None
-    panel: str = "test"
+    metric: str = "accuracy"  # the number that is drawn, as in a selection
+    shots: int | None = None  # the largest where it is missing
+    panel: str = "test"  # whose people
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return FIGURE_SIZE[0], 1 + 0.42 * max(3, len(self.chosen_methods(results)))
@@ -241,8 +241,8 @@ class SimplexFigure(ClaimFigure):
     Users of all seeds are grouped in ten bins of the share. Each method has a panel.
     """
 
-    metric: str = "accuracy"
-    aspect: int = 0
+    metric: str = "accuracy"  # the number that is drawn, as in a selection
+    aspect: int = 0  # number of the aspect whose share stands on the x axis
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return small_multiples_size(len(self.chosen_methods(results)), 3.6)

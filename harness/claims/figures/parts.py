@@ -42,10 +42,10 @@ METRIC_LIMITS |= {"gain_of_n": (-np.inf, 1)}  # bands are cut to these limits
 class PublishedNumbers:
     """Numbers of a paper, each with its number of shots or its x."""
 
-    values: tuple[float, ...]
-    label: str = "published"
-    shots: tuple[float, ...] = ()
-    x: tuple[float, ...] = ()
+    values: tuple[float, ...]  # the published numbers
+    label: str = "published"  # the name in the legend
+    shots: tuple[float, ...] = ()  # at which numbers of shots
+    x: tuple[float, ...] = ()  # where they lie on the x axis
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.shots + self.x):
@@ -60,8 +60,8 @@ class ClaimFigure:
     """A figure of a claim: the fields and functions that all kinds share."""
 
     task: Any = None  # as in Selection
-    methods: tuple[Any, ...] = ()
-    caption: str = ""
+    methods: tuple[Any, ...] = ()  # selections of methods; all of the suite where it is missing
+    caption: str = ""  # the text below; the kind's own where it is missing
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         """Return the width and height in inches."""
