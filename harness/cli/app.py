@@ -65,7 +65,7 @@ def set_data_folder(data: Path | None) -> None:
         os.environ["MANYMINDS_DATA"] = str(data.absolute())
 
 
-def plan_suite(
+def plan_with_progress(
     suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make: MakeRows | None = None
 ) -> tuple[Plan, Store]:
     """Prepare a suite's tasks with a progress bar; return the plan and the opened store.

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_suite, set_data_folder
-from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir, SuiteFile
+from harness.cli.app import plan_with_progress, set_data_folder
+from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir, SuiteArgument
 from harness.cli.terminal import stderr
 from harness.errors import UserError
 from harness.store.logs import log_files
@@ -96,14 +96,14 @@ def check(
 
 
 def plan(
-    suite: SuiteFile,
+    suite: SuiteArgument,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show what a run would do: its trials, the gains that it could detect, and how long it would take."""
-    planned, opened = plan_suite(suite, store, data, plugin)
+    planned, opened = plan_with_progress(suite, store, data, plugin)
     from harness.trials.plan import describe_plan
 
     told = describe_plan(planned, opened)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.app import plan_suite
+from harness.cli.app import plan_with_progress
 from harness.cli.inference_jobs import DEFAULT_BLOCK_MINUTES, JobRunner, WantedRowsMade
 from harness.cli.options import (
     BlockMinutes,
@@ -20,7 +20,7 @@ from harness.cli.options import (
     OutputFile,
     Plugins,
     StoreDir,
-    SuiteFile,
+    SuiteArgument,
     SuiteOrTexts,
 )
 from harness.cli.terminal import stderr
@@ -28,9 +28,11 @@ from harness.errors import UserError
 from harness.store.store import Store
 
 
-def prepare(suite: SuiteFile, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None) -> None:
+def prepare(
+    suite: SuiteArgument, store: StoreDir = Path("store"), data: DataDir = None, plugin: Plugins = None
+) -> None:
     """Build a suite's tasks, split them, check them for leaks, and save them in the store."""
-    plan, opened = plan_suite(suite, store, data, plugin)
+    plan, opened = plan_with_progress(suite, store, data, plugin)
     print(f"{len(plan.suite.tasks) * len(plan.suite.seeds)} prepared tasks in {opened.root}")
 
 
@@ -114,7 +116,7 @@ def _make_for_suite(suite: Path, made, store: Path, data: Path | None, plugin, o
             f"{given[0]} is only for files; the tasks of a suite have it in their settings", f"leave {given[0]} out"
         )
     with contextlib.suppress(WantedRowsMade):
-        plan_suite(suite, store, data, plugin, made)
+        plan_with_progress(suite, store, data, plugin, made)
 
 
 def _print_warning(told: str) -> None:

@@ -11,7 +11,7 @@ from harness import registry
 
 QUICK_SUITE = registry.PROJECT_ROOT / "jobs" / "suites" / "quick.toml"
 
-SuiteFile = Annotated[
+SuiteArgument = Annotated[
     Path, typer.Argument(help="A suite's TOML file, for example from jobs/suites.", show_default=False)
 ]
 StoreDir = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_suite, set_data_folder
+from harness.cli.app import plan_with_progress, set_data_folder
 from harness.cli.inference_jobs import JobRunner
 from harness.cli.options import (
     QUICK_SUITE,
@@ -22,7 +22,7 @@ from harness.cli.options import (
     LocalOnly,
     Plugins,
     StoreDir,
-    SuiteFile,
+    SuiteArgument,
     TrackingUri,
 )
 from harness.cli.terminal import progress_bar, stderr
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    suite: SuiteFile = QUICK_SUITE,
+    suite: SuiteArgument = QUICK_SUITE,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
@@ -65,7 +65,7 @@ def run(
         from harness.on_ray.trials import check_gpus
 
         check_gpus(workers_per_policy, made.store)
-    planned, opened = plan_suite(suite, store, data, plugin, made)
+    planned, opened = plan_with_progress(suite, store, data, plugin, made)
     from harness.trials.plan import unfinished_trials
 
     todo = unfinished_trials(planned, opened)
@@ -97,7 +97,7 @@ def run(
 
 
 def board(
-    suite: SuiteFile,
+    suite: SuiteArgument,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
@@ -107,7 +107,7 @@ def board(
 ) -> None:
     """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
-    planned, opened = plan_suite(suite, store, data, plugin)
+    planned, opened = plan_with_progress(suite, store, data, plugin)
     _show_board(planned, opened, as_json, axis_namer, JobRunner(Store(store).open(), local))
 
 
@@ -190,14 +190,14 @@ def _list_claims() -> None:
 
 
 def publish(
-    suite: SuiteFile,
+    suite: SuiteArgument,
     store: StoreDir = Path("store"),
     data: DataDir = None,
     plugin: Plugins = None,
     mlflow: TrackingUri = None,
 ) -> None:
     """Write a suite's results to MLflow; repeating the command makes no duplicates."""
-    planned, opened = plan_suite(suite, store, data, plugin)
+    planned, opened = plan_with_progress(suite, store, data, plugin)
     from harness.report.to_mlflow import Publisher
 
     publisher = Publisher(planned, opened, mlflow)

@@ -22,7 +22,7 @@ RIDGE_STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
 # Pairs in a training context of the network: the paper's inference length; training then takes a minute.
 MAX_TRAINING_CONTEXT = 60
 USERS_PER_CHUNK = 64  # users per forward pass of the network
-ATTENTION_HEADS = 4  # of the network
+TRANSFORMER_HEADS = 4  # of the network
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Icra(LinearMethod):
         super().__post_init__()
         if (
             min(self.width, self.layers, self.steps) < 1
-            or self.width % ATTENTION_HEADS
+            or self.width % TRANSFORMER_HEADS
             or self.length < 0
             or self.rate <= 0
         ):
             raise UserError(
                 "icra: layers and steps must be 1 or more, length 0 or more, rate above 0, and the heads must divide width",
-                f"width is a multiple of {ATTENTION_HEADS}, for example width = 64",
+                f"width is a multiple of {TRANSFORMER_HEADS}, for example width = 64",
             )
 
     @property
@@ -243,7 +243,7 @@ def transformer_answers(state: State, context: torch.Tensor, mask: torch.Tensor,
     for i in range(sum(name.endswith(".norm1") for name in state)):
         x = layer_norm(h, (width,), state[f"{i}.norm1"])
         qkv = linear(x, state[f"{i}.qkv.weight"], state[f"{i}.qkv.bias"])
-        q, k, v = qkv.view(len(h), n, 3, ATTENTION_HEADS, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(len(h), n, 3, TRANSFORMER_HEADS, -1).permute(2, 0, 3, 1, 4)
         x = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(h.shape)
         h = h + linear(x, state[f"{i}.out.weight"], state[f"{i}.out.bias"])
         x = layer_norm(h, (width,), state[f"{i}.norm2"])

@@ -24,7 +24,7 @@ from harness.store.store import Store
 
 HIDDEN_WIDTH = 256  # of the value head's hidden layer
 TOKENS_PER_STEP = 2048  # tokens per training step of the value head
-LEARNING_RATE = 3e-3
+VALUE_HEAD_LEARNING_RATE = 3e-3
 VALIDATION_SHARE = 8  # every eighth text is held out to choose the head's weights
 
 
@@ -133,7 +133,9 @@ class Vas(LinearMethod):
             with torch.no_grad():
                 return misfit(state, other).item()
 
-        return train_network(start, loss, self.steps, LEARNING_RATE, run, held_out=error if len(other) else None)
+        return train_network(
+            start, loss, self.steps, VALUE_HEAD_LEARNING_RATE, run, held_out=error if len(other) else None
+        )
 
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run

@@ -36,7 +36,7 @@ from harness.store.store import Store
 MAX_START_DEATHS = 5  # after as many deaths of workers that load the model, it is taken to be impossible to load
 OBJECT_STORE_BYTES = 10**9  # for prepared blocks on their way to workers; when it is full, Ray Data waits
 WATCH_MINUTES = 30.0  # per block: a thousand samples of a 70B model take about ten
-FORWARDED_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # from the driver's environment to workers
+BLOCK_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # from the driver's environment to workers
 
 
 def make_on_ray(
@@ -115,7 +115,7 @@ def _run_blocks(
     # Each worker sets these variables itself: a Ray runtime environment costs a second and cannot use processes
     # that Ray has started ahead.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    environment |= {name: os.environ[name] for name in (*FORWARDED_VARIABLES, *environment) if name in os.environ}
+    environment |= {name: os.environ[name] for name in (*BLOCK_VARIABLES, *environment) if name in os.environ}
     made = (
         ray.data.range(len(left.sizes), override_num_blocks=len(left.sizes))
         .map_batches(
@@ -136,7 +136,7 @@ def _run_blocks(
         for batch in made.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
             yield from cast(pa.Table, batch).to_pylist()
     except Exception as error:
-        raise _user_error_within(error) or error from None
+        raise session.user_error_within(error) or error from None
 
 
 def _prepare_block(
@@ -200,13 +200,3 @@ class _BlockWorker:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-
-
-def _user_error_within(error: BaseException | None) -> UserError | None:
-    """Return the UserError that Ray's errors are wrapped around; None without one."""
-    while error is not None:
-        inner = getattr(error, "cause", None)
-        if isinstance(error, UserError) and not isinstance(inner, BaseException):
-            return error
-        error = inner if isinstance(inner, BaseException) else error.__cause__
-    return None

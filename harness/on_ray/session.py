@@ -103,3 +103,13 @@ def _set_single_node_defaults() -> None:
         os.environ.setdefault(name, value)
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # otherwise Ray writes one to the home folder
+
+
+def user_error_within(error: BaseException | None) -> UserError | None:
+    """Return the UserError that errors of Ray, Tune, Train or Ray Data are wrapped around; None without one."""
+    while error is not None:
+        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+        if isinstance(error, UserError) and not isinstance(inner, BaseException):
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None

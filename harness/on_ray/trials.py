@@ -40,7 +40,7 @@ DIED_REASON = f"{MAX_FAILURES + 1} times a worker died while it ran this trial, 
 MIN_GROUP_SECONDS = 60.0  # of work on one core: less is not worth a worker group, which takes 6-30 s to start
 POLL_SECONDS = 0.5  # between looks at the store for progress
 TEAM_TIMEOUT_SECONDS = 600  # that a worker waits for another one, which may be saving a checkpoint
-FORWARDED_VARIABLES = (  # from the driver's environment to workers
+TRIAL_VARIABLES = (  # from the driver's environment to workers
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "MANYMINDS_CHECKPOINT_SECONDS",
@@ -87,7 +87,7 @@ def run_trials_on_ray(
         errors = _schedule_groups(groups, _worker_settings(store, plugins, run, results), watch, results)
     for error in errors:
         log.error("a group of trials ended with %r", error)
-        if mistake := _user_error_within(error):
+        if mistake := session.user_error_within(error):
             raise mistake
     for trial in trials:
         if (begun := _start_marker(store, trial, run)).exists():
@@ -142,7 +142,7 @@ def plan_groups(
 
 def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
     """Return settings for all workers, as plain values that can be sent to them."""
-    environment = {n: os.environ[n] for n in FORWARDED_VARIABLES if n in os.environ}
+    environment = {n: os.environ[n] for n in TRIAL_VARIABLES if n in os.environ}
     return {
         "store": str(store.root),
         "plugins": [str(p) for p in plugins],
@@ -391,13 +391,6 @@ def _check_enough_devices(workers_per_policy: int, cores: int, gpus: int) -> Non
             f"{'is' if room == 1 else 'are'} only {there}",
             f"--workers-per-policy {room}",
         )
-
-
-def _user_error_within(error: BaseException | None) -> UserError | None:
-    """Return the UserError that errors of Tune and Train are wrapped around; None without one."""
-    while error is not None and type(error) is not UserError:
-        error = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
-    return error
 
 
 class _StoreWatcher(TrialProgressCallback):

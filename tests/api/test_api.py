@@ -1,11 +1,13 @@
 """The Python door: suites as objects, boards as frames, one method fitted to any kind of frame, finished trials read back."""
 
 import datasets
+import nbformat
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from harness.api import fit, load_trial, run_suite
 from harness.api.running import make_suite
@@ -13,7 +15,7 @@ from harness.data import PreferenceDataset
 from harness.errors import UserError
 from harness.frames import as_polars
 from harness.method import Run
-from harness.registry import make_instance
+from harness.registry import PROJECT_ROOT, make_instance
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 
@@ -149,3 +151,12 @@ def test_a_failed_trial_says_why(tmp_path):
         load_trial(store, "ffff")
     with pytest.raises(UserError, match="no trial 0123"):
         load_trial(store, "0123")
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Every cell, in a kernel of its own; the last one asserts what the new person prefers."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT_ROOT))
+    notebook = nbformat.read(PROJECT_ROOT / "harness" / "api" / "tour.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("personalising pays" in str(output) for output in shown)

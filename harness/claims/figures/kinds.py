@@ -31,7 +31,7 @@ def figures_of_claim(claim: Claim, results: Results) -> list[tuple[str, str]]:
     differ = [key for key in dict.fromkeys(key for task in wanted for key in task) if _values_differ(wanted, key)]
     found = []
     for figure, task in zip(made, wanted, strict=True):
-        told = ", ".join(f"{_value_text(key)} {_value_text(task[key])}" for key in differ if key in task)
+        told = ", ".join(f"{_readable(key)} {_readable(task[key])}" for key in differ if key in task)
         found.append(captioned_figure(figure, results, f" Task: {told}." if told and not figure.caption else ""))
     return found
 
@@ -40,7 +40,7 @@ def _values_differ(tables: list[dict], key: str) -> bool:
     return any(table.get(key) != tables[0].get(key) for table in tables)
 
 
-def _value_text(value: object) -> str:
+def _readable(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).replace("_", " ")
 
 
