@@ -27,7 +27,7 @@ def _score_row(task: TaskBoard, row: Row) -> dict[str, Any]:
     return {
         "task": task.label,
         "method": row.label,
-        "state": row.hole or ("privileged" if row.line else "ranked"),
+        "state": row.incomplete or ("privileged" if row.privileged else "ranked"),
         "shots": task.shots,
         "rank": rank,
         "rank_low": best,

@@ -35,7 +35,7 @@ class BestOf:
     win_shared: dict[int, Point]  # ... to the reference method's choice among the same n; {} without the reference
     worse_random: float  # at the largest n: share of people worse off than with a random candidate
     worse_shared: float | None  # ... than with the reference method's choice
-    overoptimised: int | None  # the n with the largest gain, if the largest n is significantly worse
+    overoptimised_at: int | None  # the n at the peak of the gain; None unless the largest n is significantly worse
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Row:
     method: Method
     label: str
     keys: tuple[str, ...]  # keys of its finished trials
-    line: bool  # privileged (it reads the ground truth): drawn as a line, never ranked
-    hole: str | None  # why trials are missing; such a row has no rank and no interval
+    privileged: bool  # the method reads the ground truth: it is drawn as a line and never ranked
+    incomplete: str | None  # why trials are missing; such a row has no rank and no interval
     rank: tuple[int, int, int] | None = None  # as scored, best, worst
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
     gain: Point | None = None  # in accuracy over the reference, paired

@@ -1,4 +1,4 @@
-"""Making of the leaderboard: from stored scores to tables with intervals over people and seeds."""
+"""The maker of the leaderboard: stored scores become tables, with confidence intervals over people and seeds."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest poss
     "brier": 1.0,
 }
 BOARD_PANEL = "test"
-# scores of texts that cannot be negative, with their largest possible value
+# those scores of written texts that are never negative, with their largest possible value
 WRITTEN_MAXIMA = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}
 
 
 def make_board(plan: Plan, store: Store) -> Board:
     """Read every finished trial of the plan, verify its files, and compare the methods.
 
-    A method with missing trials is on the board without rank and intervals (`Row.hole`).
+    A method with missing trials is on the board without rank and intervals (`Row.incomplete`).
     """
     return Board(plan.suite, tuple(_task_board(plan, store, task) for task in plan.suite.tasks))
 
@@ -49,9 +49,11 @@ class _MethodCells:
     person: np.ndarray
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
-    steered: pl.DataFrame | None  # `best_of.best_of_n_outcomes`, a row per (shots, n, cell)
+    best_of_n: pl.DataFrame | None  # `best_of.best_of_n_outcomes`, a row per (shots, n, cell)
     written: pl.DataFrame | None  # `text_worth.text_outcomes`, a row per (shots, cell of a person with texts)
-    beside: pl.DataFrame | None  # `text_worth.best_of_n_beside`, a row per (shots, n, cell of a person with texts)
+    # best of n for the people with texts, reported next to the texts: `text_worth.best_of_n_with_texts`, a row per
+    # (shots, n, cell of a person with texts)
+    best_of_n_with_texts: pl.DataFrame | None
 
 
 def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
@@ -61,18 +63,23 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         if trial.task == task:
             trials.setdefault(trial.method, []).append(trial)
     manifests = {
-        t.key: found for own in trials.values() for t in own if (found := store.read_manifest("trials", t.key))
+        t.key: found
+        for method_trials in trials.values()
+        for t in method_trials
+        if (found := store.read_manifest("trials", t.key))
     }
     cells = _cells_of_methods(store, trials, manifests)
     rows = {}
     for method, wanted in trials.items():
-        done, hole = [t for t in wanted if t.key in manifests], _why_incomplete(store, wanted, manifests)
+        done, incomplete = [t for t in wanted if t.key in manifests], _why_incomplete(store, wanted, manifests)
         costs = _median_costs([manifests[t.key]["facts"] for t in done])
-        row = Row(method, names[method], tuple(t.key for t in done), method.privileged, hole, costs=costs)
-        own = _own_scores(cells[method], task, hole is None) if method in cells else {}
-        rows[method] = dataclasses.replace(row, **own)
+        row = Row(method, names[method], tuple(t.key for t in done), method.privileged, incomplete, costs=costs)
+        scores = _own_scores(cells[method], task, incomplete is None) if method in cells else {}
+        rows[method] = dataclasses.replace(row, **scores)
     compared = _compare_methods(plan.suite.margin, task, rows, cells)
-    order = sorted(compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.line, -_final_accuracy(r, task)))
+    order = sorted(
+        compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.privileged, -_final_accuracy(r, task))
+    )
     diverged = [
         f"{r.label}: a second run of the trial {k} gave another result"
         for r in order
@@ -89,7 +96,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         verdict=compared.verdict,
         refusals={names[r.method]: r.reason for r in plan.refusals if r.task == task},
         flags=(
-            *_flag_code_states(manifests),
+            *_flag_code_versions(manifests),
             *_flag_changed_files(trials, manifests),
             *_flag_order_dependence(manifests),
             *diverged,
@@ -103,9 +110,9 @@ def _cells_of_methods(
 ) -> dict[Method, _MethodCells]:
     """Return the cells of every method with a finished trial."""
     # the first setting, if the suite has several settings of the reference method
-    shared = next((own for method, own in trials.items() if method.name == REFERENCE_METHOD), [])
-    references = {t.seed: t for t in shared if t.key in manifests}
-    finished = {method: [t for t in own if t.key in manifests] for method, own in trials.items()}
+    reference_trials = next((found for method, found in trials.items() if method.name == REFERENCE_METHOD), [])
+    references = {t.seed: t for t in reference_trials if t.key in manifests}
+    finished = {method: [t for t in wanted if t.key in manifests] for method, wanted in trials.items()}
     return {method: _method_cells(store, done, manifests, references) for method, done in finished.items() if done}
 
 
@@ -132,21 +139,18 @@ def _compare_methods(
     margin: float, task: Task, rows: dict[Method, Row], cells: dict[Method, _MethodCells]
 ) -> _Comparison:
     """Compare the methods that have all their trials. Privileged methods have neither rank nor gain."""
-    complete = [m for m in rows if m in cells and rows[m].hole is None]
+    complete = [m for m in rows if m in cells and rows[m].incomplete is None]
     if not complete:
         return _Comparison(list(rows.values()), [], None, "no verdict: no method has finished all its trials")
     first, last, rows = cells[complete[0]], max(task.shots), dict(rows)
     accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
     names = [rows[m].label for m in complete]
     differences = [found for shots in task.shots for found in _difference_rows(accuracy[shots], first, shots, names)]
-    ranked = [m for m in complete if not rows[m].line]
+    ranked = [m for m in complete if not rows[m].privileged]
     top = accuracy[last][[complete.index(m) for m in ranked]]
-    holed = any(m.name == REFERENCE_METHOD for m in rows)
-    verdict = (
-        f"no verdict: {REFERENCE_METHOD} has missing trials"
-        if holed
-        else f"no verdict: {REFERENCE_METHOD}, the baseline of every gain, is not in the suite"
-    )
+    reference_has_trials = any(m.name == REFERENCE_METHOD for m in rows)
+    why = "has missing trials" if reference_has_trials else "has no trials on this task"
+    verdict = f"no verdict: {REFERENCE_METHOD}, the baseline of every gain, {why}"
     note = None
     if ranked:
         found = stats.rank_intervals(top, first.person, first.seed)
@@ -161,6 +165,7 @@ def _compare_methods(
         for i, m in enumerate(ranked):
             users = _user_table(cells[m], last, per_person[i] - per_person[reference])
             rows[m] = dataclasses.replace(rows[m], users=users, **_gain_fields(gains, i, users))
+        verdict = f"no verdict: only {REFERENCE_METHOD} has a rank"
         if len(ranked) > 1:
             own, swapped = [float(values.mean()) for values in top], [rows[m].swapped for m in ranked]
             verdict = verdict_text(gains, margin, [rows[m].label for m in ranked], own, swapped)
@@ -181,9 +186,11 @@ def _share_below_zero(values: np.ndarray | pl.Series) -> float:
     return float((np.asarray(values) < -1e-12).mean())
 
 
-def _flag_code_states(manifests: dict[str, dict]) -> list[str]:
+def _flag_code_versions(manifests: dict[str, dict]) -> list[str]:
     codes = sorted({m["facts"]["code"] for m in manifests.values()})
-    return [f"the results come from {len(codes)} code states: {', '.join(codes)}"] if len(codes) > 1 else []
+    if len(codes) < 2:
+        return []
+    return [f"the results come from {len(codes)} different versions of the code: {', '.join(codes)}"]
 
 
 def _flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
@@ -216,7 +223,7 @@ def _method_cells(
 ) -> _MethodCells:
     populations: dict[str, int] = {}
     tables: list[pl.DataFrame] = []
-    others: dict[str, list[pl.DataFrame]] = {"steered": [], "written": [], "beside": []}
+    others: dict[str, list[pl.DataFrame]] = {"best_of_n": [], "written": [], "best_of_n_with_texts": []}
     for trial in sorted(trials, key=lambda t: t.seed):
         population = committed_manifest(store, "tasks", trial.task_key)["facts"]["population"]
         number = populations.setdefault(population, len(populations))
@@ -226,14 +233,15 @@ def _method_cells(
         found = (
             best_of.best_of_n_outcomes(store, trial, references.get(trial.seed)),
             text_worth.text_outcomes(store, trial),
+            text_worth.best_of_n_with_texts(store, trial),
         )
-        for own, outcomes in zip(others.values(), (*found, text_worth.best_of_n_beside(store, trial)), strict=True):
+        for parts, outcomes in zip(others.values(), found, strict=True):
             if outcomes is not None:
-                own.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
+                parts.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
     any_block = next(iter(blocks.values()))
-    joined = {name: pl.concat(own, how="diagonal") if own else None for name, own in others.items()}
-    order = {"steered": ("shots", "n"), "written": ("shots",), "beside": ("shots", "n")}
+    joined = {name: pl.concat(parts, how="diagonal") if parts else None for name, parts in others.items()}
+    order = {"best_of_n": ("shots", "n"), "written": ("shots",), "best_of_n_with_texts": ("shots", "n")}
     joined = {k: None if t is None else t.sort(*order[k], "seed", "person") for k, t in joined.items()}
     return _MethodCells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, **joined)
 
@@ -271,18 +279,20 @@ def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:
         "curves": curves,
         "swapped": None if swapped is None else cast(float, swapped["accuracy"].mean()),
         "worst": stats.worst_users_accuracy(people["correct"].to_numpy(), people["asked"].to_numpy()),
-        "best_of": {} if cells.steered is None else _best_of_n_scores(cells, cells.steered, complete),
-        "written": {} if cells.written is None else _written_scores(cells.written, cells.beside, complete),
+        "best_of": {} if cells.best_of_n is None else _best_of_n_scores(cells, cells.best_of_n, complete),
+        "written": {}
+        if cells.written is None
+        else _written_scores(cells.written, cells.best_of_n_with_texts, complete),
     }
 
 
-def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool) -> dict[int, BestOf]:
+def _best_of_n_scores(cells: _MethodCells, outcomes: pl.DataFrame, complete: bool) -> dict[int, BestOf]:
     found = {}
-    for (shots,), table in steered.partition_by("shots", as_dict=True, maintain_order=True).items():
+    for (shots,), table in outcomes.partition_by("shots", as_dict=True, maintain_order=True).items():
         counts = table["n"].unique(maintain_order=True).to_list()
 
         def by_n(name: str, table=table, counts=counts) -> np.ndarray:
-            """Return a column as float64[counts, C]."""
+            """Return a column as float64[counts, cells]."""
             return table[name].to_numpy().reshape(len(counts), -1)
 
         def points(values: np.ndarray, least: float, counts=counts) -> dict[int, Point]:
@@ -297,23 +307,25 @@ def _best_of_n_scores(cells: _MethodCells, steered: pl.DataFrame, complete: bool
         def worse(name: str) -> float:
             return _share_below_zero(_means_by_person(cells, by_n(name)[-1:]))
 
-        gain, room = by_n("gain"), by_n("room")[0]
-        if room.mean() <= 0:
+        # possible_gain: the utility of the best candidate minus the mean of all candidates, the same for every n
+        gain, possible_gain = by_n("gain"), by_n("room")[0]
+        if possible_gain.mean() <= 0:
             return {}  # all candidates are worth the same
         peak = best_of.overoptimisation_peak(gain, cells.person, cells.seed)
-        against = "win_shared" in table.columns and not table["win_shared"].null_count()
+        # whether the choices of `shared`, the reference method, are known under every seed
+        has_shared = "win_shared" in table.columns and not table["win_shared"].null_count()
         found[shots] = BestOf(
-            gain=points(best_of.normalised_gain(gain, room), -np.inf),
+            gain=points(best_of.normalised_gain(gain, possible_gain), -np.inf),
             win_random=points(by_n("win_random"), 0),
-            win_shared=points(by_n("win_shared"), 0) if against else {},
+            win_shared=points(by_n("win_shared"), 0) if has_shared else {},
             worse_random=worse("gain"),
-            worse_shared=worse("over_shared") if against else None,
-            overoptimised=None if peak is None or not complete else counts[peak],
+            worse_shared=worse("over_shared") if has_shared else None,
+            overoptimised_at=None if peak is None or not complete else counts[peak],
         )
     return found
 
 
-def _written_scores(written: pl.DataFrame, beside: pl.DataFrame | None, complete: bool) -> dict[int, WrittenScores]:
+def _written_scores(written: pl.DataFrame, best_of_n: pl.DataFrame | None, complete: bool) -> dict[int, WrittenScores]:
     """Return the scores of a policy's texts by shots, with intervals over people and seeds."""
     found = {}
     for (shots,), table in written.partition_by("shots", as_dict=True, maintain_order=True).items():
@@ -329,14 +341,18 @@ def _written_scores(written: pl.DataFrame, beside: pl.DataFrame | None, complete
             ]
             return {k: Point(float(v), *ends) for k, v, ends in zip(values, score.value, limits, strict=True)}
 
+        # above: utility of the text minus the mean of all candidates.  room: the same of the best candidate.  Both are
+        # used for the normalised gain only (text_worth.worth_of_texts).
         known = [c for c in table.columns if c not in ("person", "seed", "shots", "above", "room")]
         scores = {name: table[name].to_numpy() for name in known if not table[name].null_count()}
         choices = {}
-        if "room" in table.columns and (room := table["room"].to_numpy()).mean() > 0:
-            scores["normalised"] = best_of.normalised_gain(table["above"].to_numpy(), room)
-            if beside is not None:
-                chosen = beside.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
-                choices = {n: best_of.normalised_gain(part["gain"].to_numpy(), room) for (n,), part in chosen.items()}
+        if "room" in table.columns and (possible_gain := table["room"].to_numpy()).mean() > 0:
+            scores["normalised"] = best_of.normalised_gain(table["above"].to_numpy(), possible_gain)
+            if best_of_n is not None:
+                chosen = best_of_n.filter(shots=shots).partition_by("n", as_dict=True, maintain_order=True)
+                choices = {
+                    n: best_of.normalised_gain(part["gain"].to_numpy(), possible_gain) for (n,), part in chosen.items()
+                }
         found[shots] = WrittenScores(points(scores), points(choices) if choices else {})
     return found
 
@@ -349,7 +365,7 @@ def _median_costs(facts: list[dict]) -> dict[str, float]:
 
 
 def _means_by_person(cells: _MethodCells, values: np.ndarray) -> np.ndarray:
-    """Return float64[M, people]: each person's mean over the seeds that tested them, people ascending."""
+    """Return float64[rows of `values`, people]: each person's mean over the seeds that tested them, people ascending."""
     people, code = np.unique(cells.person, return_inverse=True)
     return np.stack([np.bincount(code, row, minlength=len(people)) for row in values]) / np.bincount(code)
 
@@ -388,11 +404,11 @@ def verdict_text(
     own, swapped: each method's accuracy, and its accuracy with another user's state.
     """
     if gains.note:
-        return f"no verdict: no interval with {gains.note}"
+        return f"no verdict: gains have no interval ({gains.note})"
 
     def gain_of(i: int) -> str:
         value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
-        return f"{value:+.3f} over {REFERENCE_METHOD}, limits for all methods at once {low:+.3f} to {high:+.3f}"
+        return f"{value:+.3f} over {REFERENCE_METHOD}, simultaneous limits {low:+.3f} to {high:+.3f}"
 
     def is_personal(i: int) -> bool:
         with_another = swapped[i]
@@ -404,16 +420,19 @@ def verdict_text(
         sure = [i for i in range(len(names)) if i != gains.reference and gains.joint_low[i] > margin]
         personal = [i for i in sure if is_personal(i)]
         if not personal:
-            kept = f"{swapped[found.best]:.3f} of {own[found.best]:.3f}"
+            kept = f"accuracy {swapped[found.best]:.3f} instead of {own[found.best]:.3f}"
             return (
-                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), but is as accurate "
-                f"when people are answered with another person's state ({kept})"
+                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), but loses less than "
+                f"the margin when people are answered with another person's state ({kept})"
             )
         most = max(personal, key=lambda i: gains.value[i])
         return f"personalising pays: {names[most]} gains {gain_of(most)} (margin {margin:g})"
     if found.text == "cannot tell":
-        people = f"about {found.people} people, or more seeds, could tell" if found.people else "more seeds might tell"
-        return f"cannot tell: {best} gains {gain_of(found.best)} (margin {margin:g}; {people})"
+        enough = f"about {found.people} people, or more seeds," if found.people else "more seeds"
+        return (
+            f"cannot tell whether a gain exceeds the margin: {best} gains {gain_of(found.best)} "
+            f"(margin {margin:g}; {enough} might be enough to tell)"
+        )
     highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
     return (
         f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} "

@@ -107,12 +107,12 @@ def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> di
         candidates, so that above / room is 0 for a random candidate and 1 for the best (see best_of.worth_of_choices).
     win_random: probability of being preferred to a random candidate.
     """
-    found, truth = candidates_beside(texts, prepared), prepared.truth
+    found, truth = candidates_for_texts(texts, prepared), prepared.truth
     if found is None or truth is None:
         return {}
-    if not task.reads_texts:
+    if not task.has_text_attributes:
         return {}
-    traits = {shots: task.utility(rows["response"].to_list()) for shots, rows in texts.rows.items()}
+    traits = {shots: task.text_attributes(rows["response"].to_list()) for shots, rows in texts.rows.items()}
     n = len(texts.people)
     everybody = (
         truth.users[prepared.splits.panels["test"].query.people] if truth.population is None else truth.population
@@ -144,7 +144,7 @@ def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> di
     return columns
 
 
-def candidates_beside(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWorth | None:
+def candidates_for_texts(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWorth | None:
     """Return the worth of the frozen candidates, for the prompts and people of these texts; None if it is unknown."""
     found = candidate_worth(prepared)
     if found is None:
@@ -156,7 +156,7 @@ def candidates_beside(texts: PolicyTexts, prepared: PreparedTask) -> CandidateWo
 
 
 @lru_cache(1024)
-def best_of_n_beside(store: Store, trial: Trial) -> pl.DataFrame | None:
+def best_of_n_with_texts(store: Store, trial: Trial) -> pl.DataFrame | None:
     """Return the worth of the trial's own best-of-n choices for the people and prompts that its texts are for.
 
     A row per (shots, n, person), see `best_of.worth_of_choices`; None where the trial wrote no texts, or the worth of
@@ -164,7 +164,7 @@ def best_of_n_beside(store: Store, trial: Trial) -> pl.DataFrame | None:
     """
     if (texts := read_policy_texts(store, trial)) is None:
         return None
-    if (known := candidates_beside(texts, open_prepared_task(store, trial.task_key))) is None:
+    if (known := candidates_for_texts(texts, open_prepared_task(store, trial.task_key))) is None:
         return None
     n_people, prompts = len(texts.people), texts.prompts
     places = {n: p[:n_people, :prompts] for n, p in choices_by_shots(store, trial).items() if n in texts.rows}

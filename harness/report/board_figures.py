@@ -27,7 +27,7 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
     looks: those of the whole board.
     """
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
-    if any(row.line for row in task.rows):
+    if any(row.privileged for row in task.rows):
         curves += " Thin grey: privileged methods, which read the ground truth."
     ranks = (
         "All ranks that are possible for each method, at 95 % for all methods at once; the mark is the rank by score."
@@ -46,7 +46,7 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
         f"{task.shots} shots, at its largest possible KL divergence from the candidates' author, log n - (n - 1) / n."
     )
     cost = f"Quality against cost: accuracy at {task.shots} shots against seconds to fit."
-    own = looks or {row.label: look_at_index(i) for i, row in enumerate(r for r in task.rows if not r.line)}
+    own = looks or {row.label: look_at_index(i) for i, row in enumerate(r for r in task.rows if not r.privileged)}
 
     def drawn(draw: Callable[[Axes, TaskBoard, Looks], None]) -> str:
         def on(figure: Figure) -> None:
@@ -96,7 +96,7 @@ def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
         found = [w for w in row.written.values() if "normalised" in w.scores]
         if not found:
             continue
-        color, marker, dash = ("#999999", "x", "-") if row.line else looks[row.label]
+        color, marker, dash = ("#999999", "x", "-") if row.privileged else looks[row.label]
         x, y = ([w.scores[name] for w in found] for name in ("kl", "normalised"))
         kl, gain = ([p.value for p in points] for points in (x, y))
         axes.errorbar(
@@ -109,9 +109,9 @@ def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
             ls=dash,
             ms=7,
             capsize=3,
-            label=None if row.line else row.label,
+            label=None if row.privileged else row.label,
         )
-        if row.line:  # privileged methods are all grey, so each is named beside its mark
+        if row.privileged:  # privileged methods are all grey, so each is named beside its mark
             axes.annotate(row.label, (kl[-1], gain[-1]), (4, 5), textcoords="offset points", fontsize=7, color=color)
         if found[0] != found[-1]:
             axes.plot(kl[0], gain[0], color=color, marker=marker, ls="", ms=7, mfc="#ffffff", zorder=3)
@@ -142,7 +142,7 @@ def _draw_with_bands(axes: Axes, lines: list[tuple[Row, list[Point]]], ticks: Se
     ends: list[tuple[float, float, str]] = []
     for row, points in lines:
         values = [p.value for p in points]
-        if row.line:
+        if row.privileged:
             draw_grey_line(axes, place, np.array(values))
             ends.append((place[-1], values[-1], row.label))
             continue
@@ -190,7 +190,7 @@ def _draw_gains(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 
 def _draw_cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
     for row in task.rows:
-        if row.line or not (row.costs and row.curves):
+        if row.privileged or not (row.costs and row.curves):
             continue
         color, marker, _ = looks[row.label]
         x, y = max(row.costs["fit_seconds"], 1e-4), row.curves["accuracy"][task.shots]

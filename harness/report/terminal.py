@@ -48,7 +48,7 @@ def print_board(board: Board) -> None:
                 format_p_value(row.holm) if row.worse is not None else "",
                 format_number(row.swapped),
                 "" if row.worse is None else f"{row.worse:.0%}",
-                style="dim" if row.line else None,
+                style="dim" if row.privileged else None,
             )
         console.print(f"\n{escape(task.label)}  accuracy on {task.people} test people, {task.seeds} seeds")
         console.print(table)
@@ -78,8 +78,8 @@ def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
             format_share(last.worse_random),
             format_interval(last.win_shared[n]) if last.win_shared else "",
             format_share(last.worse_shared),
-            "" if last.overoptimised is None else str(last.overoptimised),
-            style="dim" if row.line else None,
+            "" if last.overoptimised_at is None else str(last.overoptimised_at),
+            style="dim" if row.privileged else None,
         )
     console.print(f"\n{escape(task.label)}  normalised gain of the best of {n}")
     console.print(table)
@@ -93,7 +93,7 @@ def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
         for i, head in enumerate(heads):
             table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
         for row, cells in body:
-            table.add_row(*map(escape, cells), style="dim" if row.line else None)
+            table.add_row(*map(escape, cells), style="dim" if row.privileged else None)
         console.print(f"\n{title}")
         console.print(table)
 

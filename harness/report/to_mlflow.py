@@ -167,7 +167,7 @@ class Publisher:
         (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
         (row,) = task.rows
         own = dataclasses.replace(row, rank=None, gain=None, holm=None, worse=None, users=None)
-        return None if row.hole else self._row_record(task, own, "not compared yet")
+        return None if row.incomplete else self._row_record(task, own, "not compared yet")
 
     def _row_record(self, task: TaskBoard, row: Row, state: str) -> RunRecord:
         seeds = {trial.key: trial.seed for trial in self.plan.trials}
@@ -177,15 +177,15 @@ class Publisher:
         identity = identity_hash(
             {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
         )
-        if row.hole:
-            state = row.hole.partition(":")[0]  # without the error's text, which may quote the data
+        if row.incomplete:
+            state = row.incomplete.partition(":")[0]  # without the error's text, which may quote the data
         tags = {
             "task": task.label,
             "method": row.label,
             "seeds": " ".join(str(seeds[key]) for key in row.keys),
             "trials": " ".join(row.keys),
             "code": " ".join(sorted({f["code"] for f in facts.values()})),
-            "state": f"{state}, privileged: not ranked" if row.line else state,
+            "state": f"{state}, privileged: not ranked" if row.privileged else state,
         }
         users = row.users
 
@@ -219,7 +219,13 @@ class Publisher:
         for task in board.tasks:
             for row in task.rows:
                 last = {name: value for name, value, step in row_metrics(row, task) if step == task.shots}
-                state = row.hole.partition(":")[0] if row.hole else "privileged: not ranked" if row.line else "ranked"
+                state = (
+                    row.incomplete.partition(":")[0]
+                    if row.incomplete
+                    else "privileged: not ranked"
+                    if row.privileged
+                    else "ranked"
+                )
                 lines.append(
                     {"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last
                 )
@@ -238,7 +244,7 @@ class Publisher:
         ]
         verdicts = "\n".join(f"{t.label}: {t.verdict}" for t in board.tasks)
         flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
-        failed = any(":" in (row.hole or "") for task in board.tasks for row in task.rows)
+        failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
             from harness.report.html import render_page

@@ -69,7 +69,7 @@ def task_remarks(task: TaskBoard) -> list[str]:
     lines = [task.verdict]
     if task.note:
         lines.append(f"no interval: {task.note}")
-    lines += [f"incomplete: {row.label}: {row.hole}" for row in task.rows if row.hole]
+    lines += [f"incomplete: {row.label}: {row.incomplete}" for row in task.rows if row.incomplete]
     lines += [f"does not run: {method}: {reason}" for method, reason in task.refusals.items()]
     return lines + [f"flag: {flag}" for flag in task.flags]
 
@@ -107,7 +107,7 @@ def format_p_value(p: float | None) -> str:
 def format_rank(row: Row) -> str:
     """Format a rank and the ranks that are possible, for example `2  [1-3]`, or say why the row has no rank."""
     if row.rank is None:
-        return "incomplete" if row.hole else "privileged"
+        return "incomplete" if row.incomplete else "privileged"
     rank, best, worst = row.rank
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
 

@@ -361,7 +361,7 @@ def test_a_language_model_writes_candidates_and_a_prompt_it_failed_is_left_out(m
     monkeypatch.setattr(
         generate, "stored_candidates", lambda systems, prompts, generator, n, store: [[] for _ in prompts]
     )
-    with pytest.raises(UserError, match="answered none of 4 prompts"):
+    with pytest.raises(UserError, match="gave 3 responses to none of the 4 prompts"):
         make_instance("task", "attributes", fields).build(0)
 
 

@@ -59,24 +59,30 @@ def test_gains_are_paired(tiny):
     assert (told["value"], told["low"]) == pytest.approx((gain.value, gain.low))
 
 
-def test_lines_are_drawn_and_never_ranked(tiny):
+def test_privileged_methods_are_never_ranked(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
     bayes = row(board, "bayes")
-    assert bayes.line and bayes.rank is None and bayes.holm is None and bayes.curves["accuracy"][4].low is not None
+    assert (
+        bayes.privileged and bayes.rank is None and bayes.holm is None and bayes.curves["accuracy"][4].low is not None
+    )
     assert sorted(r.rank[0] for r in board.tasks[0].rows if r.rank) == sorted(
-        r.rank[0] for r in board.tasks[0].rows if not r.line
+        r.rank[0] for r in board.tasks[0].rows if not r.privileged
     )
 
 
-def test_a_hole_is_shown_and_not_ranked(tiny, capsys):
+def test_an_incomplete_method_is_shown_and_not_ranked(tiny, capsys):
     _, plan, store = tiny
     gone = next(t for t in plan.trials if t.method.name == "spectral" and t.seed == 1)
     (store.root / "trials" / f"{gone.key}.json").unlink()
     store.record_failure(gone.key, gone.identity, "ValueError: lost", "")
     board = make_board(plan, store)
     spectral = row(board, "spectral")
-    assert spectral.rank is None and spectral.gain is None and "1 of 3 seeds failed: ValueError: lost" in spectral.hole
+    assert (
+        spectral.rank is None
+        and spectral.gain is None
+        and "1 of 3 seeds failed: ValueError: lost" in spectral.incomplete
+    )
     assert spectral.curves["accuracy"][4].low is None
     assert sorted(r.rank[2] for r in board.tasks[0].rows if r.rank)[-1] == 4  # of four complete methods
     print_board(board)
@@ -102,7 +108,7 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     store.commit("trials", trial.key, trial.identity, {"predictions.safetensors": b"other"}, {})
     flags = " ".join(make_board(plan, store).tasks[0].flags)
     assert (
-        "2 code states" in flags
+        "2 different versions of the code" in flags
         and "another" in flags
         and f"a second run of the trial {trial.key} gave another result" in flags
     )
@@ -124,12 +130,31 @@ def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     assert "method mine: its file has changed" in flag and "version" in flag
 
 
-def test_an_unrun_suite_is_all_holes(tiny, tmp_path):
+def test_every_method_of_an_unrun_suite_is_incomplete(tiny, tmp_path):
     file, _, _ = tiny
     board = make_board(make_plan(read_suite(file), Store(tmp_path / "empty").open()), Store(tmp_path / "empty"))
     assert board.tasks[0].verdict == "no verdict: no method has finished all its trials"
-    assert all("not run yet" in r.hole for r in board.tasks[0].rows)
+    assert all("not run yet" in r.incomplete for r in board.tasks[0].rows)
     assert write_html(board, Store(tmp_path / "empty")).exists()
+
+
+def test_a_missing_verdict_names_its_reason(tiny):
+    """The board says whether `shared` has missing trials, has no trials on the task, or is alone."""
+    _, plan, store = tiny
+
+    def verdict(names):
+        methods = tuple(m for m in plan.suite.methods if m.name in names)
+        trials = tuple(t for t in plan.trials if t.method.name in names)
+        kept = dataclasses.replace(plan, suite=dataclasses.replace(plan.suite, methods=methods), trials=trials)
+        return make_board(kept, store).tasks[0].verdict
+
+    assert verdict(["shared", "bayes"]) == "no verdict: only shared has a rank"
+    assert (
+        verdict(["per_user", "chance"]) == "no verdict: shared, the baseline of every gain, has no trials on this task"
+    )
+    gone = next(t for t in plan.trials if t.method.name == "shared")
+    (store.root / "trials" / f"{gone.key}.json").unlink()
+    assert verdict(["shared", "chance"]) == "no verdict: shared, the baseline of every gain, has missing trials"
 
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
@@ -145,7 +170,9 @@ def test_a_gain_that_survives_the_swap_is_not_personal():
     assert told.startswith("personalising pays: personal gains +0.04")
     alone = stats.gains_over_reference(top[:2], person, seed, 0)
     told = verdict_text(alone, 0.01, names[:2], own[:2], [0.6, 0.655])
-    assert told.startswith("better, but not personal: better gains +0.06") and "(0.655 of 0.660)" in told
+    assert (
+        told.startswith("better, but not personal: better gains +0.06") and "(accuracy 0.655 instead of 0.660)" in told
+    )
 
 
 def test_verdicts_name_the_margin(tmp_path):

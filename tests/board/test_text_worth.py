@@ -181,9 +181,9 @@ def by_hand(person: np.ndarray, whose: np.ndarray) -> float:
 class Letters:
     """A task whose people like a's and b's."""
 
-    reads_texts = True
+    has_text_attributes = True
 
-    def utility(self, texts):
+    def text_attributes(self, texts):
         return np.array([[text.count("a"), text.count("b")] for text in texts], dtype=np.float32)
 
 
@@ -274,14 +274,14 @@ def test_a_policy_that_knows_what_people_like(finished):
 
 
 def run_utility(task, text, users):
-    return users @ task.utility([text])[0]
+    return users @ task.text_attributes([text])[0]
 
 
 def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, monkeypatch):
     plan, store = finished
     trial = of(plan, "pleaser")[0]
     everything = best_of.best_of_n_outcomes(store, trial).filter(pl.col("shots") != 2).sort("shots", "n", "person")
-    beside = text_worth.best_of_n_beside(store, trial).select(everything.columns).sort("shots", "n", "person")
+    beside = text_worth.best_of_n_with_texts(store, trial).select(everything.columns).sort("shots", "n", "person")
     assert beside.equals(everything)  # texts were written to all people and prompts
     monkeypatch.setattr(write_texts, "MAX_PEOPLE", 4)
     monkeypatch.setattr(write_texts, "MAX_PROMPTS", 3)
@@ -295,7 +295,7 @@ def test_best_of_n_stands_beside_it_over_the_same_people_and_prompts(finished, m
     assert len(texts.people) == 4 and texts.prompts == 3 and set(texts.rows) == {REFERENCE_SHOTS, 0, 5}
     prepared, places = open_prepared_task(store, trial.task_key), best_of.choices_by_shots(few, trial)
     known = best_of.candidate_worth(prepared)
-    beside = text_worth.best_of_n_beside(few, trial).filter(shots=5, n=4)
+    beside = text_worth.best_of_n_with_texts(few, trial).filter(shots=5, n=4)
     picked = np.take_along_axis(known.utility, places[5], 2)[:4, :3, -1]
     assert beside["gain"].to_numpy() == pytest.approx(picked.mean(1) - known.utility[:4, :3].mean((1, 2)), abs=1e-6)
 
@@ -348,7 +348,7 @@ def test_every_view_tells_it(finished, capsys):
 
 def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatch, capsys):
     plan, store = finished
-    monkeypatch.setattr(type(plan.suite.tasks[0]), "reads_texts", False)
+    monkeypatch.setattr(type(plan.suite.tasks[0]), "has_text_attributes", False)
     text_worth.text_outcomes.cache_clear()
     board = make_board(plan, store)
     text_worth.text_outcomes.cache_clear()

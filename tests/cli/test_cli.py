@@ -164,7 +164,7 @@ class Bad(Task):
         ("raise OSError('no such table')", "task bad_task: build raised OSError: no such table (bad_task.py:"),
         (
             "user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10",
-            "shots go up to",
+            "query pairs, but needs 20 and at least 1",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_full_disk_keeps_what_is_finished(call, suite, tmp_path):
     told(answer, "is full")
     assert Store(tmp_path / "s").committed_keys("trials")
     code, out, _ = call("run", file, *where)
-    assert code == 0 and "hole" not in out
+    assert code == 0 and "incomplete" not in out
 
 
 RAISES = '''"""Raises on every second seed."""

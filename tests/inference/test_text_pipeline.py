@@ -81,7 +81,7 @@ def test_everything_is_made_and_every_method_chooses(ran):
     (task,) = json.loads(out)["tasks"]
     rows = {row["label"].partition("(")[0]: row for row in task["rows"]}
     assert {"shared", "per_user", "oracle", "in_context"} == set(rows)
-    assert not any(row["hole"] for row in rows.values())
+    assert not any(row["incomplete"] for row in rows.values())
     assert not rows["in_context"]["best_of"], "a round robin of a language model is left out"
     gain = rows["oracle"]["best_of"]["4"]["gain"]["3"]["value"]
     assert gain == pytest.approx(1)

@@ -149,8 +149,8 @@ def test_the_leaderboard_reads_like_the_board(world):
     for line, row in zip(table, rows, strict=True):
         assert line["accuracy"] == pytest.approx(row.curves["accuracy"][4].value)
         assert line["accuracy_low"] == pytest.approx(row.curves["accuracy"][4].low)
-        assert line["rank"] == (None if row.line else row.rank[0])
-        assert line["gain_high"] == (None if row.line else pytest.approx(row.gain.high))
+        assert line["rank"] == (None if row.privileged else row.rank[0])
+        assert line["gain_high"] == (None if row.privileged else pytest.approx(row.gain.high))
     assert [line["verdict"] for line in world.table(run, "tasks.json")] == [task.verdict for task in board.tasks]
     assert board.tasks[0].verdict in run.data.tags["verdicts"]
     assert run.data.params["board"] == board.results_digest and run.data.params["suite"] == world.first.suite.digest
