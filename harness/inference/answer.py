@@ -1,4 +1,4 @@
-"""Questions with two possible answers for language models; each is asked once, and its answer is kept in the store."""
+"""Questions to language models with two possible answers: each is asked once, and the store keeps its answer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-JUDGE_DEFAULTS = {  # options of a judge; all are part of its identity, as are the two answers
+JUDGE_DEFAULTS = {  # options of a judge; stored answers are found by these options and by the two possible answers
     "dtype": "float32",  # of weights and arithmetic; use bfloat16 on a GPU
-    "max_length": 16_384,  # tokens of a question; a 7B model's cache then takes 2 GB, with its full context up to 16
+    # Most tokens of a question and its answer. The KV cache of a 7B model then takes 2 GB; with the model's full
+    # context it would take up to 16 GB.
+    "max_length": 16_384,
 }
 DTYPES = ("float32", "bfloat16", "float16")
-QUESTIONS_PER_BLOCK = 256  # 200,000 tokens of in_context's questions: seconds for a 7B model on one GPU
+QUESTIONS_PER_BLOCK = 256  # about 200,000 tokens if in_context asks: seconds of work for a 7B model on one GPU
 MAX_QUESTION_ERROR_RATE = 0.05  # more unanswered questions mean a problem with the questions or the model
 
 
@@ -30,12 +32,15 @@ def parse_judge(name: str) -> LanguageModel:
     """Parse the name of a judge. Raises UserError for a wrong name or option."""
     model = parse_model(name, JUDGE_DEFAULTS)
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
-        raise UserError(f"{name!r}: dtype is not {' or '.join(DTYPES)}, or max_length is below 2", "dtype=bfloat16")
+        raise UserError(
+            f"{name!r}: dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, and max_length at least 2",
+            "for example ENGINE:MODEL?dtype=bfloat16&max_length=16384",
+        )
     return model
 
 
 def canonical_judge(name: str) -> str:
-    """Return the canonical name of a judge, which is the identity of a method's field `model`."""
+    """Return the canonical name of a judge, which keys of results contain in place of a method's field `model`."""
     return parse_judge(name).canonical_name
 
 
@@ -49,8 +54,8 @@ def stored_log_odds(
     """
     table, index = question_table(systems, prompts), answer_index(name, words, store)
     ids = id_array(table["id"])
-    if len(left := unanswered_questions(table, index)):
-        raise NotCachedError(answer_job(name, words, lambda: [left], store), len(left))
+    if len(missing := unanswered_questions(table, index)):
+        raise NotCachedError(answer_job(name, words, lambda: [missing], store), len(missing))
     check_error_rate(index, ids, MAX_QUESTION_ERROR_RATE, "questions")
     return log_odds_in_index(index, ids)
 
@@ -63,8 +68,8 @@ def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.
 
 
 def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
-    """Return the job that asks these questions: tables with the columns id, system (may be null) and prompt."""
-    words = words[0], words[1]
+    """Return the job that asks questions. batches: returns the questions, as tables made by `question_table`."""
+    words = words[0], words[1]  # a tuple, also where the caller gave a list
     return Job(
         "answers", parse_judge(name).identity | {"words": list(words)}, AnswerRecipe(name, words, store), batches
     )
@@ -79,10 +84,10 @@ def log_odds_in_index(index: RowIndex, ids: np.ndarray) -> np.ndarray:
 
 
 def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log-odds of left when named first and when named second, float64[n] each.
+    """Return the log-odds that left is preferred, when it is named first and when it is named second, float64[n] each.
 
-    log_odds: float64[2 n], answers to the questions with left named first, then to those with right named first. Where
-    one of the two has no answer both results are 0, since one answer alone would keep the model's position bias.
+    log_odds: float64[2 n], answers to the questions with left named first, then to those with right named first. If one
+    of the two answers is missing, both results are 0, because the other alone would keep the model's position bias.
     """
     first, second = np.split(np.asarray(log_odds), 2)
     known = np.isfinite(first) & np.isfinite(second)
@@ -99,28 +104,32 @@ def unanswered_questions(table: pa.Table, index: RowIndex) -> pa.Table:
 
 
 def answer_index(name: str, words: tuple[str, str], store: Store) -> RowIndex:
-    """Return the index of the answers in the store; cached while no block of answers is added."""
+    """Return the index of the stored answers. It is kept in memory, and built again after a block of answers is added."""
     rows = answer_job(name, words, list, store).cached_rows(store)
     return _cached_index(rows, frozenset(store.committed_keys(rows.store_kind)))
 
 
-@lru_cache(4)  # a trial reads the index a dozen times, best-of-n hundreds of times
-def _cached_index(rows: CachedRows, shards: frozenset[str]) -> RowIndex:
+@lru_cache(4)  # a trial reads the index a dozen times
+def _cached_index(rows: CachedRows, block_keys: frozenset[str]) -> RowIndex:
+    """Build the index. `block_keys`, the keys of the blocks, are not read: a new block makes a new cache entry."""
     return rows.build_index()
 
 
 @dataclass(frozen=True)
 class AnswerRecipe:
-    """The recipe of a language model's answers; `name` and `words` determine everything except where it runs.
+    """The recipe of a language model's answers, which depend on `name` and `words` alone.
 
-    name: the model's name. store: the store of the project's own small model.
+    name: the model's name.  words: the two possible answers.
+    store: contains the files of the project's own small model.
+    tensor_parallel: number of GPUs for one model.
+    rows_per_block, cpus: see `jobs.Recipe`.
     """
 
     name: str
     words: tuple[str, str]
     store: Store
     tensor_parallel: int = 1
-    block: int = QUESTIONS_PER_BLOCK
+    rows_per_block: int = QUESTIONS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:
@@ -131,11 +140,11 @@ class AnswerRecipe:
         first_tokens(open_tokenizer(model.model_folder(self.store)), self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Tokenise each question, int32; empty, undecodable and over-long questions are errors."""
+        """Tokenise the questions (int32). Empty, undecodable and over-long questions become errors."""
         model = parse_judge(self.name)
         tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
-        longer = "more than the {} that the model reads: shorten it (in_context: lower max_characters or max_examples)"
-        return tokenise_prompts(tokens, table, limit - 1, longer)  # one token is left for the answer
+        too_long = "more than the {} that the model reads: shorten the prompt (in_context: lower max_characters or max_examples)"
+        return tokenise_prompts(tokens, table, limit - 1, too_long)  # one token is left for the answer
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine

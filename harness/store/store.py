@@ -1,23 +1,35 @@
 """The store: prepared tasks, finished trials and what they depend on, each committed completely or not at all.
 
-    objects/<sha256>              content of every committed file, immutable
-    tasks/<key>.json              a prepared task     } manifests: identity, digests of the
-    trials/<key>.json             a finished trial    } files, and facts
+    objects/<sha256>              content of one committed file, immutable
+
+    Manifests. A manifest has the identity (everything that determines the result), the digests of the files, and facts
+    (values about the result and how it was made, such as costs).
+
+    tasks/<key>.json              a prepared task
+    trials/<key>.json             a finished trial
+    trials/<key>.diverged.json    a later run of the same trial with a different result
     references/<key>.json         a language model's log-probabilities of a task's responses
-    rows/<maker>/<block>.json     vectors, samples or answers of one block of texts (harness/inference/cache.py)
-    trials/<key>.diverged.json    a later run of the same key with a different result
+    rows/<maker>/<block>.json     vectors, samples or answers that one model made for one block of texts; <maker> is the
+                                  hash of the model and its options (harness/inference/cache.py)
+
+    Copies of results, which can be removed and made again.
+
+    boards/<name>.html            pages of boards and claims
+    mlflow.db, mlflow-artifacts/  MLflow's database and files
+    mlflow.env                    settings of the MLflow server that shows them
+    mlflow.lock                   lock of the one process that writes to MLflow
+
+    Everything else.
+
     failures/<key>.json           why a trial last failed; not a result, so the trial is run again
     checkpoints/<key>/            what a long training needs to resume after a kill; removed once it is finished
     models/small-<version>/       the project's own small language model
-    boards/<name>.html            pages of boards and claims     } views: can be
-    mlflow.db, mlflow-artifacts/  MLflow's own tracking store    } removed, and
-    mlflow.env, mlflow.lock       how to open it; who writes it  } created again
     salt                          random bytes that hide people's ids in anything published; readable by the owner only
     logs/<time>-<host>-<pid>...   log files of runs and their workers (harness/store/logs.py)
-    tmp/                          files that belong to one writer, or to one run
+    tmp/                          temporary files of one writer or one run
 
-A commit writes and syncs the files under private names and moves them to the names given by their content. Then the
-commit links a manifest to its final name. Linking fails if that name exists, so the first commit wins.
+A commit first writes and syncs each file under a temporary name, and renames it to the sha256 of its content. Then it
+links the manifest to its final name. Linking fails if that name exists, so the first commit wins.
 """
 
 from __future__ import annotations
@@ -36,9 +48,11 @@ from pathlib import Path
 from harness.atomic import private_path, write_atomically
 from harness.errors import UserError
 
-# Steps of a commit at which MANYMINDS_CRASH can kill the process.
+# Steps of a commit after which MANYMINDS_CRASH can kill the process: commit begun; a file written under a temporary
+# name; all files placed in objects/; manifest written under a temporary name; manifest linked to its final name;
+# temporary name removed.
 CRASH_POINTS = ("begun", "written", "placed", "described", "linked", "cleaned")
-STALE_AFTER_SECONDS = 24 * 3600  # an older private file has lost its writer: no commit takes a day
+STALE_AFTER_SECONDS = 24 * 3600  # an older file in tmp/ was left by a process that died: no commit takes a day
 
 
 class Store:
@@ -91,17 +105,20 @@ class Store:
         return self.root / "tmp"
 
     def open(self) -> Store:
-        """Create the folders and check that files can be written. Raises UserError where they cannot."""
+        """Create the folders, check that files can be written, and remove stale files from tmp/.
+
+        Raises UserError where files cannot be written.
+        """
         with self.os_errors_as_user_errors():
             for name in ("objects", "tasks", "trials", "references", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self._private_path("probe")
             probe.write_bytes(b"x")
             probe.unlink()
-            for left in filter(Path.is_file, self.scratch_folder.iterdir()):
-                with contextlib.suppress(FileNotFoundError):  # another driver removed the file first
-                    if time.time() - left.stat().st_mtime > STALE_AFTER_SECONDS:
-                        left.unlink()
+            for file in filter(Path.is_file, self.scratch_folder.iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # another process removed the file first
+                    if time.time() - file.stat().st_mtime > STALE_AFTER_SECONDS:
+                        file.unlink()
         return self
 
     def read_manifest(self, kind: str, key: str) -> dict | None:
@@ -122,38 +139,40 @@ class Store:
         """Return the keys of everything committed of that kind."""
         with contextlib.suppress(FileNotFoundError):
             names = (file.name for file in (self.root / kind).iterdir())
+            # KEY.json, but not KEY.diverged.json
             return {name[:-5] for name in names if name.endswith(".json") and "." not in name[:-5]}
         return set()
 
     def object_path(self, manifest: Mapping, name: str) -> Path:
-        """Return the path of a committed file; the file's name there is its sha256."""
+        """Return the path of a committed file in objects/, where its name is its sha256."""
         return self.root / "objects" / manifest["files"][name]["sha256"]
 
     def read_verified(self, manifest: Mapping, name: str) -> bytes:
-        """Return a committed file's verified content. Raises UserError where it is gone, or not what was committed."""
+        """Return a committed file's content, verified. Raises UserError where the file is missing or damaged."""
         path = self.object_path(manifest, name)
-        with self._gone_as_user_error(path):
+        with self._missing_file_as_user_error(path):
             content = path.read_bytes()
         self._check_digest(path, hashlib.sha256(content).hexdigest())
         return content
 
     @contextlib.contextmanager
-    def _gone_as_user_error(self, path: Path) -> Iterator[None]:
-        """Turn a committed file that has been removed since into a UserError."""
+    def _missing_file_as_user_error(self, path: Path) -> Iterator[None]:
+        """Turn the error for a committed file that is missing, because it was removed later, into a UserError."""
         try:
             yield
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is gone: something removed it from the store", "run the suite again, which makes it again"
+                f"{path} is gone: something removed it from the store",
+                "run the suite again, which makes the file again",
             ) from error
 
     def verified_path(self, manifest: Mapping, name: str) -> Path:
         """Return the path of a committed file, for memory-mapping, after verifying its content once per process.
 
-        Raises UserError where the file is gone, or its content is not what was committed.
+        Raises UserError where the file is missing or damaged.
         """
         path = self.object_path(manifest, name)
-        with self._gone_as_user_error(path):
+        with self._missing_file_as_user_error(path):
             self._check_digest(path, _file_digest(path, path.stat().st_mtime_ns))
         return path
 
@@ -161,7 +180,7 @@ class Store:
         if digest != path.name:
             raise UserError(
                 f"{path} is damaged: its content is not what was committed",
-                f"remove it (rm {path}) and run the suite again, which makes its content again",
+                f"remove it (rm {path}) and run the suite again, which makes the file again",
             )
 
     def commit(
@@ -169,7 +188,8 @@ class Store:
     ) -> bool:
         """Commit a result and return True, or return False where the key was committed before: the first commit wins.
 
-        Where the files of a later commit differ from the first's, `<key>.diverged.json` records the later ones.
+        identity, facts: parts of the manifest (see the top of this file). files: name -> content.
+        The first later commit with different files is recorded in `<key>.diverged.json`.
         """
         with self.os_errors_as_user_errors():
             (self.root / kind).mkdir(parents=True, exist_ok=True)
@@ -181,7 +201,7 @@ class Store:
             first = self._link_manifest(kind, f"{key}.json", manifest)
             if not first:
                 winner = self.read_manifest(kind, key)
-                if winner is None:  # the manifest or its files are lost: replace them
+                if winner is None:  # the manifest, or one of its files, was missing or truncated: replace it
                     private = self._private_path(key)
                     _write_and_sync(private, _manifest_json(manifest))
                     private.replace(self.root / kind / f"{key}.json")
@@ -190,22 +210,22 @@ class Store:
             return first
 
     def record_failure(self, key: str, identity: Mapping, reason: str, trace: str, log: str = "") -> None:
-        """Record why a trial failed, and the name of the run whose log has details.
+        """Record why a trial failed. The record does not count once the trial has a result.
 
-        A record does not count once there is a result.
+        reason: type and message of the error.  trace: its traceback.  log: name of the run whose log has details.
         """
         with self.os_errors_as_user_errors():
             note = {"key": key, "identity": identity, "reason": reason, "trace": trace, "log": log}
             write_atomically(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
 
     def forget_failure(self, key: str) -> None:
-        """Remove the record of an earlier failure, so that a later record belongs to a new try."""
+        """Remove the record of an earlier failure, so that a record found later is that of the run that starts now."""
         (self.root / "failures" / f"{key}.json").unlink(missing_ok=True)
 
     def has_ended(self, key: str) -> bool:
         """Return whether the trial has a result or a recorded failure.
 
-        No file is read: callers ask often while trials run.
+        Only checks that a file exists, without reading it, because callers ask often while trials run.
         """
         return any((self.root / kind / f"{key}.json").exists() for kind in ("trials", "failures"))
 
@@ -221,7 +241,7 @@ class Store:
             return None
 
     def has_diverged(self, key: str) -> bool:
-        """Return whether a second run of the same trial had a different result."""
+        """Return whether a later run of the same trial had a different result."""
         return (self.root / "trials" / f"{key}.diverged.json").exists()
 
     def _private_path(self, name: str) -> Path:
@@ -287,6 +307,7 @@ def _write_and_sync(path: Path, content: bytes | memoryview) -> None:
 
 @lru_cache(10_000)
 def _file_digest(path: Path, modified: int) -> str:
+    """Return the sha256 of a file. modified: when it was changed last, so that a changed file is read again."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
