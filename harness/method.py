@@ -1,4 +1,4 @@
-"""Methods, which predict preferences, and Run, what a trial gives to a method."""
+"""Method, which predicts preferences, and Run, the inputs that a trial passes to a method."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class TaskFacts:
 
     feature_dim: int | None
     has_text: bool
-    has_seconds: bool
-    has_truth: bool
+    has_seconds: bool  # response times are known
+    has_truth: bool  # the ground truth is known, as for simulators
     has_profiles: bool = False  # people wrote texts about themselves
-    shares_pairs: bool = False  # training users judged some of the pairs that test users are asked
+    shares_pairs: bool = False  # training users judged most of the test users' query pairs
     can_choose: bool = True  # test users have more context pairs than the largest number of shots
 
 
@@ -90,11 +90,17 @@ class Predictor:
     """A predictor of users' preferences: a method, or what `Method.open_predictor` returns in its place."""
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        """Learn about all users of a panel at once from their context pairs; users without pairs are new users."""
+        """Learn about all users of a panel at once from their context pairs.
+
+        A user without pairs is one about whom nothing is known.
+        """
         raise NotImplementedError
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
-        """Return float[n]: the reward of row item[i] of `items` for local user user[i], where `has_rewards` is true."""
+        """Return float[n]: the reward of row item[i] of `items` for the user in row user[i] of `users`.
+
+        Only for methods whose `has_rewards` is true.
+        """
         raise NotImplementedError(
             f"{type(self).__name__}: define `reward`; or define `score` and set has_rewards to False"
         )
@@ -129,9 +135,10 @@ class Predictor:
     def generate(
         self, state: State, users: Users | None, user: np.ndarray, prompts: Sequence[str], run: Run
     ) -> pa.Table:
-        """Write a response to prompts[i] for local user user[i], where `generates = True`.
+        """Write a response to prompts[i] for the user in row user[i] of `users`, where `generates = True`.
 
-        users: None means that the reference model, which training started from, writes with the same random draws.
+        users: None means that the reference model, from which training started, writes instead, with the same random
+        draws as the policy.
         Returns the columns of GENERATED_SCHEMA.
         """
         raise NotImplementedError
@@ -155,9 +162,10 @@ class Method(Predictor):
     """
 
     version: ClassVar[int] = 1
-    family: ClassVar[str] = ""  # `manyminds list --family`: control, linear, network, language model, line
+    # For `manyminds list --family`: control, linear, network, language model, or line (privileged methods).
+    family: ClassVar[str] = ""
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
-    privileged: ClassVar[bool] = False  # reads the ground truth; drawn as a line, never ranked
+    privileged: ClassVar[bool] = False  # knows the ground truth: drawn as a line, never ranked
     asks_model: ClassVar[bool] = False  # asks a language model; its questions are collected before trials run
     trains_model: ClassVar[bool] = False  # trains a language model; several workers may share one trial
     generates: ClassVar[bool] = False  # writes texts: defines `generate`
@@ -195,7 +203,7 @@ class Method(Predictor):
         return True
 
     def prepare_models(self, store: Store) -> None:
-        """Make what all trials of the method need, once, before any runs.
+        """Make what all trials of the method share; called before any trial runs.
 
         Raises UnavailableError where something is missing.
         """

@@ -16,7 +16,8 @@ from harness.method import State, Users
 if TYPE_CHECKING:
     from harness.store.store import Store
 
-FOLD_COUNT = 5  # test users are a fifth: five successive seeds are a five-fold cross-validation over people
+# A fifth of the users are test users; seeds 0-4, 5-9, ... each form one five-fold cross-validation over people.
+FOLD_COUNT = 5
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Task:
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
 
     shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # numbers of context pairs shown for each user
-    queries: int = field(default=20, kw_only=True)  # most query pairs for each user
+    queries: int = field(default=20, kw_only=True)  # largest number of query pairs for each user
 
     def __post_init__(self) -> None:
         fields.validate_fields(self)
@@ -53,7 +54,10 @@ class Task:
         raise NotImplementedError
 
     def files_digest(self) -> str:
-        """Return a digest of the files that `build` reads, so that changed data makes another task; "" for no files."""
+        """Return a digest of the files that `build` reads, or "" where there are none.
+
+        The digest is part of the identity, so that a task with changed files counts as another task.
+        """
         return ""
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
@@ -61,23 +65,23 @@ class Task:
         return split_whole_users(data, seed, max(self.shots), self.queries)
 
     @property
-    def reads_texts(self) -> bool:
-        """Whether `utility` can compute the true utility of any text: true for some text simulators."""
+    def has_text_attributes(self) -> bool:
+        """Whether `text_attributes` works for any text, so that true utilities can be computed."""
         return False
 
-    def utility(self, texts: Sequence[str]) -> np.ndarray:
+    def text_attributes(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32[n, k]: attributes of any responses, such as a policy's.
 
-        Only for tasks whose `reads_texts` is true. The responses' utilities are truth.users @ attributes.T, and the
-        attributes of a response among the items are its row of truth.items.
+        Only for tasks whose `has_text_attributes` is true. The responses' utilities are truth.users @ attributes.T. For
+        a response that is one of the task's items, the attributes equal its row of truth.items.
         """
         raise NotImplementedError
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """Compare what a method learned with the task's ground truth: named numbers that are stored with the trial.
 
-        state: the method's. users: the test panel's at the largest number of shots. The result is empty for a method
-        that has not learned the quantities compared here.
+        state: what the method learned in `fit`.  users: what it learned about the test panel's users at the largest
+        number of shots. The result is empty for a method that has not learned the quantities compared here.
         """
         return {}
 
@@ -89,7 +93,7 @@ class TextTask(Task):
     """
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
-        """Build the data, reading what language models made from the store."""
+        """Build the data; outputs of language models are read from the store."""
         raise NotImplementedError
 
 
@@ -99,10 +103,11 @@ def build_task(task: Task, seed: int, store: Store | None) -> PreferenceDataset:
 
 
 def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:
-    """Split whole users 3:1:1 into train, validation and test; each person is a test user once in FOLD_COUNT seeds.
+    """Split whole users 3:1:1 into train, validation and test.
 
-    A pair that a user judged twice is either shown or asked, never both.
-    Raises UserError for fewer than FOLD_COUNT people.
+    Seeds 0-4, 5-9, ... each form one five-fold cross-validation, in which each person is a test user once. The panel
+    `seen` asks training users about pairs held out of training. The repeats of a pair by one user are never divided
+    between context (or training) pairs and query pairs. Raises UserError for fewer than FOLD_COUNT people.
     """
     pairs, n = data.pairs, data.pairs.n_users
     if n < FOLD_COUNT:
@@ -147,8 +152,9 @@ def split_pairs_of_each_user(
 def split_in_order(data: PreferenceDataset, n_train: int, n_query: int) -> Splits:
     """Split a simulator's people in order: the first `n_train` are training users.
 
-    Of the rest, the first half are validation users and the others test users. Each
-    user's last `n_query` pairs are query pairs, and the earlier ones are context.
+    Of the rest, the first half are validation users and the others test users. Each user's last `n_query` pairs are
+    query pairs, and the earlier ones are context. `seen`: training users, at most as many as there are validation
+    users.
     """
     pairs = data.pairs
     new = np.arange(n_train, pairs.n_users)

@@ -22,20 +22,23 @@ from harness.store.store import Store
 from harness.task import TextTask, split_in_order
 
 SIGNED_TRAIT_PAIRS = [(i, j, sign) for i, j in combinations(range(len(TRAITS)), 2) for sign in (1, -1)]
-WANTED_TRAITS = np.array(
+HALF_OF_POSSIBLE_USERS = np.array(
     [np.eye(len(TRAITS))[i] + sign * np.eye(len(TRAITS))[j] for i, j, sign in SIGNED_TRAIT_PAIRS], dtype=np.float32
 )
 # float32[84, 7]: every signed choice of two traits; user i + 42 is the opposite of user i
-POSSIBLE_USERS = np.concatenate([WANTED_TRAITS, -WANTED_TRAITS])
+POSSIBLE_USERS = np.concatenate([HALF_OF_POSSIBLE_USERS, -HALF_OF_POSSIBLE_USERS])
 
 
 def canonical_raters(raters: str) -> str:
-    """Return the canonical name of the field `raters`, which stands for it in the task's identity."""
+    """Return the canonical form of the value of `raters`; the task's identity holds this form."""
     return raters if raters == "truth" else answer_module.canonical_judge(raters)
 
 
 def canonical_writer(generator: str) -> str:
-    """Return the canonical name of the field `generator` or `responses`: a model's content, wherever its files are."""
+    """Return the canonical form of the value of `generator` or `responses`; the task's identity holds this form.
+
+    The form is the same for a model wherever its files are.
+    """
     return generator if generator == "templates" else generate.parse_generator(generator).canonical_name
 
 
@@ -45,11 +48,11 @@ class Attributes(TextTask):
 
     harness/sources/text_world.py computes the scores. The two responses of a pair answer one prompt, each steered to
     its own trait levels. The paper's users are played by GPT-4o, asked in both orders and averaged. Here a label is the
-    mean of two independent answers, one per order, Bernoulli(sigmoid(utility gap / temperature)), so it is 0, 1/2 or 1.
-    All users judge the same `pairs`, each a random part without exact ties for that user; the queries use other
-    prompts, which are never shown. Opposite users stay in the same split. Otherwise most test users would want the
-    opposite of most training users, and one reward for all would fall below chance. (If `new_users` is odd, one pair of
-    opposites is a validation user and a test user.)
+    mean of two independent draws from Bernoulli(sigmoid(utility gap / temperature)), one for each order. So it is 0,
+    1/2 or 1. All users draw from the same `pairs` pairs: each judges a random part of those that are not ties for them.
+    Query pairs have other prompts, which no context or training pair has. Opposite users are never divided between
+    training users and others. Otherwise the opposites of many test users would be training users, and one reward for
+    all would fall below chance. (If `new_users` is odd, one pair of opposites is a validation user and a test user.)
     Features are the `encoder`'s vectors of the responses. With "numbers" they are the seven trait scores, rotated at
     random into `feature_dim` dimensions, with noise.
 
@@ -77,7 +80,7 @@ class Attributes(TextTask):
     pool: int = 200  # of `pairs` or `context_pairs`, judged by each new user: the pool that elicitation chooses from
     encoder: str = encoder_field()  # or "numbers"
     feature_dim: int = 64  # "numbers" only
-    noise: float = 0.2  # "numbers" only: sd in every dimension of the difference of two items
+    noise: float = 0.2  # "numbers" only: sd of the noise in each dimension of the difference of two items' features
     temperature: float = 0.65  # the oracle's AUC is then .94
     n_candidates: int = 0  # for each of choice_prompts; 0: no candidates to choose from
     choice_prompts: int = 100
@@ -129,14 +132,14 @@ class Attributes(TextTask):
                 "context_pairs = 0 shows new users the same pairs as training users",
             )
         chosen = self.choice_prompts if self.n_candidates else 0
-        if self.pairs + self.context_pairs + self.pairs_per_new_user + chosen > len(PROMPTS):
-            more = f"{self.context_pairs} to show, " if self.context_pairs else ""
-            also = f" and {chosen} to answer" if chosen else ""
-            lower = ["pairs"] + ["context_pairs"] * bool(more) + ["choice_prompts"] * bool(also)
+        if self.pairs + self.context_pairs + self.n_query_pairs + chosen > len(PROMPTS):
+            prompts = {"pairs": self.pairs, "context_pairs": self.context_pairs, "choice_prompts": chosen}
+            used = {name: count for name, count in prompts.items() if count}
             raise UserError(
-                f"attributes: {self.pairs} pairs to judge, {more}{self.pairs_per_new_user} to ask{also} need more than "
-                f"the {len(PROMPTS)} prompts that there are",
-                f"lower {', '.join(lower)} or queries",
+                f"attributes: {', '.join(f'{name} = {count}' for name, count in used.items())} and queries = "
+                f"{self.queries} ({self.n_query_pairs} query pairs) need more than the {len(PROMPTS)} prompts that "
+                "there are",
+                f"lower {', '.join(used)} or queries",
             )
         for judged, of in (("pairs_per_user", "pairs"), ("pool", "context_pairs" if self.context_pairs else "pairs")):
             if getattr(self, judged) > getattr(self, of):
@@ -156,14 +159,14 @@ class Attributes(TextTask):
             )
 
     @property
-    def pairs_per_new_user(self) -> int:
-        """Distinct query pairs: enough that ties (about one in nine) never leave a user with too few."""
+    def n_query_pairs(self) -> int:
+        """Number of distinct query pairs: so many that a user has `queries` without ties (about one in nine is a tie)."""
         return 2 * self.queries + 20
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
-        half = rng.permutation(len(WANTED_TRAITS))
-        opposites = np.column_stack([half, half + len(WANTED_TRAITS)])
+        half = rng.permutation(len(HALF_OF_POSSIBLE_USERS))
+        opposites = np.column_stack([half, half + len(HALF_OF_POSSIBLE_USERS)])
         if self.kinds:
             population = POSSIBLE_USERS[opposites[0]]
             people = population[np.concatenate([np.arange(n) % 2 for n in (self.n_users, *[self.new_users] * 2)])]
@@ -172,18 +175,18 @@ class Attributes(TextTask):
             population, people = POSSIBLE_USERS, POSSIBLE_USERS[np.concatenate([train[: self.n_users], new])]
 
         to_judge = self.pairs + self.context_pairs  # distinct pairs to judge; the pairs after them are queries
-        n = to_judge + self.pairs_per_new_user
+        n = to_judge + self.n_query_pairs
         order = rng.permutation(len(PROMPTS))
         prompts = np.repeat(order[:n], 2)
         seeds = rng.integers(2**31, size=2 * n)
         text = self.write_texts([PROMPTS[p] for p in prompts], seeds, store)
-        asked, choices = [PROMPTS[p] for p in prompts], None
+        item_prompts, choices = [PROMPTS[p] for p in prompts], None
         if self.n_candidates:
             more = self.write_candidates([PROMPTS[p] for p in order[n : n + self.choice_prompts]], seed, store)
-            asked += [prompt for prompt, answers in more for _ in answers]
+            item_prompts += [prompt for prompt, answers in more for _ in answers]
             text += [answer for _, answers in more for answer in answers]
             choices = np.arange(2 * n, len(text), dtype=np.int32).reshape(len(more), self.n_candidates)
-        table = pa.table([asked, text], schema=TEXT_SCHEMA)
+        table = pa.table([item_prompts, text], schema=TEXT_SCHEMA)
         scores = trait_scores(text)
 
         gap = people @ (scores[0 : 2 * n : 2] - scores[1 : 2 * n : 2]).T  # [people, pairs]
@@ -191,19 +194,19 @@ class Attributes(TextTask):
         if self.raters != "truth":
             tie = np.zeros_like(tie)  # a user played by a model may still prefer one of the two
         tie |= np.array([a == b for a, b in zip(text[0 : 2 * n : 2], text[1 : 2 * n : 2], strict=True)])
-        shown = np.repeat([self.pairs_per_user, self.pool], [self.n_users, 2 * self.new_users])
-        may = ~tie[:, :to_judge]
+        n_judged = np.repeat([self.pairs_per_user, self.pool], [self.n_users, 2 * self.new_users])
+        may_judge = ~tie[:, :to_judge]
         if self.context_pairs:
-            may &= (np.arange(len(people)) >= self.n_users)[:, None] == (np.arange(to_judge) >= self.pairs)
-        judged = draw_columns(rng, may, shown)
+            may_judge &= (np.arange(len(people)) >= self.n_users)[:, None] == (np.arange(to_judge) >= self.pairs)
+        judged = draw_columns(rng, may_judge, n_judged)
         query = draw_columns(rng, ~tie[:, to_judge:], np.full(len(people), self.queries))
         user = np.concatenate([judged[0], query[0]])
         pair = np.concatenate([judged[1], query[1] + to_judge])
         label = (rng.random((2, len(user))) < 1 / (1 + np.exp(-gap[user, pair] / self.temperature))).mean(0)
         if self.raters != "truth":
             left, right = 2 * pair, 2 * pair + 1
-            said = ([column[i] for i in rows] for column, rows in ((asked, left), (text, left), (text, right)))
-            prompt, one, other = said
+            prompt = [item_prompts[i] for i in left]
+            one, other = [text[i] for i in left], [text[i] for i in right]
             label = role_play.role_played_labels(self.raters, people[user], prompt, one, other, store)
 
         features = (
@@ -216,10 +219,10 @@ class Attributes(TextTask):
         return replace(data, choices=choices)
 
     @property
-    def reads_texts(self) -> bool:
+    def has_text_attributes(self) -> bool:
         return True
 
-    def utility(self, texts: Sequence[str]) -> np.ndarray:
+    def text_attributes(self, texts: Sequence[str]) -> np.ndarray:
         return trait_scores(texts)
 
     def write_texts(self, prompts: list[str], seeds: np.ndarray, store: Store | None) -> list[str]:
@@ -236,7 +239,8 @@ class Attributes(TextTask):
         if missing := sum(not answers for answers in found):
             raise UserError(
                 f"attributes: {self.responses} wrote no response to {missing} of {len(prompts)} prompts",
-                "look for errors in the output of `manyminds generate`; try another model, or another seed=",
+                "look for errors in the output of `manyminds generate`; try another model, or another seed, for example "
+                'responses = "transformers:small?seed=1"',
             )
         return [answers[0] for answers in found]
 
@@ -251,7 +255,7 @@ class Attributes(TextTask):
         whole = [(p, answers) for p, answers in zip(prompts, found, strict=True) if len(answers) == self.n_candidates]
         if not whole:
             raise UserError(
-                f"attributes: {self.generator} answered none of {len(prompts)} prompts {self.n_candidates} times",
+                f"attributes: {self.generator} gave {self.n_candidates} responses to none of the {len(prompts)} prompts",
                 "look for errors in the output of `manyminds generate`; try another generator, or fewer n_candidates",
             )
         return whole
@@ -269,14 +273,14 @@ class Attributes(TextTask):
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
         """Return how well a learned linear prior's leading axes match the traits, over all items (claim P7).
 
-        Axes are the first seven principal components of features @ root, the directions in which users of that prior
-        differ.
+        The state of a linear method holds `root`: users' weights have the covariance root @ root.T. Axes are the first
+        seven principal components of features @ root, the directions in which users of that prior differ.
         r2/TRAIT: the share of a trait's variance that lies in the axes' span.  r2: the mean over traits.
         cosine/TRAIT/AXIS: absolute cosine of trait and axis as centred vectors over items.
         cosine: the mean over the best one-to-one assignment of axes to traits. Traits are wanted equally often, so
         choices identify only the span: seven axes rotated at random within it have a cosine of .66.
-        elbow: the number of axes before the largest ratio of two successive singular values among the first fourteen,
-        if the prior has more axes than traits.
+        elbow: the k at which singular value k divided by singular value k + 1 is largest, among the first fourteen;
+        only if more than seven are not negligible.
         orders_agree: for users played by a language model, the share of training pairs in which the same response won
         in both orders; the board shows it.
         """

@@ -109,12 +109,12 @@ def plan_chapters(
     wanted: dict[Path, set[str]],
     store: Store,
     quick: bool,
-    prepared: Callable[[], None] = lambda: None,
+    on_prepared: Callable[[], None] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> list[Chapter]:
     """Plan the suites of the wanted claims. Where a task's data is unavailable, the chapter keeps the error.
 
-    prepared, make: as for harness.trials.plan.make_plan.
+    on_prepared, make: as for harness.trials.plan.make_plan.
 
     Raises UserError for wrong selections before anything is prepared, and UnavailableError where all data is missing.
     """
@@ -127,7 +127,7 @@ def plan_chapters(
         read.append((paper, suite, tuple(c for c in claims if c.id in ids)))
     for paper, suite, claims in read:
         try:
-            results = Results(make_plan(suite, store, prepared, make), store)
+            results = Results(make_plan(suite, store, on_prepared, make), store)
         except UnavailableError as missing:
             found.append(Chapter(paper, suite, claims, None, missing))
             continue

@@ -104,7 +104,7 @@ def unanswered_questions(table: pa.Table, index: RowIndex) -> pa.Table:
 
 
 def answer_index(name: str, words: tuple[str, str], store: Store) -> RowIndex:
-    """Return the index of the stored answers. It is kept in memory, and built again after a block of answers is added."""
+    """Return the index of the stored answers, which is built again only after a block of answers is added."""
     rows = answer_job(name, words, list, store).cached_rows(store)
     return _cached_index(rows, frozenset(store.committed_keys(rows.store_kind)))
 
@@ -143,7 +143,8 @@ class AnswerRecipe:
         """Tokenise the questions (int32). Empty, undecodable and over-long questions become errors."""
         model = parse_judge(self.name)
         tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
-        too_long = "more than the {} that the model reads: shorten the prompt (in_context: lower max_characters or max_examples)"
+        remedy = "shorten the prompt (in_context: lower max_characters or max_examples)"
+        too_long = f"more than the {{}} that the model reads: {remedy}"
         return tokenise_prompts(tokens, table, limit - 1, too_long)  # one token is left for the answer
 
     def start(self) -> Worker:

@@ -111,7 +111,7 @@ class EncodeRecipe:
     name: str
     store: Store
     tensor_parallel: int = 1
-    block: int = TEXTS_PER_BLOCK
+    rows_per_block: int = TEXTS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:
@@ -164,7 +164,7 @@ class HashingEncoder:
     """
 
     dim: int
-    block: int = HASHED_TEXTS_PER_BLOCK
+    rows_per_block: int = HASHED_TEXTS_PER_BLOCK
     cpus: int = 1
 
     @property

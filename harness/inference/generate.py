@@ -106,7 +106,7 @@ class GenerateRecipe:
     n: int
     store: Store
     tensor_parallel: int = 1
-    block: int = PROMPTS_PER_BLOCK
+    rows_per_block: int = PROMPTS_PER_BLOCK
     cpus: int = 0
 
     def check(self) -> None:

@@ -1,4 +1,7 @@
-"""Inference jobs: rows that are needed, computed block by block; each block is committed completely or not at all."""
+"""Inference jobs: the vectors, samples or answers that are needed (one a row), computed block by block.
+
+Each block is committed completely or not at all.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ from harness.store.store import Store, identity_hash
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 2  # worker deaths at a block until it is done row by row, or at a single row until it is an error
+# After this many worker deaths at a block, it is done row by row; after this many at a single row, that row becomes an
+# error.
+MAX_TRIES = 2
 
 
 # prepared inputs -> rows, error table (ERROR_SCHEMA), counts that become facts of the block
@@ -46,12 +51,16 @@ class Recipe(Protocol):
     """The way to compute rows: a frozen, picklable dataclass, which can be sent to a machine with a GPU."""
 
     @property
-    def block(self) -> int:
-        """Number of rows that one worker does at a time; a kill loses at most these."""
+    def rows_per_block(self) -> int:
+        """Number of rows that one worker does at a time; a killed worker loses at most these."""
 
     @property
     def cpus(self) -> int:
-        """CPU cores of a worker that needs no GPU; 0 means a GPU, or all cores of a machine."""
+        """CPU cores of each worker.
+
+        0 means that each worker uses GPUs if the cluster has any. Otherwise the workers, by default one per machine,
+        divide all cores.
+        """
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Do the work that needs no model, such as tokenising.
@@ -63,14 +72,17 @@ class Recipe(Protocol):
         """Load the model and return the worker."""
 
     def check(self) -> None:
-        """Fetch the model. Raises UserError where the recipe cannot run here, before any worker starts."""
+        """Fetch the model, if there is one, before any worker starts. Raises UserError where the recipe cannot run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Rows that are needed: the identity of their maker, the recipe, and the inputs.
+    """Rows that are needed, with the recipe that computes them and its inputs.
 
-    what: `vectors`, `samples` or `answers`, for messages. batches: returns tables with `id` and the recipe's inputs.
+    what: `vectors`, `samples` or `answers`, for messages.
+    identity: everything that determines the rows' content. It names their *maker*: an encoder, generator or judge with
+        its options.
+    batches: returns tables with a column `id` and the recipe's inputs.
     """
 
     what: str
@@ -109,43 +121,46 @@ def require_store(store: Store | None, model: str) -> Store:
 
 
 def merge_jobs(jobs: Iterable[Job]) -> list[Job]:
-    """Merge jobs into one job per maker, so that each model is loaded once."""
-    by_maker: dict[str, list[Job]] = {}
+    """Merge the jobs that have the same identity, so that each model is loaded once."""
+    by_identity: dict[str, list[Job]] = {}
     for job in jobs:
-        by_maker.setdefault(identity_hash(dict(job.identity)), []).append(job)
-    return [replace(same[0], batches=partial(_all_batches, same)) for same in by_maker.values()]
+        by_identity.setdefault(identity_hash(dict(job.identity)), []).append(job)
+    return [replace(same[0], batches=partial(_all_batches, same)) for same in by_identity.values()]
 
 
 def _all_batches(jobs: list[Job]) -> Iterator[pa.Table]:
     return chain.from_iterable(job.batches() for job in jobs)
 
 
-def missing_blocks(batches: Iterable[pa.Table], index: RowIndex, block: int) -> Iterator[pa.Table]:
-    """Yield the missing rows, each id once, in blocks of at most `block` rows. Only ids are kept in memory."""
-    # Sorted ids seen so far, in runs: each run is at least twice as long as the next, so there are few.
-    runs: list[np.ndarray] = []
+def missing_blocks(batches: Iterable[pa.Table], index: RowIndex, rows_per_block: int) -> Iterator[pa.Table]:
+    """Yield the missing rows, each id once, in blocks of at most `rows_per_block` rows.
+
+    Only ids are kept in memory, and the rows of one block.
+    """
+    # Sorted arrays of the ids seen so far. Each is at least twice as long as the next, so there are few.
+    seen: list[np.ndarray] = []
     waiting: list[pa.Table] = []
     for batch in batches:
         ids = id_array(batch["id"])
         new = np.zeros(len(ids), dtype=bool)
         new[np.unique(ids, return_index=True)[1]] = True
-        for known in (index.ids, *runs):
+        for known in (index.ids, *seen):
             new &= find_places(known, ids) < 0
-        runs.append(np.sort(ids[new]))
-        while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
-            runs[-2:] = [np.sort(np.concatenate(runs[-2:]), kind="stable")]
+        seen.append(np.sort(ids[new]))
+        while len(seen) > 1 and len(seen[-2]) < 2 * len(seen[-1]):
+            seen[-2:] = [np.sort(np.concatenate(seen[-2:]), kind="stable")]
         waiting.append(batch.filter(pa.array(new)))
-        while sum(map(len, waiting)) >= block:
+        while sum(map(len, waiting)) >= rows_per_block:
             joined = pa.concat_tables(waiting)
-            yield joined.slice(0, block)
-            waiting = [joined.slice(block)]
+            yield joined.slice(0, rows_per_block)
+            waiting = [joined.slice(rows_per_block)]
     if sum(map(len, waiting)):
         yield pa.concat_tables(waiting)
 
 
 @dataclass(frozen=True)
 class BlockFile:
-    """The blocks to compute: record batches of one file in the store, so that any amount of text fits.
+    """The blocks to compute: one record batch per block, in one file, so that the texts need not fit in memory.
 
     sizes: the blocks' numbers of rows.
     """
@@ -160,13 +175,13 @@ class BlockFile:
 
 
 @contextlib.contextmanager
-def blocks_to_make(rows: CachedRows, batches: Iterable[pa.Table], block: int) -> Iterator[BlockFile]:
+def blocks_to_make(rows: CachedRows, batches: Iterable[pa.Table], rows_per_block: int) -> Iterator[BlockFile]:
     """Write the blocks of missing rows to a file, which is removed at the end of this context."""
     file = private_path(Path("waiting.arrow"), rows.store.scratch_folder)
     try:
         sizes: list[int] = []
         with rows.store.os_errors_as_user_errors(), contextlib.ExitStack() as stack:
-            for table in missing_blocks(batches, rows.build_index(), block):
+            for table in missing_blocks(batches, rows.build_index(), rows_per_block):
                 if not sizes:
                     writer = stack.enter_context(pa.ipc.new_file(str(file), table.schema))
                 writer.write_table(table.combine_chunks(), max_chunksize=len(table))
@@ -179,14 +194,17 @@ def blocks_to_make(rows: CachedRows, batches: Iterable[pa.Table], block: int) ->
 def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Worker, run: str = "") -> int:
     """Compute one block and commit it; return the number of its errors.
 
-    early: errors found while preparing. run: name of this run of a driver; marks left by an earlier run, which may have
-    been stopped, are not counted as worker deaths. A block at which workers died MAX_TRIES times is done row by row,
-    each row with its own mark. A row at which workers die as often becomes an error.
+    prepared, early: the inputs and the errors that `Recipe.prepare` returned.
+    run: a name for this run. It is part of the names of the files in which `counted_tries` counts, so marks of earlier
+        runs do not count.
+
+    A block at which workers died MAX_TRIES times is done row by row. A row at which workers died MAX_TRIES times
+    becomes an error.
     """
     ids = np.concatenate([id_array(prepared["id"]), id_array(early["id"])])
     key = block_key(ids)
-    if there := rows.store.read_manifest(rows.store_kind, key):
-        return there["facts"]["errors"]
+    if finished := rows.store.read_manifest(rows.store_kind, key):
+        return finished["facts"]["errors"]
     began, facts = time.perf_counter(), Counter[str]()
     made: list[pa.Table] = []
     wrong = [early]
@@ -206,8 +224,12 @@ def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Wo
                     if tried <= MAX_TRIES:
                         make(prepared.slice(place, 1))
                     else:
-                        log.error("block %s: a worker died or hung at the row %s alone", key, one.hex())
-                        wrong.append(error_table([one], ["the worker died or hung at this row alone"]))
+                        log.error(
+                            "block %s: a worker died or hung while it computed the row %s by itself", key, one.hex()
+                        )
+                        wrong.append(
+                            error_table([one], ["the worker died or hung while it computed this row by itself"])
+                        )
         good = pa.concat_tables(made) if made else pa.table({"id": pa.array([], ID_TYPE)})
         bad = pa.concat_tables([table.cast(ERROR_SCHEMA) for table in wrong])
         counted = {"rows": len(good), "errors": len(bad), "seconds": time.perf_counter() - began}
@@ -220,8 +242,10 @@ def make_block(rows: CachedRows, prepared: pa.Table, early: pa.Table, worker: Wo
 def counted_tries(store: Store, name: str) -> Iterator[int]:
     """Yield how often this work was begun without being ended, this time included.
 
-    A process that dies leaves its mark in a file. Where another process is doing the same work now, none has died:
-    1 is yielded, and the mark is left to that process.
+    Each beginning adds a mark, one byte, to a file, which is removed when the work ends. A process that dies leaves its
+    mark behind. If another process is doing the same work now, 1 is yielded, and that process keeps the mark.
+
+    name: of the work; the file is NAME.tries in the store's scratch folder.
     """
     path: Path | None = store.scratch_folder / f"{name}.tries"
     with contextlib.ExitStack() as stack:
@@ -250,10 +274,14 @@ def make_in_process(
 ) -> dict[str, float]:
     """Compute every missing row in this process, without Ray.
 
-    Arguments and result are those of on_ray.inference.make_on_ray.
+    batches: tables with a column `id` and the recipe's inputs.
+    on_start: called with the number of rows to compute.
+    on_progress: called with the number of rows newly computed.
+
+    Returns counts of `rows` and `errors`, `start_seconds` until the model was loaded, and `seconds` after that.
     """
     began, found = time.perf_counter(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
-    with blocks_to_make(rows, batches, recipe.block) as left:
+    with blocks_to_make(rows, batches, recipe.rows_per_block) as left:
         on_start(sum(left.sizes))
         if not left.sizes:
             return found
@@ -269,6 +297,6 @@ def make_in_process(
 
 
 def clear_counted_tries(store: Store, run: str) -> None:
-    """Remove the marks of work that a driver's run began and did not end; called when the run ends."""
+    """Remove the marks of `counted_tries` that this run left; called when the run ends."""
     for path in store.scratch_folder.glob(f"{run}*.tries"):
         path.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ from harness.inference.jobs import (
 from harness.on_ray import session
 from harness.store.store import Store
 
-MAX_START_DEATHS = 5  # after as many deaths of workers that load the model, it is taken to be impossible to load
+MAX_START_DEATHS = 5  # after this many worker deaths while the model is loaded, loading is taken to be impossible
 OBJECT_STORE_BYTES = 10**9  # for prepared blocks on their way to workers; when it is full, Ray Data waits
 WATCH_MINUTES = 30.0  # per block: a thousand samples of a 70B model take about ten
 BLOCK_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # from the driver's environment to workers
@@ -49,22 +49,25 @@ def make_on_ray(
     on_start: Callable[[int], object] = lambda n: None,
     on_progress: Callable[[int], object] = lambda n: None,
 ) -> dict[str, float]:
-    """Make every row that is missing; return `rows`, `errors`, `start_seconds`, and `seconds` after the start.
+    """Compute every missing row on Ray.
 
     batches: tables with a column `id` and the recipe's inputs.
     workers: each holds one model. By default as many as the GPUs allow; without GPUs, as `recipe.cpus` says.
     gpus: GPUs per worker, if there are any: its tensor-parallel group.
     minutes: a worker that takes longer for a block is killed, and its block is tried again.
-    on_start: called with the number of rows to make.
-    on_progress: called with the number of rows newly made.
+    on_start: called with the number of rows to compute.
+    on_progress: called with the number of rows newly computed.
 
-    The blocks to make are in a memory-mapped file in the store, so only prepared blocks are sent. Ray restarts a worker
+    Returns counts of `rows` and `errors`, `start_seconds` until the first worker had loaded its model, and `seconds`
+    after that.
+
+    The blocks to compute are in a memory-mapped file in the store, so only prepared blocks are sent. Ray restarts a worker
     that dies and tries its block again (see harness.inference.jobs.make_block). Raises UserError where workers cannot
     load the model, and where no node has enough GPUs.
     """
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
-    with blocks_to_make(rows, batches, recipe.block) as left:
+    with blocks_to_make(rows, batches, recipe.rows_per_block) as left:
         on_start(sum(left.sizes))
         if not left.sizes:
             return found
@@ -175,7 +178,7 @@ class _BlockWorker:
             if tries > MAX_START_DEATHS:
                 raise UserError(
                     f"workers died {MAX_START_DEATHS} times while loading {dict(self.rows.identity)}",
-                    "check that there is enough memory; the same command with --local shows what happens",
+                    "check that there is enough memory; run the same command with --local to see what happens",
                 )
             return recipe.start()
 

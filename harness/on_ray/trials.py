@@ -35,12 +35,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # worker deaths that a group survives: more mean that a trial kills its worker
-DIED_REASON = f"{MAX_FAILURES + 1} times a worker died while it ran this trial, perhaps out of memory"
-MIN_GROUP_SECONDS = 60.0  # of work on one core: less is not worth a worker group, which takes 6-30 s to start
-POLL_SECONDS = 0.5  # between looks at the store for progress
-TEAM_TIMEOUT_SECONDS = 600  # that a worker waits for another one, which may be saving a checkpoint
-TRIAL_VARIABLES = (  # from the driver's environment to workers
+# A group is restarted after this many worker deaths; one more is taken to mean that a trial kills its worker. In a team
+# the deaths are counted for each trial.
+MAX_FAILURES = 3
+DIED_REASON = (
+    "this trial was running when a worker died, perhaps out of memory; "
+    f"after {MAX_FAILURES + 1} worker deaths a run does not try it again"
+)
+MIN_GROUP_SECONDS = 60.0  # of work on one core; a smaller group is not worth its start, which takes 6-30 s
+POLL_SECONDS = 0.5  # between two searches of the store for trials that have ended
+TEAM_TIMEOUT_SECONDS = 600  # for which a worker of a team waits for another, which may be saving a checkpoint
+TRIAL_VARIABLES = (  # environment variables that workers get from the driver
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "MANYMINDS_CHECKPOINT_SECONDS",
@@ -80,11 +85,11 @@ def run_trials_on_ray(
     if has_policies and "RAY_ADDRESS" not in os.environ:
         _check_enough_devices(workers_per_policy, here, local_gpu_count())
     cores = min(workers or here, len(trials))
-    with session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as results:
+    with session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as ray_storage:
         groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
         watch = _StoreWatcher(store, [group.trials for group in groups], on_progress, on_group)
         run = secrets.token_hex(8)
-        errors = _schedule_groups(groups, _worker_settings(store, plugins, run, results), watch, results)
+        errors = _schedule_groups(groups, _worker_settings(store, plugins, run, ray_storage), watch, ray_storage)
     for error in errors:
         log.error("a group of trials ended with %r", error)
         if mistake := session.user_error_within(error):
@@ -98,7 +103,8 @@ def run_trials_on_ray(
     if watch.pending:
         raise UserError(
             f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
-            "if memory is short, try fewer --workers; --local shows which trial it is. Finished trials are kept",
+            "if memory is short, try fewer --workers; run with --local to find the trial that kills its worker. "
+            "Finished trials are kept",
         ) from next(iter(errors), None)
 
 
@@ -122,15 +128,16 @@ def plan_groups(
     seconds = estimate_seconds(list(trials), store)
     nodes = sum(node["Alive"] for node in ray.nodes())
     cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-    policies = [t for t in trials if t.method.trains_model]
-    if policies:
+    policy_trials = [t for t in trials if t.method.trains_model]
+    if policy_trials:
         _check_enough_devices(workers_per_policy, cores, gpus)
     teams = (
-        make_teams(policies, seconds, workers_per_policy, workers or cores, gpus)
+        make_teams(policy_trials, seconds, workers_per_policy, workers or cores, gpus)
         if gpus or workers_per_policy > 1
         else []
     )
-    others = [t for t in trials if not (teams and t.method.trains_model)]  # policies for one core each included
+    # Without teams, trials that train a policy take one core each, as all others do.
+    others = [t for t in trials if not (teams and t.method.trains_model)]
     workers = min(workers or max(1, cores), len(others))
     groups = make_groups(others, seconds, workers, nodes > 1 if per_method is None else per_method)
     sizes = allot_workers(groups, seconds, workers)
@@ -140,8 +147,11 @@ def plan_groups(
     ]
 
 
-def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, results: str) -> dict[str, object]:
-    """Return settings for all workers, as plain values that can be sent to them."""
+def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, ray_storage: str) -> dict[str, object]:
+    """Return settings for all workers, as plain values that can be sent to them.
+
+    ray_storage: the folder for the files of Tune and Train.
+    """
     environment = {n: os.environ[n] for n in TRIAL_VARIABLES if n in os.environ}
     return {
         "store": str(store.root),
@@ -149,12 +159,12 @@ def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, resu
         "environment": environment | {"MANYMINDS_CODE": code_state()},
         "run": run,
         "log": current_run_name(),
-        "results": results,
+        "ray_storage": ray_storage,
     }
 
 
 def _schedule_groups(
-    groups: list[Group], common: dict[str, object], watch: _StoreWatcher, results: str
+    groups: list[Group], common: dict[str, object], watch: _StoreWatcher, ray_storage: str
 ) -> Sequence[BaseException]:
     """Schedule the groups by Ray Tune; return the errors of groups that ended with one."""
     work = [
@@ -175,7 +185,7 @@ def _schedule_groups(
     ended = ray.tune.Tuner(
         runnable,
         param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
-        run_config=ray.tune.RunConfig(storage_path=results, verbose=0, callbacks=[watch]),
+        run_config=ray.tune.RunConfig(storage_path=ray_storage, verbose=0, callbacks=[watch]),
     ).fit()
     watch.look()
     return cast(Sequence[BaseException], ended.errors)
@@ -186,7 +196,7 @@ def make_groups(
 ) -> list[list[Trial]]:
     """Make one group of all trials, or one per method setting, with small groups merged.
 
-    A group is large enough if it keeps a worker busy for the whole run, and for long enough to justify its start.
+    A group is large enough if its work is at least one worker's equal share of all work, and at least MIN_GROUP_SECONDS.
     """
     if not per_method or not trials:
         return [list(trials)] if trials else []
@@ -206,11 +216,14 @@ def make_groups(
 
 
 def make_teams(
-    policies: Sequence[Trial], seconds: dict[Trial, float], workers_per_policy: int, cores: int, gpus: int
+    policy_trials: Sequence[Trial], seconds: dict[Trial, float], workers_per_policy: int, cores: int, gpus: int
 ) -> list[list[Trial]]:
-    """Divide policies into groups for teams of `workers_per_policy` workers, as many as the GPUs (or cores) allow."""
-    split = balanced_shares([seconds[t] for t in policies], max(1, (gpus or cores) // workers_per_policy))
-    return [[policies[i] for i in some] for some in split if some]
+    """Divide trials that train policies into groups, one for each team of `workers_per_policy` workers.
+
+    There are as many teams as the GPUs allow, or the cores where there are no GPUs.
+    """
+    split = balanced_shares([seconds[t] for t in policy_trials], max(1, (gpus or cores) // workers_per_policy))
+    return [[policy_trials[i] for i in some] for some in split if some]
 
 
 def allot_workers(groups: list[list[Trial]], seconds: dict[Trial, float], workers: int) -> list[int]:
@@ -247,7 +260,7 @@ def _run_group(config: dict, work: list[dict]) -> None:
         from ray.train.torch import TorchConfig  # makes the trainer below a TorchTrainer
 
         backend = TorchConfig(timeout_s=TEAM_TIMEOUT_SECONDS, backend="nccl" if group["gpu"] else "gloo")
-        failures = (MAX_FAILURES + 1) * len(group["trials"])  # `_turn_of_trial` limits those of each trial
+        failures = (MAX_FAILURES + 1) * len(group["trials"])  # `_turn_of_trial` limits the worker deaths at each trial
     DataParallelTrainer(
         _run_worker_share,
         train_loop_config=group,
@@ -258,7 +271,7 @@ def _run_group(config: dict, work: list[dict]) -> None:
             resources_per_worker={"CPU": 0, "GPU": 1} if group["gpu"] else {"CPU": 1},  # cores are left to other trials
         ),
         run_config=ray.train.RunConfig(
-            storage_path=group["results"],
+            storage_path=group["ray_storage"],
             failure_config=ray.train.FailureConfig(max_failures=failures),
             callbacks=cast(Any, [_StopAtUserError()]),  # RunConfig's type hint omits UserCallback
         ),
@@ -281,7 +294,7 @@ def _run_worker_share(group: dict) -> None:
 
 
 def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainContext) -> None:
-    """Run the trials of this worker's share; trials that ran when a worker died come last."""
+    """Run this worker's trials; those that were running when a worker died come last."""
     from harness import parallel, registry
     from harness.trials.finish import finish_trials
 
@@ -309,8 +322,8 @@ DONE, FIRST, LAST = range(3)
 def _turn_of_trial(store: Store, trial: Trial, group: dict) -> int:
     """Return when the trial runs: DONE (finished or failed), FIRST or LAST.
 
-    A trial that ran when a worker died comes last, so that it cannot keep others from running. In a team, where no
-    other trial runs at the same time, the trial fails after more than MAX_FAILURES such deaths.
+    A trial that was running when a worker died comes last, so that it cannot keep others from running. In a team, where
+    no other trial runs at the same time, the trial fails after more than MAX_FAILURES such deaths.
     """
     if store.read_manifest("trials", trial.key) or store.read_failure(trial.key):
         return DONE
@@ -353,7 +366,10 @@ def _trial_from_dict(spec: dict) -> Trial:
 
 
 class _StopAtUserError(UserCallback):
-    """A callback that ends a group at a UserError, which another try would raise again; dead workers are replaced."""
+    """A callback that ends a group at a UserError, which another try would raise again.
+
+    After other errors, such as the death of a worker, Train starts the group again.
+    """
 
     def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():

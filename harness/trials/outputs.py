@@ -36,7 +36,7 @@ def score_queries(
     if answer is None:
         raise ValueError(f"{method.name} asks a language model, but there is no answerer: pass one as `answer`")
     said = predictor.score_answers(answer(predictor.questions(state, users, query)), query)
-    return checked_per_pair(said, len(query), f"{method.name}.read")
+    return checked_per_pair(said, len(query), f"{method.name}.score_answers")
 
 
 def checked_generated(made: pa.Table, n: int, who: str) -> pa.Table:

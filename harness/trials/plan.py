@@ -40,12 +40,14 @@ class Plan:
 
 
 def prepare_tasks(
-    suite: Suite, store: Store, prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
+    suite: Suite, store: Store, on_prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
 ) -> dict[tuple[Task, int], dict]:
     """Prepare every task under every seed, and return their manifests.
 
-    prepared: called after each task and seed.  make: makes rows that tasks need and the store lacks (samples, vectors),
-    those of all tasks at once. Raises NotCachedError where rows are missing and `make` is None.
+    on_prepared: called each time that a task has been prepared for a seed.
+    make: called with the jobs of all tasks whose rows (samples, vectors) the store lacks; it computes them.
+
+    Raises NotCachedError where rows are missing and `make` is None.
     """
     manifests: dict[tuple[Task, int], dict] = {}
     while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
@@ -53,7 +55,7 @@ def prepare_tasks(
         for task, seed in waiting:
             try:
                 manifests[task, seed] = prepare_task(store, task, seed)
-                prepared()
+                on_prepared()
             except NotCachedError as lacking:
                 if make is None:
                     raise
@@ -68,15 +70,15 @@ def prepare_tasks(
 def make_plan(
     suite: Suite,
     store: Store,
-    prepared: Callable[[], None] = lambda: None,
+    on_prepared: Callable[[], None] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> Plan:
     """Prepare the suite's tasks, let methods refuse tasks, and list the trials.
 
-    prepared: called after each task and seed.  make: makes rows that tasks need and the store lacks (`prepare_tasks`).
+    on_prepared, make: as for `prepare_tasks`.
     """
     trials, refusals, people = [], {}, {}
-    manifests = prepare_tasks(suite, store, prepared, make)
+    manifests = prepare_tasks(suite, store, on_prepared, make)
     for task in suite.tasks:
         populations, counted = {}, 0
         for seed in suite.seeds:
@@ -89,6 +91,7 @@ def make_plan(
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
             populations[facts["population"]] = facts["people"]
             counted += facts["users"]["test/context"]
+        # test users summed over seeds, but never more than the people of all distinct populations
         people[task] = min(counted, sum(populations.values()))
     return Plan(suite, tuple(trials), tuple(refusals.values()), people)
 

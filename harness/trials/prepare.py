@@ -113,7 +113,7 @@ def check_enough_context(task: Task, splits: Splits) -> None:
             user = int(np.argmin(np.where(asked == 0, -1, shown)))
             raise UserError(
                 f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} context pairs "
-                f"and {asked[user]} query pairs, but shots go up to {needed}",
+                f"and {asked[user]} query pairs, but needs {needed} and at least 1",
                 f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
             )
 

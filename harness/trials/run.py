@@ -24,22 +24,25 @@ from harness.trials.outputs import checked_per_pair, score_queries
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write_texts
 
-MAX_LEARNED_BYTES = 2**23  # enough for the figures of claims; a laptop's store can hold a thousand times as much
+# Largest size of the learned tensors stored with a trial (trained language models are exempt): enough for the claims'
+# figures, and a laptop's store can hold a thousand times as much.
+MAX_LEARNED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
 class TrialResult:
     """The result of a trial.
 
-    predictions: log-odds float32[n queries] under `panel/shots` and `panel/shots/swapped`; where a panel has
-    candidates, also the chosen ones (harness/trials/choose.py) under `choices/panel/shots`.  scores: see
-    harness.scores.metrics.score_table.
+    predictions: log-odds float32[n queries], with keys `PANEL/SHOTS` and `PANEL/SHOTS/swapped`; where a panel has
+    candidates, also the choices (harness/trials/choose.py), with keys `choices/PANEL/SHOTS`.
+    scores: see harness.scores.metrics.score_table.
     """
 
     predictions: dict[str, np.ndarray]
     scores: pa.Table
     facts: dict[str, object]
-    learned: dict[str, torch.Tensor]  # `state/NAME`, `users/I` of the test panel at most shots; {} if too large
+    # `state/NAME`, and `users/I` of the test panel at the largest number of shots scored; {} if too large
+    learned: dict[str, torch.Tensor]
     written: pa.Table | None = None  # texts from `write_texts`
 
 
@@ -51,17 +54,18 @@ def run_trial(
     store: Store | None = None,
     answer: Answerer | None = None,
 ) -> TrialResult:
-    """Fit the method once, then score every panel at every number of shots, and at the largest with the swap control.
+    """Fit the method once, then score every panel at every number of shots.
 
-    Where a panel has candidates, each user's best of the first n are chosen at every number of shots, and a policy
-    writes responses to their prompts. Scores are computed once for equal adapted users: a method that ignores the user
-    has the same scores at every number of shots, and swapped.
+    At the largest number of shots, each panel is scored once more with the swap control. Where a panel has candidates,
+    the method also chooses each user's best of the first n, at every number of shots. On the test panel, a method with
+    `generates` then writes texts. Where `adapt` returns the same as at the previous number of shots, predictions are
+    copied, not computed again.
 
     The swap control answers each user's queries with another user's adapted state, by a fixed derangement. A method
     whose gain survives the swap ignores the user.
 
     checkpoint: a folder in which the method may save its progress, to continue after a kill.  store: where language
-    models are kept.  answer: answers the method's questions to a language model.
+    models and their outputs are kept.  answer: answers the method's questions to a language model.
 
     Workers that run the trial together all call this function and find the same result.
     """
@@ -86,9 +90,10 @@ def run_trial(
         "device": run.device,
         "fit_seconds": fit_seconds,
         "metrics_version": METRICS_VERSION,
-        "model": getattr(method, "model", None),  # as the suite named it, which says where its files were
+        "model": getattr(method, "model", None),  # the model's name as written in the suite: where its files were
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
         "peak_memory_mb": peak_memory_mb(),
+        # The result of `diagnostics`, under the name that older stores know.
         "readings": {k: float(v) for k, v in trial.task.diagnostics(splits, truth, state, test.users).items()},
         "seconds": time.perf_counter() - began,
         "source": source_digests(trial),
@@ -101,7 +106,8 @@ def run_trial(
 
 def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
     """Fit the method and return its state. A failure removes the checkpoint, since continuing would fail again."""
-    validation = splits.panels["validation"]  # cut to the largest scored number of shots: settings are chosen there
+    validation = splits.panels["validation"]
+    # Context is cut to the largest number of shots that is scored, since methods choose their settings on this panel.
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
     try:
         return trial.method.fit(splits.train, shown, run)
@@ -113,7 +119,10 @@ def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
 
 @dataclass
 class PanelResult:
-    """The result of a trial on one panel: predictions as in TrialResult, users at the most shots, and costs."""
+    """The result of a trial on one panel: predictions as in TrialResult, users and costs.
+
+    users, and both costs per user, are those at the largest number of shots scored.
+    """
 
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     users: Users = ()
@@ -136,12 +145,12 @@ class PanelRunner:
     def run_panel(self, name: str, panel: Panel) -> PanelResult:
         """Score the panel's queries at every number of shots, choose among its candidates, and write texts."""
         found, query, context = PanelResult(), panel.query.without_labels(), panel.context
-        # training users may have fewer answers than the largest number of shots
-        shown = np.diff(context.offsets).min(initial=max(self.trial.task.shots))
-        counts = [shots for shots in self.trial.task.shots if shots <= shown]
+        # Training users may have fewer context pairs than the largest number of shots.
+        fewest_context_pairs = np.diff(context.offsets).min(initial=max(self.trial.task.shots))
+        counts = [shots for shots in self.trial.task.shots if shots <= fewest_context_pairs]
         if self.trial.method.elicitation == "uncertainty":
             context = elicit_context(self.trial.method, self.state, context, max(counts), self.run)
-        adapted: dict[int, Users] = {}  # at the first and the latest number of shots
+        adapted: dict[int, Users] = {}  # by number of shots: what `adapt` returned at the first and at the latest
         before = None
         for shots in counts:
             started = time.perf_counter()
@@ -155,7 +164,8 @@ class PanelRunner:
                         found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
             else:
                 found.predictions[f"{name}/{shots}"] = self.score_queries(users, query)
-                # no choices by asking a language model: a round robin would need a million questions
+                # A method that asks a language model chooses no candidates: comparing them in pairs would need a million
+                # questions.
                 if panel.choices is not None and not self.trial.method.asks_model:
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
@@ -203,6 +213,5 @@ def _learned_tensors(method: Method, state: State, users: Users) -> dict[str, to
     named = {f"state/{k}": v for k, v in state.items()} | {f"users/{i}": t for i, t in enumerate(users)}
     if sum(t.nbytes for t in named.values()) > MAX_LEARNED_BYTES and not method.trains_model:
         return {}
-    return {
-        k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()
-    }  # safetensors refuses shared ones
+    # copied, since safetensors refuses tensors that share memory
+    return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in named.items()}

@@ -77,7 +77,7 @@ def ratio(name: str, texts: pa.Table, folder: Path) -> None:
         worker = recipe.start()
         worker(recipe.prepare(encode.encoder_inputs(texts.slice(0, 1), name))[0])  # loads the tokenizer and warms up
         began = time.perf_counter()
-        for block in missing_blocks(job.batches(), rows.build_index(), recipe.block):
+        for block in missing_blocks(job.batches(), rows.build_index(), recipe.rows_per_block):
             worker(recipe.prepare(block)[0])
         seconds.setdefault("bare loop", []).append(time.perf_counter() - began)
         del worker

@@ -50,7 +50,7 @@ def main() -> None:
         for number in range(asked.rounds):
             rows = job.cached_rows(Store(f"{folder}/bare{number}").open())
             began, tokens = time.perf_counter(), 0
-            for block in missing_blocks(job.batches(), rows.build_index(), job.recipe.block):
+            for block in missing_blocks(job.batches(), rows.build_index(), job.recipe.rows_per_block):
                 tokens += worker(job.recipe.prepare(block)[0])[2]["tokens"]
             seconds.setdefault("bare loop", []).append(time.perf_counter() - began)
             rows = job.cached_rows(Store(f"{folder}/ray{number}").open())

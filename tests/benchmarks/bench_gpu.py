@@ -153,7 +153,7 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
 
     worker, began = recipe.start(), now()
     rows = job.cached_rows(Store(folder / f"{what}-bare").open())
-    for block in missing_blocks(job.batches(), rows.build_index(), recipe.block):
+    for block in missing_blocks(job.batches(), rows.build_index(), recipe.rows_per_block):
         worker(recipe.prepare(block)[0])
     seconds["bare loop, tokenising included"] = now() - began
     del worker

@@ -33,7 +33,7 @@ class Shapes:
     """A recipe whose vectors are a text's length and its number of e's; logs every block, and fails at some texts."""
 
     folder: str
-    block: int = 4
+    rows_per_block: int = 4
     cpus: int = 1
     refuses: bool = False
 
@@ -199,7 +199,7 @@ def test_any_batches_and_blocks_give_the_same_rows(tmp_path_factory, numbers, bl
     folder = tmp_path_factory.mktemp("any")
     rows = CachedRows(Store(folder / "store").open(), IDENTITY)
     texts = ["" if n == 0 else "NAN" if n == 1 else "e" * n + str(n) for n in numbers]
-    make_in_process(rows, Shapes(str(folder), block=3), [table(texts[:before])])
+    make_in_process(rows, Shapes(str(folder), rows_per_block=3), [table(texts[:before])])
     cuts = [0, *sorted(cuts), len(texts)]
     make_in_process(rows, Shapes(str(folder), block), [table(texts[a:b]) for a, b in itertools.pairwise(cuts)])
     assert committed(rows) == Counter(text_id(text) for text in set(texts))
@@ -296,7 +296,9 @@ def test_a_row_that_kills_its_worker_becomes_an_error(rows, tmp_path):
     assert Counter(map(tuple, blocks(tmp_path)))[tuple(texts[4:8])] == 2
     assert Counter(map(tuple, blocks(tmp_path)))[("a KILL",)] == 2
     assert Counter(map(tuple, blocks(tmp_path)))[tuple(texts[:4])] == 1
-    assert rows.build_index().error_reasons(ids(texts)) == {6: "the worker died or hung at this row alone"}
+    assert rows.build_index().error_reasons(ids(texts)) == {
+        6: "the worker died or hung while it computed this row by itself"
+    }
     assert committed(rows) == Counter(text_id(text) for text in texts)
     good = [i for i in range(9) if i != 6]
     np.testing.assert_array_equal(rows.build_index().vectors(ids(texts))[good], expected([texts[i] for i in good]))
@@ -346,7 +348,7 @@ def test_two_drivers_at_once(rows, tmp_path):
 
 def test_rivals_with_other_blocks_agree(rows, tmp_path):
     """Two concurrent drivers with overlapping blocks may compute a row twice, but it is read once."""
-    recipes = [(Shapes(str(tmp_path), block=b), TEXTS[::step]) for b, step in ((3, 1), (4, -1))]
+    recipes = [(Shapes(str(tmp_path), rows_per_block=b), TEXTS[::step]) for b, step in ((3, 1), (4, -1))]
     threads = [threading.Thread(target=make_in_process, args=(rows, recipe, [table(t)])) for recipe, t in recipes]
     for thread in threads:
         thread.start()
@@ -363,7 +365,7 @@ def test_a_full_disk_is_said_and_loses_nothing(rows, tmp_path, room):
     before, more = shards(rows), [f"{'e' * 40} {i}" for i in range(40 if room == 3000 else 400)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    recipe = Shapes(str(tmp_path), block=400)
+    recipe = Shapes(str(tmp_path), rows_per_block=400)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         with pytest.raises(UserError) as caught:

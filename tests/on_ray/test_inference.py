@@ -144,7 +144,7 @@ def test_a_row_that_kills_its_worker_becomes_an_error(cluster, rows, tmp_path, c
     assert make_on_ray(rows, Shapes(str(tmp_path)), [table(texts)], workers=1)["errors"] == 1
     check_all_made_once(rows, texts, but=("a KILL",))
     assert capfd.readouterr() == ("", "")
-    assert "died or hung at this row alone" in rows.build_index().error_reasons(ids(texts))[6]
+    assert "died or hung while it computed this row by itself" in rows.build_index().error_reasons(ids(texts))[6]
     begun = Counter(map(tuple, blocks(tmp_path)))
     assert begun[tuple(texts[4:8])] == begun["a KILL",] == 2
     assert begun[tuple(texts[:4])] == begun[tuple(texts[8:12])] == begun[tuple(texts[12:])] == 1

@@ -285,7 +285,7 @@ def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
     assert turns == [trials_module.FIRST, trials_module.LAST, trials_module.LAST, trials_module.DONE]
     assert [bool(store.read_failure(trial.key)) for trial in trials] == [False, False, False, True]
     assert trials_module._turn_of_trial(store, trials[3], {"run": "r", "in_team": False}) == trials_module.DONE
-    assert "a worker died" in store.read_failure(trials[3].key)["reason"]
+    assert "was running when a worker died" in store.read_failure(trials[3].key)["reason"]
 
 
 def test_teams_hold_every_policy_once():

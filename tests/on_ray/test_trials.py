@@ -190,7 +190,7 @@ def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     trials_module.run_trials_on_ray(trials, store, [plugin], 1)
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
-    assert "a worker died while it ran" in store.read_failure(lost.key)["reason"]
+    assert "was running when a worker died" in store.read_failure(lost.key)["reason"]
 
 
 def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):

@@ -295,7 +295,7 @@ def test_new_users_may_show_pairs_that_no_one_was_trained_on():
         assert (np.diff(splits.panels[name].context.offsets) == 30).all()
     seen = splits.panels["seen"]  # contexts are training pairs; queries are in no one's training
     assert set(prompt[seen.context.left]) <= trained and not set(prompt[seen.query.left]) & trained
-    assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.pairs_per_new_user)
+    assert len(trained) > 80 and len(data.pairs.items) == 2 * (120 + 40 + task.n_query_pairs)
     assert not np.isclose(data.truth.gap(data.pairs), 0).any()
 
 
@@ -307,13 +307,13 @@ def test_candidates_stand_behind_further_context_pairs():
     assert not set(prompt[choices.ravel()]) & set(prompt[data.pairs.left])
 
 
-def test_utility_is_that_of_any_text():
+def test_any_text_has_attributes():
     data = Attributes(**TWO).build(0)
     texts = data.pairs.items.text["response"].to_pylist()
-    assert np.array_equal(Attributes().utility(texts), data.truth.items)
-    polite = Attributes().utility(["Thank you.", ""])
+    assert np.array_equal(Attributes().text_attributes(texts), data.truth.items)
+    polite = Attributes().text_attributes(["Thank you.", ""])
     assert (polite[0] > polite[1]).tolist() == [t in ("length", "politeness") for t in TRAITS]
-    assert Attributes().reads_texts and not make_instance("task", "low_rank", {}).reads_texts
+    assert Attributes().has_text_attributes and not make_instance("task", "low_rank", {}).has_text_attributes
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_utility_is_that_of_any_text():
         (dict(kinds=1), "kinds = 1 must be"),
         (dict(kinds=2, context_pairs=-1), "context_pairs"),
         (dict(context_pairs=150), "pool = 200 is more than context_pairs = 150"),
-        (dict(context_pairs=2000, pool=10), "2000 to show"),
+        (dict(context_pairs=2000, pool=10), "context_pairs = 2000"),
         (dict(n_users=55), "kinds = 2"),
     ],
 )
