@@ -79,18 +79,16 @@ def _json_value(value: object) -> object:
 
 def check_selections(suite: Suite, claims: tuple[Claim, ...]) -> None:
     """Raise UserError where a claim selects a task, method or shots that its suite lacks. Needs no finished trial."""
-    nothing = Results.of_unrun_suite(suite)
+    unrun = Results.of_unrun_suite(suite)
     for claim in claims:
         for check in claim.checks + claim.beside:
             try:
                 wanted = (check.of, check.minus, check.over)
-                for selection in (
-                    sweep_of_trend(check, nothing)[1] if check.measure == "trend" else filter(None, wanted)
-                ):
+                for selection in sweep_of_trend(check, unrun)[1] if check.measure == "trend" else filter(None, wanted):
                     for part in _added_selections(selection):
-                        nothing.task_and_method(part)
+                        unrun.task_and_method(part)
                         if part.metric == "win_shared":
-                            nothing.single_setting("method", "shared")
+                            unrun.single_setting("method", "shared")
                 parts = [part for selection in filter(None, wanted) for part in _added_selections(selection)]
                 scores = sorted({part.metric for part in parts if ":" not in part.metric})
                 if len(scores) > 1:
@@ -122,7 +120,7 @@ def check_panels(results: Results, claims: tuple[Claim, ...]) -> None:
 
 
 def _added_selections(selection: Selection) -> list[Selection]:
-    """Return the selections whose numbers are added and subtracted, `less` resolved."""
+    """Return all selections whose numbers are added or subtracted: this one, and those of `less`."""
     found = [replace(selection, less=())]
     for table in selection.less:
         found += [replace(part, **table) for part in found]
@@ -148,7 +146,7 @@ def _judge_check(check: Check, results: Results, level: float = 0.95) -> CheckRe
     text = "" if check.expected is None else _verdict_on_range(low, high, check.expected, check.tolerance)
     alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
     if alone and check.of.metric in SHARE_METRICS and low is not None and high is not None:
-        low, high = max(low, 0.0), min(high, 1.0)  # the verdict uses the limits as they are; shown are possible values
+        low, high = max(low, 0.0), min(high, 1.0)  # for display only: the verdict above uses the unclipped limits
     return CheckResult(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
 
 
@@ -165,10 +163,10 @@ def verdict_on_claim(checks: tuple[CheckResult, ...], condition: str = "") -> tu
     Checks without a `when` must all hold. Among the conditions (`when`), one whose checks all hold is enough: the claim
     then holds with that condition, or without any condition where all conditions hold.
     """
-    plain = [c.verdict for c in checks if not c.when]
-    if DOES_NOT_REPRODUCE in plain:
+    unconditional = [c.verdict for c in checks if not c.when]
+    if DOES_NOT_REPRODUCE in unconditional:
         return DOES_NOT_REPRODUCE, ""
-    if CANNOT_TELL in plain:
+    if CANNOT_TELL in unconditional:
         return CANNOT_TELL, ""
     under: dict[str, set[str]] = {}
     for check in checks:
@@ -176,12 +174,12 @@ def verdict_on_claim(checks: tuple[CheckResult, ...], condition: str = "") -> tu
             under.setdefault(check.when, set()).add(check.verdict)
     hold = [when for when, found in under.items() if found == {HOLDS}]
     fail = [when for when, found in under.items() if DOES_NOT_REPRODUCE in found]
-    open_ = [when for when in under if when not in hold + fail]
+    undecided = [when for when in under if when not in hold + fail]
     if under and not hold:
-        return (CANNOT_TELL if open_ else DOES_NOT_REPRODUCE), ""
-    told = [condition] if condition else []
-    if fail or open_:
-        told.append(" and ".join(hold))
-        told += [f"not {' or '.join(fail)}"] if fail else []
-        told += [f"cannot tell: {' or '.join(open_)}"] if open_ else []
-    return (HOLDS_WITH_CONDITION, "; ".join(told)) if told else (HOLDS, "")
+        return (CANNOT_TELL if undecided else DOES_NOT_REPRODUCE), ""
+    parts = [condition] if condition else []
+    if fail or undecided:
+        parts.append(" and ".join(hold))
+        parts += [f"not {' or '.join(fail)}"] if fail else []
+        parts += [f"cannot tell: {' or '.join(undecided)}"] if undecided else []
+    return (HOLDS_WITH_CONDITION, "; ".join(parts)) if parts else (HOLDS, "")

@@ -1,4 +1,4 @@
-"""Numbers of finished trials, as claims select them."""
+"""The results of finished trials that claims select."""
 
 from __future__ import annotations
 
@@ -108,21 +108,23 @@ class Results:
             names = list(dict.fromkeys(x.name for x in known))
             every = f"its {kind}s: {', '.join(names)}"
             hint = every if name is None or name in names else did_you_mean(str(name), names, every)
-            raise UserError(f"it selects the {kind} {wanted!r}, which is not in the suite", hint)
+            raise UserError(f"the selection names the {kind} {wanted!r}, which is not in the suite", hint)
         return fits
 
     def single_setting(self, kind: str, wanted: Any) -> Any:
-        """Return the setting that matches; among several of one name, the one with all defaults.
+        """Return the setting that matches; among several of one name, the one whose fields are all at their defaults.
 
         Raises UserError where none or several match.
         """
         fits = self.matching_settings(kind, wanted)
         if len(fits) > 1:
-            plain = [x for x in fits if field_values(x) == field_values(type(x)())]
-            if len(plain) != 1 or len({x.name for x in fits}) > 1:
-                told = f"it selects the {kind} {wanted!r}, which" if wanted is not None else f"it names no {kind}, and"
-                raise UserError(f"{told} matches {len(fits)} {kind} settings", f"add a field to `{kind}`")
-            fits = plain
+            default = [x for x in fits if field_values(x) == field_values(type(x)())]
+            if len(default) != 1 or len({x.name for x in fits}) > 1:
+                what = f"the {kind} {wanted!r}, which" if wanted is not None else f"no {kind}, and"
+                raise UserError(
+                    f"the selection names {what} matches {len(fits)} {kind} settings", f"add a field to `{kind}`"
+                )
+            fits = default
         return fits[0]
 
     def task_and_method(self, selection: Selection) -> tuple[Task, Method]:
@@ -138,8 +140,8 @@ class Results:
         """Return the selected numbers. Raises NoNumberError where a trial is missing or has no such number."""
         if selection.less:
             *before, last = selection.less
-            whole = replace(selection, less=tuple(before))
-            return paired_difference(self.selected_values(whole), self.selected_values(replace(whole, **last)))
+            minuend = replace(selection, less=tuple(before))
+            return paired_difference(self.selected_values(minuend), self.selected_values(replace(minuend, **last)))
         task, method = self.task_and_method(selection)
         trials = self.trials_by_seed(task, method)
         kind, _, name = selection.metric.partition(":")

@@ -1,4 +1,4 @@
-"""Claims of papers as data: the published statement, its source, and the numbers of trials that it is about.
+"""Claims of papers as data: the published statement, its source, and the trial results to compare it with.
 
 A claim is a `[[claims]]` table in a suite file:
 
@@ -7,36 +7,40 @@ A claim is a `[[claims]]` table in a suite file:
     cannot                           why the claim cannot be reproduced here; such a claim has no checks
     note                             anything else that readers should know
     [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, when
-    [[claims.beside]]                the same without the last three: controls, printed beside the checks, never judged
+    [[claims.beside]]                controls: checks without the last three fields, reported but never judged
     [[claims.figures]]               see harness/claims/figures/kinds.py
 
-`expected` is a range; either end may be infinite, as in [0.8, inf]. `when` names the condition under which a check is
-made; of several conditions one is enough. The file may also name its `paper`. A `quick` table holds the seeds, and the
-fields of tasks and methods by name, that a quick run uses instead.
+`expected` is a range; either end may be infinite, as in [0.8, inf]. `when` states the condition under which a check is
+made, in any words. Checks with the same words belong together; of several conditions one is enough. The file may also
+name its `paper`. A `quick` table gives the seeds that a quick run uses instead, and, under the name of a task or method,
+the field values that it uses instead.
 
-A *selection* (`of`, `minus`, `over`) names one number of trials of the suite. `task` and `method` are a name, or a
-table of the name and some fields; among several settings of one name, the one with all defaults is selected. `panel`
-(default: test), `shots` (default: the largest) and `metric` (default: accuracy) select the number. `less` subtracts
-another number: that of the same selection with some fields replaced, such as { panel = "shifted" }. A list of such
-tables subtracts one after the other: [{ panel = "test" }, { shots = 5 }] is a gap minus the gap at 5 shots.
+A *selection* (`of`, `minus`, `over`) selects one result of the suite's trials. `task` and `method` are a name, or a
+table of the name and some fields. If the suite has several settings of that task or method that match, the one whose
+fields are all at their defaults is selected. `panel` (default: test), `shots` (default: the largest) and `metric`
+(default: accuracy) select the result. `less` subtracts another result: that of the same selection with some fields
+replaced. A list subtracts one after the other. With panel = "shifted", less = [{ panel = "test" }, { shots = 5 }] is the
+gap between the panels shifted and test, minus the same gap at 5 shots.
 
 Metrics:
 
     a column of the score table, or `error` (1 - accuracy)
     `diagnostic:NAME`, or `curve:NAME` (the curve's last point)
-    `gain_of_n`: gain in true utility of the best of `n` candidates (default: all) over a random one; the best has 1
-    `win_random`, `win_shared`: how often that choice wins against a random candidate, or against the choice of `shared`
+    `gain_of_n`: gain in true utility of the candidate that the method chooses among `n` (default: all) over a random
+        one; 1 is the gain of the truly best of all candidates
+    `win_random`, `win_shared`: how often the person prefers that candidate to a random one, or to the choice of
+        `shared`, the baseline with one reward for everybody
     `written_gain` and the other WRITTEN_METRICS below (harness/board/text_worth.py), for policies that write texts;
         available at the smallest and the largest number of shots
 
 Measures:
 
     value    of - minus, or of / over, for each seed
-    answers  how many answers `of` needs to reach the score of `over` at its shots, as a multiple of those shots
-    spread   standard deviation over seeds of `of` as a multiple of that of `over`
+    answers  how many answers `of` needs to reach the score of `over`, divided by the number of shots of `over`
+    spread   standard deviation of `of` over seeds, divided by that of `over`
     trend    how much `of` changes from the smallest to the largest value of the field `along`, by least squares
 
-harness/claims/judge.py measures the checks, with limits, and draws the verdicts.
+harness/claims/judge.py computes the numbers of the checks, with confidence limits, and decides the verdicts.
 """
 
 from __future__ import annotations
@@ -55,15 +59,15 @@ from harness.trials.suite import load_toml
 
 T = TypeVar("T")
 CLAIMS_FOLDER = registry.PROJECT_ROOT / "jobs" / "suites" / "claims"
-MEASURE_OPERANDS = {  # fields of a check that a measure takes besides `of`
+MEASURE_OPERANDS = {  # measure -> the fields of a check that it takes besides `of`
     "value": ("minus", "over"),
     "answers": ("over",),
     "spread": ("over",),
     "trend": ("along",),
 }
-RISING_METRICS = ("accuracy", "sign_accuracy", "auc")
+LARGER_IS_BETTER = ("accuracy", "sign_accuracy", "auc")  # columns of the score table
 WIN_METRICS = ("win_random", "win_shared")
-BEST_OF_N_METRICS = ("gain_of_n", *WIN_METRICS)  # of the best of n candidates: harness/board/best_of.py
+BEST_OF_N_METRICS = ("gain_of_n", *WIN_METRICS)  # of the choice among n candidates: harness/board/best_of.py
 WRITTEN_METRICS = (
     "gain",
     "win",
@@ -77,35 +81,37 @@ WRITTEN_METRICS = (
     "fluency_more",
 )
 METRICS = (
-    *RISING_METRICS,
+    *LARGER_IS_BETTER,
     "error",
     "log_loss",
     "brier",
     *BEST_OF_N_METRICS,
     *(f"written_{name}" for name in WRITTEN_METRICS),
 )
-FACTS_OF_METRIC = {  # metric before its colon -> the fact that holds such numbers; older suites say `reading`
+# the part of a metric before the colon -> the fact of a trial that holds its numbers; `reading` is the old word for
+# `diagnostic`
+FACTS_OF_METRIC = {
     "diagnostic": "readings",
     "reading": "readings",
     "curve": "curves",
 }
-SHARE_METRICS = (*RISING_METRICS, "error", *WIN_METRICS, "written_win", "written_win_random")  # all between 0 and 1
+SHARE_METRICS = (*LARGER_IS_BETTER, "error", *WIN_METRICS, "written_win", "written_win_random")  # all between 0 and 1
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The trials of a suite, and the number of theirs, that a claim uses.
+    """Which trials of a suite a claim uses, and which of their results.
 
     None stands for the only task or method, and for the largest number of shots or candidates.
     """
 
     task: Any = None  # a name, a table of the name and some fields, or the setting itself
-    method: Any = None  # likewise; of several settings of one name, the one with all defaults
+    method: Any = None  # likewise; if several settings match, the one whose fields are all at their defaults
     panel: str = "test"  # `seen`, `validation`, `test`, or another panel of the task
-    shots: int | None = None  # the largest where it is missing
-    metric: str = "accuracy"  # a column of the score table, `error`, `diagnostic:NAME`, `curve:NAME`, or one of best of n or of written texts
-    n: int | None = None  # candidates chosen among; all where it is missing
-    less: tuple[dict, ...] = ()  # selections to subtract, each given by the fields in which it differs
+    shots: int | None = None  # the largest if missing
+    metric: str = "accuracy"  # a column of the score table, `error`, `diagnostic:NAME`, `curve:NAME`, `gain_of_n`, `win_random`, `win_shared`, or `written_gain` and the other `written_...`: see harness/claims/schema.py
+    n: int | None = None  # number of candidates to choose from; all if missing
+    less: tuple[dict, ...] = ()  # results to subtract: fields that replace those of this selection
 
     def __post_init__(self) -> None:
         kind, _, name = self.metric.partition(":")
@@ -131,14 +137,14 @@ class Check:
     """One number with the range it should lie in; `expected` is None for a control, which is never judged."""
 
     says: str  # what the number is, in words
-    of: Selection  # the trials and number that are measured
+    of: Selection  # the result that is measured
     measure: str = "value"  # value, answers, spread or trend: see harness/claims/schema.py
     minus: Selection | None = None  # what to subtract, paired over people and seeds
-    over: Selection | None = None  # what to divide by
-    along: str | None = None  # the swept field that a trend is along
+    over: Selection | None = None  # what to divide by; for `answers`, the score to reach
+    along: str | None = None  # for a trend: the field of tasks or methods that the suite sweeps
     expected: tuple[float, ...] | None = None  # the range, either end may be inf; missing for a control
     tolerance: float = 0.0  # widens the range on both sides
-    when: str = ""  # the condition under which this check is made
+    when: str = ""  # the condition of this check, in any words; checks with the same words belong together
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURE_OPERANDS:
@@ -146,20 +152,26 @@ class Check:
         takes = MEASURE_OPERANDS[self.measure]
         given = [name for name in ("minus", "over", "along") if getattr(self, name) is not None]
         if wrong := [name for name in given if name not in takes]:
-            raise UserError(f"{self.measure} takes no {wrong[0]}", f"it takes {' or '.join(takes)}")
-        if self.measure == "value" and len(given) > 1:
-            raise UserError("the measure `value` takes minus or over, not both", "write two checks")
-        if self.measure != "value" and not given:
-            raise UserError(f"{self.measure} needs {takes[0]}", "harness/claims/schema.py explains every measure")
-        if self.measure == "answers" and any(s.metric not in RISING_METRICS for s in (self.of, self.over) if s):
             raise UserError(
-                "the measure `answers` needs a metric that is better when larger", f"one of {', '.join(RISING_METRICS)}"
+                f"the measure `{self.measure}` takes no `{wrong[0]}`",
+                f"it takes {' or '.join(f'`{name}`' for name in takes)}",
+            )
+        if self.measure == "value" and len(given) > 1:
+            raise UserError("the measure `value` takes `minus` or `over`, not both", "write two checks")
+        if self.measure != "value" and not given:
+            raise UserError(
+                f"the measure `{self.measure}` needs `{takes[0]}`", "harness/claims/schema.py explains every measure"
+            )
+        if self.measure == "answers" and any(s.metric not in LARGER_IS_BETTER for s in (self.of, self.over) if s):
+            raise UserError(
+                "the measure `answers` needs a metric that is better when larger",
+                f"one of {', '.join(LARGER_IS_BETTER)}",
             )
         if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):
             raise UserError(f"expected = {list(self.expected)} is not a range", "for example expected = [0.8, inf]")
         if not 0 <= self.tolerance < math.inf:
             raise UserError(
-                f"tolerance = {self.tolerance} is not a finite number from 0 on", "for example tolerance = 0.01"
+                f"tolerance = {self.tolerance} must be finite, and 0 or more", "for example tolerance = 0.01"
             )
 
 
@@ -167,7 +179,7 @@ class Check:
 class Claim:
     """A published statement with its source."""
 
-    id: str  # such as N1, different in every file
+    id: str  # such as N1; unique within its file, and in jobs/suites/claims among all files
     title: str  # the statement in one line
     source: str  # paper, section, table
     published: str  # the published numbers
@@ -175,7 +187,7 @@ class Claim:
     cannot: str = ""  # why it cannot be reproduced here; such a claim has no checks
     note: str = ""  # what a reader should know
     checks: tuple[Check, ...] = ()  # numbers that decide the verdict
-    beside: tuple[Check, ...] = ()  # controls, printed beside the checks and never judged
+    beside: tuple[Check, ...] = ()  # controls, reported next to the checks and never judged
     figures: tuple[dict, ...] = ()  # figures of the claims page
 
     def __post_init__(self) -> None:

@@ -47,13 +47,17 @@ class TrainingStep(NamedTuple):
     left: np.ndarray  # int64[batch], items
     right: np.ndarray
     label: np.ndarray  # float32[batch], P(left preferred)
-    shown: np.ndarray | None = None  # float32[batch, features]: mean gap of the context of each pair's user, see Film
+    # float32[batch, features]: the features of winner minus loser, averaged over the context of each pair's user; the
+    # input of policy.Film
+    context_gap: np.ndarray | None = None
 
 
 def dpo_loss(margin: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the DPO loss [n] in nats (Rafailov et al. 2023, eq. 7), averaged over both sides by a soft label.
+    """Return the DPO loss [n] in nats (Rafailov et al. 2023, eq. 7).
 
-    margin: beta times the policy's log-ratio of left to right, minus that of the reference.
+    The losses for left preferred and for right preferred are added, weighted by label and 1 - label.
+
+    margin: beta times (the policy's log-ratio of left to right minus the reference model's).
     label: P(left preferred).
     """
     return -label * logsigmoid(margin) - (1 - label) * logsigmoid(-margin)
@@ -86,40 +90,41 @@ def train_policy(
     to run.checkpoint, and training resumes from the last one: on a CPU bit for bit, for the same number of workers.
     Raises ValueError where the loss is not finite.
     reference: float64[items], log-probabilities under the reference model.
-    held_out: returns held-out values, which are logged ten times during training.
+    held_out: returns named values from held-out data, logged about ten times during training, but not where the policy
+        is sharded.
     """
-    sharded, whole, steps = needs_sharding(policy), wrap_for_workers(policy), settings.steps
+    sharded, wrapped, steps = needs_sharding(policy), wrap_for_workers(policy), settings.steps
     learned = policy.trained_tensors()
     optimizer = make_optimizer(learned, settings.rates)
     first, recent = restore_checkpoint(learned, optimizer, run)
-    every = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
-    saved, read, busy = time.monotonic(), 0.0, 0.0
+    seconds_between = float(os.environ.get("MANYMINDS_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+    saved_at, tokens_read, busy_seconds = time.monotonic(), 0.0, 0.0
     for step in range(first, steps):
         began = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate_share(step, steps, WARMUP_SHARE)
         optimizer.zero_grad(set_to_none=True)
-        drawn = step_at(step)
-        found = accumulate_gradients(whole, tokens, reference, drawn, settings.beta)
+        pairs = step_at(step)
+        found = accumulate_gradients(wrapped, tokens, reference, pairs, settings.beta)
         norm = clip_gradients(list(learned.values()))
-        loss, margin, right, n_tokens = parallel.sum_over_workers(found).tolist()
-        check_finite(loss, norm, step, drawn)
+        loss, margin, accuracy, n_tokens = parallel.sum_over_workers(found).tolist()
+        check_finite(loss, norm, step, pairs)
         optimizer.step()
-        read, busy = read + n_tokens, busy + time.monotonic() - began
-        recent.append((loss, margin, right))
+        tokens_read, busy_seconds = tokens_read + n_tokens, busy_seconds + time.monotonic() - began
+        recent.append((loss, margin, accuracy))
         if (step + 1) % max(1, steps // 40) == 0:  # a curve has 40 points; each is the mean since the previous one
-            loss, margin, right = np.mean(recent, axis=0)
-            run.log(step=step + 1, train_loss=loss, train_margin=margin, train_accuracy=right)
+            loss, margin, accuracy = np.mean(recent, axis=0)
+            run.log(step=step + 1, train_loss=loss, train_margin=margin, train_accuracy=accuracy)
             recent.clear()
         if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
             run.log(**held_out())
-        due = step + 1 == steps or time.monotonic() - saved >= every
+        due = step + 1 == steps or time.monotonic() - saved_at >= seconds_between
         if run.checkpoint and parallel.first_workers_value(due):
             save_checkpoint(learned, optimizer, step + 1, recent, run)
-            saved = time.monotonic()
+            saved_at = time.monotonic()
     optimizer.zero_grad(set_to_none=True)  # free the gradients before a second copy of the model is loaded for scoring
     if steps > first:
-        run.log(tokens_per_second=read / busy)
+        run.log(tokens_per_second=tokens_read / busy_seconds)
     return {name: gather_tensor(t.detach()).cpu().clone() for name, t in learned.items()}
 
 
@@ -132,54 +137,63 @@ def make_optimizer(learned: dict[str, torch.Tensor], rates: dict[str, float]) ->
     return torch.optim.Adam([group for group in groups if group["params"]])
 
 
-def check_finite(loss: float, norm: float, step: int, drawn: TrainingStep) -> None:
+def check_finite(loss: float, norm: float, step: int, pairs: TrainingStep) -> None:
     """Raise ValueError, naming the step's item pairs, where the loss or the norm of its gradient is not finite."""
     if not math.isfinite(loss) or not math.isfinite(norm):
-        items = ", ".join(f"{a}:{b}" for a, b in zip(drawn.left.tolist(), drawn.right.tolist(), strict=True))
-        raise ValueError(f"the loss is {loss:g} and its gradient {norm:g} at step {step}, for the item pairs {items}")
+        items = ", ".join(f"{a}:{b}" for a, b in zip(pairs.left.tolist(), pairs.right.tolist(), strict=True))
+        raise ValueError(
+            f"the loss is {loss:g} and the norm of its gradient {norm:g} at step {step}, for the item pairs {items}"
+        )
 
 
 def accumulate_gradients(
-    whole: torch.nn.Module, tokens: ItemTokens, reference: torch.Tensor, drawn: TrainingStep, beta: float
+    wrapped: torch.nn.Module, tokens: ItemTokens, reference: torch.Tensor, pairs: TrainingStep, beta: float
 ) -> torch.Tensor:
     """Add this worker's part of the step's gradient; return its part of [loss, margin, accuracy, tokens] float64.
 
-    A worker takes every n-th of the pairs sorted by length, in batches below a budget of tokens that hold both sides of
-    each pair. All workers have equally many batches, because they gather each other's shards at every batch. Where the
-    pairs do not divide evenly, some workers repeat a pair with weight zero.
+    Pairs are sorted by length, and each of W workers takes every W-th. A batch holds both responses of its pairs, within
+    a budget of tokens. All workers have equally many batches, because they gather each other's shards at every batch.
+    Where the pairs do not divide evenly, some workers repeat a pair with weight zero.
+
+    wrapped: the policy, as `wrap_for_workers` returns it.
     """
-    n, size = len(drawn.left), parallel.worker_count()
-    length = np.maximum(tokens.length[drawn.left], tokens.length[drawn.right])
+    n, size = len(pairs.left), parallel.worker_count()
+    length = np.maximum(tokens.length[pairs.left], tokens.length[pairs.right])
     order = np.argsort(-length, kind="stable")
     order = np.concatenate([order, order[-1:].repeat(-n % size)])
-    mine, counts = order[parallel.worker_rank() :: size], np.arange(len(order))[parallel.worker_rank() :: size] < n
+    mine = order[parallel.worker_rank() :: size]
+    # bool[pairs of this worker]: false for a repeated pair, which has weight zero
+    is_own_pair = np.arange(len(order))[parallel.worker_rank() :: size] < n
     found = torch.zeros(4, dtype=torch.float64)
-    some = list(batches_by_length(2 * length[order[::size]], MAX_POLICY_TOKENS))  # by the longest pair of any worker
-    for turn, places in enumerate(some):
-        rows, weight = mine[places], torch.from_numpy(counts[places] / n).to(torch_device())
-        items = np.concatenate([drawn.left[rows], drawn.right[rows]])
-        shown = None
-        if drawn.shown is not None:
-            shown = torch.from_numpy(np.concatenate([drawn.shown[rows]] * 2)).to(torch_device())
-        last = turn == len(some) - 1
-        with whole.no_sync() if isinstance(whole, DistributedDataParallel) and not last else nullcontext():
+    # lengths are those of the longest of every W successive pairs, so that all workers make the same batches
+    batches = list(batches_by_length(2 * length[order[::size]], MAX_POLICY_TOKENS))
+    for turn, places in enumerate(batches):
+        rows, weight = mine[places], torch.from_numpy(is_own_pair[places] / n).to(torch_device())
+        items = np.concatenate([pairs.left[rows], pairs.right[rows]])
+        context_gap = None
+        if pairs.context_gap is not None:
+            context_gap = torch.from_numpy(np.concatenate([pairs.context_gap[rows]] * 2)).to(torch_device())
+        last = turn == len(batches) - 1
+        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext():
             with gpu_autocast():
-                said = whole(*tokens.padded_batch(items, torch_device()), shown)
-            left, right = (said - reference[torch.from_numpy(items)].to(said)).chunk(2)
+                log_probability = wrapped(*tokens.padded_batch(items, torch_device()), context_gap)
+            left, right = (log_probability - reference[torch.from_numpy(items)].to(log_probability)).chunk(2)
             margin = beta * (left - right)
-            label = torch.from_numpy(drawn.label[rows]).to(margin)
+            label = torch.from_numpy(pairs.label[rows]).to(margin)
             loss = weight @ dpo_loss(margin, label)
-            (loss * size).backward()  # workers' gradients are averaged
-        toward = margin.detach() * (2 * label - 1)
-        correct = (toward.sign() + 1) / 2
-        found[:3] += torch.stack([loss.detach(), weight @ toward, weight @ correct]).cpu()
-        found[3] += tokens.length[items].reshape(2, -1)[:, counts[places]].sum()
+            # times `size`, since gradients are averaged over workers and their sum is wanted
+            (loss * size).backward()
+        label_margin = margin.detach() * (2 * label - 1)  # positive where the policy agrees with the label
+        correct = (label_margin.sign() + 1) / 2
+        found[:3] += torch.stack([loss.detach(), weight @ label_margin, weight @ correct]).cpu()
+        found[3] += tokens.length[items].reshape(2, -1)[:, is_own_pair[places]].sum()
     return found
 
 
 def wrap_for_workers(policy: Policy) -> torch.nn.Module:
-    """Wrap the policy for several workers: whole copies (DDP), or shards (FSDP) where a copy does not fit a GPU.
+    """Wrap the policy for several workers: whole copies (DDP), or shards (FSDP).
 
+    The policy is sharded where weights, gradients and moments together leave no room for a batch (`needs_sharding`).
     Sharding divides the gradients and moments, which need most of the memory. For loading and scoring the whole
     weights must still fit each GPU.
     """
@@ -196,9 +210,9 @@ def wrap_for_workers(policy: Policy) -> torch.nn.Module:
 
 
 def needs_sharding(policy: Policy) -> bool:
-    """Return whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 overrides it."""
-    if said := os.environ.get("MANYMINDS_SHARD"):
-        return said == "1"
+    """Return whether weights, gradients and moments leave no room for a batch; MANYMINDS_SHARD=1 or 0 overrides this."""
+    if override := os.environ.get("MANYMINDS_SHARD"):
+        return override == "1"
     if torch_device().type != "cuda":
         return False
     needed = sum(t.nbytes for t in policy.parameters()) + ADAM_BYTES_PER_WEIGHT * sum(

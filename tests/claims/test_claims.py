@@ -510,13 +510,13 @@ def test_claims_of_ones_own_are_a_path(shelf, tmp_path):
         ("expected = [0.9, inf]", "expected = [1, 0]", "is not a range"),
         ("expected = [0.9, inf]", 'expected = ["a", "b"]', "expected 1 is 'a'"),
         ("tolerance = 1e-9", 'tolerance = "x"', "tolerance is 'x'"),
-        ("tolerance = 1e-9", "tolerance = -1", "is not a finite number from 0 on"),
+        ("tolerance = 1e-9", "tolerance = -1", "must be finite, and 0 or more"),
         ("tolerance = 1e-9", "along = 3", "along is 3"),
-        ("tolerance = 1e-9", 'along = "rank"', "value takes no along"),
-        ("tolerance = 1e-9", 'measure = "answers"', "answers needs over"),
-        ("tolerance = 1e-9", 'measure = "spread"', "spread needs over"),
-        ("tolerance = 1e-9", 'measure = "trend"', "trend needs along"),
-        ("tolerance = 1e-9", 'measure = "trend", along = "rank", minus = {}', "trend takes no minus"),
+        ("tolerance = 1e-9", 'along = "rank"', "the measure `value` takes no `along`"),
+        ("tolerance = 1e-9", 'measure = "answers"', "the measure `answers` needs `over`"),
+        ("tolerance = 1e-9", 'measure = "spread"', "the measure `spread` needs `over`"),
+        ("tolerance = 1e-9", 'measure = "trend"', "the measure `trend` needs `along`"),
+        ("tolerance = 1e-9", 'measure = "trend", along = "rank", minus = {}', "the measure `trend` takes no `minus`"),
         ("tolerance = 1e-9", "minus = {}, over = {}", "not both"),
         (
             "tolerance = 1e-9",
@@ -620,7 +620,7 @@ def test_a_panel_that_the_task_lacks_is_told_before_any_trial(shelf, tmp_path):
 def test_mistakes_name_their_file_and_what_was_meant(shelf, tmp_path):
     (shelf / "tiny.toml").write_text(CLAIM.replace('of = { method = "chance"', 'of = { method = "chanse"', 1))
     out = command("X1", "--store", str(tmp_path / "store"))
-    told = "tiny: X1, 'chance': it selects the method 'chanse', which is not in the suite"
+    told = "tiny: X1, 'chance': the selection names the method 'chanse', which is not in the suite"
     assert (out.exception.message, out.exception.hint) == (told, "did you mean 'chance'?")
     (shelf / "tiny.toml").write_text(CLAIM.replace("tolerance = 1e-9 }]", "tolerance = 1e-9 }]\nfigures = [{}]", 1))
     with pytest.raises(UserError, match=r"tiny.toml: claim X1, figure 1: `kind` is missing"):
