@@ -38,7 +38,7 @@ class Concepts(Task):
 
     K: int = 4  # concepts
     Q: int = 40  # training prompts in each of the 2K clusters
-    width: float = 1.0  # v in units of 1 / (4 sqrt(Q)), the largest that theorem 4.1 allows
+    width: float = 1.0  # v in units of 1 / (4 sqrt(Q)); 1 is the largest that theorem 4.1 allows
     l_b: float = 0.5  # norm of the shared part of all prompts; 1/2 is the largest that theorem 4.1 allows at Z = 1
     feature_dim: int = 64  # d, the dimension of a prompt
     tokens: Literal["distinct", "yes_no"] = "distinct"

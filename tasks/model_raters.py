@@ -46,8 +46,8 @@ class ModelRaters(TextTask):
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     raters: tuple[str, ...] = ()
     encoder: str = "tfidf-svd-128"
-    pairs_per_user: int = 500  # per rater and part of the prompts, at most
-    n_candidates: int = 0  # per query prompt, at most; 0: no candidates to choose from
+    pairs_per_user: int = 500  # largest number of pairs for each rater in each part of the prompts
+    n_candidates: int = 0  # largest number for each query prompt; 0: no candidates to choose from
 
     shots: tuple[int, ...] = (0, 5, 20, 100)
     queries: int = 200

@@ -35,8 +35,8 @@ def score_queries(
         return checked_per_pair(predictor.score(state, users, query), len(query), f"{method.name}.score")
     if answer is None:
         raise ValueError(f"{method.name} asks a language model, but there is no answerer: pass one as `answer`")
-    said = predictor.score_answers(answer(predictor.questions(state, users, query)), query)
-    return checked_per_pair(said, len(query), f"{method.name}.score_answers")
+    log_odds = predictor.score_answers(answer(predictor.questions(state, users, query)), query)
+    return checked_per_pair(log_odds, len(query), f"{method.name}.score_answers")
 
 
 def checked_generated(made: pa.Table, n: int, who: str) -> pa.Table:
