@@ -20,7 +20,10 @@ DOCUMENTS = (
     "CITATION.cff",
 )
 REFERENCE = {
-    "api": ("The Python door", ["harness.api", "harness.api.running", "harness.api.fitting", "harness.api.finished"]),
+    "api": (
+        "The Python door",
+        ["harness.api", "harness.api.running", "harness.api.fitting", "harness.api.finished", "harness.frames"],
+    ),
     "contract": ("The contract of tasks and methods", ["harness.data", "harness.task", "harness.method"]),
     "scores": ("Metrics and statistics", ["harness.scores.metrics", "harness.scores.stats"]),
     "store": ("The store", ["harness.store.store"]),

@@ -21,6 +21,18 @@ BUILT_IN_FOLDERS = {
     "task": ("tasks", PROJECT_ROOT / "tasks"),
     "method": ("harness.methods", PROJECT_ROOT / "harness" / "methods"),
 }
+FORMER_HOOKS = {  # of a task or method class: a class that still defines one of them is refused, not silently ignored
+    "task": {"readings": "diagnostics", "utility": "text_attributes", "reads_texts": "has_text_attributes"},
+    "method": {
+        "ask": "questions",
+        "asks": "asks_model",
+        "guess": "estimated_seconds",
+        "opened": "open_predictor",
+        "read": "score_answers",
+        "ready": "prepare_models",
+        "together": "trains_model",
+    },
+}
 PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` with the files that the user named
 
 
@@ -78,6 +90,9 @@ def load_class(kind: str, name: str) -> Any:
     )
     if len(found) != 1:
         raise UserError(f"{name}.py defines {len(found)} {kind} classes", f"keep one {kind} per file")
+    for former, current in FORMER_HOOKS[kind].items():
+        if former in vars(found[0]):
+            raise UserError(f"{name}.py: the hook `{former}` is now called `{current}`", f"rename it in {name}.py")
     return found[0]
 
 

@@ -1,5 +1,9 @@
 """One name, one thing, and names that explain themselves."""
 
+import pytest
+
+from harness import registry
+from harness.errors import UserError
 from harness.registry import PROJECT_ROOT
 from tests.names import function_names, shared_names
 
@@ -27,3 +31,24 @@ def test_the_script_finds_a_name_with_two_meanings(tmp_path):
     (tmp_path / "harness" / "b.py").write_text("def read(): ...\nLIMIT = 2\n\ndef _own(): ...\n")
     assert shared_names(tmp_path) == {name: ["harness/a.py", "harness/b.py"] for name in ("LIMIT", "read")}
     assert function_names(tmp_path) == ["read", "read", "own"]
+
+
+@pytest.mark.parametrize(
+    ("base", "hook", "current"),
+    [
+        ("task.Task", "readings", "diagnostics"),
+        ("method.Method", "ask", "questions"),
+        ("method.Method", "guess", "estimated"),
+    ],
+)
+def test_a_plugin_with_a_hook_of_its_former_name_is_refused(tmp_path, base, hook, current):
+    """A hook that nothing calls any more would be left out silently."""
+    module, name = base.split(".")
+    file = tmp_path / f"old_{hook}.py"
+    file.write_text(
+        f'"""A plug-in of last year."""\nfrom harness.{module} import {name}\n\n'
+        f"class Old({name}):\n    def {hook}(self, *arguments):\n        return {{}}\n"
+    )
+    registry.add_plugins([file])
+    with pytest.raises(UserError, match=f"`{hook}` is now called `{current}"):
+        registry.load_class(module, file.stem)

@@ -33,14 +33,14 @@ MakeRows = Callable[[list[Job]], None]  # makes the vectors, samples and answers
 
 
 class Progress(Protocol):
-    """Shows how far a long step is: `with progress("running", total) as step: step(n)`."""
+    """A display of how far a long step has come: `with progress("running", total) as step: step(n)`."""
 
     def __call__(self, what: str, total: int) -> AbstractContextManager[Callable[[int], object]]: ...
 
 
 @contextlib.contextmanager
 def silent(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """The Progress that shows nothing."""
+    """Show nothing; a Progress for programs."""
     yield lambda n: None
 
 
@@ -53,27 +53,27 @@ class SuiteRun:
 
     @cached_property
     def board(self) -> Board:
-        """The leaderboard of what is finished; trials without a result are holes in it."""
+        """The leaderboard of what is finished; a method with missing trials is incomplete on it, without rank or interval."""
         return make_board(self.plan, self.store)
 
     def scores(self) -> pl.DataFrame:
-        """A row per task and method at the largest number of shots: rank, accuracy, gain, costs; limits are of 95 %."""
+        """Return a row per task and method at the largest number of shots: rank, accuracy, gain, costs, with 95 % limits."""
         return frames.scores_frame(self.board)
 
     def curves(self) -> pl.DataFrame:
-        """A row per task, method, metric and number of shots: value, low, high."""
+        """Return a row per task, method, metric and number of shots: value, low, high."""
         return frames.curves_frame(self.board)
 
     def differences(self) -> pl.DataFrame:
-        """A row per task, number of shots and pair of methods: paired difference in accuracy, low, high."""
+        """Return a row per task, number of shots and pair of methods: paired difference in accuracy, low, high."""
         return frames.differences_frame(self.board)
 
     def verdicts(self) -> pl.DataFrame:
-        """A row per task: what may be concluded, from how many people and seeds, and what speaks against it."""
+        """Return a row per task: the verdict, how many people and seeds it rests on, and warnings."""
         return frames.verdicts_frame(self.board)
 
     def trials(self) -> pl.DataFrame:
-        """A row per trial: key, task, method, seed, whether it is finished, and why it failed."""
+        """Return a row per trial: key, task, method, seed, whether it is finished, and why it failed."""
         rows = []
         for trial in self.plan.trials:
             finished = self.store.read_manifest("trials", trial.key) is not None
@@ -110,7 +110,7 @@ def make_suite(
 
 @contextlib.contextmanager
 def data_folder(folder: str | Path | None) -> Iterator[None]:
-    """Within it, public data files are looked for in this folder; None changes nothing."""
+    """Look for public data files in this folder inside the block; None changes nothing."""
     before = os.environ.get(DATA_FOLDER_VARIABLE)
     if folder is not None:
         os.environ[DATA_FOLDER_VARIABLE] = str(Path(folder).absolute())
@@ -141,10 +141,10 @@ def plan_suite(
     opened = _open_store(store)
     with log_to_store(opened, run_name()), progress("preparing", len(read.tasks) * len(read.seeds)) as step:
 
-        def prepared() -> None:
+        def on_prepared() -> None:
             step(1)
 
-        return make_plan(read, opened, prepared, make)
+        return make_plan(read, opened, on_prepared, make)
 
 
 def run_trials(

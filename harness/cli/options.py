@@ -35,7 +35,7 @@ EngineCount = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Number of models loaded at the same time. [default: as many as the GPUs allow]",
+        help="Number of models loaded at the same time. Default: as many as the GPUs allow.",
         show_default=False,
     ),
 ]
@@ -52,7 +52,7 @@ TrackingUri = Annotated[
     typer.Option(
         "--mlflow",
         envvar="MLFLOW_TRACKING_URI",
-        help="MLflow tracking URI. [default: SQLite in the store]",
+        help="MLflow tracking URI. Default: SQLite in the store.",
         show_default=False,
     ),
 ]

@@ -40,7 +40,7 @@ def run(
     plugin: Plugins = None,
     local: LocalOnly = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
+        int | None, typer.Option(min=1, help="Ray Train workers. Default: one per core.", show_default=False)
     ] = None,
     workers_per_policy: Annotated[
         int, typer.Option(min=1, help="Workers that train one language-model policy together, on a GPU or core each.")
@@ -125,7 +125,7 @@ def reproduce(
     plugin: Plugins = None,
     local: LocalOnly = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray Train workers. [default: one per core]", show_default=False)
+        int | None, typer.Option(min=1, help="Ray Train workers. Default: one per core.", show_default=False)
     ] = None,
     as_json: JsonOutput = False,
 ) -> None:
