@@ -13,18 +13,22 @@ from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, row_log_o
 from harness.method import State
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
-SIMPLEX_BARRIER = 0.1  # strength of the log barrier, a tenth of one answer: keeps weights off the simplex's boundary
+# Weight of the log barrier that keeps weights off the boundary of the simplex; an answer has weight 1 in the same loss.
+SIMPLEX_BARRIER = 0.1
 
 
 def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Estimate the prior of new users' weights from training users' coordinates float64[n_users, r] in a basis.
+    """Estimate a prior of new users' weights; return its mean float64[d] and a root float64[d, r] of its covariance.
 
+    weights: float64[n_users, r], training users' weights as coordinates in the basis.
     basis: float64[d, r].
-    Returns the mean float64[d] and the root float64[d, r] of the covariance.
+    The prior's mean is shrunk (`james_stein_mean`), and the covariance is taken about that mean.
     """
     n_users, r = weights.shape
     spread = weights - weights.mean(0)
-    least = 1e-6 * weights.square().mean() + 1e-12  # without any preferences all weights are zero
+    least = (
+        1e-6 * weights.square().mean() + 1e-12
+    )  # keeps the covariance positive definite, also if all weights are zero
     covariance = spread.T @ spread / n_users + least * torch.eye(r, dtype=weights.dtype)
     mean = james_stein_mean(weights.mean(0), covariance, n_users)
     rest = weights.mean(0) - mean
@@ -34,44 +38,48 @@ def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
 def james_stein_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int) -> torch.Tensor:
     """Shrink the users' mean float64[r] towards zero by the positive-part James-Stein rule.
 
-    A prior centred on the mean helps where people agree and hurts where they oppose each other. The statistic
-    `agreement` is about r if the true mean is zero, and grows with the number of users who agree.
+    A prior centred on the mean helps where people agree and hurts where they oppose each other. `agreement` is
+    Hotelling's T^2: about r if the true mean is zero, and larger the more users agree.
     """
     agreement = float(n_users * mean @ torch.linalg.solve(covariance, mean))
     return mean * max(0.0, 1 - max(len(mean) - 2, 1) / agreement) if agreement > 0 else mean
 
 
-PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # each method selects one of these seven on validation users
+# Factors of a prior's standard deviation; a method selects one of these seven on validation users.
+PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def best_prior_on_validation(
-    priors: list[State], validation: Panel, answer: Callable[[State, Pairs], torch.Tensor] | None = None
+    priors: list[State], validation: Panel, predict: Callable[[State, Pairs], torch.Tensor] | None = None
 ) -> State:
-    """Return the prior with the lowest calibrated log loss, averaged over an eighth, a quarter, half and all shots.
+    """Return the prior with the lowest calibrated log loss on validation users.
 
-    answer: returns the log-odds of the validation queries from a prior and a context; None: those of a linear method.
+    The loss is averaged over contexts of an eighth, a quarter, half and all of the users' context pairs.
+    priors: states of a method that differ in the prior, or in whatever else the method selects on validation users.
+    predict: returns the log-odds of the validation queries, given a prior and a context; None for a linear method.
     """
     shots = int(np.diff(validation.context.offsets).max(initial=0))
     contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
     gap, y = torch.from_numpy(validation.query.gap), validation.query.label
 
-    def linear(prior: State, context: Pairs) -> torch.Tensor:
+    def predict_linearly(prior: State, context: Pairs) -> torch.Tensor:
         return row_log_odds(gap, fit_map_weights(context, prior["mean"], prior["root"]), validation.query)
 
     def loss(prior: State) -> float:
-        scores = [(answer or linear)(prior, context).numpy() for context in contexts]
+        scores = [(predict or predict_linearly)(prior, context).numpy() for context in contexts]
         return sum(mean_log_loss(fit_temperature_scale(z, y) * z, y) for z in scores)
 
     return min(priors, key=loss)
 
 
-EIGENVALUE_POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # as many as PRIOR_SCALES
+# Seven values, as PRIOR_SCALES has, so that no method has more candidates to select from on validation users.
+EIGENVALUE_POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 def tempered_priors(mean: torch.Tensor, root: torch.Tensor) -> list[State]:
-    """Return priors whose covariance is root rootT with its eigenvalues raised to EIGENVALUE_POWERS, at constant trace.
+    """Return one prior for each of EIGENVALUE_POWERS, with the eigenvalues of its covariance raised to that power.
 
-    root: float64[d, r].
+    root: float64[d, r]; the covariance is root rootT. Every prior's covariance is scaled to the trace of that one.
     At power 1 new users vary as the training users do. At 0 they vary equally in all r directions, which is safer with
     few training users. Above 1 they vary mostly in the directions in which training users differ most.
     """
@@ -87,8 +95,8 @@ def fit_simplex_weights(
     """Return float64[users, r]: argmin over w > 0, sum w = 1, of the logistic loss of offset + Z w plus a prior term.
 
     The prior term is (w - mean)T precision (w - mean) / 2 - SIMPLEX_BARRIER meanT log w; without data the result is
-    `mean`. Solved by Newton's method under the equality constraint. The barrier keeps the steps inside the simplex.
-    Z: float64[users, n, r].
+    `mean`. Solved by Newton's method under the equality constraint, with steps that stay inside the simplex.
+    Z: float64[users, n, r].  y, mask, offset: float64[users, n]; mask is 0 for rows that do not exist.
     """
     mean, precision = prior["mean"], prior["precision"]
 
@@ -105,10 +113,11 @@ def fit_simplex_weights(
         hessian = (
             (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z + precision + torch.diag_embed(SIMPLEX_BARRIER * mean / w**2)
         )
+        # The constrained Newton step is a combination of H^-1 gradient (`downhill`) and H^-1 1 (`level`).
         both = torch.stack([gradient, torch.ones_like(w)], 2)
         downhill, level = torch.cholesky_solve(both, torch.linalg.cholesky_ex(hessian)[0]).unbind(2)
         dw = downhill.sum(1, keepdim=True) / level.sum(1, keepdim=True) * level - downhill  # sums to zero
-        t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # the largest step stops short of the boundary
+        t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # at most 0.99 of the way to the boundary
         while (worse := (reached := value(w + t * dw)) > loss + 1e-9 * loss.abs()).any() and t.min() > 1e-6:
             t = torch.where(worse.unsqueeze(1), t / 2, t)
         w, loss = w + t * dw, reached
@@ -118,8 +127,12 @@ def fit_simplex_weights(
 
 
 def mixture_priors(weights: torch.Tensor) -> list[State]:
-    """Return one prior of a new user's simplex weights per PRIOR_SCALES, from training users' float64[n_users, r]."""
+    """Return one prior of new users' weights on the simplex for each of PRIOR_SCALES.
+
+    weights: float64[n_users, r], training users' weights on the simplex.
+    """
     mean, r = weights.mean(0), weights.shape[1]
     spread = weights - mean
+    # Weights sum to 1, so without the second term the covariance has no inverse.
     covariance = spread.T @ spread / len(weights) + 1e-4 * torch.eye(r, dtype=weights.dtype)
     return [{"mean": mean, "precision": torch.linalg.inv(scale**2 * covariance)} for scale in PRIOR_SCALES]

@@ -11,19 +11,23 @@ from harness.data import Pairs, Splits, Truth
 
 METRICS_VERSION = 2  # raised whenever a score of the same predictions changes; older score tables are then recomputed
 CALIBRATION_BINS = 10  # bins of equal mass for the calibration error
-MAX_MEAN_LOG_ODDS = 20.0  # bounds the temperature scale, which is infinite for separable validation answers
+# Largest mean |log-odds| after scaling. Without this bound the best scale would be infinite where all validation
+# answers are predicted correctly.
+MAX_MEAN_LOG_ODDS = 20.0
 
 
 def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
-    """Return one row per (panel, shots, swapped, person), from log-odds named `panel/shots` or `panel/shots/swapped`.
+    """Return one row per (panel, shots, swapped, person).
 
-    Choices among candidates (`choices/...`) are scored later, by the board: a win rate compares two methods.
+    predictions: log-odds of a panel's queries, named `PANEL/SHOTS`, or `PANEL/SHOTS/swapped` if each user's queries
+    were answered with another user's adapted state. Choices among candidates (`choices/...`) are left out here: the
+    board scores them, because a win rate compares two methods.
 
-    Probabilities are calibrated by one temperature, fitted on the validation panel at the same number of shots. Where
-    there is ground truth, sign_accuracy is the share of queries whose side of larger true utility is preferred.
+    Probabilities are calibrated by one temperature, fitted on the validation panel at the same number of shots. With
+    ground truth, sign_accuracy is the share of queries for which the method prefers the side of larger true utility.
     """
     tables, scales = [], {}
-    better = {
+    true_labels = {
         name: None if truth is None else np.sign(truth.gap(p.query)) / 2 + 0.5 for name, p in splits.panels.items()
     }
     asked = [name for name in predictions if not name.startswith("choices/")]
@@ -32,7 +36,7 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
         query = splits.panels[panel].query
         if panel == "validation" and not swapped:
             scales[shots] = fit_temperature_scale(predictions[name], query.label)
-        columns = scores_per_person(query, predictions[name], scales[shots], better[panel])
+        columns = scores_per_person(query, predictions[name], scales[shots], true_labels[panel])
         n = query.n_users
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
@@ -40,16 +44,20 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
 
 
 def scores_per_person(
-    query: Pairs, log_odds: np.ndarray, scale: float, better: np.ndarray | None = None
+    query: Pairs, log_odds: np.ndarray, scale: float, true_label: np.ndarray | None = None
 ) -> dict[str, object]:
-    """Return columns with one row per user: means over the user's queries, and parts of the calibration bins.
+    """Return columns with one row per user: means over the user's queries, and sums for the calibration bins.
 
-    asked: number of queries.  accuracy: of the preferred side against the observed label; a tie counts one half.
-    auc: over both orders of the user's pairs.
-    sign_accuracy: accuracy against `better`, 1 where the ground truth prefers left; null without ground truth.
+    scale: one over the temperature; calibrated probabilities are sigmoid(scale log_odds).
+    true_label: float[n], 1 where the ground truth prefers left, 0 where right, 1/2 for equal utilities.
+
+    asked: number of queries.
+    accuracy: mean label of the side that the method prefers; log-odds of 0 count one half.
+    sign_accuracy: the same with `true_label`; null without ground truth.
+    auc: see `user_auc`.
     log_loss (nats), brier: of the calibrated probabilities.
-    bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS], count, sum of probabilities and sum of labels, in bins of equal
-        mass over the panel.
+    bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS], number of queries, sum of probabilities and sum of labels in each
+        bin. The bins hold equally many of the panel's queries, ordered by probability.
     """
     z, y, user, n_users = log_odds.astype(np.float64), query.label.astype(np.float64), query.user, query.n_users
     asked = np.bincount(user, minlength=n_users)
@@ -59,8 +67,8 @@ def scores_per_person(
 
     p = expit(scale * z)
 
-    def credit(y: np.ndarray) -> np.ndarray:
-        return mean(np.where(z > 0, y, np.where(z < 0, 1 - y, 0.5)))
+    def mean_label_of_preferred(label: np.ndarray) -> np.ndarray:
+        return mean(np.where(z > 0, label, np.where(z < 0, 1 - label, 0.5)))
 
     order = np.argsort(p, kind="stable")
     bin_of = np.empty(len(p), dtype=np.int64)
@@ -73,8 +81,8 @@ def scores_per_person(
 
     return {
         "asked": asked.astype(np.int32),
-        "accuracy": credit(y),
-        "sign_accuracy": pa.nulls(n_users, pa.float64()) if better is None else credit(better),
+        "accuracy": mean_label_of_preferred(y),
+        "sign_accuracy": pa.nulls(n_users, pa.float64()) if true_label is None else mean_label_of_preferred(true_label),
         "auc": user_auc(user, n_users, z, y),
         "log_loss": mean(np.logaddexp(0, scale * z) - y * scale * z),
         "brier": mean((p - y) ** 2),
@@ -85,10 +93,11 @@ def scores_per_person(
 
 
 def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return float64[n_users]: P(a preferred side outscores a rejected one).
+    """Return float64[n_users]: the probability that a preferred side has larger log-odds than a rejected one.
 
-    Ties count one half, and soft labels are weights. Each pair counts in both orders, since the order carries no
-    information, so every user has both classes.
+    The two sides may be from different pairs of the user. Each pair counts in both orders (z, y and -z, 1 - y), because
+    the order carries no information. So every user has preferred and rejected sides. Ties count one half. A soft label
+    y makes a side preferred with weight y and rejected with weight 1 - y.
     """
     user, z, up = np.concatenate([user, user]), np.concatenate([z, -z]), np.concatenate([y, 1 - y])
     order = np.lexsort((z, user))
@@ -98,6 +107,7 @@ def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np
     group_user = user[new]
     ups, downs = np.bincount(group, up), np.bincount(group, down)
     total_up, total_down = np.bincount(user, up, minlength=n_users), np.bincount(user, down, minlength=n_users)
+    # per group: weight of the same user's rejected sides with smaller log-odds
     before = np.cumsum(downs) - downs - np.r_[0, np.cumsum(total_down)][group_user]
     return np.bincount(group_user, ups * (before + downs / 2), minlength=n_users) / (total_up * total_down)
 
@@ -126,7 +136,7 @@ def mean_log_loss(z: np.ndarray, y: np.ndarray) -> float:
 
 
 def calibration_error(n: np.ndarray, p: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the debiased root mean square gap of confidence and frequency over equal-mass bins.
+    """Return the debiased root mean square gap between confidence and frequency over equal-mass bins.
 
     The estimator is that of Kumar, Liang and Ma (2019). n, p, y: [..., CALIBRATION_BINS] counts, summed probabilities
     and summed labels. Returns shape [...].
