@@ -12,37 +12,45 @@ from harness.data import Items, Pairs, Panel
 from harness.errors import UserError
 from harness.learning.factors import whitening_matrix
 from harness.learning.linear import LinearMethod, padded_gaps
-from harness.learning.networks import train_network as train_network
+from harness.learning.networks import train_network
 from harness.learning.priors import best_prior_on_validation
 from harness.method import Run, State, TaskFacts, Users
 from harness.methods.moment import Signal, answer_signals, mean_signed_gaps, refusal_without_times, shortest_seconds
 
-# The ridge times the number of training users; validation users select one of these seven.
+# Strengths of the ridge, each divided by the number of training users; one of these seven is selected on validation
+# users.
 RIDGE_STRENGTHS = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.1)
-# Pairs in a training context of the network: the paper's inference length; training then takes a minute.
+# Most pairs in a training context of the network: as many as the paper shows at inference; training takes a minute.
 MAX_TRAINING_CONTEXT = 60
 USERS_PER_CHUNK = 64  # users per forward pass of the network
-TRANSFORMER_HEADS = 4  # of the network
+TRANSFORMER_HEADS = 4  # attention heads in each layer of the network
 
 
 @dataclass(frozen=True)
 class Icra(LinearMethod):
-    """A trained model that predicts a query x_q from the context's (x_i, signal_i), without any training per user.
+    """A trained model that predicts the answer to a pair x_q from the context's (x_i, signal_i), without fitting users.
 
-    `signal`: the answer y = 2 label - 1 (eq. 2), or y over the response time, means over annotators (section 4).
-    `model="linear"`: the output is xqT G s with s = mean of signal_i x_i (eq. 4). G minimises the cross-entropy of
-    sigmoid(output) (eq. 5), or the squared error to the query's own signal (eq. 9; half the log-odds). In training each
-    pair of a user is the query after all other pairs of that user, or after `length` of them. Departure: a ridge,
-    chosen on validation users, on the difference of G from a multiple of E[x xT]^-1 (the untrained `moment`); the paper
-    has thousands of users and needs none.
-    `model="gpt2"`: GPT-2's blocks on tokens (x_i, signal_i), then (x_q, 0), with the same two losses. Departures: no
-    positions, and full attention within the context, because the context is a set. Each context pair is flipped so
-    that its signal is positive, and the output is (f(x_q) - f(-x_q)) / 2, so that sides carry no information. A pair
-    without a signal (a tie) has x = 0, because the sign of x would reveal the side. Training contexts have 0 to
-    `length` pairs.
-    The longer the training contexts, the smaller the gap between people like those in training and others. After 60
-    context pairs of `response_times` (ten annotators' times), G has a gap of .05 if trained with 199 pairs, and of .13
-    if trained with 60, as the network is. Compare the two models at the same `length`.
+    x: the features of left minus those of right.
+    `signal`: "choice" is the answer y = 2 label - 1 (eq. 2). "response_time" is y divided by the response time; if
+    several annotators answer a pair, y and the time are their means (section 4).
+
+    `model="linear"`: the output is xqT G s with s = mean of signal_i x_i (eq. 4). With "choice" the output is the
+    log-odds, and G minimises the cross-entropy of sigmoid(output) (eq. 5). With "response_time" the output is half the
+    log-odds, and G minimises the squared error to the query's own signal (eq. 9). In training every pair of a user is a
+    query once, and its context is all other pairs of that user, or the next `length` of them. Departure: a ridge pulls
+    G towards a multiple of E[x xT]^-1, the matrix of the untrained method `moment`. The ridge is selected on validation
+    users. The paper has thousands of users and needs none.
+
+    `model="gpt2"`: a network of GPT-2's blocks reads tokens (x_i, signal_i), then (x_q, 0), and is trained with the
+    same two losses. Departures: no positions, and full attention within the context, because the context is a set. Each
+    context pair is flipped so that its signal is positive, and the output is (f(x_q) - f(-x_q)) / 2, so that sides
+    carry no information. A pair without a signal (a tie) has x = 0, because the sign of x would reveal the side.
+    Training contexts have 0 to `length` pairs.
+
+    Compare the two models at the same `length`, because longer training contexts help people unlike those in training.
+    On `response_times` (ten annotators, 60 context pairs), the sign accuracy of G is lower for such people than for
+    people like those in training: by .05 after training with contexts of 199 pairs, and by .13 after training with 60,
+    as the network is trained.
     """
 
     family = "linear"
@@ -50,8 +58,7 @@ class Icra(LinearMethod):
 
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"
-    # Pairs in a training context, at most. 0: all other pairs of the user (linear), MAX_TRAINING_CONTEXT (gpt2).
-    length: int = 0
+    length: int = 0  # most pairs in a training context; 0: all others of the user (linear), or 60 (gpt2)
     width: int = 64  # gpt2
     layers: int = 2  # gpt2
     steps: int = 600  # gpt2: training steps, each of 64 users with 10 queries
@@ -66,8 +73,9 @@ class Icra(LinearMethod):
             or self.rate <= 0
         ):
             raise UserError(
-                "icra: layers and steps must be 1 or more, length 0 or more, rate above 0, and the heads must divide width",
-                f"width is a multiple of {TRANSFORMER_HEADS}, for example width = 64",
+                f"icra: width must be a multiple of {TRANSFORMER_HEADS}, layers and steps 1 or more, length 0 or more, "
+                "and rate above 0",
+                "for example width = 64, layers = 2, steps = 600, length = 0, rate = 1e-3",
             )
 
     @property
@@ -76,7 +84,7 @@ class Icra(LinearMethod):
 
     def refuses(self, task: TaskFacts) -> str | None:
         if task.feature_dim is not None and task.feature_dim > 512:
-            return "needs at most 512 features, because it trains a d x d matrix"
+            return "needs at most 512 features, because it computes d x d matrices of d features"
         return refusal_without_times(self.signal, task) or super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
@@ -92,9 +100,9 @@ class Icra(LinearMethod):
             return context_tokens(state, context, self.signal)
         return (self.answer_log_odds(mean_signed_gaps(context, self.signal, state["floor"]) @ state["gamma"].T),)
 
-    def answer_log_odds(self, answer: torch.Tensor) -> torch.Tensor:
-        """Convert the model's output to log-odds: already log-odds, or the drift with P(left) = sigmoid(2 drift)."""
-        return answer if self.signal == "choice" else 2 * answer
+    def answer_log_odds(self, output: torch.Tensor) -> torch.Tensor:
+        """Convert the model's output, which is the log-odds for choices and half the log-odds for response times."""
+        return output if self.signal == "choice" else 2 * output
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         if self.model == "gpt2":
@@ -116,10 +124,10 @@ class Icra(LinearMethod):
 
 
 def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) -> list[State]:
-    """Return one state {"gamma": float64[d, d], "floor": seconds} for each of RIDGE_STRENGTHS.
+    """Return one state for each of RIDGE_STRENGTHS: {"gamma": G, "floor": see `moment.shortest_seconds`}.
 
-    Each is the minimum of a convex problem, started at the previous minimum. In coordinates where E[x xT] = I the
-    matrix is a I + D, and the ridge applies to D.
+    Each G, float64[d, d], minimises a convex loss; the search starts at the previous minimum. In coordinates where
+    E[x xT] = I the matrix is a I + D, with a number a, and the ridge applies to D.
     """
     white = whitening_matrix(train)
     d = len(white)
@@ -130,7 +138,7 @@ def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) ->
     size, n, y = float(S.square().mean().sqrt()) or 1.0, len(X), torch.from_numpy(train.label).double()
     S /= size
 
-    def objective(flat: np.ndarray, decay: float) -> tuple[float, np.ndarray]:
+    def objective(flat: np.ndarray, ridge: float) -> tuple[float, np.ndarray]:
         point = torch.from_numpy(flat)
         a, D = point[0], point[1:].view(d, d)
         XG = X @ D + a * X
@@ -140,13 +148,13 @@ def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) ->
         else:
             loss, slope = (z - own).square().mean() / 2, z - own
         gradient = X.T @ (slope[:, None] * S) / n
-        value = loss + decay / 2 * D.square().sum()
-        return float(value), torch.cat([gradient.trace()[None], (gradient + decay * D).flatten()]).numpy()
+        value = loss + ridge / 2 * D.square().sum()
+        return float(value), torch.cat([gradient.trace()[None], (gradient + ridge * D).flatten()]).numpy()
 
     flat, states = np.zeros(1 + d * d), []
-    for decay in RIDGE_STRENGTHS:
+    for strength in RIDGE_STRENGTHS:
         found = minimize(
-            objective, flat, (decay / train.n_users,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
+            objective, flat, (strength / train.n_users,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
         )
         flat = found.x
         run.log(train_loss=found.fun, iterations=found.nit)
@@ -170,7 +178,7 @@ def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Te
 
 
 def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
-    """Train GPT-2's tensors on random contexts and queries of random training users."""
+    """Train the network, tensors named as below, on random contexts and queries of random training users."""
     white, floor = whitening_matrix(train), shortest_seconds(train)
     scale = answer_signals(train, method.signal, floor).square().mean().sqrt().clamp(min=1e-6)
     inputs = {"white": white, "scale": scale, "floor": floor}
@@ -200,13 +208,12 @@ def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
         chosen = users[torch.randint(len(users), (64,), generator=draw)]
         order = (torch.rand(64, T.shape[1], generator=draw) + ~mask[chosen]).argsort(1)[:, : asked + length]
         t, real = T[chosen[:, None], order], mask[chosen[:, None], order]
-        shown = torch.randint(
-            length + 1, (64, 1), generator=draw
-        )  # context pairs; the first `asked` pairs are the queries
+        # Of each user's drawn pairs the first `asked` are the queries, and the next `shown` are the context.
+        shown = torch.randint(length + 1, (64, 1), generator=draw)
         context = real[:, asked:] & (torch.arange(order.shape[1] - asked) < shown)
         z = transformer_answers(net, t[:, asked:], context, t[:, :asked, :d])[real[:, :asked]]
         target = t[:, :asked, d][real[:, :asked]]
-        if method.signal == "choice":  # pairs are flipped so that the winner is first: label .8 has the signal .6
+        if method.signal == "choice":  # the signal 2 label - 1 becomes the label again
             return (softplus(z) - (1 + target * scale) / 2 * z).mean()
         return (z / scale - target).square().mean()
 
@@ -216,7 +223,7 @@ def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
 def context_tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens float32[n_users, n, d + 1] and their mask bool[n_users, n].
 
-    A token is a whitened gap and its scaled signal, flipped so that no signal is negative.
+    A token is a pair's whitened gap and its signal divided by `scale`, both times -1 where the signal is negative.
     """
     counts = np.diff(pairs.offsets)
     own = answer_signals(pairs, signal, state["floor"]) / state["scale"]
@@ -229,10 +236,10 @@ def context_tokens(state: State, pairs: Pairs, signal: Signal) -> tuple[torch.Te
 
 
 def transformer_answers(state: State, context: torch.Tensor, mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Return float32[users, queries]: (f(x) - f(-x)) / 2 for whitened gaps x float32[users, queries, d].
+    """Return float32[users, queries]: (f(x) - f(-x)) / 2, where f(x) is the network's output for a query x.
 
     Every token attends to the context and itself, so no query attends to another.
-    context, mask: see `context_tokens`.
+    context, mask: see `context_tokens`.  query: float32[users, queries, d], whitened gaps.
     """
     context = context * (context[..., -1:] > 0)  # a tie has no preferred side, so its x is set to zero
     ask = torch.cat([query, -query], 1)

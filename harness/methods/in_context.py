@@ -1,4 +1,4 @@
-"""A language model judges for a user, given the user's earlier choices or self-description (PReF 5.3)."""
+"""A language model predicts a user's choices from earlier choices or a self-description in its prompt (PReF 5.3)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -23,21 +23,22 @@ QUESTION_TEMPLATE = "New choice:\n\n{}\n\nA or B?"
 JUDGE_WORDS = ("A", "B")
 LIKED, DISLIKED, EQUAL = "Preferred", "Rejected", "Equally good"
 
-CutTexts = dict[int, tuple[str, str]]  # an item's row -> its prompt and response, cut
+CutTexts = dict[int, tuple[str, str]]  # row of an item -> its prompt and response, each cut to `max_characters`
 
 
 @dataclass(frozen=True)
 class InContext(Method):
-    """An untrained judge: the log-odds of the answers A and B under the language model `model`, prompted with the user.
+    """An untrained judge: the log-odds that the language model `model` answers A, not B, when asked about the user.
 
-    view: `context`, the user's context pairs, as in PReF's in-context baseline (there a model writes for the user; here
-    it judges, as in RFM's baseline); `profile`, what the user wrote about themselves; or both. With no context and no
-    profile, the question asks for the model's own preference.
+    view: what a question shows about the user. `context`: their context pairs, as in PReF's in-context baseline, where
+    a model writes responses for the user. (Here the model judges, as in RFM's baseline.) `profile`: what they wrote
+    about themselves. `profile+context`: both. Where there is nothing to show, the model answers by its own preference.
     Every pair is asked in both orders and the two log-odds are averaged, (z(left as A) - z(right as A)) / 2, so that
-    the model's position bias cancels. A pair is undecided if either order could not be answered. Context pairs are
-    shown in the order of their items' numbers, each once (with the mean of its labels) and with the preferred response
-    first. So neither order nor side carries information, and no letter is more frequent among the examples. Of more
-    than `max_examples` pairs the first are shown.
+    the model's position bias cancels. A pair has log-odds 0 if either question has no answer.
+    Context pairs are sorted by their items' row numbers, and the preferred response comes first. So neither the order
+    of the context nor the side of a response carries information. A pair that occurs several times is shown once, with
+    the mean of its labels. Responses in context are marked Preferred and Rejected, so that neither A nor B is more
+    frequent there. Only the first `max_examples` pairs are shown.
     A question has at most (3 `max_examples` + 4) x `max_characters` characters of task texts, or (4 `max_examples` + 5)
     x `max_characters` where the two items of a pair answer different prompts. The method's own words add about 300 + 40
     `max_examples` characters. A question longer than the model's context is an error.
@@ -52,15 +53,15 @@ class InContext(Method):
     model: str = field(default="transformers:small", metadata={"identity": answer.canonical_judge})
     view: Literal["context", "profile", "profile+context"] = "context"
     max_examples: int = renamed_field(20, formerly="most")  # context pairs shown
-    # Characters of each text, cut at its end. With 20 pairs that is at most 10,000 tokens of English.
-    max_characters: int = renamed_field(600, formerly="room")
+    max_characters: int = renamed_field(600, formerly="room")  # of each text; 20 pairs are then at most 10,000 tokens
 
     def __post_init__(self) -> None:
         super().__post_init__()
         answer.parse_judge(self.model)
         if self.max_examples < 1 or self.max_characters < 1:
             raise UserError(
-                f"in_context: max_examples = {self.max_examples} and max_characters = {self.max_characters} must be 1 or more",
+                f"in_context: max_examples = {self.max_examples} and max_characters = {self.max_characters} must both "
+                "be 1 or more",
                 "max_examples = 20, max_characters = 600",
             )
 
@@ -135,7 +136,7 @@ def choices_text(text: CutTexts, first: np.ndarray, second: np.ndarray, liked: n
 
 
 def pair_text(text: CutTexts, one: tuple[int, str], other: tuple[int, str]) -> str:
-    """Format two items under their names, with the prompt once where they share it."""
+    """Format two items: a prompt, and a response after its name, such as `A`. A prompt of both is written once."""
     (a, name_a), (b, name_b) = one, other
     (prompt_a, response_a), (prompt_b, response_b) = text[a], text[b]
     again = f"Prompt: {prompt_b}\n" if prompt_b != prompt_a else ""
