@@ -1,4 +1,4 @@
-"""Measures of checks, each with its limits."""
+"""Measurement of the checks of claims: a number for each check, with its confidence limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Measurement = tuple[float, float | None, float | None, str]  # value, lower and 
 
 
 def measure_check(check: Check, results: Results, level: float = 0.95) -> Measurement:
-    """Return the number of a check with its limits. Raises NoNumberError where there is none."""
+    """Measure a check (schema.py explains the measures). Raises NoNumberError where the check has no number."""
     if check.measure == "trend":
         return _interval_over_seeds(*_trend_by_seed(check, results), level)
     if check.measure == "answers":
@@ -38,6 +38,7 @@ def measure_check(check: Check, results: Results, level: float = 0.95) -> Measur
 
 
 def _interval_over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) -> Measurement:
+    """Return the mean of one value per seed, with its t interval."""
     return _with_limits(stats.estimate_means(np.asarray(values)[None], np.arange(len(seeds)), seeds), level)
 
 
@@ -49,7 +50,7 @@ def _with_limits(found: stats.Estimate, level: float) -> Measurement:
 def _ratio_of_values(a: SelectedValues, b: SelectedValues, level: float) -> Measurement:
     """Return the geometric mean of the seeds' ratios, with a t interval of their logarithms."""
     if min(a.value.min(), b.value.min()) <= 0:
-        raise NoNumberError("a number is 0 or negative under some seed, so there is no ratio")
+        raise NoNumberError("a ratio needs numbers above 0 under every seed, and one is 0 or negative")
     value, low, high, note = _interval_over_seeds(np.log(a.value / b.value), a.seeds, level)
     low, high = (None if x is None else float(np.exp(x)) for x in (low, high))
     return float(np.exp(value)), low, high, note
@@ -58,20 +59,21 @@ def _ratio_of_values(a: SelectedValues, b: SelectedValues, level: float) -> Meas
 def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement:
     """Return the ratio of standard deviations of paired samples with the limits of Pitman (1939) and Morgan (1939).
 
-    The limits enclose the ratios q for which no correlation of a / q + b with a / q - b is found, in closed form.
+    The limits enclose every ratio q at which the correlation of a / q + b and a / q - b is not significant. (For the
+    true ratio it is zero.) This is their closed form.
     """
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        raise NoNumberError("a spread needs at least three seeds, with different values")
+        raise NoNumberError("the measure `spread` needs at least three seeds, with different values")
     ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
     k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
-    wide = float(np.sqrt(k + np.sqrt(k**2 - 1)))
-    return ratio, ratio / wide, ratio * wide, ""
+    factor = float(np.sqrt(k + np.sqrt(k**2 - 1)))
+    return ratio, ratio / factor, ratio * factor, ""
 
 
 def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
-    """Return the values of the field that a trend is along, with a selection for each.
+    """Return the values of the field `along` of a check with the measure `trend`, and the selection for each value.
 
-    Raises UserError where the suite does not sweep that field, and only that field.
+    Raises UserError where the suite does not sweep that field, or sweeps other fields too.
     """
     tasks, methods = (
         results.matching_settings("task", check.of.task),
@@ -88,12 +90,14 @@ def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Se
     if not all(type(v) in (int, float) for v in x):
         raise UserError(f"{check.along} has values that are not numbers", "set `along` to a field of numbers")
     if len(set(x)) < len(x):
-        raise UserError(f"several {kind} settings have the same {check.along}", "add fields to `of` until one is left")
+        raise UserError(
+            f"several {kind} settings have the same {check.along}", "select one of them by adding fields to `of`"
+        )
     return list(map(float, x)), [replace(check.of, **{kind: setting}) for setting in settings]
 
 
 def _trend_by_seed(check: Check, results: Results) -> tuple[np.ndarray, np.ndarray]:
-    """For each seed, the least-squares change over the whole range of a task's or method's field."""
+    """Return for each seed the change over the whole range of the field, by a least-squares line, and the seeds."""
     along, selections = sweep_of_trend(check, results)
     found = [results.selected_values(selection) for selection in selections]
     x = (np.array(along) - min(along)) / (max(along) - min(along))
@@ -103,15 +107,20 @@ def _trend_by_seed(check: Check, results: Results) -> tuple[np.ndarray, np.ndarr
 def _answers_needed(check: Check, results: Results, level: float) -> Measurement:
     """Return how many answers `of` needs to reach the score of `over`, as a multiple of the shots of `over`.
 
-    Scores are means over seeds, and `of` is interpolated between its numbers of shots. The limits enclose the numbers
-    of answers at which a paired t test over seeds finds no difference in either direction (as Fieller's limits do). A
-    curve that ends below the goal gives a lower bound and no upper limit.
+    Scores are means over seeds, and the score of `of` is interpolated between its numbers of shots. The limits enclose
+    the numbers of answers at which a paired t test over seeds finds no significant difference between the two scores
+    (as Fieller's limits do). If `of` does not reach the goal at any of its numbers of shots, the value is a lower bound
+    and has no upper limit.
     """
     assert check.over is not None  # Check requires `over` for this measure
     goal, task = results.selected_values(check.over), results.single_setting("task", check.of.task)
-    at = max(results.single_setting("task", check.over.task).shots) if check.over.shots is None else check.over.shots
-    if at == 0 or len(task.shots) < 2:
-        raise NoNumberError("`answers` needs `over` at one shot or more, and a task with two numbers of shots")
+    goal_shots = check.over.shots
+    if goal_shots is None:
+        goal_shots = max(results.single_setting("task", check.over.task).shots)
+    if goal_shots == 0 or len(task.shots) < 2:
+        raise NoNumberError(
+            "the measure `answers` needs `over` at one shot or more, and `of` on a task with several numbers of shots"
+        )
     ahead = np.stack([results.selected_values(replace(check.of, shots=n)).value - goal.value for n in task.shots])
     steps = [np.linspace(*ends, 1001) for ends in zip(task.shots, task.shots[1:], strict=False)]
     shots = np.unique(np.concatenate(steps))
@@ -123,12 +132,9 @@ def _answers_needed(check: Check, results: Results, level: float) -> Measurement
         (reached[0], "") if len(reached) else (shots[-1], f"a lower bound: not reached with {shots[-1]:.0f} answers")
     )
     if found.note:
-        return float(value / at), None, None, "; ".join(filter(None, (note, found.note)))
+        return float(value / goal_shots), None, None, "; ".join(filter(None, (note, found.note)))
     low, high = found.interval(level)
-    least = (
-        0.0 if high[0] >= 0 else shots[high >= 0][0] if (high >= 0).any() else shots[-1]
-    )  # the first not significantly below
-    most = (
-        np.inf if low[-1] <= 0 else shots[low <= 0][-1] if (low <= 0).any() else shots[0]
-    )  # the last not significantly above
-    return float(value / at), float(least / at), float(most / at), note
+    not_below, not_above = shots[high >= 0], shots[low <= 0]  # not significantly below, or above, the goal
+    least = 0.0 if high[0] >= 0 else not_below[0] if len(not_below) else shots[-1]
+    most = np.inf if low[-1] <= 0 else not_above[-1] if len(not_above) else shots[0]
+    return float(value / goal_shots), float(least / goal_shots), float(most / goal_shots), note
