@@ -1,4 +1,4 @@
-"""Verbs that make the inputs of trials: prepare, generate, encode."""
+"""The commands that make the inputs of trials: prepare, generate, encode."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def prepare(
 
 def generate(
     what: SuiteOrTexts,
-    generator: Annotated[str, typer.Option(help="For a file: ENGINE:MODEL?option=value.", show_default=False)] = "",
+    generator: Annotated[
+        str, typer.Option(help="For a file: the language model, ENGINE:MODEL?option=value.", show_default=False)
+    ] = "",
     n: Annotated[int, typer.Option("-n", min=1, help="For a file: candidates per prompt.")] = 16,
     out: OutputFile = None,
     store: StoreDir = Path("store"),
@@ -51,9 +53,9 @@ def generate(
     as_json: JsonOutput = False,
 ) -> None:
     """Sample candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
-    made = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block, only="samples")
+    runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block, only="samples")
     if what.suffix == ".toml":
-        _make_for_suite(what, made, store, data, plugin, {"--generator": generator, "--out": out})
+        _make_for_suite(what, runner, store, data, plugin, {"--generator": generator, "--out": out})
     else:
         from harness.inference import files
         from harness.inference.generate import generate_job, generator_inputs
@@ -62,19 +64,22 @@ def generate(
         if not generator:
             raise UserError("--generator is missing", "--generator transformers:small, or vllm:org/name@REVISION")
         sampling = generate_job(
-            generator, n, lambda: map(generator_inputs, files.read_text_columns(what, "prompt", "system?")), made.store
+            generator,
+            n,
+            lambda: map(generator_inputs, files.read_text_columns(what, "prompt", "system?")),
+            runner.store,
         )
-        made([sampling])
+        runner([sampling])
         if out:
-            stderr.print(f"{files.write_candidates(out, made.row_index(sampling), sampling.batches)} rows in {out}")
-        _print_warning(files.describe_errors(made.row_index(sampling), sampling.batches(), "prompts"))
-    made.print_made(as_json)
+            stderr.print(f"{files.write_candidates(out, runner.row_index(sampling), sampling.batches)} rows in {out}")
+        _print_warning(files.describe_errors(runner.row_index(sampling), sampling.batches(), "prompts"))
+    runner.print_made(as_json)
 
 
 def encode(
     what: SuiteOrTexts,
     encoder: Annotated[
-        str, typer.Option(help="For a file: hashing-DIM, or ENGINE:MODEL?option=value.", show_default=False)
+        str, typer.Option(help="For a file: the encoder, hashing-DIM or ENGINE:MODEL?option=value.", show_default=False)
     ] = "",
     out: OutputFile = None,
     store: StoreDir = Path("store"),
@@ -87,9 +92,9 @@ def encode(
     as_json: JsonOutput = False,
 ) -> None:
     """Encode the texts of a suite, or of a file's column `response` (and `prompt`); equal texts are encoded once."""
-    made = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
+    runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
     if what.suffix == ".toml":
-        _make_for_suite(what, made, store, data, plugin, {"--encoder": encoder, "--out": out})
+        _make_for_suite(what, runner, store, data, plugin, {"--encoder": encoder, "--out": out})
     else:
         from harness.inference import files
         from harness.inference.encode import encode_job, reads_prompt
@@ -98,27 +103,31 @@ def encode(
         if not encoder:
             raise UserError("--encoder is missing", "--encoder hashing-1024, or transformers:org/name@REVISION")
         columns = ("response", "prompt") if reads_prompt(encoder) else ("response",)
-        encoding = encode_job(encoder, lambda: files.read_text_columns(what, *columns), made.store)
-        made([encoding])
+        encoding = encode_job(encoder, lambda: files.read_text_columns(what, *columns), runner.store)
+        runner([encoding])
         if out:
-            stderr.print(f"{files.write_vectors(out, made.row_index(encoding), encoding.batches)} in {out}")
-        _print_warning(files.describe_errors(made.row_index(encoding), encoding.batches(), "texts"))
-    made.print_made(as_json)
+            rows, dim = files.write_vectors(out, runner.row_index(encoding), encoding.batches)
+            stderr.print(f"{rows} vectors of {dim} numbers in {out}")
+        _print_warning(files.describe_errors(runner.row_index(encoding), encoding.batches(), "texts"))
+    runner.print_made(as_json)
 
 
-def _make_for_suite(suite: Path, made, store: Path, data: Path | None, plugin, of_files: dict[str, object]) -> None:
-    """Make the rows that a suite's tasks need and the store lacks, of the kind that `made` makes.
+def _make_for_suite(
+    suite: Path, runner: JobRunner, store: Path, data: Path | None, plugin, file_options: dict[str, object]
+) -> None:
+    """Make the rows that a suite's tasks need and the store lacks; a runner with `only` makes one kind of rows.
 
-    of_files: options that are only for files. Raises UserError where one is given.
+    file_options: values of the options that are only for files. Raises UserError where one is given.
     """
-    if given := [option for option, value in of_files.items() if value]:
-        raise UserError(
-            f"{given[0]} is only for files; the tasks of a suite have it in their settings", f"leave {given[0]} out"
+    if given := [option for option, value in file_options.items() if value]:
+        where = (
+            "results for a suite stay in the store" if given[0] == "--out" else "the tasks of a suite name their own"
         )
+        raise UserError(f"{given[0]} is only for files: {where}", f"leave {given[0]} out")
     with contextlib.suppress(WantedRowsMade):
-        plan_with_progress(suite, store, data, plugin, made)
+        plan_with_progress(suite, store, data, plugin, runner)
 
 
-def _print_warning(told: str) -> None:
-    if told:
-        stderr.print(told, style="yellow")
+def _print_warning(warning: str) -> None:
+    if warning:
+        stderr.print(warning, style="yellow")
