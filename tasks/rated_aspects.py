@@ -1,7 +1,7 @@
 """Responses rated by aspect; simulated users follow one aspect or a mixture (Few-shot Steerable Alignment, 4.2)."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -63,50 +63,53 @@ TABLES = {
     )
 }
 ULTRAFEEDBACK_REPOSITORY = "openbmb/UltraFeedback"
-# the revision that HuggingFaceH4/ultrafeedback_binarized was made from
+# The revision that HuggingFaceH4/ultrafeedback_binarized was made from.
 ULTRAFEEDBACK_REVISION = "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
-SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # a file each; .94 GB in all
-FLAGS = (  # 1 marks an error, so lower is better
+SUBSETS = ("evol_instruct", "false_qa", "flan", "sharegpt", "truthful_qa", "ultrachat")  # one file each, .94 GB in all
+ERROR_FLAGS = (  # 1 marks an error, so lower is better
     *("contradiction", "inconsistent", "factuality", "relevance", "formatting", "refusal", "repetition", "scope"),
     *("fluency", "harmful"),
 )
 ASPECTS = {
-    "hfgs/v1_aspects": ("overall", "confidence", "style", "detail", "clarity", "creativity", "useful", *FLAGS),
+    "hfgs/v1_aspects": ("overall", "confidence", "style", "detail", "clarity", "creativity", "useful", *ERROR_FLAGS),
     "hfgs/v2_style": ("complexity", "assertive"),
     "squality/ratings": ("correctness", "selection", "overall"),
     "ultrafeedback": ("helpfulness", "honesty", "truthfulness", "instruction_following"),
 }
-RATED_PROMPT_PARTS = ("training", "context", "validation", "test")  # parts of the prompts
+# The parts that prompts are split into. "context" serves the contexts of new users and the queries of training users.
+RATED_PROMPT_PARTS = ("training", "context", "validation", "test")
 EITHER_KIND = 2  # a pair that may conflict or agree
-CANDIDATES_PER_PROMPT = 4  # responses to choose the best of: UltraFeedback has four per prompt
-FEATURE_NOISE = 0.2  # sd of the noise of "numbers" features, for scores of sd 1, as in `attributes`
+CANDIDATES_PER_PROMPT = 4  # responses among which methods choose; UltraFeedback has four per prompt
+FEATURE_NOISE = 0.2  # sd of the noise in the features of encoder "numbers", where scores have sd 1; as in `attributes`
 
 
 @dataclass(frozen=True)
 class RatedAspects(TextTask):
-    """A task with pairs of responses to one prompt; the user's aspect decides, without noise.
+    """A task with pairs of responses to one prompt; a user prefers the one rated higher in the user's aspect(s).
 
     A pair is *conflicting* if the aspects do not all prefer the same response (definition 4.2); pairs with a tie in any
     aspect are left out. Each conflict rate is the share of conflicting pairs; without a rate, pairs are drawn as the
     data has them (.29 of the pairs conflict in `detail` and `clarity`). The paper's queries have a rate of 1.
-    weights: "one": each user follows one aspect. Training, validation and test users each follow the aspects in equal
-    numbers up to one, so that the most frequent aspect among a few test users carries no information. "dirichlet": a
-    user maximises a mixture of the scores, each of variance 1, with weights from Dirichlet(.5, ...) (appendix D).
-    follow: an aspect that all users follow. `shared` on such a task, seed by seed, is the paper's dedicated model.
+    weights: "one": each user follows one aspect. All aspects are followed by equally many training users (give or take
+    one), and likewise by validation and by test users. Otherwise the aspect that happens to be most frequent among a
+    few test users would carry information. "dirichlet": a user prefers the larger weighted sum of the scores, each of
+    variance 1, with weights from Dirichlet(.5, ...) (appendix D).
+    follow: one aspect that all users follow, on the same pairs. The method `shared` is then the paper's dedicated
+    model, to compare seed by seed with methods on the task without `follow`.
 
     Prompts are split at random: half for training pairs; a tenth for the context of new users and the queries of
     training users (panel `seen`); a fifth each for the queries of validation and test users. So no prompt of a query is
-    in a context or in training. Otherwise, with few prompts, chains (a over b, b over c) would answer queries without
-    any model.
+    in a context or in training. If prompts were shared, chains (a over b, b over c) would answer many queries without
+    any model, because there are few prompts.
 
-    source: "hfgs", 898 responses to 180 prompts with mean ratings on seven aspects and ten error flags (counted
-    negatively), or 1,739 responses to 300 prompts with `complexity` and `assertive` (Hosking et al. 2024); "squality",
-    300 summaries rated on `correctness`, `selection`, `overall` (Wang et al. 2022); "ultrafeedback", 256,000 responses
-    to 64,000 prompts rated by GPT-4 (Cui et al. 2024), from `subsets` at `revision` on the hub, or from a local `file`
-    with the same fields (jsonl or parquet, or a folder of them).
+    source: "hfgs" (Hosking et al. 2024, "Human Feedback is not Gold Standard"), 898 responses to 180 prompts with mean
+    ratings on seven aspects and ten error flags (counted negatively), or 1,739 responses to 300 prompts with
+    `complexity` and `assertive`; "squality", 300 summaries rated on `correctness`, `selection`, `overall` (Wang et al.
+    2022); "ultrafeedback", 256,000 responses to 64,000 prompts rated by GPT-4 (Cui et al. 2024), from `subsets` at
+    `revision` on the hub, or from a local `file` with the same fields (jsonl or parquet, or a folder of them).
     encoder: a text encoder, or "numbers". "numbers" replaces the text by the scores of the chosen aspects, rotated into
-    `feature_dim` dimensions with noise of sd .2. So it tests a method on a representation that contains the aspects,
-    which a few hundred prompts do not suffice to learn from text.
+    `feature_dim` dimensions with noise of sd .2. These features contain the aspects, which cannot be learned from the
+    texts of a few hundred prompts.
 
     choices: four random responses to each query prompt of test users that has at least four; all of them have a row in
     `Truth.items`, and none is in a context or in training.
@@ -115,13 +118,16 @@ class RatedAspects(TextTask):
     family = "written by models"
     paper = "Few-shot Steerable Alignment 2024"
 
-    version: ClassVar[int] = 2  # 2: with choices
+    version: ClassVar[int] = 2  # since version 2 there are choices
 
     source: Literal["hfgs", "squality", "ultrafeedback"] = "hfgs"
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = ULTRAFEEDBACK_REVISION
     subsets: tuple[str, ...] = SUBSETS
-    aspects: tuple[str, ...] = ("detail", "clarity")  # the pair of hfgs' aspects that text features predict best
+    aspects: tuple[str, ...] = (
+        "detail",
+        "clarity",
+    )  # of the pairs of aspects in "hfgs", the one that text features predict best
     weights: Literal["one", "dirichlet"] = "one"
     follow: str = ""
     n_users: int = 200  # training users
@@ -172,7 +178,7 @@ class RatedAspects(TextTask):
         check_revision(ULTRAFEEDBACK_REPOSITORY, self.revision)
         if not self.subsets or not set(self.subsets) <= set(SUBSETS) or len(set(self.subsets)) < len(self.subsets):
             raise UserError(
-                f"rated_aspects: subsets = {list(self.subsets)} must be different names of subsets",
+                f"rated_aspects: subsets = {list(self.subsets)} must be one or more different subsets",
                 f"choose among {', '.join(SUBSETS)}",
             )
         self.table_name()
@@ -218,13 +224,12 @@ class RatedAspects(TextTask):
             rated = scores.join(texts, on=keys)
         else:
             scores = TABLES[name].read_columns("prompt_id", "response_id", "model", *aspects)
-            scores = scores.filter(
-                pl.col("model") != "distractor"
-            )  # attention checks, whose response belongs to another prompt
+            # "distractor" rows are attention checks: their response belongs to another prompt
+            scores = scores.filter(pl.col("model") != "distractor")
             rated = scores.join(TABLES["hfgs/prompts"].read_columns("prompt_id", "prompt"), on="prompt_id").join(
                 TABLES["hfgs/responses"].read_columns("response_id", "response"), on="response_id"
             )
-        better = [-pl.col(a).cast(pl.Float64) if a in FLAGS else pl.col(a).cast(pl.Float64) for a in aspects]
+        better = [-pl.col(a).cast(pl.Float64) if a in ERROR_FLAGS else pl.col(a).cast(pl.Float64) for a in aspects]
         mean = [score.mean().round(6) for score in better]  # rounding makes equal means ties
         return rated.group_by("prompt", "response").agg(mean).sort("prompt", "response")
 
@@ -253,13 +258,13 @@ class RatedAspects(TextTask):
         counts = np.repeat([self.pairs_per_user, max(self.shots)], [self.n_users, 2 * self.new_users]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(len(user)) - (np.cumsum(counts) - counts)[user]
-        known, asked = user < self.n_users, place >= counts[user] - self.queries
+        in_training, asked = user < self.n_users, place >= counts[user] - self.queries
         rates = np.array([self.train_conflict_rate, self.context_conflict_rate, self.query_conflict_rate], dtype=float)
-        rate = rates[np.select([asked, known], [2, 0], 1)]  # None is NaN
-        wish = np.where(np.isnan(rate), EITHER_KIND, rng.random(len(user)) < rate)
-        # index of RATED_PROMPT_PARTS
-        of = np.select([known, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)
-        pair = deal_pairs(rng, user, of, wish, part[prompt[first]], conflict)
+        rate = rates[np.select([asked, in_training], [2, 0], 1)]  # NaN where the field is None
+        row_kind = np.where(np.isnan(rate), EITHER_KIND, rng.random(len(user)) < rate)
+        # part of the prompts for each row: 0 or 1 for training users, then 1 for contexts, 2 and 3 for queries
+        row_part = np.select([in_training, ~asked, user < self.n_users + self.new_users], [asked, 1, 2], 3)
+        pair = deal_pairs(rng, user, row_part, row_kind, part[prompt[first]], conflict)
 
         left_first = rng.random(len(user)) < 0.5
         left, right = np.where(left_first, first[pair], second[pair]), np.where(left_first, second[pair], first[pair])
@@ -277,7 +282,9 @@ class RatedAspects(TextTask):
         k, groups = len(self.aspects), (self.n_users, self.new_users, self.new_users)
         if self.weights == "dirichlet":
             n = sum(groups)
-            people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(np.float32)  # as many as in `low_rank`
+            people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(
+                np.float32
+            )  # 20,000 draws of the population, as in `low_rank`
             return people[:n], people[n:]
         modes = np.eye(k, dtype=np.float32)
         if self.follow:
@@ -295,33 +302,36 @@ class RatedAspects(TextTask):
 def deal_pairs(
     rng: np.random.Generator,
     user: np.ndarray,
-    of: np.ndarray,
-    wish: np.ndarray,
+    row_part: np.ndarray,
+    row_kind: np.ndarray,
     part: np.ndarray,
     conflict: np.ndarray,
 ) -> np.ndarray:
-    """Draw int64[n]: a pair for each row, with no pair twice for one user.
+    """Draw int64[n]: a pair for each row, such that no user gets a pair twice. A row is one answer of one user.
 
-    of: int[n], the part of the prompts that the row's pair must come from.
-    wish: int[n], 0 for an agreeing pair, 1 for a conflicting pair, or EITHER_KIND. All rows of one user and part have
-    the same rate, so EITHER_KIND never occurs together with 0 or 1 there.
-    part, conflict: int[pairs], part and conflict of each pair.
+    user: int[n], the user of each row.
+    row_part: int[n], the part of the prompts (index of RATED_PROMPT_PARTS) that the row's pair must come from.
+    row_kind: int[n], 0 for an agreeing pair, 1 for a conflicting pair, or EITHER_KIND. All rows of one user and part
+    have the same rate, so EITHER_KIND never occurs together with 0 or 1 there.
+    part, conflict: int[pairs], for each pair its part of the prompts, and whether it conflicts.
     """
     pair = np.empty(len(user), dtype=np.int64)
-    for p, w in np.unique(np.column_stack([of, wish]), axis=0):  # at most twelve
-        rows = np.flatnonzero((of == p) & (wish == w))
-        pairs = rng.permutation(np.flatnonzero((part == p) & ((conflict == w) | (w == EITHER_KIND))))
-        asked = np.bincount(user[rows])
-        if asked.max() > len(pairs):
+    for p, kind in np.unique(np.column_stack([row_part, row_kind]), axis=0):  # at most 4 parts x 3 kinds
+        rows = np.flatnonzero((row_part == p) & (row_kind == kind))
+        pairs = rng.permutation(np.flatnonzero((part == p) & ((conflict == kind) | (kind == EITHER_KIND))))
+        needed = np.bincount(user[rows])  # rows of each user
+        if needed.max() > len(pairs):
             raise UserError(
-                f"rated_aspects: a user needs {asked.max()} pairs{(' that agree', ' that conflict', '')[w]} from the "
-                f"{RATED_PROMPT_PARTS[p]} prompts, which have {len(pairs)}",
+                f"rated_aspects: a user needs {needed.max()} pairs{(' that agree', ' that conflict', '')[kind]} "
+                f"from the {RATED_PROMPT_PARTS[p]} prompts, which have {len(pairs)}",
                 "lower pairs_per_user, shots or queries, or leave out the conflict rate",
             )
-        step = np.flatnonzero(np.gcd(np.arange(len(pairs)), len(pairs)) == 1)  # visits every pair before any twice
-        start, step = rng.integers(len(pairs), size=len(asked)), rng.choice(step, size=len(asked))
+        # Each user starts at a random pair and goes on in steps of one random size, around the end. Sizes are coprime
+        # to the number of pairs, so that every pair is visited before any is visited twice.
+        step = np.flatnonzero(np.gcd(np.arange(len(pairs)), len(pairs)) == 1)
+        start, step = rng.integers(len(pairs), size=len(needed)), rng.choice(step, size=len(needed))
         owner = user[rows]
-        nth = np.arange(len(rows)) - (np.cumsum(asked) - asked)[owner]
+        nth = np.arange(len(rows)) - (np.cumsum(needed) - needed)[owner]
         pair[rows] = pairs[(start[owner] + nth * step[owner]) % len(pairs)]
     return pair
 
@@ -335,25 +345,31 @@ def pairs_within(group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def numeric_features(rng: np.random.Generator, scores: np.ndarray, dim: int) -> np.ndarray:
-    """Return float32[n, dim]: scores rotated into `dim` dimensions, with noise; mean variance 1/2 as for encoders."""
+    """Return float32[n, dim]: scores rotated into `dim` dimensions, with noise.
+
+    The mean variance is 1/2, as for vectors of text encoders.
+    """
     axes = np.linalg.qr(rng.normal(size=(dim, scores.shape[1])))[0]
     features = scores @ axes.T + FEATURE_NOISE * rng.normal(size=(len(scores), dim))
     return (features / np.sqrt(2 * features.var(0).mean())).astype(np.float32)
 
 
-def candidates_of_prompts(prompt: np.ndarray, here: np.ndarray) -> np.ndarray | None:
-    """Return int32[prompts, CANDIDATES_PER_PROMPT]: the first items of each prompt that has so many items in `here`.
+def candidates_of_prompts(prompt: np.ndarray, usable: np.ndarray) -> np.ndarray | None:
+    """Return int32[prompts, CANDIDATES_PER_PROMPT]: the first usable items of each prompt that has so many of them.
 
-    here: bool[items]. None is returned where no prompt has enough.
+    prompt: int[items], the prompt of each item.  usable: bool[items]. Returns None where no prompt has enough.
     """
-    items = pl.DataFrame({"prompt": prompt, "item": np.arange(len(prompt), dtype=np.int32)}).filter(here)
+    items = pl.DataFrame({"prompt": prompt, "item": np.arange(len(prompt), dtype=np.int32)}).filter(usable)
     items = items.filter(pl.len().over("prompt") >= CANDIDATES_PER_PROMPT).sort("prompt", maintain_order=True)
     first = items.filter(pl.int_range(pl.len()).over("prompt") < CANDIDATES_PER_PROMPT)["item"].to_numpy()
     return first.reshape(-1, CANDIDATES_PER_PROMPT) if len(first) else None
 
 
 def files_of_folder(file: str) -> list[Path]:
-    """Return the file, or a folder's jsonl and parquet files. Raises UserError where a folder has none."""
+    """Return the jsonl and parquet files of a folder, or `file` itself if it is a file.
+
+    Raises UserError where the folder has no such files.
+    """
     path = Path(file)
     found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet")) if path.is_dir() else [path]
     if not found:
@@ -363,8 +379,8 @@ def files_of_folder(file: str) -> list[Path]:
     return found
 
 
-def read_ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFrame:
-    """Read prompt, response and one float column per aspect, of completions that have all these ratings."""
+def read_ultrafeedback(files: Sequence[Path], aspects: list[str]) -> pl.DataFrame:
+    """Read prompt, response and one float column per aspect, for all responses that have a rating of every aspect."""
     found = []
     for file in files:
         for number, row in numbered_rows(file):
@@ -383,6 +399,7 @@ def read_ultrafeedback(files: Iterable[Path], aspects: list[str]) -> pl.DataFram
                 ) from error
     if not found:
         raise UserError(
-            f"{file}: no response has a rating of {' and '.join(aspects)}", "check the annotations in the file"
+            f"{', '.join(map(str, files))}: no response has a rating of {' and '.join(aspects)}",
+            "check the annotations in the data",
         )
     return pl.DataFrame(found, schema=["prompt", "response", *aspects], orient="row")
