@@ -82,7 +82,8 @@ class Pairs:
     """Judged pairs, one per row, sorted by user.
 
     user: int32[n], local index 0..n_users-1.
-    people: int32[n_users], local index -> the data set's person. Persons are the unit of every confidence interval.
+    people: int32[n_users], each local user's row in the data set's table `users`. Persons are the unit of every
+        confidence interval.
     left, right: int32[n], rows of `items`.
     label: float32[n], P(left preferred); NaN when hidden.
     seconds: float32[n], response time, where known.
@@ -183,7 +184,7 @@ class Truth:
     def known_population(self) -> np.ndarray:
         """Population in the ground truth. Raises UserError where there is none."""
         return require_value(
-            self.population, "population in the task's ground truth", "give one to Truth: population=users will do"
+            self.population, "population in the task's ground truth", "pass one to Truth, for example population=users"
         )
 
     def gap(self, pairs: Pairs) -> np.ndarray:
@@ -220,8 +221,8 @@ class PreferenceDataset:
     ) -> PreferenceDataset:
         """Build a data set from one array per column; `user` holds ids of any kind, and rows may be in any order.
 
-        min_pairs: pairs that each user needs; 2 leaves one to ask. Raises UserError where a row cannot be used, and
-        names the first such row.
+        min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
+        Raises UserError where a row cannot be used, and names the first such row.
         """
         given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
         columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
@@ -231,7 +232,9 @@ class PreferenceDataset:
         _check_rows(columns, len(items))
         user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
         ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
-        hint = f"drop users with fewer than {min_pairs}: each needs one pair to show and one to ask"
+        hint = (
+            f"drop users with fewer than {min_pairs} pairs: methods see some of a user's pairs and are asked the others"
+        )
         _raise_for_first_bad(counts[person] < min_pairs, f"a user with fewer than {min_pairs} pairs", user, hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
@@ -258,8 +261,9 @@ class PreferenceDataset:
         soft labels, and `seconds`. Sides are drawn at random, and items are numbered in a random order, so neither side
         nor number reveals the preferred response.
 
-        frame: any data frame that harness.frames.as_polars takes. min_pairs: pairs that each user needs; 2 leaves
-        one to ask. features: maps the distinct items (columns prompt, response) to float32[n, d].
+        frame: any data frame that harness.frames.as_polars takes.
+        features: maps the distinct items (columns prompt, response) to float32[n, d].
+        min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
         """
         frame = as_polars(frame)
         needed = ["user", "prompt", "chosen", "rejected"]
@@ -279,7 +283,7 @@ class PreferenceDataset:
                 raise UserError(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
         items = options.unique().sort("prompt", "response")
-        # Sorted order would reveal content: "I am" comes before "I am not".
+        # A sorted order would let an item's number reveal something about its text: "I am" comes before "I am not".
         mixed = np.random.default_rng(len(items)).permutation(len(items))
         items = items[mixed].with_row_index("item")
         of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
@@ -380,7 +384,7 @@ class Splits:
         """Raise SplitLeakError where users or answers leak into training.
 
         A panel other than `seen` must not share users with the training data, nor any panel with the validation panel.
-        A query must not be shown to its own user, in context or in training data. A pair counts as shown in either
+        A user's query must not be among that user's context pairs or training pairs. A pair is the same pair in either
         order, and also where the same two options have other row numbers (items are compared by their content).
         """
         same = content_ids(self.train.items)

@@ -44,7 +44,7 @@ def with_current_names(cls: type, table: Mapping[str, Any], where: str) -> dict[
 
 
 def validate_fields(thing: Any) -> None:
-    """Check and convert every field of a new task or method, so that Python code obeys the same rules as a suite."""
+    """Check and convert every field of a new task or method: the rules are the same in Python as in a suite file."""
     hints = typing.get_type_hints(type(thing))
     for field in dataclasses.fields(thing):
         value = coerce_value(getattr(thing, field.name), hints[field.name], f"{thing.name}.{field.name}")

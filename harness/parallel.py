@@ -74,7 +74,10 @@ def have_all_workers_failed(key: str, reason: str) -> bool:
 
 
 class one_torch_thread:
-    """A context in which torch uses one thread: sums keep their order, so that every executor gets the same bits."""
+    """A context in which torch uses one thread.
+
+    Sums are then always taken in the same order, so a trial gives the same bits in this process and on Ray.
+    """
 
     def __enter__(self) -> None:
         self.before = torch.get_num_threads()

@@ -138,7 +138,10 @@ def make_instance(kind: str, name: str, fields: dict[str, object]) -> Any:
 
 
 def lists_several_settings(kind: str, name: str, field: str, value: object) -> bool:
-    """Return whether a suite's list means several settings of the field rather than one tuple."""
+    """Return whether a list in a suite means several settings of the field, one for each entry.
+
+    For a tuple field a list is one value, unless its first entry is a list as well.
+    """
     if not isinstance(value, list):
         return False
     hint = typing.get_type_hints(load_class(kind, name)).get(field)

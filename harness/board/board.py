@@ -30,7 +30,7 @@ class Point:
 class BestOf:
     """Scores of a method's best-of-n choices for the test people at one number of shots; every dict is by n."""
 
-    gain: dict[int, Point]  # in true utility over a random candidate; 1 if the best of all candidates is chosen
+    gain: dict[int, Point]  # in true utility, normalised: 0 for a random candidate, 1 for the best of all
     win_random: dict[int, Point]  # probability of being preferred to a random one of all candidates
     win_shared: dict[int, Point]  # ... to the reference method's choice among the same n; {} without the reference
     worse_random: float  # at the largest n: share of people worse off than with a random candidate
@@ -56,11 +56,11 @@ class Row:
     keys: tuple[str, ...]  # keys of its finished trials
     privileged: bool  # the method reads the ground truth: it is drawn as a line and never ranked
     incomplete: str | None  # why trials are missing; such a row has no rank and no interval
-    rank: tuple[int, int, int] | None = None  # as scored, best, worst
+    rank: tuple[int, int, int] | None = None  # by score; best possible; worst possible
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
     gain: Point | None = None  # in accuracy over the reference, paired
     holm: float | None = None  # the gain's p-value, adjusted over all methods
-    swapped: float | None = None  # accuracy when answered with another user's state
+    swapped: float | None = None  # accuracy when a user's queries are answered with another user's adaptation
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
@@ -78,7 +78,7 @@ class TaskBoard:
     rows: tuple[Row, ...]
     people: int
     seeds: int
-    note: str | None  # why there is no interval
+    note: str | None  # why there are no intervals: one or two seeds, or one person
     verdict: str
     refusals: dict[str, str]
     flags: tuple[str, ...]

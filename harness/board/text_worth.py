@@ -24,7 +24,7 @@ POLICY_COLUMNS = {"kl": "kl", "tokens": "n_tokens", "stopped": "stopped", "fluen
 
 @dataclass(frozen=True, eq=False)
 class PolicyTexts:
-    """Texts stored by `write_texts`: to the first people and prompts, one at each number of shots."""
+    """Texts stored by `write_texts` for the first people and prompts: one for each (person, prompt, shots)."""
 
     people: np.ndarray  # int32[n_users]
     prompts: int
@@ -39,7 +39,7 @@ class PolicyTexts:
 
         kl: KL divergence from the reference model, in nats per response.  tokens: length.  stopped: share of responses
         that end by themselves.  fluency: log-probability under the reference model, in nats per token.  tokens_more,
-        stopped_more, fluency_more: the same minus the number of the reference model's texts.
+        stopped_more, fluency_more: the same mean minus that of the reference model's texts.
         """
         own = {name: self.column_values(shots, column).mean(1) for name, column in POLICY_COLUMNS.items()}
         theirs = {
@@ -98,7 +98,7 @@ def worth_of_texts(texts: PolicyTexts, task: Task, prepared: PreparedTask) -> di
     """Return means over prompts of true utilities, by shots, float64[n_users] each; {} without ground truth for texts.
 
     gain: utility of the text written for the person, minus that of the reference model's text.
-    win: how often the person prefers the first of these two texts; a tie is one half.
+    win: how often the person prefers the text written for them to the reference model's; a tie is one half.
     swapped: the gain to this person of the text that was written for another person, by a fixed derangement.
     mean_user: the gain to the mean user (of the truth's population, or else of the test people), which shows what
         adapting to one person brings or costs the others. The column is missing where the mean user has no

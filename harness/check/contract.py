@@ -20,7 +20,7 @@ from harness.trials.prepare import describe_error
 def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
     """Run all checks of the task and of the method of that name. Raises UserError where there is neither.
 
-    store: has the cached vectors, texts and answers of language models that a task needs.
+    store: the store with the cached vectors, texts and answers of language models that a task needs.
     """
     kinds = [kind for kind in ("task", "method") if name in registry.list_names(kind)]
     if not kinds:

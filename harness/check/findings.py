@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.method import Method
 from harness.task import Task
 
-TOLERANCE = 1e-4  # relative, at least in log-odds: float32 results differ that much if rows come in another order
+TOLERANCE = 1e-4  # times the largest log-odds, if above 1: reordered rows change float32 results that much
 
 NamedCheck = tuple[str, Callable[[], str | None]]  # the rule, and a check that returns the problem or None
 
@@ -38,7 +38,7 @@ def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
 
 
 def describe_difference(found: np.ndarray, wanted: np.ndarray) -> str | None:
-    """Return by how much predictions differ beyond TOLERANCE, or None."""
+    """Return the largest difference of predictions where TOLERANCE does not allow it, else None."""
     gap = float(np.abs(found - wanted).max(initial=0))
     allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max(initial=0)))
     return None if gap <= allowed else f"predictions differ by up to {gap:.3g}"

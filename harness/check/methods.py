@@ -39,7 +39,10 @@ from harness.trials.trial import Trial, field_values, identity_hash
 
 @contextlib.contextmanager
 def with_small_model(method: Method) -> Iterator[tuple[Method, Store]]:
-    """Provide a temporary store and the method; a method that generates gets an untrained small model and two steps."""
+    """Provide the method and a temporary store.
+
+    A method that generates gets an untrained small model as its `model`, and two training steps as its `steps`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder).open()
         if method.generates:
@@ -52,7 +55,7 @@ def with_small_model(method: Method) -> Iterator[tuple[Method, Store]]:
 def method_checks(method: Method, store: Store | None = None) -> Iterator[NamedCheck]:
     """Yield (rule, check) for each rule of a method, on a small simulated task.
 
-    store: has the language model of a policy.
+    store: the store for a method that uses a language model, such as a policy.
     """
     settings = {"n_users": 30, "new_users": 12, "pairs_per_user": 24, "feature_dim": 6, "rank": 2, "shots": [0, 3, 8]}
     task = registry.make_instance("task", "low_rank", settings)

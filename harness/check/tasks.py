@@ -140,7 +140,8 @@ class BuiltTask:
         """Return a problem where the item with the lower number wins too often or too rarely."""
         left, right = self.data.pairs.left, self.data.pairs.right
         times = np.bincount(np.r_[left, right], minlength=len(self.data.pairs.items))
-        once = (times[left] == 1) & (times[right] == 1)  # of items in one pair only, nothing else is known
+        # Only pairs whose items are in no other pair: an item that wins many pairs would count as many coin flips.
+        once = (times[left] == 1) & (times[right] == 1)
         label = np.where(left < right, self.data.pairs.label, 1 - self.data.pairs.label)[once]
         if not once.any() or _resembles_coin_flips(label):
             return None

@@ -1,8 +1,8 @@
 """Verdicts on claims, from numbers of finished trials with their limits; independent of any particular paper.
 
-Every number has an interval. The `value` of scores of the same people is paired over people and seeds
-(harness/scores/stats.py). All others are t intervals over seeds: `of / over` of logarithms, `answers` by inversion (see
-`measures._answers_needed`), `spread` by Pitman and Morgan.
+Every number has an interval. That of a `value` of people's scores is over people and seeds, and a difference of such
+scores is paired (harness/scores/stats.py). All others are over seeds. They are t intervals, except for `spread` (Pitman
+and Morgan) and `answers` (inversion, see `measures._answers_needed`). Those of `of / over` are of logarithms.
 
 A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by `tolerance`. A check
 *does not reproduce* where the interval lies wholly outside. Otherwise the verdict is *cannot tell*. Where any one of g
@@ -58,7 +58,7 @@ class JudgedClaim:
     verdict: str
     condition: str
     checks: tuple[CheckResult, ...] = ()
-    beside: tuple[CheckResult, ...] = ()
+    beside: tuple[CheckResult, ...] = ()  # the controls: shown, but without influence on the verdict
     seeds: int = 0
 
     def as_dict(self) -> dict:

@@ -110,8 +110,8 @@ def write_claims_page(
 ) -> Path:
     """Write every claim with its figures to `boards/claims.html` in the store, and return that path.
 
-    The selected names, if not all, and `quick` are part of the file's name, so that no page replaces a fuller one. Your
-    own suite file also adds a digest of its path.
+    The selected names, if not all, and `quick` are part of the file's name, so that a page of some claims does not
+    replace the page of all. The name of a suite file that is not shipped is followed by a digest of its path.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 

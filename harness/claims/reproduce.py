@@ -62,9 +62,10 @@ def shipped_claims(folder: Path = CLAIMS_FOLDER) -> dict[Path, tuple[str, tuple[
 
 
 def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, set[str]]:
-    """Return the suite files, each with the ids of its claims, that the names select: papers, claims, suite files.
+    """Return the selected suite files, each with the ids of its selected claims.
 
-    Without names, all claims are selected. If a suite file and some of its claims are named, only these are selected.
+    names: papers, names of shipped suites, ids of claims, and paths of suite files. Without names, all claims are
+    selected. If a suite file and some of its claims are named, only those claims of the file are selected.
     Raises UserError for unknown names, and for two suites of one name.
     """
     known = shipped_claims(folder)
@@ -116,7 +117,8 @@ def plan_chapters(
 
     on_prepared, make: as for harness.trials.plan.make_plan.
 
-    Raises UserError for wrong selections before anything is prepared, and UnavailableError where all data is missing.
+    Raises UserError for wrong selections before anything is prepared, and UnavailableError where every wanted
+    claim lacks its data.
     """
     found, read = [], []
     for file, ids in wanted.items():

@@ -48,7 +48,7 @@ def describe_setting(kind: str, name: str, store: Store) -> Iterator[str]:
         yield f"{fact:8} {value or '-'}"
     lines = fields_of_class(cls)
     yield ""
-    yield "fields, with their defaults:" if lines else "it has no fields"
+    yield "fields, with their defaults:" if lines else f"this {kind} has no fields"
     width = max((len(f"{line.name} = {line.default}") for line in lines), default=0)
     for line in lines:
         yield f"  {f'{line.name} = {line.default}':{min(width, 40)}}  {line.type}{f'; {line.meaning}' if line.meaning else ''}"
@@ -114,7 +114,11 @@ def _toml_value(value: object) -> str:
 
 
 def needs_of(kind: str, cls: Any) -> list[str]:
-    """Return what a task or method needs beyond this package: of a task, data; of a method, what tasks must offer."""
+    """Return what a task or method needs beyond this package.
+
+    A task may need data files, the Hugging Face hub or an encoder. A method may need properties of its task, and a
+    language model.
+    """
     if kind == "task":
         from harness.sources.public_files import PublicFile
         from harness.task import TextTask
@@ -202,12 +206,12 @@ def _claim_lines(file: Path, paper: str, claim: Any) -> Iterator[str]:
     yield f"{'suite':10} {file}"
     if claim.checks:
         yield ""
-        yield "it is checked by:"
+        yield "checks of this claim:"
     for check in claim.checks:
         low, high = check.expected or (None, None)
         yield f"  {check.says}: expected {low} to {high}, tolerance {check.tolerance:g}"
     yield ""
-    yield f"manyminds reproduce {claim.id} runs what it rests on and says whether it holds"
+    yield f"manyminds reproduce {claim.id} runs the trials that the claim needs, and says whether the claim holds"
 
 
 def near_names(word: str) -> str:
@@ -216,5 +220,8 @@ def near_names(word: str) -> str:
 
     claims = [claim.id for _, listed in shipped_claims().values() for claim in listed]
     known = [*registry.list_names("task"), *registry.list_names("method"), *claims]
-    otherwise = "manyminds list shows tasks and methods, manyminds reproduce claims, manyminds board SUITE --json keys"
+    otherwise = (
+        "manyminds list shows tasks and methods, manyminds reproduce shows claims, "
+        "manyminds board SUITE --json shows the keys of trials"
+    )
     return did_you_mean(word, known, otherwise)

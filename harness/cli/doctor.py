@@ -88,7 +88,7 @@ def _check_package(name: str, least: str) -> MachineFinding:
     except PackageNotFoundError:
         return MachineFinding("BAD", name, "not installed", "make install")
     new = Version(found) >= Version(least)
-    return MachineFinding("ok" if new else "BAD", name, found, "" if new else f"{least} or newer is needed")
+    return MachineFinding("ok" if new else "BAD", name, found, "" if new else f"install {name} {least} or newer")
 
 
 def _check_security(store: Store) -> Iterator[MachineFinding]:

@@ -23,7 +23,10 @@ def list_(
     family: Annotated[str, typer.Option(help="Only those of this family, such as simulated.", show_default=False)] = "",
     paper: Annotated[str, typer.Option(help="Only those whose paper holds this word.", show_default=False)] = "",
     needs: Annotated[
-        str, typer.Option(help="Only those that need this, such as texts; `nothing` needs nothing.", show_default=False)
+        str,
+        typer.Option(
+            help="Only those that need this, such as texts, or those that need `nothing`.", show_default=False
+        ),
     ] = "",
     plugin: Plugins = None,
     as_json: JsonOutput = False,
@@ -169,7 +172,7 @@ def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> No
     found = find_trial(opened, key)
     if save:
         if as_json:
-            raise UserError("--save prints how to load what it writes, which is not JSON", "leave out one of the two")
+            raise UserError("--save prints how to load the model, not JSON", "leave out one of the two")
         from harness.trials.export import save_trained_model
 
         print(save_trained_model(opened, found, save))

@@ -40,12 +40,14 @@ EngineCount = Annotated[
     ),
 ]
 GpusPerEngine = Annotated[int, typer.Option(min=1, help="GPUs for one model, if there are any.")]
-BlockMinutes = Annotated[float, typer.Option(min=0.1, help="Restart a worker that takes more minutes for a block.")]
+BlockMinutes = Annotated[
+    float, typer.Option(min=0.1, help="Restart a worker that needs more minutes than this for a block of texts.")
+]
 SuiteOrTexts = Annotated[
     Path, typer.Argument(help="A suite (.toml), or texts: a .parquet, .jsonl or .csv file.", show_default=False)
 ]
 OutputFile = Annotated[
-    Path | None, typer.Option(help="For a file: the file to write the results to.", show_default=False)
+    Path | None, typer.Option(help="File to write the results to, if the input is a file of texts.", show_default=False)
 ]
 TrackingUri = Annotated[
     str | None,

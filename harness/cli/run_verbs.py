@@ -214,7 +214,7 @@ def _run_trials(
     made: JobRunner,
     **options,
 ) -> None:
-    """Run the trials with a progress bar. options: others of harness.api.run_trials."""
+    """Run the trials with a progress bar. options: further arguments of harness.api.run_trials."""
     from harness import api
 
     if not local:
@@ -238,7 +238,8 @@ def _report_failures(failed, opened: Store) -> None:
         stderr.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
     if failed:
         stderr.print(
-            f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; the same command runs them again"
+            f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; "
+            "repeat this command to run the failed trials again"
         )
         raise typer.Exit(1)
 

@@ -4,8 +4,8 @@
     rows.arrow                  column `id` and the results          } its files
     errors.arrow                columns `id` and `reason`            }
 
-A shard is a block of texts that one worker did at a time, committed completely or not at all. Where two drivers
-computed the same row, the one committed first is used.
+A shard holds the results of one block: the texts that a worker computed together. A shard is committed completely or
+not at all. Where two drivers computed the same row, the one committed first is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ERROR_SCHEMA = pa.schema([("id", ID_TYPE), ("reason", pa.large_string())])
 def text_id(*parts: object) -> bytes:
     """Return 16 bytes of sha256 that identify a text, or several parts of one.
 
-    The last bit is set, since numpy strips trailing zeros. None counts as the empty text. Different parts give
+    The last bit is set, so that no id ends in a zero byte, which numpy would strip. None counts as the empty text. Different parts give
     different ids even where they contain the separator.
     """
     plain = ("" if part is None else str(part).replace("\x1e", "\x1e0").replace("\x1f", "\x1e1") for part in parts)

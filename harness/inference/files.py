@@ -43,7 +43,8 @@ def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
         there = pa.dataset.dataset(path, format=_file_format(path.suffix, [])).schema
         if missing := [name for name in needed if name not in there.names]:
             raise UserError(
-                f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there.names)}", "rename one"
+                f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there.names)}",
+                f"rename one of them to {missing[0]}",
             )
         data = pa.dataset.dataset(path, format=_file_format(path.suffix, names))
         found = [name for name in names if name in data.schema.names]
@@ -66,7 +67,7 @@ def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
 
 
 def _file_format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
-    """Return how to read files of that type; the named columns stay text even if they look like dates or numbers."""
+    """Return the reader of a file type; the named columns stay text even if they look like dates or numbers."""
     if suffix == ".csv":
         return pa.dataset.CsvFileFormat(
             parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
@@ -133,7 +134,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def write_vectors(path: Path, index: RowIndex, batches: Callable[[], Iterable[pa.Table]]) -> tuple[int, int]:
-    """Write a .npy file with one row per text of `batches()`, in order, and return its shape; a failed text is NaN.
+    """Write a .npy file with one row per text of `batches()`, in order, and return its shape; failed texts give NaN.
 
     The file is written some rows at a time, and completely or not at all. Raises UserError where no text could be
     encoded.

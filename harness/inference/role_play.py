@@ -1,4 +1,4 @@
-"""Language models in the two roles of PReF's `attributes` (appendix B.1): a writer and a judge with two traits each."""
+"""Language models that write and judge with two traits, as for the task `attributes` (PReF, appendix B.1)."""
 
 from __future__ import annotations
 

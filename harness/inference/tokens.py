@@ -28,7 +28,7 @@ def tokenise_prompts(
     """Tokenise prompts with their system prompts; return the columns id and tokens, list<int32>, and an error table.
 
     Empty, undecodable and over-long prompts are errors. most: the largest number of tokens of a prompt. longer: the end
-    of the message for a longer one, in which {} becomes `most`.
+    of the message for a prompt with more tokens, in which {} becomes `most`.
     """
     from harness.models.tokens import render_prompt
 

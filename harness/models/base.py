@@ -18,8 +18,8 @@ from harness.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens of a batch, with padding and tokens still to be generated: a 7B model's cache for them takes 2 GB (grouped
-# heads).
+# Most tokens in a batch, counting padding and tokens still to be generated. The key-value cache of a 7B model with
+# grouped-query attention takes 2 GB for them.
 MAX_BATCH_TOKENS = 16_384
 
 
@@ -58,7 +58,7 @@ class Engine(ABC):
 
         A prompt's seed determines its samples. Seeds of different prompts must lie far apart (hash them), since vLLM
         draws sample k from seed + k. The other prompts of a batch change no random draw. They can change a probability
-        by a rounding error, and so, rarely, a text. Raises ValueError where a prompt leaves no room for a token.
+        by a rounding error, which rarely changes a text. Raises ValueError where a prompt leaves no room for a token.
         """
 
     @abstractmethod

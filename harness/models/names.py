@@ -181,9 +181,7 @@ def check_loadable(folder: Path) -> None:
     """Raise UserError where a folder's model lacks safetensors or a tokenizer, or needs custom code to load."""
     hint = "use another model, or save the model and its tokenizer again with save_pretrained"
     if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{folder} contains no *.safetensors; weights in other formats are not read, as pickled ones run code", hint
-        )
+        raise UserError(f"{folder} contains no *.safetensors; other formats are not read, as they may run code", hint)
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder} contains no tokenizer", hint)
@@ -225,5 +223,5 @@ def downloaded_model(repo: str, revision: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UnavailableError(
             f"the model {repo} at {revision[:12]} is not cached and could not be downloaded ({type(error).__name__})",
-            f"on a machine with a network, run hf download {repo} --revision {revision}; copy its folder and name that",
+            f"run hf download {repo} --revision {revision} on a machine with a network; copy the folder here, name it",
         ) from error

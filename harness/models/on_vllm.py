@@ -27,7 +27,7 @@ class VLLM(Engine):
             )
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process and ends with it
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # cores are not reserved; OMP_NUM_THREADS holds
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # no core is reserved; OMP_NUM_THREADS counts
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import torch
@@ -53,7 +53,7 @@ class VLLM(Engine):
         self.llm = None if use == "embed" else self.start_vllm()
 
     def start_vllm(self, **options):
-        """Start vLLM with the engine's options and these."""
+        """Start vLLM with `self.options` and the given options."""
         from vllm import LLM
 
         return LLM(**self.options, **options)

@@ -1,4 +1,4 @@
-"""Sampling from a causal language model in plain PyTorch; each line draws its tokens by its own uniform numbers."""
+"""Sampling from a causal language model in plain PyTorch; each sample is a batch line with its own random numbers."""
 
 from __future__ import annotations
 

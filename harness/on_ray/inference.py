@@ -35,7 +35,7 @@ from harness.store.store import Store
 
 MAX_START_DEATHS = 5  # after this many worker deaths while the model is loaded, loading is taken to be impossible
 OBJECT_STORE_BYTES = 10**9  # for prepared blocks on their way to workers; when it is full, Ray Data waits
-WATCH_MINUTES = 30.0  # per block: a thousand samples of a 70B model take about ten
+WATCH_MINUTES = 30.0  # per block: a 70B model writes a thousand samples in about ten minutes
 BLOCK_VARIABLES = ("MANYMINDS_CRASH", "HF_HOME", "HF_HUB_OFFLINE")  # from the driver's environment to workers
 
 
@@ -52,7 +52,8 @@ def make_on_ray(
     """Compute every missing row on Ray.
 
     batches: tables with a column `id` and the recipe's inputs.
-    workers: each holds one model. By default as many as the GPUs allow; without GPUs, as `recipe.cpus` says.
+    workers: each holds one model. Default: as many as the GPUs allow. A recipe with `cpus` uses no GPU, and has one
+        worker per `cpus` cores. A recipe without `cpus` on a cluster without GPUs has one worker per node.
     gpus: GPUs per worker, if there are any: its tensor-parallel group.
     minutes: a worker that takes longer for a block is killed, and its block is tried again.
     on_start: called with the number of rows to compute.
@@ -61,9 +62,9 @@ def make_on_ray(
     Returns counts of `rows` and `errors`, `start_seconds` until the first worker had loaded its model, and `seconds`
     after that.
 
-    The blocks to compute are in a memory-mapped file in the store, so only prepared blocks are sent. Ray restarts a worker
-    that dies and tries its block again (see harness.inference.jobs.make_block). Raises UserError where workers cannot
-    load the model, and where no node has enough GPUs.
+    The blocks to compute are in a memory-mapped file in the store, so only prepared blocks are sent. Ray restarts a
+    worker that dies and tries its block again (see harness.inference.jobs.make_block). Raises UserError where workers
+    cannot load the model, and where no node has enough GPUs.
     """
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
@@ -114,7 +115,7 @@ def _run_blocks(
         workers, resources, threads = workers or int(there["GPU"] // gpus), {"num_gpus": gpus, "num_cpus": 1}, 1
     else:
         workers = workers or (cores // recipe.cpus if recipe.cpus else sum(n["Alive"] for n in ray.nodes()))
-        threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # preparation needs the rest
+        threads, resources = recipe.cpus or max(1, cores // workers), {"num_cpus": 0.5}  # the rest is for preparation
     # Each worker sets these variables itself: a Ray runtime environment costs a second and cannot use processes
     # that Ray has started ahead.
     environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
@@ -166,7 +167,7 @@ class _BlockWorker:
         self.rows, self.minutes, self.run = CachedRows(Store(store), identity), minutes, run
         try:
             self.worker = self.with_deadline()(self.load_model)(recipe)
-        except Exception as error:  # raised at the first block instead: from here the driver would get only its text
+        except Exception as error:  # raised at the first block: of an error in __init__, the driver gets only the text
             self.worker, self.error = self.raise_load_error, error
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
@@ -195,8 +196,8 @@ class _BlockWorker:
     def with_deadline(self) -> Iterator[None]:
         """End this process if the code within takes longer than `minutes`.
 
-        The watching thread is not Python's, so no engine can block it. Used as a decorator, the deadline is that of
-        each call: of a block, or of each row where a block is made row by row.
+        The watching thread is not Python's, so no engine can block it. Used as a decorator, it limits each call
+        separately: a call computes a block, or one row where `make_block` goes row by row.
         """
         faulthandler.dump_traceback_later(60 * self.minutes, exit=True)
         try:

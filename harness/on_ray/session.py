@@ -38,8 +38,8 @@ for name, value in RAY_SETTINGS.items():
 def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterator[str]:
     """Start or join a Ray session, and yield a private folder for the files of Tune and Train, removed afterwards.
 
-    workers: CPUs of a local session.  object_store: bytes; trials are memory-mapped from the store and never sent, so
-    the default is enough for them.
+    workers: CPUs of a local session.  object_store: bytes. The default is enough for trials: their data is
+    memory-mapped from the store and never sent.
 
     On a cluster the folder is in the store, which all nodes share. Raises UserError where the cluster cannot be joined.
     """
@@ -87,7 +87,7 @@ def _join_cluster(address: str, **options) -> None:
 
 @contextmanager
 def _silent_standard_error() -> Iterator[None]:
-    """Send this process's standard error to nowhere, because Ray's C++ code prints there before it is silent."""
+    """Send this process's standard error to nowhere, because Ray's C++ code prints there while Ray starts."""
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

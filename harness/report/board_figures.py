@@ -118,7 +118,7 @@ def _draw_written(axes: Axes, task: TaskBoard, looks: Looks) -> None:
         if best := found[-1].best_of:
             bound = [np.log(n) - (n - 1) / n for n in best]
             axes.plot(bound, [p.value for p in best.values()], color=color, marker=".", ls=":", lw=1.2, alpha=0.8)
-    axes.set(xlabel="KL from the reference model, nats of a response", ylabel="normalised gain")
+    axes.set(xlabel="KL from the reference model, nats per response", ylabel="normalised gain")
     axes.set_xscale("symlog", linthresh=1)  # KL of the best of n is of order 1, that of policies far larger
     axes.set_xlim(left=0)
     axes.axhline(0, color="#000000", lw=0.6)
@@ -202,8 +202,10 @@ def _draw_cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 def find_sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
     """Return every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
 
-    A pair of fields counts as swept if it has more settings than two single sweeps that cross. Where other fields vary
-    too, a pair has all settings that repeat its whole grid, and a single field has the settings that agree in the rest.
+    Settings are grouped by the values of all other varied fields. A pair of fields with a and b values is a sweep if
+    its largest group has more than a + b - 1 settings, the number in two crossing sweeps of single fields. This sweep
+    has the settings of all groups with the same combinations of values as the largest. The sweep of a single field has
+    the settings of its largest group, and is left out if sweeps of pairs contain all of them.
     """
     found: list[tuple[str, Fields, list[TaskBoard]]] = []
     for name in dict.fromkeys(t.task.name for t in board.tasks):
@@ -337,7 +339,7 @@ def _draw_heat_maps(
             set_ticks(range(len(values_of)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values_of])
     for axes in panels.flat[len(maps) :]:
         axes.set_visible(False)
-    for axes in panels.T.flat:  # also where the last row has no panel below
+    for axes in panels.T.flat:  # also where the place below the panel is empty
         axes.tick_params(labelbottom=True)
     figure.supxlabel(fields[0].replace("_", " "), fontsize=11)
     figure.supylabel(fields[1].replace("_", " "), fontsize=11)

@@ -54,7 +54,7 @@ def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGUR
         figure.savefig(sink, format="svg", metadata={"Date": None})
     svg = sink.getvalue()
     svg = svg[svg.index("<svg") :]
-    if size[0] > FIGURE_SIZE[0]:  # the same letter size on the screen as in figures of the usual size
+    if size[0] > FIGURE_SIZE[0]:  # 92 px per inch: letters are as large as in figures of the usual size
         svg = svg.replace("<svg", f'<svg class="wide" style="max-width: {92 * size[0]:.0f}px"', 1)
     return svg
 
@@ -90,11 +90,11 @@ def draw_grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -
 def write_line_names(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
     """Write each name beside the end (x, y) of its line, without overlap.
 
-    Neighbouring names that agree up to a comma are written once, as far as the comma.
+    Neighbouring names that are equal before their first comma are written once, without the part after it.
     """
     low, high = axes.get_ylim()
     apart = 0.055 * (high - low)
-    written: list[list[Any]] = []  # x, y, name, y of the last line it stands for
+    written: list[list[Any]] = []  # x, y, name, y of the last line that the name stands for
     for x, y, name in sorted(ends, key=lambda end: end[1]):
         if written and y - written[-1][3] < apart and written[-1][2].partition(",")[0] == name.partition(",")[0]:
             written[-1][2:] = name.partition(",")[0], y

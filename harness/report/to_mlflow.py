@@ -77,7 +77,7 @@ class RunRecord:
     called only when the run is written.
     """
 
-    identity: str  # of the row, whatever its results and whatever else is in the suite
+    identity: str  # hash of the row's task, method and fields; `board` for the board
     name: str
     tags: dict[str, str]
     params: dict[str, str]
@@ -107,14 +107,14 @@ class Publisher:
         self.uri = uri or f"sqlite:///{store.mlflow_paths['database']}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
-        self.artifacts = store.mlflow_paths["artifacts"]  # used with a database; a server has its own place
+        self.artifacts = store.mlflow_paths["artifacts"]  # used with a database; a server chooses its own folder
         for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
         self.page = ""  # URL path of the suite's experiment, once known
 
     def publish_trials(self, finished: list[Trial]) -> None:
-        """Publish the rows that these trials complete, before they are compared with others. Never raises.
+        """Publish the rows that these trials complete, without ranks and gains, which need other rows. Never raises.
 
         After a failure, later calls do nothing; `publish_everything` reports the problem and publishes all rows.
         """
@@ -394,7 +394,7 @@ class Publisher:
 def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     """Yield a row's metrics as (name, value, shots): at most 30 names, and five more for a policy.
 
-    Numbers that a row has only once have the largest number of shots, at which they were found.
+    A number that a row has only once, such as its rank or a cost, is yielded with the largest number of shots.
     """
     last = task.shots
     told: list[tuple[str, float | None, int]] = []
@@ -405,7 +405,7 @@ def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
                 "ece",
                 "brier",
                 "sign_accuracy",
-            ):  # to limit the number of names; the limits are on the board
+            ):  # no limits of these three, to have fewer names; `manyminds board --json` prints them
                 told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
@@ -442,7 +442,7 @@ def _find_runs(client, experiment: str, wanted: str) -> Iterator:
 def _read_salt(store: Store) -> bytes:
     """Return 32 random bytes, made once per store and never published.
 
-    Without the salt, a published hash cannot be traced to a person by hashing known ids.
+    A reader without the salt cannot find the person behind a published hash by hashing known ids.
     """
     path = store.salt_file
     if not path.exists():

@@ -7,7 +7,7 @@ from harness.task import Task
 from harness.trials.trial import field_values
 
 MAX_QUOTED_CHARACTERS = 200  # of a response on the page
-# With more task settings than this, the terminal shows a line each, and the page a folded table each without figures.
+# With more task settings than this, each has one line in the terminal, and a folded table without figures on the page.
 MAX_TASKS_IN_FULL = 12
 
 

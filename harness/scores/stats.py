@@ -45,11 +45,11 @@ class Estimate:
     value: np.ndarray
     se: np.ndarray
     df: np.ndarray  # Satterthwaite's degrees of freedom, from each estimate's own parts of variance
-    # df, but at most that of all estimates pooled: among many, the estimate with the most underestimated error has the
-    # largest df.
+    # min(df, degrees of freedom of all estimates' summed variance), for many comparisons at once: among many, the
+    # estimate whose error is most underestimated has the largest df.
     family_df: np.ndarray
     people: int
-    note: str | None = None  # "one seed" or "one person"
+    note: str | None = None  # "one seed", "two seeds" or "one person": why there are no standard errors
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Return lower and upper limits, each of the estimates' shape."""
@@ -276,13 +276,13 @@ class WorstUsers(NamedTuple):
 
     naive: float  # over those who scored lowest: selection on noise makes this too low
     null: float  # expected `naive` if all people had the mean accuracy
-    fitted: float  # over the Beta distribution fitted to people's true accuracies
+    fitted: float  # of that share in the Beta distribution of true accuracies that is fitted to all people
 
 
 def worst_users_accuracy(
     correct: np.ndarray, asked: np.ndarray, share: float = 0.1, draws: int = 1000, random_state: int = 0
 ) -> WorstUsers:
-    """Return WorstUsers from `correct`[U] of `asked`[U] queries, one entry per person.
+    """Return WorstUsers from each person's number of correct answers, `correct`[U], and of queries, `asked`[U].
 
     A tie may count one half as correct. Raises ValueError where a person has no query.
     """

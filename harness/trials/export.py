@@ -44,7 +44,7 @@ def load_trained_method(store: Store, manifest: dict) -> tuple[Method, State] | 
     if (found := identity_fields(method)["model"]) != told["fields"]["model"]:
         raise UserError(
             f"the model {there} has changed since this trial: it is {found} and was {told['fields']['model']}",
-            "restore the original model; the trained weights fit no other",
+            "restore the original model: the trained weights work with no other model",
         )
     return method, state
 
@@ -64,13 +64,14 @@ def save_trained_model(store: Store, manifest: dict, folder: Path) -> str:
     found = load_trained_method(store, manifest) if "files" in manifest else None
     if found is None:
         raise UserError(
-            f"the trial {manifest['key']} has no language model to save", "name a trial of a policy, such as dpo"
+            f"the trial {manifest['key']} has no language model to save",
+            "name a trial of a method that trains a language model, such as dpo",
         )
     method, state = found
     if not method.exports:
         raise UserError(
             f"{method.name} trains no model that could be saved",
-            "this method steers a given model while that model writes",
+            "name a trial of another policy, such as dpo; this one steers an existing model and trains no copy of it",
         )
     try:
         (folder := folder.absolute()).mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,8 @@ def finish_trial(trial: Trial, store: Store) -> bool:
 
     A UserError (for example a full store) is not a failure of the trial and is raised. Workers that run the trial
     together all call this function, and the first of them commits. If only some of them failed or one is lost, the
-    error is raised so that their group starts again. A failure is then recorded, and a trial that lost a worker
-    continues from its checkpoint.
+    error is raised so that their group starts again. An exception is recorded as a failure of the trial. A lost
+    connection to a worker is not, and the trial continues from its checkpoint.
     """
     if parallel.first_workers_value(store.read_manifest("trials", trial.key) is not None):
         return True

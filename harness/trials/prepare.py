@@ -130,7 +130,10 @@ def shares_pairs(splits: Splits) -> bool:
 
 
 def can_choose(task: Task, splits: Splits) -> bool:
-    """Return whether every test user has more context pairs than the largest number of shots, to choose among."""
+    """Return whether methods can choose which pairs to be shown.
+
+    Every test user then has more context pairs than the largest number of shots.
+    """
     return bool((np.diff(splits.panels["test"].context.offsets) > max(task.shots)).all())
 
 

@@ -27,14 +27,14 @@ class SuiteFile:
     """The keys that a suite file may hold."""
 
     tasks: list  # tables with a `name` and fields of that task; a list as a field's value makes one setting per entry
-    methods: list = field(default_factory=list)  # the same of methods; the controls are added by themselves
+    methods: list = field(default_factory=list)  # the same for methods; controls are added automatically
     title: str = ""  # the heading of the board; the file's name where it is missing
-    seeds: int | list = 5  # how many seeds, or which; five seeds hold every person out once
+    seeds: int | list = 5  # the number of seeds, or a list of seeds; five seeds hold every person out once
     margin: float | int = 0.01  # the smallest gain in accuracy over `shared` that matters; stated before the run
     controls: bool = True  # false leaves out chance, shared, per_user, spectral, mixed_logit and bayes
     paper: str = ""  # the paper that the file's claims are from, as `manyminds reproduce` names it
     claims: list = field(default_factory=list)  # published statements, see below
-    quick: dict = field(default_factory=dict)  # seeds, and fields of tasks and methods by name, under `--quick`
+    quick: dict = field(default_factory=dict)  # under `--quick`: other seeds, other fields by task or method
 
 
 SUITE_KEYS = {name: typing.get_args(hint) or hint for name, hint in typing.get_type_hints(SuiteFile).items()}
@@ -72,7 +72,7 @@ def load_toml(path: Path) -> dict:
 
 
 def _nearest_suite(path: Path) -> str:
-    """Return a hint: the TOML file of this folder, or the shipped suite, that a path may have meant."""
+    """Return a hint that names the shipped suite, or the TOML file in the current folder, of the most similar name."""
     shipped = [
         file for folder in ("jobs/suites", "jobs/suites/claims") for file in (PROJECT_ROOT / folder).glob("*.toml")
     ]

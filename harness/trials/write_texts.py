@@ -11,7 +11,8 @@ from harness.data import Panel
 from harness.method import GENERATED_SCHEMA, Predictor, Run, State, Users, equal_users
 from harness.trials.outputs import checked_generated
 
-# At two numbers of shots and for the reference model: 1440 texts, two minutes at one core's 800 tokens a second.
+# With two numbers of shots and the reference model these are 40 * 12 * 3 = 1440 texts. One core writes 800 tokens a
+# second, and needs two minutes.
 MAX_PEOPLE, MAX_PROMPTS = 40, 12
 REFERENCE_SHOTS = -1  # in place of a number of shots: marks the texts of the model that the policy started from
 
