@@ -34,11 +34,11 @@ TEXTS = [f"text number {i} {'e' * (i % 5)}" for i in range(40)]
 DRIVER = """
 import sys
 from tests.inference.test_cache import IDENTITY, Shapes, table
-from tests.on_ray.test_inference import TEXTS, Rows, Store, make_on_ray
+from tests.on_ray.test_inference import TEXTS, CachedRows, Store, make_on_ray
 if __name__ == "__main__":
     folder = sys.argv[1]
     texts = [*TEXTS[:20], "HOLD", *TEXTS[20:]]
-    make_on_ray(Rows(Store(folder + "/store").open(), IDENTITY), Shapes(folder), [table(texts)], workers=2)
+    make_on_ray(CachedRows(Store(folder + "/store").open(), IDENTITY), Shapes(folder), [table(texts)], workers=2)
 """
 
 
