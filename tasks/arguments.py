@@ -33,11 +33,12 @@ JUDGEMENTS_TABLE = PublicTable(
 class Arguments(TextTask):
     """A task whose items are the arguments, encoded by `encoder`; equally convincing arguments have the label .5.
 
-    Workers with at least `min_judgements` (233 with 50) are split into training, validation and test users. All other
-    workers with two or more judgements are training users too. Pairs are shared: training users judged the pairs that
-    test users are asked, so `majority` can predict them. (The majority of all others agrees with a worker in .777 of
-    the judgements that both decide; the longer argument wins .685.) A fifth of the judgements are ties, on which every
-    method scores one half. Response times are left out, because they are known only per bundle of pairs.
+    Workers with at least `min_judgements` (233 workers for the default of 50) are split into training, validation and
+    test users. All other workers with two or more judgements are training users too. Pairs are shared: training users
+    judged the pairs that test users are asked, so `majority` can predict them. (A worker agrees with the majority of
+    all other workers in .777 of the judgements where neither is a tie; the longer argument wins in .685.) A fifth of
+    the judgements are ties, on which every method scores one half. Response times are left out, because they are known
+    only per bundle of pairs.
     """
 
     family = "human text"
@@ -69,7 +70,7 @@ class Arguments(TextTask):
             judged = judged.join(
                 known.rename({"arg": side, "item": f"{side}_item"}), on=["topic", side], maintain_order="left"
             )
-        judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # identical texts
+        judged = judged.filter(pl.col("arg1_item") != pl.col("arg2_item"))  # drop pairs of identical texts
         judged = judged.with_columns(often=pl.len().over("worker") >= self.min_judgements)
         judged = judged.filter(pl.len().over("worker") > 1)
         # frequent workers get the lowest numbers
@@ -93,7 +94,7 @@ class Arguments(TextTask):
 
 
 def joined_pairs(first: Pairs, second: Pairs) -> Pairs:
-    """Join the users of both; those of `second` are numbered after those of `first`."""
+    """Return the pairs of both, which have different users; users of `second` are numbered after those of `first`."""
     return replace(
         first,
         user=np.concatenate([first.user, second.user + np.int32(first.n_users)]),

@@ -21,16 +21,18 @@ class Concepts(Task):
     """A simulation with prompts g(x) ~ N(+-c_i + b, v^2 I_d) for K concepts, where b = l_b e_1 and c_i = e_{1 + i}.
 
     Each of the 2K clusters has Q training prompts. A prompt is answered by one of two tokens: the + cluster of a
-    concept prefers the first and its - cluster the second, without noise. An item's features are the product y (x) g(x)
-    of the token's one-hot vector and the prompt, V d numbers: a linear reward on them is an unembedding matrix W.
+    concept prefers the first and its - cluster the second, without noise. An item's features are the Kronecker product
+    y (x) g(x) of the token's one-hot vector y and the prompt: V d numbers for V tokens. The weights of a linear reward
+    on them are an unembedding matrix W.
     tokens: "distinct" gives each concept its own two tokens. With "yes_no" all concepts share Yes and No, which
     violates the paper's condition that "no two pairs of clusters have the same responses".
 
     Theorem 4.1 assumes width <= 1, d <= 5 Q and Z <= min(1 / (4 l_b^2), Q^(1/4) - 2), with Z the number of times a
-    token is used. Its second part allows even Z = 1 only for Q of 81 or more; in experiments the band also holds at 40.
+    token is used. The bound Q^(1/4) - 2 allows even Z = 1 only for Q of 81 or more. In experiments, margins also stay
+    in the theorem's band at Q = 40.
 
-    There is only one preference, hence one user and no context: person 0 is the training user, persons 1 and 2 are
-    validation and test users with the same preference and new prompts. The unit of an interval is the seed.
+    There is only one preference, so there is one user and no context. Person 0 is the training user; persons 1 and 2
+    are validation and test users with the same preference and new prompts. Confidence intervals are over seeds.
     """
 
     family = "simulated"
@@ -63,20 +65,18 @@ class Concepts(Task):
 
     def build(self, seed: int) -> PreferenceDataset:
         rng = np.random.default_rng(seed)
-        per_person = [
-            2 * self.K * self.Q + self.queries,
-            self.queries,
-            self.queries,
-        ]  # train and seen, validation, test
+        # pairs of the training user (with queries for the panel `seen`), the validation user and the test user
+        per_person = [2 * self.K * self.Q + self.queries, self.queries, self.queries]
         user = np.repeat(np.arange(3), per_person)
-        cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)  # each has Q training prompts
+        # each cluster has Q training prompts
+        cluster = np.concatenate([np.arange(n) for n in per_person]) % (2 * self.K)
         concept, aligned = cluster // 2, cluster % 2 == 0
         g = self.cluster_sd * rng.normal(size=(len(user), self.feature_dim))
         g[:, 0] += self.l_b
         g[np.arange(len(g)), 1 + concept] += np.where(aligned, 1, -1)
         first = 2 * concept if self.tokens == "distinct" else np.zeros_like(concept)
         V = 2 * self.K if self.tokens == "distinct" else 2
-        features = np.zeros((len(g), 2, V, self.feature_dim), dtype=np.float32)  # by prompt and by token of the prompt
+        features = np.zeros((len(g), 2, V, self.feature_dim), dtype=np.float32)  # [prompt, answer, token, d]
         for token in (0, 1):
             features[np.arange(len(g)), token, first + token] = g
         utility = np.column_stack([aligned, ~aligned]).astype(np.float32).reshape(-1, 1)
@@ -95,9 +95,12 @@ class Concepts(Task):
 
         inside_band: share of training pairs whose margin is inside [r^L, r^U] at every recorded time up to tau_1;
         left out if no such time is recorded.
-        mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times tau_1 of ONE concept, an
-        absolute time, and likewise at the other DIAGNOSTIC_TIMES that were reached. Each also with the prefix `test_`.
-        bound: eq. 11, a bound on the error rate if it is below 1, which needs Q of at least `bound_from_Q`.
+        mean_margin_5tau, loss_5tau, accuracy_5tau: means over training pairs at five times the tau_1 of ONE concept, a
+        time that does not depend on K. Likewise at the other DIAGNOSTIC_TIMES that were reached. Each also with the
+        prefix `test_`.
+        bound: eq. 11, an upper bound of the error rate. It is below 1, and so says something, only for Q above
+        `bound_from_Q`.
+        tau_1: the time of theorem 4.1 for K concepts.
         """
         if not {"times", "weights", "beta", "tau"} <= state.keys():
             return {}

@@ -14,8 +14,8 @@ from harness.task import Task, split_in_order
 class LowRank(Task):
     """A simulation with feature gaps x ~ N(0, I_d) and utility gaps xT V w, where V is orthonormal, d x rank.
 
-    label ~ Bernoulli(sigmoid(utility gap / temperature)). Weights w are N(0, (9 / rank) I), so that the utility gap has
-    standard deviation 3, or 4.5 Dirichlet(.3).
+    label ~ Bernoulli(sigmoid(utility gap / temperature)). `weights` is the distribution of w: "gaussian" is
+    N(0, (9 / rank) I), which gives the utility gap standard deviation 3, and "dirichlet" is 4.5 times Dirichlet(.3).
     """
 
     family = "simulated"

@@ -21,23 +21,23 @@ PROMPT_PARTS = ("training", "shown", "asked")  # half, a quarter and a quarter o
 class ModelRaters(TextTask):
     """A task from a csv or parquet table with a row per response and a column of numbers per reward model.
 
-    `raters` names the score columns. If empty, these are all columns of numbers except `prompt`, `response` and those
-    whose names begin with `feature_`. Columns `feature_*` are the items' features; without them `encoder` computes
-    features from the column `response`. If there is a column `prompt`, both items of a pair have the same prompt. Rows
-    with the same prompt and response are merged, and their scores averaged. Each rater judges a different random set of
-    pairs, without ties, and always prefers the higher score.
+    `raters` names the score columns. If `raters` is empty, the score columns are all columns of numbers except
+    `prompt`, `response` and those whose names begin with `feature_`. Columns `feature_*` are the items' features;
+    without them `encoder` computes features from the column `response`. If there is a column `prompt`, both items of a
+    pair have the same prompt. Rows with the same prompt and response are merged, and their scores averaged. Each rater
+    judges a different random set of pairs, without ties, and always prefers the higher score.
 
     Prompts (responses, if there is no column `prompt`) are split at random. Half are for the training pairs, a quarter
     for the context of new raters and the queries of training raters (panel `seen`), and a quarter for the queries of
     new raters. So no response of a query is in a context or in training. Seed s tests rater s mod n and validates on
-    the next, so n successive seeds leave out each rater once. With one test rater per seed, one seed has no interval
-    over users. Without `file`, a small simulated table is used, in which reward models have a shared and an individual
-    part; that only demonstrates the task and is not a finding.
+    the next, so n successive seeds leave out each rater once. A seed has one test rater, so a single seed has no
+    confidence interval over users. Without `file`, a small simulated table is used, in which the scores have a part
+    that all reward models share and a part of each model. Results on that table only demonstrate the task.
 
-    With `n_candidates`, the best response is chosen for each query prompt with four or more responses. All prompts have
-    the same number of candidates: as many as the prompt with the fewest has, and at most `n_candidates`. The left-out
-    rater's scores say how good the choice is. They then are the task's ground truth, so the reference methods that need
-    a truth run too.
+    With `n_candidates`, the best response is chosen for each query prompt with four or more responses. All these
+    prompts have the same number of candidates: as many as the one with the fewest has, and at most `n_candidates`. The
+    left-out rater's scores measure how good the choice is. The scores are then the task's ground truth, so reference
+    methods that need a ground truth can also run.
     """
 
     family = "written by models"
@@ -108,7 +108,7 @@ class ModelRaters(TextTask):
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         table = self.read_ratings()
         names, features = self.rater_columns(table)
-        rng = np.random.default_rng(len(table))  # not the seed: as in any data set, all seeds have the same pairs
+        rng = np.random.default_rng(len(table))  # not `seed`: all seeds have the same pairs, as in other data sets
         table = table[rng.permutation(len(table))]  # the table's order may follow its scores
         scores = table.select(names).cast(pl.Float64).to_numpy()
         unit = np.arange(len(table))  # the prompt or response by which rows are split
@@ -134,11 +134,12 @@ class ModelRaters(TextTask):
             counts[name] = np.bincount(user, minlength=len(names))
             if not counts[name].all():
                 raise UserError(
-                    f"{self.file}: none of the {(part == number).sum()} responses in the part {name!r} have the same "
+                    f"{self.file}: no two of the {(part == number).sum()} responses in the part {name!r} have the same "
                     f"prompt and different scores of {names[int(counts[name].argmin())]}",
                     "check that the column is not constant, or add prompts with two or more responses",
                 )
-        user, left, right = map(np.concatenate, zip(*drawn, strict=True))  # a rater's pairs are ordered by part
+        # each rater's pairs stay in the order of the parts
+        user, left, right = map(np.concatenate, zip(*drawn, strict=True))
         label = scores[left, user] > scores[right, user]
         truth, choices = None, None
         if self.n_candidates:
@@ -183,7 +184,7 @@ class ModelRaters(TextTask):
 
 
 def read_ratings_file(file: Path) -> pl.DataFrame:
-    """Read the table of a csv or parquet file. Raises UserError where the file has none."""
+    """Read the table of a csv or parquet file. Raises UserError if the file is missing or its table is unusable."""
     readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
     if file.suffix not in readers:
         raise UserError(
@@ -197,7 +198,7 @@ def read_ratings_file(file: Path) -> pl.DataFrame:
         raise UserError(
             f"{file} is not a {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file again"
         ) from error
-    if twice := [name for name in table.columns if "_duplicated_" in name]:  # polars renames repeated columns so
+    if twice := [name for name in table.columns if "_duplicated_" in name]:  # polars renames repeated columns
         raise UserError(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
     if not len(table):
         raise UserError(f"{file} has no rows", "the table needs a row per response")
@@ -205,7 +206,10 @@ def read_ratings_file(file: Path) -> pl.DataFrame:
 
 
 def holds_mostly_numbers(column: pl.Series) -> bool:
-    """Return whether a column is meant for scores: one "n/a" makes a csv column text, but must not drop the rater."""
+    """Return whether a column is meant for scores: its type is numeric, or over half of its texts are numbers.
+
+    A single "n/a" in a csv file makes its column text, but must not drop the rater.
+    """
     if column.dtype == pl.String:
         return column.cast(pl.Float64, strict=False).count() > len(column) / 2
     return column.dtype.is_numeric()
@@ -238,7 +242,8 @@ def draw_rated_pairs(
     paired = np.flatnonzero(size > 1)
     if not paired.size:
         return order[:0], order[:0], order[:0]
-    rater = np.repeat(np.arange(scores.shape[1]), 4 * n)  # four times as many as wanted, for ties and repeats
+    # four times as many pairs as wanted, because ties and repeats are dropped
+    rater = np.repeat(np.arange(scores.shape[1]), 4 * n)
     left = paired[rng.integers(len(paired), size=len(rater))]
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))

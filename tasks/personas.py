@@ -77,16 +77,18 @@ class Personas(TextTask):
     too similar to one taken before, until there are `n_users`.
 
     view = "statements": the paper's own way to train. A statement is the prompt, the responses are the tokens Yes and
-    No, and Yes is preferred if the statement matches. The features of the two items are +-g / sqrt(2) for the
-    statement's g; their gaps have the inner products of y (x) g (see `concepts`) and unit variance.
+    No, and Yes is preferred if the statement matches. The features of the two items are +-g / sqrt(2), with g the
+    statement's features. Inner products of their gaps equal those of the gaps of y (x) g (see `concepts`), and the gaps
+    have unit variance.
 
-    concepts = K: the statements of K personas are one preference, hence one user and no context. Person 0 is trained on
-    nine tenths of them. The last tenth is divided among the queries of person 0, person 1 (validation) and person 2
-    (test), at most `queries` each; these persons differ only in their queries. Statements of two of the K personas are
-    left out. The encoder is fitted to all 135 personas' statements, so the features do not depend on K. n_users,
-    max_cosine and pairs_per_user have no effect.
-    drawn_by: the paper has different personas for each K, so the effect of K cannot be separated from the choice of
-    personas. With "seed", the personas of a smaller K are among those of a larger K.
+    concepts = K: the statements of K personas form one preference, so there is one user and no context. Person 0 is
+    trained on nine tenths of the statements. The last tenth is divided among the queries of person 0, person 1
+    (validation) and person 2 (test), at most `queries` each; these persons differ only in their queries. A statement
+    listed more than once among the K personas is left out. The encoder is fitted to all 135 personas' statements, so
+    the features do not depend on K. n_users, max_cosine and pairs_per_user have no effect.
+    drawn_by: the personas of `concepts`. With "paper", they are the paper's, which differ for each K, so the effect of
+    K cannot be separated from the choice of personas. With "seed", the personas of a smaller K are among those of a
+    larger K.
     """
 
     family = "written by models"
@@ -96,8 +98,8 @@ class Personas(TextTask):
     concepts: int = 0  # number of personas that form one user; 0: every persona is a user
     n_users: int = PERSONA_COUNT
     max_cosine: float = 1.0
-    pairs_per_user: int = 200  # or statements, half of which match
-    drawn_by: Literal["paper", "seed"] = "paper"  # personas of `concepts`: the paper's, or the first in a seed's order
+    pairs_per_user: int = 200  # pairs, or statements (half of which match)
+    drawn_by: Literal["paper", "seed"] = "paper"  # the paper's personas, or the first in a random order
     encoder: str = encoder_field()
 
     shots: tuple[int, ...] = (0, 10, 50, 100)
@@ -114,7 +116,7 @@ class Personas(TextTask):
             )
         if self.concepts and (self.view == "pairs" or max(self.shots) > 0):
             raise UserError(
-                'personas: concepts need view = "statements" and no shots, because they are one preference without context',
+                'personas: concepts need view = "statements" and no shots, because all users have the same preference',
                 'view = "statements", shots = [0]',
             )
         if self.n_users < 5 or not 0 < self.max_cosine <= 1:
@@ -153,9 +155,8 @@ class Personas(TextTask):
         read = read.sort(*kinds, pl.Series(rng.random(len(read))))  # in random order within each kind
         held = (read.select(pl.int_range(pl.len()).over(kinds)).to_series() % HELD_OUT_EVERY == 0).to_numpy()
         train, held = np.flatnonzero(~held), np.flatnonzero(held)
-        panels = held[: len(held) // 3 * 3].reshape(
-            -1, 3
-        )  # every panel has equally many of each kind, give or take one
+        # `held` is sorted by kind, so the three panels have equally many of each kind, to within one
+        panels = held[: len(held) // 3 * 3].reshape(-1, 3)
         panels = rng.permutation(panels)[: self.queries].T
         rows = np.concatenate([rng.permutation(train), *panels])
         place = np.searchsorted(everything["response"].to_numpy(), read["statement"].to_numpy()[rows])
@@ -171,9 +172,8 @@ class Personas(TextTask):
         """Build the data in which every persona is a user."""
         rng = np.random.default_rng(seed)
         read = STATEMENTS_TABLE.read_columns("persona", "statement", "matches")
-        read = read.unique(
-            ["persona", "statement"], keep="none", maintain_order=True
-        )  # a few statements are listed both as matching and as not matching
+        # a few statements are listed both as matching and as not matching; they are dropped
+        read = read.unique(["persona", "statement"], keep="none", maintain_order=True)
         kinds = ["persona", "matches"]
         read = read.sort(*kinds, pl.Series(rng.random(len(read)))).with_columns(
             place=pl.int_range(pl.len()).over(kinds)
@@ -184,16 +184,15 @@ class Personas(TextTask):
         fewest = int(read.group_by(kinds).len()["len"].to_numpy().min())
         if fewest < needed:
             raise UserError(
-                f"personas: one persona has {fewest} statements of a kind, too few for {self.pairs_per_user} {self.view}",
+                f"personas: one persona has {fewest} statements of one kind (matching or not), too few for "
+                f"{self.pairs_per_user} {self.view}",
                 f"pairs_per_user = {fewest if whole else 2 * fewest} is the largest possible",
             )
-        matching, other = (
-            read.filter(pl.col("matches") == kind) for kind in (True, False)
-        )  # rows of both have the same personas and places
+        # row i of both tables has the same persona and place
+        matching, other = (read.filter(pl.col("matches") == kind) for kind in (True, False))
         distinct = matching["statement"].append(other["statement"]).unique().to_numpy()
-        statements = pl.DataFrame(
-            {"response": rng.permutation(np.sort(distinct))}
-        )  # sorted order puts "I am not" after "I am"
+        # Shuffled, so that item numbers carry no information: sorted order puts "I am not" after "I am".
+        statements = pl.DataFrame({"response": rng.permutation(np.sort(distinct))})
         text = statements.select(prompt=pl.lit(STATEMENT_QUESTION), response="response").to_arrow().cast(TEXT_SCHEMA)
         numbered = statements.with_row_index("item")
         yes, no = (
@@ -211,17 +210,18 @@ class Personas(TextTask):
         return only_people(data, self.choose_distinct_personas(data, rng))
 
     def diagnostics(self, splits: Splits, truth: Truth | None, state: State, users: Users) -> dict[str, float]:
-        """Return margins of a method with `weights` over `times` (with `concepts`), else similarities of personas.
+        """Return margins of rewards (with `concepts`), or similarities of personas (without).
 
-        With `concepts`: a margin is the preferred response's reward minus the other's.
+        With `concepts`, for methods whose state has `weights` over `times`, {} for others. A margin is the preferred
+        response's reward minus the other's.
         mean_margin_start, loss_start, accuracy_start: means over training pairs at the first recorded time after 0.
         mean_margin_end, loss_end, accuracy_end: the same at the last time. Each also with the prefix `test_`.
 
         Without `concepts`: similarity of training personas' embeddings (DPO generalisation, section 5); {} for
         view = "statements".
-        cosine: average over pairs of personas of the average cosine of a statement of one with a statement of the
-        other.  cosine_centred: the same after subtracting the mean embedding, about 0 by construction.
-        cosine_absolute, cosine_centred_absolute: averages over pairs of personas of that average's absolute value.
+        cosine: for two personas, the mean cosine of a statement of one and a statement of the other; averaged over all
+        pairs of personas.  cosine_centred: the same after subtracting the mean embedding, about 0 by construction.
+        cosine_absolute, cosine_centred_absolute: the same, with the absolute value of each pair's mean cosine.
         cosine_directions: mean absolute cosine of the `preference_directions`.
         """
         if self.concepts:
@@ -260,7 +260,8 @@ class Personas(TextTask):
                 taken.append(int(persona))
         if len(taken) < self.n_users:
             raise UserError(
-                f"personas: only {len(taken)} of {len(cosine)} personas have cosines up to {self.max_cosine}",
+                f"personas: only {len(taken)} of {len(cosine)} personas could be chosen with pairwise cosines up to "
+                f"{self.max_cosine}",
                 "lower n_users or raise max_cosine",
             )
         return np.sort(taken)
@@ -297,7 +298,7 @@ def yes_and_no_items(statements: Items) -> Items:
 
 
 def preference_directions(pairs: Pairs) -> np.ndarray:
-    """Return float64[people, d]: each person's mean features of preferred minus rejected items, of length one."""
+    """Return float64[people, d]: each person's mean features of preferred minus rejected items, scaled to length one."""
     moment = np.zeros((pairs.n_users, pairs.gap.shape[1]))
     np.add.at(moment, pairs.user, (2 * pairs.label - 1)[:, None] * pairs.gap)
     return moment / np.linalg.norm(moment, axis=1, keepdims=True)

@@ -27,7 +27,7 @@ UTTERANCE_COLUMNS = {
     "model_response": str,
     "if_chosen": bool,
 }
-NO_ANSWER = ("", "EMPTY STRING")  # the authors write the second for an empty answer
+NO_ANSWER = ("", "EMPTY STRING")  # the data set's authors write "EMPTY STRING" for an empty answer
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Prism(TextTask):
     """A task from first turns of conversations: up to four models answer, and the kept answer beats each of the others.
 
     A conversation gives up to three pairs; people were asked for six conversations. Later turns are left out, because
-    there one model answers twice in a conversation that the user has chosen. Users with fewer than `min_pairs` pairs
-    are left out, and so are users with no query left after the largest number of shots.
+    in them the model whose answer the user kept answers twice. Users with fewer than `min_pairs` pairs are left out,
+    and so are users with no query left after the largest number of shots.
 
     All pairs of one prompt of a user are in the context, or all are queries, even if the user wrote the same prompt in
     two conversations. Otherwise a shown pair (a beats b) would reveal the answer to a query (a or c). A context has
-    whole prompts in random order, so it may have up to two pairs more than the largest number of shots. Of training
-    users, one prompt is kept for the panel `seen`.
+    whole prompts in random order, so it may have up to two pairs more than the largest number of shots. One prompt of
+    each training user is held out for the panel `seen`.
 
     profiles: what people wrote before the conversations about themselves and about how an AI should behave towards them
     (the survey's `self_description` and `system_string`).
@@ -56,10 +56,10 @@ class Prism(TextTask):
 
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = PRISM_REVISION
-    min_pairs: int = 12  # four conversations
+    min_pairs: int = 12  # the pairs of four conversations
     encoder: str = encoder_field()
 
-    shots: tuple[int, ...] = (0, 3, 6, 9)  # mostly whole conversations
+    shots: tuple[int, ...] = (0, 3, 6, 9)  # mostly whole conversations, of up to 3 pairs each
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +94,8 @@ class Prism(TextTask):
             )
         pairs = answers.filter("pair")
         per_user = pl.len().over("user_id")
-        most = pl.len().over("user_id", "user_prompt").max().over("user_id")  # pairs of one prompt
+        # each user's largest number of pairs of one prompt
+        most = pl.len().over("user_id", "user_prompt").max().over("user_id")
         often = pairs.filter((per_user >= self.min_pairs) & (per_user - most >= max(1, *self.shots)))
         if often.is_empty():
             raise UserError(
@@ -133,8 +134,9 @@ def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
     """Return a row per answer of a first turn, with the columns kept, pair and bad.
 
     kept: the turn's kept answer.
-    pair: whether the answer lost to the kept one. An answer with the same text as the kept one is neither pair nor bad.
-    bad: whether the answer is empty, or its turn has not exactly one kept answer that is not empty.
+    pair: whether the answer lost to the kept one. An answer with the same text as the kept one, or as an earlier answer
+        of the turn, is neither pair nor bad.
+    bad: whether the answer is empty, or the number of its turn's kept answers that are not empty is not one.
     """
     turn = ["user_id", "conversation_id", "user_prompt"]
     first = utterances.filter(pl.col("turn") == 0).with_columns(
@@ -150,14 +152,18 @@ def first_turns(utterances: pl.DataFrame) -> pl.DataFrame:
 
 
 def split_by_prompt(pairs: Pairs, rng: np.random.Generator, n_shown: int) -> tuple[Pairs, Pairs]:
-    """Split each user's prompts, in random order, into the first with `n_shown` pairs and the rest, at least one."""
+    """Split each user's pairs by their prompts, which are put in random order.
+
+    The first part has the pairs of the first prompts, up to the prompt that reaches `n_shown` pairs. The second part
+    has all other pairs, always including those of the last prompt.
+    """
     text = pairs.items.known_text["prompt"].combine_chunks()
     prompt = text.dictionary_encode().indices.to_numpy().astype(np.int64)[pairs.left]
     key = pairs.user * np.int64(len(text)) + prompt
     _, first_row, group, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
     owner = pairs.user[first_row]
     order = np.lexsort((rng.random(len(size)), owner))
-    before = np.cumsum(size[order]) - size[order]  # pairs of the prompts before, of all users
+    before = np.cumsum(size[order]) - size[order]  # number of pairs of all earlier prompts, over all users
     shown = np.empty(len(size), dtype=bool)
     shown[order] = before - pairs.offsets[owner[order]] < n_shown
     last = np.flatnonzero(np.append(np.diff(owner[order]) > 0, True))

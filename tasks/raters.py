@@ -10,7 +10,8 @@ from harness.errors import UserError
 from harness.task import Task, split_in_order
 
 FEATURE_COUNT = 13  # the paper's number of hand-made features of a response
-WEIGHT_NORM = 4.0  # norm of every rater's weights: the truth then predicts .905 (linear) or .952 (tanh) of the labels
+# Norm of every rater's weights. With it, the true rewards predict .905 (linear) or .952 (tanh) of the labels.
+WEIGHT_NORM = 4.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Raters(Task):
         choices = None
         if self.n_candidates:
             choices = np.arange(self.choice_prompts * self.n_candidates, dtype=np.int32) + np.int32(n)
-            own = np.random.default_rng([seed, self.n_candidates])  # so that the pairs are the same without candidates
+            own = np.random.default_rng([seed, self.n_candidates])  # the pairs are the same without candidates
             x = np.concatenate([x, own.normal(size=(len(choices), self.feature_dim))])
             choices = choices.reshape(self.choice_prompts, self.n_candidates)
         features = self.true_features(rng, x)

@@ -16,12 +16,12 @@ class ResponseTimes(Task):
     """A simulation with gaps x ~ N(0, S), a user's theta, and the process dV = (xT theta / 2) dt + dB until |V| = 1.
 
     theta comes from one of two Gaussians with orthogonal means. S has eigenvalues from 1/4 to 3/4 in a random basis,
-    and the three means lie along its leading eigenvectors. The paper specifies neither; at this scale choices are far
-    from certain, so that they hide the size of a drift. The label is the mean answer of `annotators` people who share
-    one theta, and `seconds` is the mean of their times. The panel `shifted` has people from a third Gaussian, whose
-    mean is orthogonal to both others; inside their span nothing would be new to a linear decoder. An annotator's
-    answers and times depend only on the seed and the annotator's number, so that few annotators are the first of many
-    on the same pairs.
+    and the three means lie along its leading eigenvectors. The paper specifies neither. At this scale choices are far
+    from certain, and a choice alone says little about the size of a drift. The label is the mean answer of `annotators`
+    people who share one theta, and `seconds` is the mean of their times. The panel `shifted` has people from a third
+    Gaussian, whose mean is orthogonal to both others. A mean inside their span would be nothing new to a linear decoder.
+    An annotator's answers and times depend only on the seed and the annotator's number. So a task with fewer annotators
+    has the first ones of a task with more, on the same pairs.
     """
 
     family = "simulated"
@@ -57,7 +57,8 @@ class ResponseTimes(Task):
         counts = np.repeat([self.n_demonstrations, max(self.shots)], [self.n_users, n_new]) + self.queries
         user = np.repeat(np.arange(len(counts)), counts)
         basis = np.linalg.qr(rng.normal(size=(d, d)))[0]
-        means = self.norm * basis.T[[-1, -2, -3]]  # along leading eigenvectors seeds differ by .004, not .02
+        # along the leading eigenvectors, because results then differ by .004 between seeds instead of .02
+        means = self.norm * basis.T[[-1, -2, -3]]
         kind = rng.integers(2, size=len(counts))
         kind[-self.new_users :] = 2  # the panel `shifted`
         theta = means[kind] + self.spread * rng.normal(size=(len(counts), d))
@@ -89,12 +90,13 @@ SERIES_TERMS = 8  # further terms would add less than 3e-5 to a time's variance,
 
 
 def simulate_decisions(rng: np.random.Generator, drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw which of +-1 the process dV = drift dt + dB from 0 reaches first, bool[n] (True: +1), and when, float64[n].
+    """Draw the side bool[n] and the time float64[n] at which the process dV = drift dt + dB, from 0, reaches +1 or -1.
 
-    Between symmetric barriers the side is independent of the time, and P(+) = sigmoid(2 drift). The time's Laplace
-    transform, cosh(mu) / cosh(sqrt(mu^2 + 2 s)), is the product over k = 1, 2, ... of rate_k / (rate_k + s) with
-    rate_k = (mu^2 + (k - 1/2)^2 pi^2) / 2: the time is a sum of independent exponentials (Biane, Pitman and Yor 2001).
-    The first SERIES_TERMS are drawn and the others replaced by their mean, so that E[time] = tanh(mu) / mu is exact.
+    The side is True for +1. Between symmetric barriers the side is independent of the time, and P(+1) =
+    sigmoid(2 drift). With mu = |drift|, the time's Laplace transform, cosh(mu) / cosh(sqrt(mu^2 + 2 s)), is the product
+    over k = 1, 2, ... of rate_k / (rate_k + s) with rate_k = (mu^2 + (k - 1/2)^2 pi^2) / 2: the time is a sum of independent
+    exponentials (Biane, Pitman and Yor 2001). The first SERIES_TERMS are drawn and the others replaced by their mean,
+    so that E[time] = tanh(mu) / mu is exact.
     """
     mu = np.maximum(np.abs(drift), 1e-6)
     time = np.tanh(mu) / mu

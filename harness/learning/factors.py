@@ -17,7 +17,7 @@ def mean_square_gap(pairs: Pairs) -> float:
 
 
 def whitening_matrix(pairs: Pairs) -> torch.Tensor:
-    """Return float64[d, d]: the symmetric root of the inverse of E[x xT], x the rows' gaps."""
+    """Return float64[d, d]: the symmetric square root of the inverse of E[x xT], where x are the pairs' gaps."""
     X = torch.from_numpy(pairs.gap).double()
     second = X.T @ X / len(X)
     second.diagonal().add_(1e-3 * mean_square_gap(pairs))  # ridge for features that never differ
@@ -28,10 +28,10 @@ def whitening_matrix(pairs: Pairs) -> torch.Tensor:
 def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Factorise the users x pairs matrix of labels (1, -1; 0 for pairs not asked), projected onto the features.
 
-    Returns the singular values float64[min(n_users, d)], and weights float64[d, <= rank] whose gaps, orthonormal over
-    all pairs, are the leading right singular vectors. The matrix is never formed: its product with the features is the
-    sum of each user's signed gaps. Each row is divided by the root of its user's number of pairs, so that all rows are
-    equally noisy.
+    Returns the singular values float64[min(n_users, d)], and weights float64[d, <= rank]. The pairs' gaps times these
+    weights are the leading right singular vectors, which are orthonormal over all pairs. The matrix is never formed:
+    its product with the features is the sum of each user's signed gaps. Each row is divided by the root of its user's
+    number of pairs, so that all rows are equally noisy.
     """
     whiten = whitening_matrix(train) / len(train) ** 0.5
     signed = torch.from_numpy(train.gap).double() * (2 * torch.from_numpy(train.label).double() - 1).unsqueeze(1)
@@ -53,7 +53,10 @@ def weights_in_basis(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def random_factors(train: Pairs, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a start for `fit_factors`: weights float[n_users, rank] and a basis float[d, rank] of unit-variance gaps."""
+    """Draw a random start for `fit_factors`: weights float[n_users, rank] and a basis float[d, rank].
+
+    The basis is rescaled by `scaled_to_unit_gaps`.
+    """
     basis = scaled_to_unit_gaps(train, torch.randn(train.gap.shape[1], rank, generator=generator))
     return torch.randn(train.n_users, rank, generator=generator), basis
 
@@ -71,7 +74,8 @@ def fit_factors(
     Returns weights and basis as float64. An equal ridge on both is a nuclear-norm penalty on their product. Internally
     features are rescaled so that their gaps have mean square 1; L-BFGS does not converge otherwise.
     decay: strength of the ridge relative to the spectral norm of the labels' noise; one value suits few or many users.
-    simplex: a user's weights are the softmax of the given (and penalised) parameters.
+    simplex: `weights` are logits and a user's weights are their softmax. The ridge penalises the logits, and the
+        returned weights are on the simplex.
     """
     unit = mean_square_gap(train) ** 0.5
     X, y = torch.from_numpy(train.gap).T / unit, torch.from_numpy(train.label)
@@ -97,5 +101,8 @@ def fit_factors(
 
 
 def noise_spectral_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:
-    """Approximate the spectral norm of the loss's gradient [n_users, d] under pure noise, for gaps of that variance."""
+    """Approximate the spectral norm of the loss's gradient [n_users, d] when labels are pure noise.
+
+    variance: the variance of the gaps' entries.
+    """
     return 0.5 * (n / n_users * variance) ** 0.5 * (n_users**0.5 + d**0.5)  # sd of a label is 1/2

@@ -1,8 +1,8 @@
 """Linear rewards: a Gaussian prior over user weights, and the batched solver that adapts all users at once.
 
 A linear method models reward(u, i) = <features_i, w_u>. Linear methods differ only in the prior N(mean, root rootT)
-that their `fit` learns. Adaptation finds the maximum a posteriori weights under the Bradley-Terry likelihood, which is
-a convex logistic regression for each user.
+that their `fit` learns (T marks a transpose). Adaptation finds the maximum a posteriori weights under the Bradley-Terry
+likelihood, which is a convex logistic regression for each user.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from torch.nn.functional import softplus
 from harness.data import Items, Pairs
 from harness.method import Method, Run, State, TaskFacts, Users
 
-# Bytes of Hessians per chunk of users. Every step reads them, so a chunk must fit a core's own cache.
+# Bytes of Hessians per chunk of users. Every Newton step reads all of them, so a chunk must fit a core's own cache.
 HESSIAN_CHUNK_BYTES = 2**20
-# Bytes of float64 features per chunk of users. The dual reads them only twice, so they need not fit that cache.
+# Bytes of float64 features per chunk of users. `newton_dual` reads them only twice, so they need not fit that cache.
 FEATURE_CHUNK_BYTES = 2**24
-NEWTON_TOLERANCE = 1e-4  # last Newton step in log-odds; the remaining error is about its square (quadratic convergence)
+# Newton's method ends at a step below this many log-odds. The remaining error is about the square of that step.
+NEWTON_TOLERANCE = 1e-4
 MAX_NEWTON_STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 
 class LinearMethod(Method):
-    """A method whose state is {"mean": float64[d], "root": float64[d, r], or a scalar standing for root * identity}.
+    """A method whose state is {"mean": float64[d], "root": float64[d, r]}.
 
-    A subclass that declares the field `elicitation` can choose which pairs to ask. With `elicitation = "uncertainty"`
-    it also keeps every user's posterior covariance.
+    `root` may also be a scalar, which stands for that scalar times the d x d identity.
+    A subclass that declares the field `elicitation` can choose which pairs to ask. With `elicitation = "uncertainty"`,
+    `adapt` also returns every user's posterior covariance.
     """
 
     def refuses(self, task: TaskFacts) -> str | None:
@@ -79,15 +81,16 @@ def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> t
 
 
 def chunks_of_users(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterator[tuple[torch.Tensor, Pairs]]:
-    """Yield users (int64[users]) and their pairs, as many at a time as fit the cache; leave out users without pairs.
+    """Yield chunks of users (int64[users]) with their pairs; users without pairs are left out.
 
-    The users of a chunk have about equally many pairs. Otherwise one user with thousands of pairs would make all
-    padded matrices large.
+    HESSIAN_CHUNK_BYTES and FEATURE_CHUNK_BYTES limit the size of a chunk. The users of a chunk have about equally many
+    pairs. Otherwise one user with thousands of pairs would make all padded matrices large.
     side(n): side length of the square matrix of a user with n pairs.
     d: number of features of a pair.
     """
     counts = np.diff(pairs.offsets)
-    doubled = np.where(counts > 0, np.frexp(np.maximum(counts, 15))[1], 0)  # below 16, below 32, below 64, ...
+    # groups of users: with fewer than 16 pairs, fewer than 32, fewer than 64, ...
+    doubled = np.where(counts > 0, np.frexp(np.maximum(counts, 15))[1], 0)
     for size in np.unique(doubled[counts > 0]):
         users = np.flatnonzero(doubled == size)
         alike = pairs if len(users) == pairs.n_users else pairs.of(users)
@@ -106,7 +109,10 @@ def padded_gaps(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Reshape each column [len(pairs), ...] to [users, n, ...], n the most pairs of a user; missing rows are zero."""
+    """Reshape each column [len(pairs), ...] to [users, n, ...]; n is the largest number of pairs of a user.
+
+    Users with fewer pairs get zero rows.
+    """
     counts = np.diff(pairs.offsets)
     n = int(counts.max())
     if (counts == n).all():
@@ -139,7 +145,7 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
 
 
 def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Return the minimum of `newton_primal` from v = XT a, with one weight a per pair.
+    """Return the same v as `newton_primal`, computed as v = XT a with one unknown a_i per pair.
 
     Rasmussen and Williams 2006, algorithm 3.1.
     """
@@ -189,7 +195,7 @@ def backtracking_step(
 
 
 def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """Return float64[n]: the inner product of each row's features and the weights of its user."""
+    """Return float64[n]: the inner product of each row's feature gap and the weights of that row's user."""
     counts = np.diff(pairs.offsets)
     if (counts == counts[0]).all():
         return (gap.view(len(counts), counts[0], -1).to(weights) @ weights.unsqueeze(2)).view(-1)
@@ -217,7 +223,7 @@ def posterior_covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tenso
 def covariances_by_chunk(
     pairs: Pairs, weights: torch.Tensor, root: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield chunks of the users with pairs, and their covariances as in `posterior_covariances`."""
+    """Yield the users with pairs, int64[users], chunk by chunk, with their `posterior_covariances` [users, r, r]."""
     d, r = root.shape
     for users, part in chunks_of_users(pairs, d, lambda n: r):
         X, _, mask = padded_gaps(part)

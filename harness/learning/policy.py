@@ -30,7 +30,8 @@ from harness.store.store import Store, identity_hash
 # max_length: tokens of a prompt and its response together; a shorter context of the model takes precedence.
 POLICY_MODEL_DEFAULTS: dict[str, object] = {"max_length": 2048}
 POLICY_RECIPE = 1  # raised whenever the same model would give other tokens or log-probabilities
-# Tokens of a batch, padding included. On a GPU the float32 logits of 150,000 words take 5 GB, their gradients as much.
+# Tokens of a batch, padding included. With a vocabulary of 150,000, a batch's float32 logits take 5 GB of a GPU, and
+# their gradients take as much again.
 MAX_POLICY_TOKENS = 8192
 MAX_CPU_POLICY_TOKENS = 2048  # larger batches do not fit the CPU's caches
 
@@ -46,7 +47,7 @@ def parse_policy_model(name: str) -> LanguageModel:
 
 
 def canonical_policy_model(name: str) -> str:
-    """Return the canonical name of a model, which stands for the field `model` in a method's identity."""
+    """Return the canonical name of a model; a method's identity records it in place of the field `model`."""
     return parse_policy_model(name).canonical_name
 
 
@@ -169,7 +170,8 @@ class Policy(nn.Module):
         self.lm: CausalLM = model
         self.film = film
         self.modulation: torch.Tensor | None = None  # float32[batch, blocks, 2, hidden] of the current batch
-        # A strong reference would be a cycle that keeps the model and its gradients until the garbage collector runs.
+        # The hooks hold the policy weakly. A strong reference would be a cycle, which keeps the model and its gradients
+        # in memory until the garbage collector runs.
         me = weakref.ref(self)
         for place, block in enumerate(transformer_blocks(model) if film is not None else []):
             block.register_forward_hook(partial(_modulation_hook, me, place))
@@ -248,7 +250,7 @@ class Film(nn.Module):
         return self.mlp(self.norm(self.weigh(shown)))
 
     def modulation(self, latent: torch.Tensor) -> torch.Tensor:
-        """Return float32[n, blocks, 2, hidden], scale minus one and shift, of latents float32[n, width]."""
+        """Return float32[n, blocks, 2, hidden] for latents float32[n, width]: `scale` and `shift` as in `Policy`."""
         return self.out(latent).unflatten(1, self.shape)
 
 
@@ -264,7 +266,8 @@ def transformer_blocks(model: CausalLM) -> nn.ModuleList:
         if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
             return found
     raise ValueError(
-        f"the transformer blocks of {type(decoder).__name__} were not found; use dpo with recompute = false, which needs none"
+        f"the transformer blocks of {type(decoder).__name__} were not found; only dpo with "
+        "recompute = false works without them"
     )
 
 
@@ -278,7 +281,7 @@ def response_log_probs(
 ) -> torch.Tensor:
     """Return float64[n]: log-probability of the response of item rows[i] for a user with latent[i].
 
-    Workers share the batches.
+    Each worker computes a part of the batches, and all workers return the whole result.
     """
     found = torch.zeros(len(rows), dtype=torch.float64)
     limit = MAX_POLICY_TOKENS if torch_device().type == "cuda" else MAX_CPU_POLICY_TOKENS

@@ -1,7 +1,8 @@
 """Samples from a causal language model used as a policy, with its KL divergence from the reference model.
 
-A policy is a model `lm`, optionally with a context per row (`policy`, for FiLM or an adapter) or with adjusted logits
-(`adjust_logits`, for value-augmented sampling). With neither, the policy is the plain model.
+A policy is a model `lm` that may be changed in two ways: by a context manager around each forward pass (`policy`, for
+FiLM or an adapter), or by adjusting its logits (`adjust_logits`, for value-augmented sampling). With neither, the
+policy is the plain model.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ def write_responses(
     Tokens are drawn at temperature 1. `kl` sums the divergence of the whole next-token distributions over the
     response's tokens. Its mean over samples is the policy's KL from the reference up to max_tokens, with less noise
     than the log-ratio of the drawn tokens. Raises ValueError where a prompt has no tokens.
-    seeds: row i draws its tokens by the uniform numbers of seeds[i]; an int s means the seed (s, i) for row i. So the
-    other rows of a batch change no draw (they can change a probability by a rounding error), and two policies with the
-    same seeds use the same numbers.
-    policy(rows): a context in which `lm` is the policy of these rows (int64[b] of `prompts`, in any order); entered
-    again for each forward pass.
+    seeds: the tokens of row i are drawn with uniform numbers from a generator seeded by seeds[i]; an int s stands for
+    the seed (s, i) in row i. So the numbers of a row do not depend on the other rows of its batch (which can still
+    change a probability by a rounding error), and two policies with the same seeds use the same numbers.
+    policy(rows): returns a context manager within which `lm` is the policy of these rows (int64[b], indices into
+    `prompts` in any order). Each forward pass enters a new one.
     adjust_logits(rows, hidden float[b, t, d], logits float[b, t, V]): the policy's logits, computed from the model's
     last hidden states and its logits.
-    reference(ids, mask): the reference model's logits float[b, t, V] for int64[b, t] each, padded on the right; None:
-    the reference is `lm` outside `policy` and with its own logits.
+    reference(ids, mask): the reference model's logits float[b, t, V] for int64[b, t] each, padded on the right. If
+    None, the reference is the plain model: `lm` outside `policy`, with logits that are not adjusted.
     """
     device = next(lm.parameters()).device
     limit = context_length(lm.config, tokenizer, None)
@@ -117,7 +118,7 @@ class PolicyWriter:
         return self.adjust_logits(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
 
     def sample_responses(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[DrawnSample]:
-        """Sample a response to each row's prompt by the uniform numbers `draws`, one per token until they run out."""
+        """Sample a response to each row's prompt, with at most one token per uniform number in `draws`."""
 
         def forward(line: Tensor, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
             logits, cache = self.policy_logits(rows[line.cpu().numpy()], ids, mask, 1, cache)
@@ -127,7 +128,10 @@ class PolicyWriter:
         return sample_batch(forward, asked, np.arange(len(rows)), draws, ends)
 
     def measure_divergence(self, rows: np.ndarray, said: list[list[int]]) -> np.ndarray:
-        """Return float[2, b] of the responses `said`: KL from the reference, and its mean log-probability of a token."""
+        """Return float[2, b] for the responses `said`: KL from the reference, and mean log-probability of a token.
+
+        The KL is that of the policy, summed over a response's tokens. The log-probability is that under the reference.
+        """
         asked = [self.prompts[row] for row in rows]
         n_tokens = token_counts(said)
         device = next(self.lm.parameters()).device

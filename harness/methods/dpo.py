@@ -26,7 +26,8 @@ from harness.models.names import LanguageModel
 from harness.models.tokens import open_tokenizer
 from harness.store.store import Store
 
-# Steps whose pairs are sorted by length together: enough for like lengths in a step, few enough to stay random.
+# Number of successive steps whose pairs are sorted by length together. It is large enough that the pairs of a step have
+# similar lengths, and small enough that the order of the pairs stays random.
 LENGTH_SORTED_STEPS = 16
 VALIDATION_PAIRS = 64  # validation pairs scored during training
 
@@ -83,7 +84,7 @@ class Dpo(Method):
 
     @property
     def estimated_seconds(self) -> float:
-        return 30 + 0.025 * self.steps * self.batch  # measured with the project's small model: training, and scoring
+        return 30 + 0.025 * self.steps * self.batch  # measured with the small model, training and scoring
 
     def prepare_models(self, store: Store) -> None:
         self.language_model.check_available(store)
@@ -130,7 +131,7 @@ class Dpo(Method):
         )
 
     def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run):
-        """Return a function from step to pairs: repeated random passes, with pairs of like lengths in a step."""
+        """Return a function from step to pairs: repeated random passes, with pairs of similar lengths in a step."""
         rng = np.random.default_rng([run.seed, 1])
         times = -(-self.steps * self.batch // len(train))
         order = np.concatenate([rng.permutation(len(train)) for _ in range(times)])[: self.steps * self.batch]
@@ -188,7 +189,10 @@ class LoadedDpo(Predictor):
         return parallel.gather_tables(self.responses_for(whose, [prompts[row] for row in mine], seeds))
 
     def responses_for(self, latent: Users | None, prompts: list[str], seeds: list) -> pa.Table:
-        """Sample a response to prompts[i] for the user of row i by seeds[i]; latent None: by the reference model."""
+        """Sample a response to each prompts[i] for the user with row i of `latent`; seeds[i] seeds its random numbers.
+
+        If `latent` is None, the reference model writes the responses.
+        """
         folder = self.method.language_model.model_folder(self.store)
         base = policy.load_language_model(folder, self.method.weights_dtype)
         return write_responses(

@@ -11,21 +11,23 @@ from harness.errors import UserError
 from harness.learning.linear import LinearMethod
 from harness.method import Run, State
 
-STEP_SIZE = 0.1  # share of the fastest rate's inverse; a fourth-order step's error is then below 1e-7 of a margin
-MAX_STEPS = 100_000  # more take over a minute, and mean that features are not of order one
+# Length of a Runge-Kutta step, as a share of the inverse of the flow's fastest rate. The error of a step is then below
+# 1e-7 of a margin.
+STEP_SIZE = 0.1
+MAX_STEPS = 100_000  # more steps take over a minute, and are needed only if features are far above order one
 
 
 @dataclass(frozen=True)
 class DpoHead(LinearMethod):
     """The gradient flow of the DPO loss over the last layer W, from the reference W_0 (eq. 4 and 6-10).
 
-    The paper's eq. 7 misses its factor 1/N. With item features y (x) g(x), as in task `concepts`, the log-ratio of two
+    The paper's eq. 7 lacks the factor 1/N. With item features y (x) g(x), as in task `concepts`, the log-ratio of two
     tokens is linear, the normaliser cancels, and the margin of a pair is <u, gap of features> with u = beta (W - W_0).
     For any features, eq. 6 then reads
         tau du/dt = beta^2 / N  sum_i [label_i - sigmoid(<u, gap_i>)] gap_i
-    which also allows soft labels. The flow has one variable per pair (eq. 10) through the gaps' n x n Gram matrix, used
-    where that is smaller than the d x d one. Solved by fourth-order Runge-Kutta with steps far below the fastest rate's
-    inverse. The reward is the implicit reward at `horizon`, the same for all users; the context is ignored.
+    which also allows soft labels. The flow has one variable per pair (eq. 10). Where n <= d, it uses the gaps' n x n
+    Gram matrix. The flow is solved by fourth-order Runge-Kutta with steps far below the inverse of the fastest rate.
+    The reward is the implicit reward at `horizon`, the same for all users; the context is ignored.
 
     State: `times` float64[T], `weights` float32[T, d] (u over time), `margins` float32[T, n training pairs] (preferred
     minus rejected), `beta`, `tau`. Curves: loss, accuracy and mean margin on training and on validation pairs.
@@ -36,7 +38,7 @@ class DpoHead(LinearMethod):
 
     beta: float = 0.1
     tau: float = 1.0  # time constant: larger is slower
-    horizon: float = 320 * log(3)  # time trained: at this beta and tau 16 times tau_1 of one concept (theorem 4.1)
+    horizon: float = 320 * log(3)  # training time: 16 times tau_1 of one concept (theorem 4.1) at this beta and tau
     records: int = 64  # equally spaced times after 0 at which weights and margins are kept
 
     def __post_init__(self) -> None:
@@ -52,9 +54,8 @@ class DpoHead(LinearMethod):
         dual = n <= d
         gram = X @ X.T if dual else X.T @ X
         pace = self.beta**2 / (self.tau * n)
-        fastest = (
-            pace * float(gram.abs().sum(1).max()) / 4
-        )  # bounds: eigenvalues by row sums, the sigmoid's slope by 1/4
+        # an upper bound: row sums bound the eigenvalues, and 1/4 bounds the sigmoid's slope
+        fastest = pace * float(gram.abs().sum(1).max()) / 4
         apart = self.horizon / self.records
         steps = max(1, ceil(apart * fastest / STEP_SIZE))
         if steps * self.records > MAX_STEPS:

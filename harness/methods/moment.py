@@ -19,9 +19,10 @@ class Moment(LinearMethod):
     """Closed-form weights w = 2 S^-1 s, with s the context mean of signal_i x_i and S = E[x xT] over training pairs.
 
     The signal is y = 2 label - 1, or y / seconds (ICRA, eq. 8: mean answer over mean time is the drift xT theta / 2, so
-    that w tends to theta). Only S is estimated from training users. For binary choices this is the closed form to
-    compare ICRA's trained matrix with, and no shift of the population affects it. Departure: response times are clipped
-    from below at the training users' first percentile, so that accidental clicks do not outweigh considered answers.
+    that w tends to theta). Only S is estimated from training users. For binary choices 2 S^-1 is the closed form to
+    compare ICRA's trained matrix with, and a shift of the users' weights does not affect it. Departure: response times
+    are clipped from below at the training users' first percentile, so that accidental clicks do not outweigh considered
+    answers.
     """
 
     family = "linear"
@@ -51,13 +52,16 @@ def shortest_seconds(train: Pairs) -> torch.Tensor:
 
 
 def answer_signals(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
-    """Return float64[n]: each row's mean answer in [-1, 1], or that divided by its mean seconds, at least `floor`."""
+    """Return float64[n]: each row's mean answer in [-1, 1]; for `response_time`, divided by the row's mean seconds.
+
+    floor: seconds below this value count as this value.
+    """
     y = 2 * torch.from_numpy(pairs.label).double() - 1
     return y if signal == "choice" else y / torch.from_numpy(pairs.seconds).double().clamp(min=floor)
 
 
 def mean_signed_gaps(pairs: Pairs, signal: Signal, floor: torch.Tensor) -> torch.Tensor:
-    """Return float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero without rows."""
+    """Return float64[n_users, d]: s = (1/n) sum of signal_i x_i over each user's rows; zero for users without rows."""
     rows = answer_signals(pairs, signal, floor)[:, None] * torch.from_numpy(pairs.gap)
     total = torch.zeros(pairs.n_users, rows.shape[1], dtype=torch.float64)
     total.index_add_(0, torch.from_numpy(pairs.user).long(), rows)

@@ -23,8 +23,8 @@ class Pal(Method):
     B), here with one f for prompt and response together. f is linear, or an MLP with one hidden layer of `hidden`
     units. Adam trains f, the prototypes and the logits of the weights together. For a new user only w is fitted, a
     convex problem, because a pair's log-odds are linear in w in both variants. Departures: there is no temperature,
-    because f can have any scale. New users' weights have the training users' Gaussian prior, with one number chosen on
-    validation users, as for all methods.
+    because f can have any scale. New users' weights have the training users' Gaussian prior, with a scale chosen on
+    validation users.
     """
 
     family = "network"

@@ -15,7 +15,7 @@ from harness.learning.linear import LinearMethod, log_odds_variance
 from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior, tempered_priors
 from harness.method import Run, State, Users
 
-# Entries of the users x pairs matrix: its SVD then takes 4 s on one core. `arguments` has 61 million.
+# The SVD of a users x pairs matrix with this many entries takes 4 s on one core. `arguments` would have 61 million.
 MAX_MATRIX_ENTRIES = 4_000_000
 
 
@@ -26,16 +26,17 @@ class Pref(LinearMethod):
     Algorithm 1 takes the rank-J SVD of the users x pairs matrix of labels, fits features to it by ridge regression
     (least squares would interpolate where pairs barely outnumber dimensions), and refines both factors by eq. 4. The
     matrix is projected onto the features before the SVD instead of after it in two cases: where pairs have fewer than
-    two answers on average (most entries are empty, and singular vectors would be single users), and where the matrix
-    is large.
+    two answers on average (most entries are empty, so each singular vector would describe a single user), and where the
+    matrix has more than MAX_MATRIX_ENTRIES entries.
     Algorithm 2 fits lambda of a new user by eq. 5 and chooses the next pair. `rule = "printed"` is eq. 8 as printed:
     the longest phi in the norm of the inverse Hessian (eq. 7). "slope" multiplies that by sigma' of the pair's
     log-odds, as in the authors' code, because eq. 8 alone asks pairs with a large phi whose answers are already certain.
 
     Departures: a larger phi undoes an L2 penalty on lambda alone, so both have an equal penalty (as in `rfm`). The SVD
-    gives phi, and lambda starts at every user's ridge solution under it. The prior is that of the training users (mean,
-    and second moment tempered on validation users); `whiten = False` is the paper's beta I, with beta chosen on
-    validation users. The first pair asked is the most uncertain one under the prior, not a random one.
+    gives phi, and lambda starts at every user's ridge solution under it. The prior of new users comes from the training
+    users' mean and second moment, whose eigenvalues are raised to a power chosen on validation users; `whiten = False`
+    is the paper's beta I, with beta chosen on validation users. The first pair asked is the most uncertain one under
+    the prior, not a random one.
 
     The state's `spectrum` holds the singular values; the paper chooses J at their elbow (figure 9).
     """
@@ -70,9 +71,9 @@ class Pref(LinearMethod):
         return best_prior_on_validation(priors, validation) | {"spectrum": spectrum}
 
     def matrix_svd(self, train: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return singular values, and features float64[d, <= J] fitted to the pairs' factor.
+        """Return the singular values, and float64[d, <= J]: the map from features to phi.
 
-        Algorithm 1, lines 2 to 5.
+        Ridge regression on the pairs' gaps fits this map to the pairs' side of the SVD (algorithm 1, lines 2 to 5).
         """
         low, high = np.minimum(train.left, train.right).astype(np.int64), np.maximum(train.left, train.right)
         _, first, pair = np.unique(low * len(train.items) + high, return_index=True, return_inverse=True)
@@ -87,7 +88,7 @@ class Pref(LinearMethod):
         gap = torch.from_numpy(train.gap[first] * sign[first, None]).double()
         columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
         alphas = mean_square_gap(train) * np.logspace(-2, 5, 8)
-        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leave-one-pair-out
+        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leave-one-out over pairs chooses alpha
         return spectrum, torch.from_numpy(np.atleast_2d(ridge.coef_).T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:

@@ -26,8 +26,8 @@ class Rfm(LinearMethod):
     ridge on both, which is a nuclear-norm penalty on their product. The ridge is relative to the spectral norm of the
     labels' noise, so that one `decay` suits few and many people. Adaptation freezes phi and solves for w (eq. 8). The
     network's activation is tanh (gelu loses .015 on validation users of `raters` with a tanh truth). The network needs
-    many answers: 8,000 in 64 features give no gain over linear phi. Departure: w has a prior from the training users
-    (James-Stein mean, second moment); the paper has none.
+    many answers: with 8,000 answers and 64 features it gains nothing over linear phi. Departure: w has a prior from the
+    training users (James-Stein mean, second moment); the paper has none.
     """
 
     family = "linear"
@@ -43,7 +43,7 @@ class Rfm(LinearMethod):
         super().__post_init__()
         if min(self.dim, self.hidden, self.steps) < 1 or self.decay < 0:
             raise UserError(
-                "rfm: dim, hidden and steps must be at least 1, decay 0 or more", "the paper's dims: 8, 32, 128"
+                "rfm: dim, hidden and steps must be at least 1, decay 0 or more", "the paper uses dim = 8, 32 and 128"
             )
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
@@ -101,7 +101,10 @@ def network_features(state: State, features: np.ndarray) -> np.ndarray:
 
 
 def with_network_features(state: State, pairs: Pairs) -> Pairs:
-    """Return the pairs with the learned features of their items; unchanged for linear phi, which the prior contains."""
+    """Return the pairs with the network's features of their items.
+
+    For linear phi the pairs are unchanged, because there the prior's `mean` and `root` contain phi.
+    """
     if "phi.0.weight" not in state:
         return pairs
     items = Items(network_features(state, pairs.items.known_features[np.r_[pairs.left, pairs.right]]))

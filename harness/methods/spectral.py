@@ -15,9 +15,9 @@ class Spectral(LinearMethod):
     """A subspace in closed form, and a prior inside it.
 
     A user's moment is the sum of (2 label - 1) x over the user's pairs, divided by the root of their number, with x the
-    gap of features. Whitened by the gaps' second moment, it estimates the user's weights up to a factor. The leading
-    right singular vectors of all users' moments span the subspace. The prior inside it is estimated from the training
-    users' ridge solutions there.
+    gap of features. Whitened by the gaps' second moment, the moment estimates the user's weights up to a factor. The
+    leading right singular vectors of all users' moments span the subspace. The prior inside it is estimated from the
+    training users' ridge solutions there.
     """
 
     family = "linear"

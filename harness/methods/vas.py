@@ -38,14 +38,15 @@ class Vas(LinearMethod):
     coordinates on them. Q = V(h) + G(h) e_a with e_a in R^rank needs one matrix product for the whole vocabulary, where
     Han et al. run a value network on each of the likeliest tokens. The head is trained by regression on the training
     pairs' responses (Monte Carlo returns), so it learns how the task's responses end, not how the base model's own
-    would. `fit` keeps a hidden state for each of their tokens in memory.
+    would. `fit` keeps in memory a hidden state for each token of these responses.
 
-    A user without context gets the prior's mean, which is close to the base model where people oppose each other. The
-    reward is in log-odds of a choice, so `strength` is the inverse of DPO's beta. On validation users of `attributes`
-    (40 shots), strengths of 1, 2 and 4 add 1.3, 2.6, 3.9 to the utility at 1.1, 4.6, 25 nats with 84 kinds of user
-    (seed 100); with two kinds (seeds 100 and 101) .5, 1 and 2 add 1.3, 2.4, 3.6 at 1.1, 4.7, 26 nats. 1 is the largest
-    of these strengths at which, in both cases, the base model gives the sampled tokens the same mean log-probability as
-    its own samples, to .05 nats, and texts still end.
+    A user without context gets the prior's mean as weights. Where people oppose each other, that policy is close to the
+    base model. The reward is in log-odds of a choice, so `strength` is the inverse of DPO's beta. On validation users
+    of `attributes` (40 shots) with 84 kinds of user (seed 100), strengths of 1, 2 and 4 add 1.3, 2.6 and 3.9 to the
+    utility, at 1.1, 4.6 and 25 nats of KL from the base model. With two kinds (seeds 100 and 101), strengths of .5, 1
+    and 2 add 1.3, 2.4 and 3.6, at 1.1, 4.7 and 26 nats. Strength 1 is the largest of these that passes two checks in
+    both cases: the base model gives the sampled tokens the same mean log-probability as its own samples, to .05 nats,
+    and texts still end.
     """
 
     family = "language model"
@@ -121,7 +122,10 @@ class Vas(LinearMethod):
         known, other = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
         def misfit(state: State, rows: torch.Tensor) -> torch.Tensor:
-            """Return the mean squared error of the reward of a user drawn from the prior, the unit of the axes."""
+            """Return the mean over tokens of the squared error, summed over the axes.
+
+            The axes have such units that this is the expected squared error of the reward of a user from the prior.
+            """
             value, gain = apply_value_head(state, hidden[rows])
             q = value + torch.einsum("njr,nr->nj", gain, state["tokens"][token[rows]])
             return (q - target[rows]).square().sum(1).mean()
@@ -172,11 +176,11 @@ def apply_value_head(state: State, hidden: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def reward_axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return items' coordinates float64[items, n] on the n axes along which rewards differ most, and a map to users'.
+    """Return items' coordinates float64[items, n] on the n axes along which rewards differ most, and a map.
 
-    The map float64[d, n] takes users' weights to coordinates on the same axes, so that the product of both coordinates
-    approximates the reward. Axes are principal components of the rewards of users with weights mean + root v. A rotated
-    v is still unit normal, so an error on any axis counts as much as it does in the reward of such a user.
+    The map float64[d, n] takes users' weights to coordinates on the same axes. The inner product of an item's and a
+    user's coordinates approximates the reward. Axes are principal components of the rewards of users with weights
+    mean + root v. A rotated v is still unit normal, so an error on any axis counts as much as it does in the reward of such a user.
     features: float64[items, d], centred.
     """
     root = torch.cat([prior["mean"][:, None], prior["root"]], 1)

@@ -341,7 +341,7 @@ class TestPersonas:
         assert found["cosine_directions"] == pytest.approx(cosine[np.triu_indices(len(cosine), 1)].mean())
 
     def test_mistakes(self, small):
-        with pytest.raises(UserError, match="15 statements of a kind"):
+        with pytest.raises(UserError, match="15 statements of one kind"):
             Personas(n_users=10, **self.fields | {"pairs_per_user": 16}).build(0)
         for wrong in ({"n_users": 3}, {"max_cosine": 0.0}, {"pairs_per_user": 100}):
             with pytest.raises(UserError, match="personas"):
