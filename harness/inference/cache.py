@@ -30,8 +30,8 @@ ERROR_SCHEMA = pa.schema([("id", ID_TYPE), ("reason", pa.large_string())])
 def text_id(*parts: object) -> bytes:
     """Return 16 bytes of sha256 that identify a text, or several parts of one.
 
-    The last bit is set, so that no id ends in a zero byte, which numpy would strip. None counts as the empty text. Different parts give
-    different ids even where they contain the separator.
+    The last bit is set, so that no id ends in a zero byte, which numpy would strip. None counts as the empty text.
+    Different parts give different ids even where they contain the separator.
     """
     plain = ("" if part is None else str(part).replace("\x1e", "\x1e0").replace("\x1f", "\x1e1") for part in parts)
     digest = hashlib.sha256("\x1f".join(plain).encode("utf-8", "surrogatepass")).digest()
