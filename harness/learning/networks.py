@@ -32,7 +32,7 @@ def apply_mlp(state: State, prefix: str, x: torch.Tensor, activation: Callable =
 
 
 def learning_rate_share(step: int, steps: int, warmup: float = 0.05) -> float:
-    """Return the share of the full learning rate at a step: linear warm-up, then a cosine down to 0.
+    """Return the share of the full learning rate at a step: it rises linearly, then falls to 0 as a cosine.
 
     warmup: the share of the steps that the warm-up takes.
     """

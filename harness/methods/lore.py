@@ -36,7 +36,7 @@ class Lore(LinearMethod):
 
     rank: int = 5
     weights: Literal["simplex", "free"] = "simplex"
-    svd: bool = True  # start free weights from the SVD
+    svd: bool = True  # free weights start from the SVD; False: from random values
     steps: int = 60
 
     def __post_init__(self) -> None:

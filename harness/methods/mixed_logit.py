@@ -19,9 +19,9 @@ class MixedLogit(LinearMethod):
     """A mixed logit fitted by EM with a Laplace approximation of each user's posterior (Train 2009, chapter 12).
 
     With few people, plain EM overfits the covariance and does worse than `per_user`. So the M step has an
-    inverse-Wishart prior worth d people, centred on sigma^2 I. The eigenvalues are then raised to a power chosen on
-    validation users, at constant trace: a power below one shrinks the covariance towards sigma^2 I (reached at zero), a
-    power above one sharpens it towards the directions in which people differ most.
+    inverse-Wishart prior with the weight of d people, centred on sigma^2 I. The eigenvalues are then raised to a power
+    chosen on validation users, at constant trace: a power below one shrinks the covariance towards sigma^2 I (reached
+    at zero), a power above one sharpens it towards the directions in which people differ most.
     """
 
     family = "linear"

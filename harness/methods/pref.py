@@ -44,11 +44,11 @@ class Pref(LinearMethod):
     family = "linear"
     paper = "PReF"
 
-    rank: int = 8  # J; chosen on `attributes` (6 is too few, 10 gains nothing) and `low_rank`
+    rank: int = 8  # J; chosen on `attributes` (6 is too low, 10 gains nothing) and `low_rank`
     decay: float = 0.12  # relative to the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
     svd: bool = True  # False starts from random factors: the ablation without SVD
     whiten: bool = True  # the prior has the training users' covariance; False: the paper's beta I
-    steps: int = 40  # 60 gain nothing
+    steps: int = 40  # of L-BFGS; 60 steps gain nothing
     elicitation: Literal["random", "uncertainty"] = renamed_field("random", formerly="elicit")
     rule: Literal["slope", "printed"] = "slope"
 

@@ -53,7 +53,7 @@ class Vas(LinearMethod):
     paper = "Value-Augmented Sampling 2024"
 
     generates: ClassVar[bool] = True
-    trains_model: ClassVar[bool] = True  # so that it gets a GPU; several workers compute the same result
+    trains_model: ClassVar[bool] = True  # so that a trial gets a GPU; several workers compute the same result
 
     model: str = field(default="transformers:small", metadata={"identity": policy.canonical_policy_model})
     strength: float = 1.0
