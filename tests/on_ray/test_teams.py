@@ -249,9 +249,7 @@ def test_two_processes_train_the_policy_that_one_trains(tmp_path):
 def test_one_process_goes_on_from_a_checkpoint(alone, tmp_path):
     store, (trial,), _ = ready(tmp_path, 1, '{ name = "team" }')
     (hold := tmp_path / "hold").touch()
-    code = (
-        "from tests.on_ray.test_teams import *; s, (t,), _ = ready(sys.argv[1], 1, '{ name = \"team\" }'); finish_trial(t, s)"
-    )
+    code = "from tests.on_ray.test_teams import *; s, (t,), _ = ready(sys.argv[1], 1, '{ name = \"team\" }'); finish_trial(t, s)"
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=PROJECT_ROOT)
     while len(steps(tmp_path)) < 26:
         assert process.poll() is None
