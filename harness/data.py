@@ -290,6 +290,9 @@ class PreferenceDataset:
         chosen, rejected = of[: len(frame)], of[len(frame) :]
         left_wins = np.random.default_rng(len(frame)).random(len(frame)) < 0.5
         label = frame["label"].to_numpy() if "label" in frame.columns else np.ones(len(frame))
+        hint = "labels are P(chosen preferred): use 1, 0, or a share between"
+        if label.dtype.kind in "biuf":  # from_pairs refuses anything else
+            _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
         items = items.drop("item")
         return cls.from_pairs(
             user=frame["user"].to_numpy(),
@@ -326,8 +329,10 @@ def require_truth(truth: Truth | None) -> Truth:
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
     """Raise UserError where columns of judged pairs differ in length, or a column other than `user` is not numeric."""
     user = columns["user"]
+    if user.ndim == 1 and not len(user):
+        raise UserError("there are no judged pairs", "give at least two pairs for each user")
     for name, values in columns.items():
-        if values.shape != user.shape or user.ndim != 1 or not len(user):
+        if values.shape != user.shape or user.ndim != 1:
             raise UserError(
                 f"column {name} has shape {values.shape}, but column user has shape {user.shape}",
                 "give every column one value for each judged pair, and give at least two pairs",
@@ -339,7 +344,8 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
 def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
     """Raise UserError for the first row without a user, or with an impossible label, item or response time."""
     user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
-    missing = (user != user) | (user == None)  # noqa: E711 (of every element)
+    blank = [isinstance(u, str) and not u.strip() for u in user] if user.dtype.kind in "OUS" else False
+    missing = (user != user) | (user == None) | blank  # noqa: E711 (of every element)
     _raise_for_first_bad(missing, "no user", user, "drop the rows whose user is unknown")
     hint = "labels are P(left preferred): use 1, 0 or a number between"
     _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)

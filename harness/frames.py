@@ -27,7 +27,10 @@ def as_polars(frame: Any) -> pl.DataFrame:
     if hasattr(frame, "to_polars"):  # datasets.Dataset
         return frame.to_polars()
     if isinstance(frame, dict):
-        return pl.DataFrame(frame)
+        try:
+            return pl.DataFrame(frame)
+        except pl.exceptions.ShapeError as error:
+            raise UserError(f"the columns differ in length: {error}", "give every column one value per row") from error
     raise UserError(
         f"{type(frame).__name__} is not a data frame",
         "give a polars, pandas, pyarrow or Hugging Face table, or a dict of columns",

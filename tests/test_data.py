@@ -126,7 +126,7 @@ GOOD = {"user": ["a", "a", "b", "b"], "left": [0, 1, 0, 1], "right": [1, 2, 2, 2
         ({"seconds": [1]}, r"column seconds has shape \(1,\), but column user has shape \(4,\)"),
         ({"left": [0, 1, 0, 1, 0]}, r"column left has shape \(5,\), but column user has shape \(4,\)"),
         ({"label": [1, 0]}, r"column label has shape \(2,\), but column user has shape \(4,\)"),
-        ({"user": [], "left": [], "right": [], "label": []}, r"column user has shape \(0,\)"),
+        ({"user": [], "left": [], "right": [], "label": []}, r"there are no judged pairs"),
         ({"items": Items(np.eye(9, dtype=np.float32), TEXTS)}, "9, 9.* for 3 texts"),
         ({"items": Items(np.ones(3, np.float32))}, r"features are float32 of shape \(3,\)"),
         ({"items": Items(np.array([["1"]] * 3))}, "features are <U1"),
@@ -299,3 +299,17 @@ def test_the_digest_sees_every_value():
             changed.flat[0] += 1
         assert arrays_digest(named | {name: changed}) != arrays_digest(named), name
     assert data.content_digest() == arrays_digest(named)
+
+
+def test_a_bad_label_or_a_blank_user_is_named_as_it_stands_in_the_table():
+    """The number in the message is the one in the file, whichever side it was drawn to; two blank users are not one person."""
+    frame = pl.DataFrame(
+        {"user": ["a", "a", "b", "b"], "prompt": ["?"] * 4, "chosen": list("wxyz"), "rejected": list("stuv")}
+    )
+    with pytest.raises(UserError, match=r"row 2 has a label outside \[0, 1\] \(3.0\)") as caught:
+        PreferenceDataset.from_choices(frame.with_columns(label=pl.Series([1.0, 0.5, 3.0, 1.0])))
+    assert "P(chosen preferred)" in caught.value.hint
+    with pytest.raises(UserError, match="row 1 has no user"):
+        PreferenceDataset.from_choices(frame.with_columns(user=pl.Series(["a", " ", "", "b"])))
+    with pytest.raises(UserError, match="there are no judged pairs"):
+        PreferenceDataset.from_choices(frame.clear())

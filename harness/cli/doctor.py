@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from packaging.version import Version
 
@@ -113,7 +114,7 @@ def _check_security(store: Store) -> Iterator[MachineFinding]:
         "ok", "ray dashboard", "not started by a local Ray; start a cluster's head with --dashboard-host=127.0.0.1"
     )
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    plain = uri.startswith("http://") and not any(host in uri for host in ("127.0.0.1", "localhost"))
+    plain = uri.startswith("http://") and urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1")
     yield MachineFinding(
         "warn" if plain else "ok",
         "mlflow",

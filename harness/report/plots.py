@@ -61,8 +61,9 @@ def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGUR
 
 def look_at_index(i: int) -> Look:
     """Return the i-th colour, marker and dash; from the ninth on they are combined differently."""
-    again = i // len(LOOKS)
-    return LOOKS[i % 8][0], LOOKS[(i + again) % 8][1], LOOKS[(i + 2 * again) % 8][2]
+    n = len(LOOKS)
+    again = i // n
+    return LOOKS[i % n][0], LOOKS[(i + again) % n][1], LOOKS[(i + 2 * again) % n][2]
 
 
 def looks_of_methods(board: Board) -> dict[str, Look]:
