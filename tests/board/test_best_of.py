@@ -291,7 +291,7 @@ def test_winning_against_shared_needs_it_in_the_suite(tmp_path):
     (tmp_path / "no.toml").write_text(SUITE.replace("seeds = 4", "seeds = 4\ncontrols = false"))
     of = Selection(None, "oracle", metric="win_shared")
     claim = schema.Claim("X1", "", "", "", checks=(Check("wins", of, expected=(0.5, 1.0)),))
-    with pytest.raises(UserError, match="selects the method 'shared'"):
+    with pytest.raises(UserError, match="names the method 'shared'"):
         check_selections(read_suite(tmp_path / "no.toml"), (claim,))
 
 
