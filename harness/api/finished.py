@@ -16,6 +16,7 @@ from harness import registry
 from harness.errors import UserError
 from harness.fields import names_by_recorded_name
 from harness.method import Method, State, Users
+from harness.scores.metrics import METRICS_VERSION
 from harness.store.store import Store
 from harness.trials.export import load_trained_method
 from harness.trials.trial import name_at_version
@@ -45,7 +46,15 @@ class FinishedTrial:
 
     @cached_property
     def scores(self) -> pl.DataFrame:
-        """A row per panel, number of shots, swap control and person."""
+        """A row per panel, number of shots, swap control and person.
+
+        Raises UserError where the stored table is of older metrics, which only a board computes again.
+        """
+        if self.facts["metrics_version"] != METRICS_VERSION:
+            raise UserError(
+                f"the scores of {self.key} are of metrics {self.facts['metrics_version']}, not {METRICS_VERSION}",
+                "SuiteRun.scores, or manyminds board SUITE, computes them again from the predictions",
+            )
         return pl.read_ipc(self.store.read_verified(self.manifest, "scores.arrow"))
 
     @cached_property
@@ -56,7 +65,7 @@ class FinishedTrial:
     @cached_property
     def state(self) -> State:
         """The tensors that the method learned from training users; {} where it learned nothing, or too much to keep."""
-        return {name: tensor for name, tensor in self._learned("state/").items()}
+        return self._learned("state/")
 
     @cached_property
     def users(self) -> Users:

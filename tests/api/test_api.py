@@ -160,3 +160,10 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("personalising pays" in str(output) for output in shown)
+
+
+def test_scores_of_older_metrics_are_refused(finished, monkeypatch):
+    trial = load_trial(finished.store, finished.trials()["key"][0])
+    monkeypatch.setattr("harness.api.finished.METRICS_VERSION", 99)
+    with pytest.raises(UserError, match="of metrics 2, not 99"):
+        _ = trial.scores
