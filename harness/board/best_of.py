@@ -24,7 +24,7 @@ class CandidateWorth:
     people: np.ndarray  # int32[n_users]
     utility: np.ndarray
     wins: np.ndarray  # probability of being preferred to a random one of the n (itself included); a tie is one half
-    tie: float  # utilities that differ by at most this are equal; counts of traits in texts are often equal
+    tie: float  # utilities that differ by at most this count as equal; ties are common where utilities count words
 
 
 def candidate_worth(prepared: PreparedTask) -> CandidateWorth | None:
@@ -42,7 +42,7 @@ def candidate_worth(prepared: PreparedTask) -> CandidateWorth | None:
 
 
 def preference_share(a: np.ndarray, b: np.ndarray, tie: float) -> np.ndarray:
-    """Return 1 where a is above b, 0 where below, and 0.5 where they are equal."""
+    """Return 1 where a is above b, 0 where below, and 0.5 where they differ by at most `tie`."""
     return np.where(np.abs(a - b) <= tie, 0.5, a > b).astype(np.float32)
 
 
@@ -65,7 +65,7 @@ def best_of_n_outcomes(store: Store, trial: Trial, reference: Trial | None = Non
     reference: the trial whose choices `win_shared` compares with.
     """
     if "test.choices.npy" not in committed_manifest(store, "tasks", trial.task_key)["files"]:
-        return None  # before opening any file, since most boards, some of a thousand trials, have no candidates
+        return None  # decided by the manifest alone, so boards of many trials without candidates open no file here
     mine = choices_by_shots(store, trial)
     if not mine or (known := _stored_candidate_worth(store, trial.task_key)) is None:
         return None

@@ -56,7 +56,7 @@ class Row:
     keys: tuple[str, ...]  # keys of its finished trials
     privileged: bool  # the method reads the ground truth: it is drawn as a line and never ranked
     incomplete: str | None  # why trials are missing; such a row has no rank and no interval
-    rank: tuple[int, int, int] | None = None  # by score; best possible; worst possible
+    rank: tuple[int, int, int] | None = None  # the rank by score, and the best and the worst possible rank
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
     gain: Point | None = None  # in accuracy over the reference, paired
     holm: float | None = None  # the gain's p-value, adjusted over all methods
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskBoard:
-    """One task setting: its rows, ranked ones first and best first, and the verdict."""
+    """One task setting: its verdict, and its rows. Ranked rows come first, the best at the top."""
 
     task: Task
     label: str

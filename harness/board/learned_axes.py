@@ -44,7 +44,7 @@ class Axis:
     """One principal component, with the responses at its ends."""
 
     share: float  # of the variance
-    top: tuple[str, ...]  # responses, the farthest first
+    top: tuple[str, ...]  # responses at one end of the axis, the farthest first
     bottom: tuple[str, ...]
     name: str = ""  # given by a language model
 
@@ -77,15 +77,15 @@ def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None)
             items = np.unique([train.left, train.right])
             axes = principal_axes(train.items, items, root)
             found[task.task] = LearnedAxes(row.label, board.suite.seeds[0], len(items), axes)
-    found = {task: reading for task, reading in found.items() if reading.axes}
+    found = {task: learned for task, learned in found.items() if learned.axes}
     return name_axes(found, axis_namer, store) if axis_namer else found
 
 
 def prior_root(row: Row, d: int, store: Store) -> np.ndarray | None:
     """Return float64[d, r], the root of the covariance of a learned prior N(mean, root rootT) of users' weights.
 
-    For a mixture (lore) the root is the basis times a root of the covariance of the shares' prior. Return None for any
-    other method.
+    For users' rewards that mix base rewards (`lore`), the root is the basis times a root of the covariance of the
+    mixture weights' prior. Return None where the method learned no such prior on the items' features.
     """
     manifest = committed_manifest(store, "trials", row.keys[0])
     if row.method.trains_model or "learned.safetensors" not in manifest["files"]:
@@ -129,12 +129,12 @@ def first_distinct(texts: Iterable[str], count: int, besides: Sequence[str] = ()
     return tuple(found)
 
 
-def name_axes(readings: dict[Task, LearnedAxes], axis_namer: str, store: Store) -> dict[Task, LearnedAxes]:
+def name_axes(learned: dict[Task, LearnedAxes], axis_namer: str, store: Store) -> dict[Task, LearnedAxes]:
     """Return the axes with names by the language model `axis_namer`, or with the reason why there is no name.
 
     Raises NotCachedError where the model's answers are not cached.
     """
-    axes = [axis for reading in readings.values() for axis in reading.axes]
+    axes = [axis for one in learned.values() for axis in one.axes]
     asked = [NAMING_QUESTION.format(numbered_texts(axis.top), numbered_texts(axis.bottom)) for axis in axes]
     table = generate.generator_inputs(
         pa.table({"system": pa.nulls(len(asked)), "prompt": pa.array(asked, pa.string())})
@@ -143,15 +143,15 @@ def name_axes(readings: dict[Task, LearnedAxes], axis_namer: str, store: Store) 
     index, ids = job.cached_rows(store).build_index(), id_array(table["id"])
     if count := int(index.is_missing(ids).sum()):
         raise NotCachedError(job, count)
-    told = {place: f"no name: {reason}" for place, reason in index.error_reasons(ids).items()}
+    name_at = {place: f"no name: {reason}" for place, reason in index.error_reasons(ids).items()}
     made = index.rows_table(ids)
     if len(made):
         answers = zip(made["place"].to_pylist(), made["responses"].to_pylist(), strict=True)
-        told |= {place: responses[0].strip().splitlines()[0].strip(" \"'*`.") for place, responses in answers}
-    names = iter(told[place] for place in range(len(axes)))
+        name_at |= {place: responses[0].strip().splitlines()[0].strip(" \"'*`.") for place, responses in answers}
+    names = iter(name_at[place] for place in range(len(axes)))
     return {
-        task: replace(reading, axes=tuple(replace(axis, name=next(names)) for axis in reading.axes))
-        for task, reading in readings.items()
+        task: replace(one, axes=tuple(replace(axis, name=next(names)) for axis in one.axes))
+        for task, one in learned.items()
     }
 
 

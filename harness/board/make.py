@@ -30,7 +30,7 @@ METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest poss
     "brier": 1.0,
 }
 BOARD_PANEL = "test"
-# those scores of written texts that are never negative, with their largest possible value
+# scores of policies' texts that are never negative, with their largest possible value; the others have no limits
 WRITTEN_MAXIMA = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}
 
 
@@ -210,8 +210,8 @@ def _flag_changed_files(trials: dict[Method, list[Trial]], manifests: dict[str, 
         now = source_digests(wanted[0])
         changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
         found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
-    told = "has changed since its results were made; if its scores should change, raise its `version`"
-    return [f"{kind} {name}: its file {told}" for kind, name in dict.fromkeys(found)]
+    advice = "has changed since its results were made; if its scores should change, raise its `version`"
+    return [f"{kind} {name}: its file {advice}" for kind, name in dict.fromkeys(found)]
 
 
 def _final_accuracy(row: Row, task: Task) -> float:
@@ -423,7 +423,7 @@ def verdict_text(
             kept = f"accuracy {swapped[found.best]:.3f} instead of {own[found.best]:.3f}"
             return (
                 f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), but loses less than "
-                f"the margin when people are answered with another person's state ({kept})"
+                f"the margin when queries are answered with another person's state ({kept})"
             )
         most = max(personal, key=lambda i: gains.value[i])
         return f"personalising pays: {names[most]} gains {gain_of(most)} (margin {margin:g})"

@@ -4,8 +4,8 @@
     rows.arrow                  column `id` and the results          } its files
     errors.arrow                columns `id` and `reason`            }
 
-A shard holds the results of one block: the texts that a worker computed together. A shard is committed completely or
-not at all. Where two drivers computed the same row, the one committed first is used.
+A block is the texts that a worker computes together, and a shard is the stored result of one block. A shard is
+committed completely or not at all. Where two drivers computed the same row, the row committed first is used.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def id_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CachedRows:
-    """All rows in the store by one maker: an encoder, generator or judge with its options."""
+    """The stored rows of one maker: an encoder, generator or judge with its options."""
 
     store: Store
     identity: Mapping[str, object] = field(hash=False)
 
     @cached_property
     def store_kind(self) -> str:
-        """Kind of the maker's blocks in the store."""
+        """Kind under which the store holds the maker's shards, `rows/<maker>`."""
         return f"rows/{identity_hash(dict(self.identity))}"
 
     def block_facts(self) -> list[dict]:
-        """Return the facts of every committed block."""
+        """Return the facts of every shard."""
         manifests = [
             self.store.read_manifest(self.store_kind, key) for key in sorted(self.store.committed_keys(self.store_kind))
         ]
@@ -89,7 +89,7 @@ class CachedRows:
         return RowIndex(unique, joined[0][first], joined[1][first], tuple(files))
 
     def commit(self, ids: np.ndarray, made: pa.Table, errors: pa.Table, facts: Mapping) -> None:
-        """Commit a block completely. ids: S16[n] of the whole block."""
+        """Commit the results of a block as one shard. ids: S16[n], the ids of the whole block."""
         files = {
             name: arrow_file_bytes(table)
             for name, table in (("rows.arrow", made), ("errors.arrow", errors))

@@ -103,9 +103,10 @@ def encoder_inputs(table: pa.Table, name: str) -> pa.Table:
 
 @dataclass(frozen=True)
 class EncodeRecipe:
-    """The recipe of a language model's vectors; `name` determines everything except where it runs.
+    """The recipe of a language model's vectors, which depend on the encoder's `name` alone.
 
-    name: the encoder's name. store: the store of the project's own small model.
+    store: contains the files of the project's own small model.
+    tensor_parallel, rows_per_block, cpus: see `answer.AnswerRecipe`.
     """
 
     name: str

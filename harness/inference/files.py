@@ -26,7 +26,9 @@ FILE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
 def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
-    """Yield the named text columns as large_string, some rows at a time; column `name?` is optional and null if absent.
+    """Yield the named text columns as large_string, at most ROWS_PER_BATCH rows at a time.
+
+    A column named with a question mark, such as "system?", is optional: where the file lacks it, its values are null.
 
     Raises UserError for a missing or broken file, and for a required column that is missing, is not text, or has an
     empty row; rows are counted from 0.

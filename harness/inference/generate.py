@@ -25,7 +25,8 @@ GENERATOR_DEFAULTS = {  # options of a generator; all are part of its identity, 
     "temperature": 1.0,
     "top_p": 1.0,
 }
-PROMPTS_PER_BLOCK = 64  # a thousand candidates for best of 16: enough to fill an engine, and few to lose in a kill
+# With 16 candidates each, a thousand samples: enough to keep an engine busy, and few to lose when a worker is killed.
+PROMPTS_PER_BLOCK = 64
 # Prompts of a worker's first block that are sampled again, in another batch, to measure effects of rounding.
 REPEATED_PROMPTS = 4
 MAX_PROMPT_ERROR_RATE = 0.05  # more prompts without candidates mean a problem with the prompts or the model
@@ -97,9 +98,10 @@ def generator_identity(model: LanguageModel, n: int) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class GenerateRecipe:
-    """The recipe of n samples per prompt; `name` and `n` determine everything except where it runs.
+    """The recipe of n samples per prompt, which depend on the generator's `name` and on `n` alone.
 
-    name: the generator's name. store: the store of the project's own small model.
+    store: contains the files of the project's own small model.
+    tensor_parallel, rows_per_block, cpus: see `answer.AnswerRecipe`.
     """
 
     name: str

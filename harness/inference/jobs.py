@@ -1,6 +1,6 @@
-"""Inference jobs: the vectors, samples or answers that are needed (one a row), computed block by block.
+"""Inference jobs: missing vectors, samples or answers are computed block by block, one row for each text.
 
-Each block is committed completely or not at all.
+The rows of a block are committed together or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Language models that write and judge with two traits, as for the task `attributes` (PReF, appendix B.1)."""
+"""Language models that write responses with two traits, or play users who want two traits (PReF, appendix B.1)."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def describe_traits(wants: Mapping[str, int]) -> str:
 def role_played_labels(
     name: str, wants: np.ndarray, prompts: Sequence[str], left: Sequence[str], right: Sequence[str], store: Store | None
 ) -> np.ndarray:
-    """Return float32[n]: preferences of users who want `wants`, as the language model `name` plays them.
+    """Return float32[n]: the labels of users whom the language model `name` plays.
 
-    wants: float[n, 7], one row for each pair. A label is the mean of two answers, one for each order of the pair: 1 for
+    wants: float[n, 7], for each pair the signed traits that its user wants. A label is the mean of two answers, one for each order of the pair: 1 for
     left, 0 for right, and one half where the answers disagree or one is missing. Raises the errors of
     `stored_log_odds`.
     """

@@ -38,8 +38,8 @@ def tokenise_prompts(
         reasons.append(reason_unusable(prompt, len(ids[-1]), most, longer.format(most)))
     bad = np.array([reason is not None for reason in reasons], dtype=bool)
     ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-    told = [reason for reason in reasons if reason is not None]
-    return ready.filter(pa.array(~bad)), error_table(id_array(table["id"])[bad].tolist(), told)
+    why = [reason for reason in reasons if reason is not None]
+    return ready.filter(pa.array(~bad)), error_table(id_array(table["id"])[bad].tolist(), why)
 
 
 def reason_unusable(prompt: str, length: int, most: int, longer: str) -> str | None:

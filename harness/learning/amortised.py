@@ -32,8 +32,8 @@ class TrainingBatch(NamedTuple):
 class AmortisedMethod(Method):
     """A method with reward(x, z) = MLP_2([MLP_1(x) || z]) and a latent z that is encoded from the context.
 
-    Few-shot Steerable Alignment, C.1. As MLP_1 ends and MLP_2 begins with a linear layer, the reward is
-    out(act(item(x) + user(z))). A subclass defines how z is encoded (`initial_networks`, `encode_users`) and the loss
+    Few-shot Steerable Alignment, C.1. As MLP_1 ends and MLP_2 begins with a linear layer, this is computed as
+    reward(silu(item(x) + user(z))), with networks `reward`, `item` and `user` in the state. A subclass defines how z is encoded (`initial_networks`, `encode_users`) and the loss
     (`training_loss`). Each step draws users and, for each of them, a context of 0 to `context` pairs and up to
     `targets` other pairs. Items are centred and scaled so that the mean variance of their features is 1. The weights
     with the lowest validation loss are kept (C.1).
@@ -68,7 +68,7 @@ class AmortisedMethod(Method):
         raise NotImplementedError
 
     def training_loss(self, state: State, batch: TrainingBatch, draw: torch.Generator) -> torch.Tensor:
-        """Return the loss of a training step, per target."""
+        """Return the loss of a training step in nats, averaged over its targets."""
         raise NotImplementedError
 
     def refuses(self, task: TaskFacts) -> str | None:
@@ -98,7 +98,7 @@ class AmortisedMethod(Method):
     def training_batches(
         self, train: Pairs, items: torch.Tensor, sides: torch.Tensor, draw: torch.Generator
     ) -> Iterator[TrainingBatch]:
-        """Yield batches without end; each shuffles a user's pairs again and takes the first few as the context.
+        """Yield batches without end. For each batch users' pairs are shuffled again, and the first few are the context.
 
         items: float32[n, d], standardised.  sides: int64[pairs, 2], rows of `items`.
         """

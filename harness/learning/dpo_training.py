@@ -86,9 +86,9 @@ def train_policy(
     """Minimise the DPO loss of step_at(0), step_at(1), ... by Adam; return the trained tensors by name.
 
     The learning rates rise linearly over the first WARMUP_SHARE of the steps and fall to zero as a cosine. Several
-    workers share each step's pairs; the sum of their gradients equals that of one worker up to rounding. Checkpoints go
-    to run.checkpoint, and training resumes from the last one: on a CPU bit for bit, for the same number of workers.
-    Raises ValueError where the loss is not finite.
+    workers share each step's pairs, and their gradients add up to the gradient that a single worker would compute, up
+    to rounding. Checkpoints go to run.checkpoint, and training resumes from the last one: on a CPU bit for bit, for the
+    same number of workers. Raises ValueError where the loss or the norm of its gradient is not finite.
     reference: float64[items], log-probabilities under the reference model.
     held_out: returns named values from held-out data, logged about ten times during training, but not where the policy
         is sharded.

@@ -26,7 +26,7 @@ def whitening_matrix(pairs: Pairs) -> torch.Tensor:
 
 
 def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factorise the users x pairs matrix of labels (1, -1; 0 for pairs not asked), projected onto the features.
+    """Factorise the users x pairs matrix of labels (1, -1; 0 where the user did not judge the pair) in feature space.
 
     Returns the singular values float64[min(n_users, d)], and weights float64[d, <= rank]. The pairs' gaps times these
     weights are the leading right singular vectors, which are orthonormal over all pairs. The matrix is never formed:

@@ -97,7 +97,8 @@ class ItemTokens:
 def tokenise_items(items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0) -> ItemTokens:
     """Tokenise all items: the prompt by the model's chat template (or plain), the response, and the end-of-text token.
 
-    A prompt loses its beginning where prompt and response together exceed the context. Raises ValueError for empty
+    A prompt loses its beginning where prompt and response together exceed the context. A response that is cut has no
+    end-of-text token. Raises ValueError for empty
     responses, for responses longer than the context, and for a tokenizer without an end-of-text token, with which a
     policy would never learn to stop.
     max_response_tokens: longer responses are cut at their end; 0 cuts none.
@@ -266,8 +267,8 @@ def transformer_blocks(model: CausalLM) -> nn.ModuleList:
         if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
             return found
     raise ValueError(
-        f"the transformer blocks of {type(decoder).__name__} were not found; only dpo with "
-        "recompute = false works without them"
+        f"the transformer blocks of {type(decoder).__name__} were not found; without them only dpo and dpo_dedicated "
+        "work, with recompute = false"
     )
 
 

@@ -48,7 +48,8 @@ def write_responses(
 
     Tokens are drawn at temperature 1. `kl` sums the divergence of the whole next-token distributions over the
     response's tokens. Its mean over samples is the policy's KL from the reference up to max_tokens, with less noise
-    than the log-ratio of the drawn tokens. Raises ValueError where a prompt has no tokens.
+    than the log-ratio of the drawn tokens. A prompt that leaves no room for max_tokens in the model's context loses its
+    beginning. Raises ValueError where a prompt has no tokens.
     seeds: the tokens of row i are drawn with uniform numbers from a generator seeded by seeds[i]; an int s stands for
     the seed (s, i) in row i. So the numbers of a row do not depend on the other rows of its batch (which can still
     change a probability by a rounding error), and two policies with the same seeds use the same numbers.

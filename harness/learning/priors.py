@@ -13,7 +13,8 @@ from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, row_log_o
 from harness.method import State
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
-# Weight of the log barrier that keeps weights off the boundary of the simplex; an answer has weight 1 in the same loss.
+# Weight of the log barrier that keeps users' weights off the boundary of the simplex. In the same loss, each of the
+# user's answers has weight 1.
 SIMPLEX_BARRIER = 0.1
 
 
@@ -26,9 +27,8 @@ def empirical_prior(weights: torch.Tensor, basis: torch.Tensor) -> tuple[torch.T
     """
     n_users, r = weights.shape
     spread = weights - weights.mean(0)
-    least = (
-        1e-6 * weights.square().mean() + 1e-12
-    )  # keeps the covariance positive definite, also if all weights are zero
+    # keeps the covariance positive definite, also if all weights are zero
+    least = 1e-6 * weights.square().mean() + 1e-12
     covariance = spread.T @ spread / n_users + least * torch.eye(r, dtype=weights.dtype)
     mean = james_stein_mean(weights.mean(0), covariance, n_users)
     rest = weights.mean(0) - mean
@@ -54,7 +54,7 @@ def best_prior_on_validation(
 ) -> State:
     """Return the prior with the lowest calibrated log loss on validation users.
 
-    The loss is averaged over contexts of an eighth, a quarter, half and all of the users' context pairs.
+    The loss is summed over contexts of an eighth, a quarter, half and all of the users' context pairs.
     priors: states of a method that differ in the prior, or in whatever else the method selects on validation users.
     predict: returns the log-odds of the validation queries, given a prior and a context; None for a linear method.
     """

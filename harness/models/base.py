@@ -70,7 +70,7 @@ class Engine(ABC):
 
     @abstractmethod
     def embed(self, texts: Sequence[TokenIds], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
-        """Return float32[n, d]: the last layer's vector of the last token or mean over all tokens; not normalised."""
+        """Return float32[n, d]: the last layer's vector at the last token, or its mean over tokens; not normalised."""
 
     def check_prompt_lengths(self, prompts: Sequence[TokenIds], room: int) -> None:
         """Raise ValueError for an empty prompt, or one that leaves fewer than `room` tokens of the context."""

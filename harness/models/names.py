@@ -119,7 +119,7 @@ def parse_model(name: str, defaults: Mapping[str, object], recipe: int = 1) -> L
     local = model == "small" or model.startswith(("package:", "./", "../", "/", "~"))
     if not local and not HUB_MODEL.fullmatch(model):
         raise UserError(
-            f"{name!r}: {model} is not a folder, and a hub model needs a revision of 40 hex digits",
+            f"{name!r}: {model} is not a path (./x or /x), and a hub model needs a revision of 40 hex digits",
             f"{engine}:{model.partition('@')[0]}@REVISION, where the revision is printed by "
             f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD",
         )
@@ -223,5 +223,6 @@ def downloaded_model(repo: str, revision: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UnavailableError(
             f"the model {repo} at {revision[:12]} is not cached and could not be downloaded ({type(error).__name__})",
-            f"run hf download {repo} --revision {revision} on a machine with a network; copy the folder here, name it",
+            f"run hf download {repo} --revision {revision} on a machine with a network, copy the folder to this "
+            "machine, and write the folder's path in place of the model's name",
         ) from error

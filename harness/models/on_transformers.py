@@ -10,7 +10,8 @@ import numpy as np
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
 from harness.models.tokens import batches_by_length, context_length, first_tokens, open_tokenizer, token_counts
 
-# Tokens of a batch that is read, not generated: 16,384 exceed the CPU caches and take a quarter longer.
+# Most tokens of a batch on a CPU where texts are only read. Batches of 16,384 exceed its caches and take a quarter
+# longer.
 MAX_CPU_BATCH_TOKENS = 2_048
 
 

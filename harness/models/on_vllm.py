@@ -27,7 +27,7 @@ class VLLM(Engine):
             )
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process and ends with it
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where there is no GPU
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # no core is reserved; OMP_NUM_THREADS counts
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # no cores are reserved; OMP_NUM_THREADS applies
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import torch

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_VERSION = 1  # raise whenever the same steps and seed would give another model
 TRAINING_STEPS = 500  # about 145 s of one core
-LESSON_SHARE = 0.3  # share of steps on `lesson_conversations`; without them, system lines do nothing after 360 steps
+LESSON_SHARE = 0.3  # share of steps on `lesson_conversations`; without them the model ignores system lines at 360 steps
 CONVERSATIONS_PER_STEP = 32
 LEARNING_RATE = 5e-3  # high, for a small model and few steps
 MAX_POSITIONS = 1024  # a judge's question with a few responses fits, though the model was never trained on one
@@ -135,7 +135,7 @@ def train_tokenizer(seed: int) -> Qwen2Tokenizer:
 
 
 def lesson_conversations(n: int, seed: int) -> list[list[dict[str, str]]]:
-    """Write n short first lessons, whose responses contain only the topic and what the system line asks for."""
+    """Write n short conversations for the start of training: responses have the topic and the two traits asked for."""
     rng = np.random.default_rng([seed, 1])
     talk = []
     for prompt in rng.choice(PROMPTS, n):

@@ -66,7 +66,7 @@ def token_counts(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
 
 
 def batches_by_length(length: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
-    """Yield rows of similar lengths, longest first: as many as fit into `tokens` after padding, but at least one."""
+    """Yield batches of rows of similar lengths, longest first; `tokens` limits a batch of several rows with padding."""
     order = np.argsort(-length, kind="stable")
     while len(order):
         batch, order = np.split(order, [max(1, tokens // length[order[0]])])

@@ -5,17 +5,18 @@ Everywhere `values` is float64[M, C]: the score of M methods (rows) on the same 
 a simulator that draws new people for each seed must continue their numbering. A seed may be a fold of a data set. All
 functions are deterministic, and independent of tasks, methods and Ray.
 
-**Variance.** With e the deviations of a row from its mean and Σ² a sum of squared totals over C²,
+**Variance.** Take each cell's deviation from the row's mean, and total the deviations by seed, by person or by cell.
+With Σ² the sum of the squared totals divided by C²,
 
     V = S/(S-1) · [ Σ²_seed  +  U/(U-1) · max(0, Σ²_person - Σ²_cell) ]      S seeds, U people
 
 is the two-way clustered variance of Cameron, Gelbach and Miller (2011, "Robust inference with multiway clustering"),
 written as the part of seeds plus the part of people who appear under several seeds, so that V is never negative. The
 two factors correct for the shrinkage of deviations from an estimated mean. Where people are crossed with seeds, or
-nested in them in equal numbers, V is unbiased up to 1/U and the floor at 0. Limits are
-value ± t·√V with Satterthwaite's degrees of freedom: S-1 for the first part, and for the second the effective number of
-repeated people, less one. With people nested in seeds in equal numbers, this is the textbook t interval of the S seed
-means.
+nested in them in equal numbers, V is unbiased up to 1/U and the floor at 0. Limits are value ± t·√V, with
+Satterthwaite's degrees of freedom: S-1 for the part of seeds, and for the part of people the effective number of people
+who appear under several seeds, minus one. With people nested in seeds in equal numbers, this is the textbook t interval
+of the S seed means.
 
 **Why not a percentile bootstrap.** Weighting a cell by w_person·w_seed (the pigeonhole bootstrap, Owen 2007) counts
 the noise of a cell three times and does not use the t distribution. With equal methods, its nominal 95 % interval
@@ -45,8 +46,8 @@ class Estimate:
     value: np.ndarray
     se: np.ndarray
     df: np.ndarray  # Satterthwaite's degrees of freedom, from each estimate's own parts of variance
-    # min(df, degrees of freedom of all estimates' summed variance), for many comparisons at once: among many, the
-    # estimate whose error is most underestimated has the largest df.
+    # The smaller of df and the degrees of freedom of all estimates' summed variance; for many comparisons at once. There
+    # an estimate whose error is underestimated by chance is likely to stand out, and its own df is then too large.
     family_df: np.ndarray
     people: int
     note: str | None = None  # "one seed", "two seeds" or "one person": why there are no standard errors
@@ -133,8 +134,8 @@ def simultaneous_level(
     Max-t by resampling: each draw gives every person and every seed one Gaussian weight, *shared by all methods*. The
     weighted deviations give differences that are correlated as the real ones are (a multiplier bootstrap; Owen and
     Eckles 2012 without the product of weights). The differences are scaled to unit variance and divided by √(χ²/df),
-    with one χ² for each pair since each pair has its own variance. Then they are t-distributed as the real ones are,
-    and the result is a quantile of each draw's smallest p-value. The tails matter: the usual normal max-t, even widened
+    with one χ² for each pair since each pair has its own variance. Then they are t-distributed as the real ones are.
+    The result is the quantile 1 - level of the draws' smallest p-values. The tails matter: the usual normal max-t, even widened
     by t/1.96, declares some of ten equal methods different on a third of 5-seed boards.
     """
     values = np.asarray(values, float)
