@@ -2,7 +2,7 @@
 
 import sys
 
-from harness.cli.main import main
+from harness.cli import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")

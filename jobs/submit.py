@@ -17,13 +17,12 @@ import typer
 from ray import exceptions, job_submission
 
 from harness import errors, registry
-from harness.cli.main import app
+from harness.cli.verbs import UsageError, app, as_user_error
 from harness.sources import public_files
 from harness.store import provenance
 from harness.trials import suite
 
 JOBS = ("run", "encode", "generate")  # verbs of `manyminds`, each with a file in this folder
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # from the click that typer uses
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -46,9 +45,7 @@ def parse_verb_words(verb: str, words: list[str]) -> tuple[str, dict[str, Any]]:
     try:
         context = command.make_context(verb, list(words))
     except UsageError as error:
-        raise errors.UserError(
-            f"{verb}: {getattr(error, 'message', error)}", f"manyminds {verb} --help lists its options"
-        ) from error
+        raise as_user_error(error) from error
     typed = {
         name: value
         for name, value in context.params.items()

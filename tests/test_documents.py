@@ -14,7 +14,7 @@ import typer
 
 from harness import registry
 from harness.cli import main
-from harness.cli.main import app
+from harness.cli.verbs import app
 from harness.registry import PROJECT_ROOT
 from harness.report import to_mlflow
 from harness.scores.metrics import METRICS_VERSION

@@ -100,7 +100,7 @@ def test_statistics_know_nothing_of_the_rest():
 
 def test_looking_up_is_light():
     code = (
-        "import sys; from harness.cli.main import app; from harness import registry; from harness.cli import doctor;"
+        "import sys; from harness.cli.verbs import app; from harness import registry; from harness.cli import doctor;"
         "from harness.store import store; registry.list_names('task'); registry.list_names('method'); print(*sys.modules)"
     )
     loaded = subprocess.run(

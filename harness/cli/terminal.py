@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -14,15 +13,8 @@ stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_w
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator:
-    """Show a progress bar, and yield a function to call with the number of steps newly done.
-
-    Ctrl-C ends the command with exit code 130.
-    """
+    """Show a progress bar, and yield a function to call with the number of steps newly done."""
     columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=stderr, transient=True) as progress:
-            task = progress.add_task(what, total=total)
-            yield lambda n: progress.advance(task, n)
-    except KeyboardInterrupt:
-        stderr.print("interrupted: finished work is kept, and the same command continues from there")
-        raise typer.Exit(130) from None
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +58,7 @@ def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterat
             _join_cluster(address, **quiet)
         elif not joined:
             _set_single_node_defaults()
-            with _silent_standard_error():
+            with _own_termination_handler(), _silent_standard_error():
                 ray.init(
                     "local",
                     num_cpus=workers,
@@ -72,11 +74,26 @@ def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _own_termination_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray replaces it by one that prints a C++ stack and aborts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    terminated = False
+    try:
+        yield
+    except SystemExit:  # Ray's handler while it starts
+        terminated = True
+    if threading.current_thread() is threading.main_thread():  # elsewhere nothing may be set, and Ray sets nothing
+        signal.signal(signal.SIGTERM, handler)
+    if terminated:
+        signal.raise_signal(signal.SIGTERM)
+
+
 def _join_cluster(address: str, **options) -> None:
     import ray
 
     try:
-        with _silent_standard_error():
+        with _own_termination_handler(), _silent_standard_error():
             ray.init(address, **options)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(

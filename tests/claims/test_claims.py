@@ -27,7 +27,7 @@ from harness.claims.judge import (
 from harness.claims.measures import measure_check
 from harness.claims.results import NoNumberError, Results, SelectedValues, paired_difference
 from harness.claims.schema import Check, Claim, Selection
-from harness.cli.main import app
+from harness.cli.verbs import app
 from harness.errors import UnavailableError, UserError
 from harness.store.store import Store
 from harness.trials.finish import finish_trials

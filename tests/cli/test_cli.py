@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from harness.board.make import make_board
@@ -65,8 +66,11 @@ def test_unknown_names(call, suite, tmp_path):
     told(call("show", "abc", "--store", tmp_path), "no trial abc")
 
 
-def test_an_unknown_verb_or_option_is_exit_code_2(call):
-    assert call("rnu")[0] == 2 and call("run", "--stor", "x")[0] == 2
+def test_a_mistyped_command_line(call):
+    told(call("rnu"), "there is no command 'rnu'", "did you mean 'run'?")
+    told(call("run", "--stor", "x"), "there is no option --stor", "did you mean '--store'?")
+    told(call("run", "--workers", "0"), "invalid value for '--workers'", "manyminds run --help")
+    told(call("show"), "missing argument", "manyminds show --help")
 
 
 def test_missing_data(call, suite, tmp_path, no_data, monkeypatch):
@@ -344,27 +348,51 @@ def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
     assert json.loads(done.stdout)["digest"] == make_board(plan, undisturbed).results_digest
 
 
-def test_ctrl_c_says_that_work_is_kept(suite, tmp_path):
+@pytest.fixture
+def slow_run(suite, tmp_path):
+    """Start a run whose second trial takes a minute."""
     slow = suite(
         '"""Slow."""\nimport time\nfrom harness.methods.chance import Chance\nclass Slow(Chance):\n    def fit(self, *a):\n        time.sleep(60)\n',
         "slow.py",
     )
     file = suite(TINY + '\n[[methods]]\nname = "slow"\n')
-    command = [sys.executable, "-m", "harness.cli", "run", file, "--local", "--store", tmp_path / "s", "--plugin", slow]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT_ROOT,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    store = Store(tmp_path / "s")
+
+    def start(*options):
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.cli", "run", file, "--store", tmp_path / "s", "--plugin", slow, *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT_ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("options", [("--local",), pytest.param(("--workers", "1"), marks=pytest.mark.ray_cluster)])
+def test_an_interruption_says_that_work_is_kept(slow_run, tmp_path, number, status, options):
+    process, store = slow_run(*options), Store(tmp_path / "s")
     while not store.committed_keys("trials") and process.poll() is None:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert bool(children) == ("--local" not in options)  # Ray's own processes, and its workers
+    process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "finished work is kept" in err and "Traceback" not in err
+    assert process.returncode == status and err.count("finished work is kept") == 1, err
+    assert "Traceback" not in err and "***" not in err
+    assert not psutil.wait_procs(children, timeout=20)[1]
     assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1, 2])
+def test_an_interruption_at_the_start(slow_run, seconds):
+    """While modules are imported, libraries in C++ would abort at an exception."""
+    process = slow_run("--local")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "finished work is kept" in err
 
 
 def test_a_first_day(call):

@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 
-from harness.cli.main import app
+from harness.cli.verbs import app
 from harness.errors import UserError
 from harness.registry import PROJECT_ROOT
 
@@ -349,10 +349,12 @@ def test_how_options_are_typed_changes_no_name(submitted, tmp_path):
     assert said["entrypoint"] == f"python -m jobs.run {quick} --store /s --plugin {mine} --workers 2"
     others = [["--workers", "3", f"--plugin={mine}"], ["--workers=2"]]
     assert len({name, *(submitted(quick, "--store=/s", *other)[0] for other in others)}) == 3
-    for wrong, says in ((["--wrokers", "2"], "No such option"), (["--workers", "0"], "greater than or equal to 1")):
-        with pytest.raises(UserError, match=says) as caught:
+    for wrong, says in (
+        (["--wrokers", "2"], "did you mean '--workers'"),
+        (["--workers", "0"], "greater than or equal to 1"),
+    ):
+        with pytest.raises(UserError, match=says):
             submitted(quick, "--store", "/s", *wrong)
-        assert "manyminds run --help" in caught.value.hint
     with pytest.raises(UserError, match="store that outlives it"):
         submitted(quick, "--workers", "2")
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from harness.cli.main import app
+from harness.cli.verbs import app
 from harness.errors import UserError
 from harness.inference import encode, files, generate
 from harness.inference.cache import text_id
@@ -311,7 +311,7 @@ def test_a_second_run_needs_neither_ray_nor_a_model(tmp_path):
     first = out.read_bytes()
     out.unlink()
     code = (
-        "import sys; from harness.cli.main import app; sys.argv[1:] = sys.argv[1].split('|'); app(standalone_mode=False); "
+        "import sys; from harness.cli.verbs import app; sys.argv[1:] = sys.argv[1].split('|'); app(standalone_mode=False); "
         "print(sorted({'ray', 'sklearn', 'transformers', 'vllm'} & set(sys.modules)))"
     )
     again = subprocess.run(

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from harness.check.tasks import task_checks
-from harness.cli.main import app
+from harness.cli.verbs import app
 from harness.errors import UnavailableError, UserError
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store

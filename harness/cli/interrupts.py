@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM as an exception that ends the command, with everything that it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+RETRY_SECONDS = 0.05  # between two looks at whether an import has ended
+
+
+class Interrupted(KeyboardInterrupt):
+    """The command was told to end, by Ctrl-C or SIGTERM."""
+
+
+@contextmanager
+def raising_interrupts() -> Iterator[list[int]]:
+    """Raise Interrupted at Ctrl-C and SIGTERM inside the block; yield the list of signals received so far.
+
+    A signal during an import waits until the import has ended, because libraries in C++ abort at an exception there.
+    A second signal ends the process at once.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            if received:
+                os._exit(128 + number)
+            received.append(number)
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+        else:
+            raise Interrupted
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield received
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield received
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
