@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +28,8 @@ from harness.errors import UserError
 from harness.store.store import Store
 
 if TYPE_CHECKING:
+    from harness.board.board import Board
+    from harness.report.to_mlflow import Publisher
     from harness.trials.trial import Trial
 
 
@@ -88,10 +88,8 @@ def run(
         )
     failed = unfinished_trials(planned, opened)
     shown = _show_board(planned, opened, as_json, axis_namer, made)
-    with _warning_on_user_error("MLflow"):
-        publisher.publish_everything(shown)
+    _publish_or_warn(publisher, shown, quiet=as_json)
     if not as_json:
-        stderr.print(f"MLflow:  {publisher.command_to_open()}")
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
     _report_failures(failed, opened)
 
@@ -273,13 +271,14 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
     return made
 
 
-@contextlib.contextmanager
-def _warning_on_user_error(what: str) -> Iterator[None]:
-    """Turn a UserError into a warning, for steps that cannot lose results."""
+def _publish_or_warn(publisher: Publisher, shown: Board, quiet: bool) -> None:
+    """Publish a board to MLflow and say how to open it; a failure is a warning, for nothing can be lost by it."""
     try:
-        yield
+        publisher.publish_everything(shown)
     except UserError as mistake:
-        stderr.print(f"{what}:", style="yellow", end=" ")
-        stderr.print(
-            f"{mistake.message}\n\nhint: {mistake.hint}; results are safe, `manyminds publish SUITE` tries again"
-        )
+        stderr.print("warning:", style="yellow", end=" ")
+        stderr.print(f"{mistake.message}; all results are safe in the store")
+        stderr.print(f"\nhint: {mistake.hint}; then `manyminds publish SUITE` tries again")
+        return
+    if not quiet:
+        stderr.print(f"MLflow:  {publisher.command_to_open()}")

@@ -98,7 +98,7 @@ class RunRecord:
 class Publisher:
     """A writer of one suite's results to one tracking URI, by default SQLite in the store.
 
-    MLflow is imported at first use.
+    MLflow is imported at first use. Raises UserError for a URI that MLflow cannot store results at.
     """
 
     def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
@@ -107,6 +107,12 @@ class Publisher:
         self.uri = uri or f"sqlite:///{store.mlflow_paths['database']}"
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
+        if not re.fullmatch(SUPPORTED_URIS, self.uri):
+            possible = (
+                "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
+                "without --mlflow, results go to a file in the store"
+            )
+            raise UserError(f"MLflow cannot store results at {_without_password(self.uri)}", possible)
         self.artifacts = store.mlflow_paths["artifacts"]  # used with a database; a server chooses its own folder
         for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
@@ -283,7 +289,7 @@ class Publisher:
 
     def _publish_records(self, records: list[RunRecord]) -> None:
         """Make MLflow hold each record exactly once, in its current state."""
-        with self._mlflow_errors_as_user_errors(), _publishing_lock(self.store):
+        with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()):
             client = self._open_client()
             experiment = self._experiment_id(client)
             # without workflowType the UI shows its view for chat bots
@@ -326,15 +332,10 @@ class Publisher:
         client.set_terminated(run)
 
     def _open_client(self):
-        if not re.fullmatch(SUPPORTED_URIS, self.uri):
-            possible = (
-                "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
-                "without --mlflow, results go to a file in the store"
-            )
-            raise UserError(f"MLflow cannot store results at {_without_password(self.uri)}", possible)
         if self.uri.startswith("sqlite:"):
-            path = self.uri.removeprefix("sqlite:///")
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            path = self._database_file()
+            if not path.exists() or not path.stat().st_size:
+                self._create_database(path)
             with contextlib.closing(sqlite3.connect(path, timeout=10)) as database:  # MLflow itself would try for 100 s
                 database.execute("BEGIN IMMEDIATE")
         from mlflow import MlflowClient
@@ -344,6 +345,30 @@ class Publisher:
 
             database.MAX_RETRY_COUNT = 3  # the default of 10 takes 100 s to report an unreachable database
         return MlflowClient(tracking_uri=self.uri)
+
+    def _database_file(self) -> Path:
+        return Path(self.uri.removeprefix("sqlite:///"))
+
+    def _create_database(self, path: Path) -> None:
+        """Create MLflow's tables under another name, and rename: a kill or a full disk leaves no half-made database."""
+        from mlflow.store.db import utils
+
+        private = private_path(path, self.store.scratch_folder if self.own else None)
+        try:
+            engine = utils.create_sqlalchemy_engine(f"sqlite:///{private}")
+            utils._initialize_tables(engine)
+            engine.dispose()
+            private.replace(path)
+        finally:
+            private.unlink(missing_ok=True)
+
+    def _lock_file(self) -> Path:
+        """Return the lock of the one process that writes: beside a SQLite file, which several stores may share."""
+        if self.own or not self.uri.startswith("sqlite:"):
+            return self.store.mlflow_paths["lock"]
+        path = self._database_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{path.name}.lock")
 
     def _experiment_id(self, client) -> str:
         """Return the id of the suite's experiment, which is created, or restored if it was deleted."""
@@ -355,11 +380,10 @@ class Publisher:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         if self.own and found.artifact_location != place:
-            database = self.uri.removeprefix("sqlite:///")
             raise UserError(
                 f"the store was moved to {self.store.root}, but its MLflow database still points to "
                 f"{found.artifact_location}",
-                f"rm {shlex.quote(database)}, then `manyminds publish`, which makes the database again from the store",
+                f"rm {shlex.quote(str(self._database_file()))}, then `manyminds publish`, which makes the database again from the store",
             )
         return found.experiment_id
 
@@ -456,12 +480,12 @@ def _read_salt(store: Store) -> bytes:
 
 
 @contextlib.contextmanager
-def _publishing_lock(store: Store) -> Iterator[None]:
+def _publishing_lock(path: Path) -> Iterator[None]:
     """Let one process publish at a time, since two that both find no run would both write it.
 
     On a file system without locks a run may be written twice; the next publishing deletes one of them.
     """
-    with store.mlflow_paths["lock"].open("w") as file:
+    with path.open("w") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -361,3 +363,49 @@ def test_the_server_line_is_closed_to_others(world, tmp_path):
     )
     assert settings["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == settings["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert not (store.root / "mlflow.db").exists()
+
+
+def test_a_full_disk_leaves_no_half_made_database(tmp_path, monkeypatch):
+    """MLflow makes its tables in some forty steps; those of a database that was left in between would clash later."""
+    from mlflow.store.db import utils
+
+    world = World(tmp_path)
+    plan = world.plan("one", methods=("shared",))
+    upgrade = utils._upgrade_db
+
+    def fail(engine):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utils, "_upgrade_db", fail)
+    with pytest.raises(UserError, match="cannot be written"):
+        world.publish(plan)
+    assert not world.store.mlflow_paths["database"].exists() and not any(world.store.scratch_folder.iterdir())
+    monkeypatch.setattr(utils, "_upgrade_db", upgrade)
+    world.publish(plan)
+    assert len(world.runs(plan)) == 1
+
+
+@pytest.mark.slow
+def test_two_stores_share_one_new_database(tmp_path):
+    """Both make its tables at the same moment; neither fails, and every run is there once."""
+    names = ("a", "b")
+    for name in names:
+        (tmp_path / f"{name}.toml").write_text(
+            "seeds = 1\ncontrols = false\n" + TASK.format(n_users=20) + METHOD.format("shared")
+        )
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    command = [sys.executable, "-m", "harness.cli", "run", "--local", "--mlflow", uri]
+    running = [
+        subprocess.Popen(
+            [*command, tmp_path / f"{name}.toml", "--store", tmp_path / name], stderr=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    said = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0] and "cannot be written" not in "".join(said), said
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    for name in names:
+        experiment = client.get_experiment_by_name(f"manyminds/{name}")
+        assert len(client.search_runs([experiment.experiment_id])) == 2
