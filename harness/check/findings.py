@@ -15,7 +15,9 @@ from harness.errors import UserError
 from harness.method import Method
 from harness.task import Task
 
-TOLERANCE = 1e-4  # times the largest log-odds, if above 1: reordered rows change float32 results that much
+# Largest difference at which two predictions count as equal, relative to the largest log-odds if that is above 1. Sums in
+# another order change float32 results by about as much.
+TOLERANCE = 1e-4
 
 NamedCheck = tuple[str, Callable[[], str | None]]  # the rule, and a check that returns the problem or None
 

@@ -154,12 +154,12 @@ class MethodOnTask:
 
     def gives_refusal_reason(self) -> str | None:
         """Return a problem unless `refuses` returns a string or None."""
-        about = [TaskFacts(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
-        said = [self.method.refuses(manifest) for manifest in about]
+        tasks = [TaskFacts(d, has_text=True, has_seconds=False, has_truth=False) for d in (None, 6)]
+        said = [self.method.refuses(facts) for facts in tasks]
         return None if all(s is None or isinstance(s, str) for s in said) else "refuses must return a reason or None"
 
     def declares_capabilities(self) -> str | None:
-        """Return where the flags generates, exports and asks_model do not agree with the methods defined."""
+        """Return which of the flags generates, exports and asks_model contradict the functions that the class defines."""
         own, found = type(self.method), []
         for flag, function in (("generates", "generate"), ("exports", "export"), ("asks_model", "questions")):
             has = (

@@ -1,8 +1,9 @@
 """Verdicts on claims, from numbers of finished trials with their limits; independent of any particular paper.
 
-Every number has an interval. That of a `value` of people's scores is over people and seeds, and a difference of such
-scores is paired (harness/scores/stats.py). All others are over seeds. They are t intervals, except for `spread` (Pitman
-and Morgan) and `answers` (inversion, see `measures._answers_needed`). Those of `of / over` are of logarithms.
+Every number has an interval. For the measure `value` of people's scores, the interval is over people and seeds, and a
+difference of two scores is paired (harness/scores/stats.py). For all other numbers the interval is over seeds. It is a t
+interval, except for the measures `spread` (Pitman and Morgan) and `answers` (inversion, see `measures._answers_needed`).
+For a ratio, `of / over`, it is the t interval of the ratio's logarithm.
 
 A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by `tolerance`. A check
 *does not reproduce* where the interval lies wholly outside. Otherwise the verdict is *cannot tell*. Where any one of g

@@ -40,7 +40,8 @@ Measures:
     spread   standard deviation of `of` over seeds, divided by that of `over`
     trend    how much `of` changes from the smallest to the largest value of the field `along`, by least squares
 
-harness/claims/judge.py computes the numbers of the checks, with confidence limits, and decides the verdicts.
+harness/claims/measures.py computes the numbers of the checks, with confidence limits, and harness/claims/judge.py decides
+the verdicts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ Fields = tuple[str, ...]  # one field of a task, or a pair of fields
 def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str, str]]:
     """Return the caption and SVG of each figure for which the rows have data.
 
-    looks: those of the whole board.
+    looks: the looks of all methods of the board; without them, the looks are chosen for this task alone.
     """
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.privileged for row in task.rows):
@@ -36,8 +36,8 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
         f"Each person's gain over {REFERENCE_METHOD} at {task.shots} shots, people sorted; "
         "people below zero are worse off."
     )
-    steered = [row for row in task.rows if row.best_of]
-    n = largest_candidate_count(steered) if steered else 0
+    choosing = [row for row in task.rows if row.best_of]
+    n = largest_candidate_count(choosing) if choosing else 0
     best = f"Best of n at {task.shots} shots: normalised gain against n, with 95 % bands over people and seeds."
     wins = f"Best of {n}: probability of being preferred to a random candidate, against shots, with 95 % bands."
     kl = (
@@ -61,8 +61,8 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
             (curves, _draw_curves, any(r.curves for r in task.rows)),
             (ranks, _draw_ranks, any(r.rank for r in task.rows)),
             (gains, _draw_gains, any(r.worse is not None for r in task.rows)),
-            (best, _draw_best_of_n, steered),
-            (wins, _draw_win_rates, steered),
+            (best, _draw_best_of_n, choosing),
+            (wins, _draw_win_rates, choosing),
             (kl, _draw_written, any("normalised" in w.scores for r in task.rows for w in r.written.values())),
             (cost, _draw_cost, any(r.costs and r.curves for r in task.rows)),
         )
@@ -200,12 +200,13 @@ def _draw_cost(axes: Axes, task: TaskBoard, looks: Looks) -> None:
 
 
 def find_sweeps(board: Board) -> list[tuple[str, Fields, list[TaskBoard]]]:
-    """Return every field of a task, or pair of fields, that a suite sweeps: task name, field names, settings.
+    """Return every sweep of a suite, over one field of a task or over a pair: task name, field names, settings.
 
-    Settings are grouped by the values of all other varied fields. A pair of fields with a and b values is a sweep if
-    its largest group has more than a + b - 1 settings, the number in two crossing sweeps of single fields. This sweep
-    has the settings of all groups with the same combinations of values as the largest. The sweep of a single field has
-    the settings of its largest group, and is left out if sweeps of pairs contain all of them.
+    For each field or pair, a task's settings are put in groups that have the same values of all other varied fields.
+    A pair of fields with a and b values is a sweep if its largest group has more than a + b - 1 settings: so many would
+    two separate sweeps of the fields have, which cross in one setting. The sweep has the settings of this group, and of
+    all groups with the same combinations of values. A single field is a sweep with the settings of its largest group,
+    unless sweeps of pairs already have all of them.
     """
     found: list[tuple[str, Fields, list[TaskBoard]]] = []
     for name in dict.fromkeys(t.task.name for t in board.tasks):

@@ -54,8 +54,8 @@ def print_board(board: Board) -> None:
         console.print(table)
         for line in task_remarks(task):
             console.print(line, markup=False)
-        if steered := [row for row in task.rows if row.best_of]:
-            print_best_of(task, steered, console)
+        if choosing := [row for row in task.rows if row.best_of]:
+            print_best_of(task, choosing, console)
         if policies := [row for row in task.rows if row.written]:
             print_written(task, policies, console)
 

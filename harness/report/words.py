@@ -18,17 +18,17 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
     """Return title, column heads and lines of each table on policies' texts: a line per method and number of shots."""
     texts = [(row, [row.label, str(shots)], row.written[shots]) for row in rows for shots in row.written]
     valued = [line for line in texts if "gain" in line[2].scores]
-    normal = [line for line in texts if "normalised" in line[2].scores]
-    counts = sorted({n for *_, found in normal for n in found.best_of})
-    taxed = any("mean_user" in found.scores for *_, found in valued)
+    normalised = [line for line in texts if "normalised" in line[2].scores]
+    counts = sorted({n for *_, found in normalised for n in found.best_of})
+    has_mean_user = any("mean_user" in found.scores for *_, found in valued)
     gains = [
         (row, [*head, format_interval(w.scores["gain"], True), format_interval(w.scores["win"]), format_interval(w.scores["swapped"], True) if "swapped" in w.scores else "",
-               *([signed_score(w.scores, "mean_user")] if taxed else [])])
+               *([signed_score(w.scores, "mean_user")] if has_mean_user else [])])
         for row, head, w in valued
     ]  # fmt: skip
     beside = [
         (row, [*head, format_interval(w.scores["normalised"]), *(format_number(w.best_of[n].value) if n in w.best_of else "" for n in counts)])
-        for row, head, w in normal
+        for row, head, w in normalised
     ]  # fmt: skip
     costs = [
         (row, [*head, format_interval(w.scores["kl"]), score_with_change(w.scores, "tokens", 1), score_with_change(w.scores, "fluency", 2),
@@ -36,7 +36,7 @@ def written_tables(rows: list[Row]) -> list[tuple[str, list[str], Lines]]:
         for row, head, w in texts
     ]  # fmt: skip
     found = [
-        ("gain in utility over the reference model's text", ["gain", "win rate", "swapped", *(["mean user"] if taxed else [])], gains),
+        ("gain in utility over the reference model's text", ["gain", "win rate", "swapped", *(["mean user"] if has_mean_user else [])], gains),
         ("normalised gain of the texts, and of the best of n by the same reward", ["texts", *(f"best of {n}" for n in counts)], beside),
         ("costs, and in brackets the change from the reference model", ["KL", "tokens", "fluency", "stopped", "tokens/s"], costs),
     ]  # fmt: skip

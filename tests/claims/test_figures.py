@@ -178,7 +178,7 @@ def test_along_tells_settings_of_a_method_apart(swept):
 
 
 def test_along_wants_one_setting_at_each_value(swept):
-    with pytest.raises(UserError, match="several settings of per_user share one pairs_per_user"):
+    with pytest.raises(UserError, match="several settings of per_user have the same pairs_per_user"):
         draw(swept, kind="along", field="pairs_per_user", methods=["per_user"])
     with pytest.raises(UserError, match="has only one value"):
         draw(swept, kind="along", field="feature_dim", task=SMALL)

@@ -24,15 +24,16 @@ from harness.trials.suite import Suite
 def figures_of_claim(claim: Claim, results: Results) -> list[tuple[str, str]]:
     """Return the caption and SVG of each figure of a claim.
 
-    Where all trials are missing, the caption says so and the SVG is empty.
+    Where all trials are missing, the caption says so and the SVG is empty. The default captions of a claim's figures also
+    name the fields in which their tasks differ.
     """
     made = read_figures(claim)
     wanted = [{"name": f.task} if isinstance(f.task, str) else f.task or {} for f in made]
     differ = [key for key in dict.fromkeys(key for task in wanted for key in task) if _values_differ(wanted, key)]
     found = []
     for figure, task in zip(made, wanted, strict=True):
-        told = ", ".join(f"{_readable(key)} {_readable(task[key])}" for key in differ if key in task)
-        found.append(captioned_figure(figure, results, f" Task: {told}." if told and not figure.caption else ""))
+        setting = ", ".join(f"{_readable(key)} {_readable(task[key])}" for key in differ if key in task)
+        found.append(captioned_figure(figure, results, f" Task: {setting}." if setting and not figure.caption else ""))
     return found
 
 
@@ -47,15 +48,16 @@ def _readable(value: object) -> str:
 def captioned_figure(made: ClaimFigure, results: Results, of: str = "") -> tuple[str, str]:
     """Return a figure's caption and SVG.
 
-    of: added to the caption. The caption also says what is not drawn; without any number, the SVG is empty.
+    of: a sentence that is added to the caption. The caption also says what is not drawn. Where nothing can be drawn, the
+    caption says why, and the SVG is empty.
     """
     missing: list[str] = []
     try:
         svg = draw_svg(lambda figure: missing.extend(made.draw_figure(figure, results)), made.size_inches(results))
     except NoNumberError as why:
         return f"No figure: {why}.", ""
-    told = f" Not drawn: {'; '.join(dict.fromkeys(missing))}." if missing else ""
-    return (made.caption or made.default_caption()) + of + told, svg
+    not_drawn = f" Not drawn: {'; '.join(dict.fromkeys(missing))}." if missing else ""
+    return (made.caption or made.default_caption()) + of + not_drawn, svg
 
 
 def read_figures(claim: Claim) -> list[ClaimFigure]:

@@ -95,7 +95,7 @@ def principal_components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumFigure(SweepFigure):
-    """A learned spectrum over its largest value, a thin line per seed, beside a metric against a method's field."""
+    """Left: a learned spectrum divided by its largest value, a line per seed. Right: a metric against a method's field."""
 
     tensor: str = "state/spectrum"  # the name of a learned tensor
 
@@ -240,11 +240,11 @@ class MarginsFigure(ClaimFigure):
 class CurvesFigure(ClaimFigure):
     """Logged curves: means over seeds with 95 % bands, a line per setting of tasks and methods, a panel per curve.
 
-    over: a learned tensor with the x value of each of a curve's points; without it, x is the point's number.
+    over: a learned tensor with the x value of each point of the curves; without `over`, x is the point's number.
     """
 
     curves: tuple[str, ...]  # names of learning curves
-    over: str = ""  # a learned tensor with the x values; the point's number where it is missing
+    over: str = ""  # a learned tensor with the x values; without it, x is the point's number
     log: bool = False  # a logarithmic y axis
 
     def size_inches(self, results: Results) -> tuple[float, float]:

@@ -62,8 +62,8 @@ class ShotsFigure(ClaimFigure):
             at = tuple((x, task, method, shots, None) for x, shots in zip(place, task.shots, strict=True))
             for panel, own in zip(self.panels, LINE_DASHES, strict=False):
                 several = len(self.panels) > 1
-                told, dash = (f"{label}, {panel}", own) if several else (label, "-" if method.privileged else dash)
-                lines.append(MeasuredLine(told, (color, marker, dash), at, self.metric, panel))
+                name, dash = (f"{label}, {panel}", own) if several else (label, "-" if method.privileged else dash)
+                lines.append(MeasuredLine(name, (color, marker, dash), at, self.metric, panel))
         published = [(np.interp(t.shots, task.shots, place), t) for t in self.published]
         missing = draw_lines(axes, results, lines, published)
         axes.set_xticks(place, task.shots)
@@ -85,7 +85,7 @@ class SweepFigure(ClaimFigure):
     metric: str = "accuracy"  # the number that is drawn, as in a selection
     by: str = ""  # a second field: a line for each of its values
     shots: int | None = None  # the largest where it is missing
-    panel: str = "test"  # whose people
+    panel: str = "test"  # the panel whose people are scored
     log: bool = False  # a logarithmic x axis
     published: tuple[PublishedNumbers, ...] = ()  # numbers of a paper, drawn as marks
 
@@ -132,23 +132,24 @@ class SweepFigure(ClaimFigure):
             for method, label in methods.items():
                 other = field_values(task if by_task else method).get(self.by)
                 level = not of_task and method not in swept
-                told_by = (
-                    not by_task and other is not None
-                )  # the value of `by` in the line's label names the method's setting
-                name = label if level or (of_task and not told_by) else method.name
+                # whether the line's label will contain the value of `by`, which then tells the method's settings apart
+                by_tells_settings = not by_task and other is not None
+                name = label if level or (of_task and not by_tells_settings) else method.name
                 own = self.value(task if of_task else method) if not level else None
                 line = found.setdefault((name, other), [])
                 line += [(place[v], task, method, self.shots, None) for v in (values if level else [own])]
         lines, ranked = [], 0
         for (name, value), at in found.items():
             if len({x for x, *_ in at}) < len(at):
-                told = f"several settings of {name} share one {self.field}"
-                raise UserError(told, "add fields to the figure's task and methods, or name a second field: by")
+                raise UserError(
+                    f"several settings of {name} have the same {self.field}",
+                    "add fields to the figure's task and methods, or name a second field: by",
+                )
             privileged = at[0][2].privileged
             by = "" if privileged else f"{self.by.replace('_', ' ')} "
-            told = f"{name}, {by}{value}" if self.by and value is not None else name
+            label = f"{name}, {by}{value}" if self.by and value is not None else name
             look_of = ("", "", "-") if privileged else look_at_index(ranked)
-            lines.append(MeasuredLine(told, look_of, tuple(sorted(at, key=lambda p: p[0])), self.metric, self.panel))
+            lines.append(MeasuredLine(label, look_of, tuple(sorted(at, key=lambda p: p[0])), self.metric, self.panel))
             ranked += not privileged
         if self.log:
             axes.set_xscale("log")
@@ -197,7 +198,7 @@ class SpreadFigure(ClaimFigure):
 
     metric: str = "accuracy"  # the number that is drawn, as in a selection
     shots: int | None = None  # the largest where it is missing
-    panel: str = "test"  # whose people
+    panel: str = "test"  # the panel whose people are scored
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         return FIGURE_SIZE[0], 1 + 0.42 * max(3, len(self.chosen_methods(results)))
@@ -218,9 +219,8 @@ class SpreadFigure(ClaimFigure):
                 continue
             y, mean, sd = len(rows), values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
             color, marker, _ = look_at_index(y)
-            apart = (
-                np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
-            )  # equal values would hide each other
+            # the dots are spread vertically, since equal values would hide each other
+            apart = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else 0
             axes.plot(values, y + apart, color=color, marker=marker, ls="", ms=5, alpha=0.7)
             axes.errorbar(mean, y, xerr=sd, color="#000000", marker="|", ms=16, mew=2, capsize=4, lw=1.2)
             told = f"{format_number(mean)} ± {format_number(sd)}"
@@ -275,18 +275,18 @@ class SimplexFigure(ClaimFigure):
 
     def read(self, results: Results, task: Task, method: Method, shots: int) -> np.ndarray:
         """Return float[4, bins with users]: middle of the bin, mean, lower and upper limit."""
-        trials, shares = results.trials_by_seed(task, method), []
+        trials, tenths = results.trials_by_seed(task, method), []
         found = results.person_cells(trials, selection_of(task, method, self.metric, "test", shots), shots)
         for trial in trials:
             prepared = open_prepared_task(results.store, trial.task_key)
             if prepared.truth is None:
                 raise NoNumberError(f"{task.name} has no ground truth, so weights are unknown")
             weights = np.abs(prepared.truth.users[prepared.splits.panels["test"].query.people])
-            shares.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
-        place = np.concatenate(shares)
+            tenths.append(np.minimum(10 * weights[:, self.aspect] / weights.sum(1), 9).astype(int))
+        tenth = np.concatenate(tenths)  # of each person's share, 0..9
         person, seed, value = (found[c].to_numpy() for c in ("person", "seed", "value"))
         rows = []
-        for i in np.unique(place):
-            one = stats.estimate_means(value[None, place == i], person[place == i], seed[place == i])
+        for i in np.unique(tenth):
+            one = stats.estimate_means(value[None, tenth == i], person[tenth == i], seed[tenth == i])
             rows.append((i / 10 + 0.05, one.value[0], *(limit[0] for limit in one.interval())))
         return np.array(rows).T

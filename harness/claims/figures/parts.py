@@ -44,8 +44,8 @@ class PublishedNumbers:
 
     values: tuple[float, ...]  # the published numbers
     label: str = "published"  # the name in the legend
-    shots: tuple[float, ...] = ()  # at which numbers of shots
-    x: tuple[float, ...] = ()  # where they lie on the x axis
+    shots: tuple[float, ...] = ()  # the number of shots of each value
+    x: tuple[float, ...] = ()  # the position of each value on the x axis
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.shots + self.x):
@@ -57,11 +57,11 @@ class PublishedNumbers:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimFigure:
-    """A figure of a claim: the fields and functions that all kinds share."""
+    """A figure of a claim, with the fields and functions that all kinds share."""
 
     task: Any = None  # as in Selection
-    methods: tuple[Any, ...] = ()  # selections of methods; all of the suite where it is missing
-    caption: str = ""  # the text below; the kind's own where it is missing
+    methods: tuple[Any, ...] = ()  # selections of methods; without them, all methods of the suite
+    caption: str = ""  # the text below the figure; without it, the default text of the figure's kind
 
     def size_inches(self, results: Results) -> tuple[float, float]:
         """Return the width and height in inches."""
