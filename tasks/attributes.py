@@ -96,11 +96,9 @@ class Attributes(TextTask):
         super().__post_init__()
         if self.encoder != "numbers":
             check_encoder(self.encoder)
-        (
-            canonical_writer(self.generator),
-            canonical_writer(self.responses),
-            canonical_raters(self.raters),
-        )  # each raises UserError for an unknown name
+        for name in (self.generator, self.responses):
+            canonical_writer(name)  # raises UserError for an unknown name, as canonical_raters does
+        canonical_raters(self.raters)
         if self.raters != "truth" and self.n_candidates:
             raise UserError(
                 "attributes: candidates have no ground-truth utility for users played by a language model",
@@ -229,13 +227,13 @@ class Attributes(TextTask):
         """Return a response to each prompt, by templates, or by the model under two signed traits drawn by the seed."""
         if self.responses == "templates":
             return [write_response(p, int(s)) for p, s in zip(prompts, seeds, strict=True)]
-        steered = [
+        system_prompts = [
             role_play.writer_system_prompt(
                 role_play.wanted_traits(POSSIBLE_USERS[s % len(POSSIBLE_USERS)]), self.responses
             )
             for s in seeds
         ]
-        found = generate.stored_candidates(steered, prompts, self.responses, 1, store)
+        found = generate.stored_candidates(system_prompts, prompts, self.responses, 1, store)
         if missing := sum(not answers for answers in found):
             raise UserError(
                 f"attributes: {self.responses} wrote no response to {missing} of {len(prompts)} prompts",

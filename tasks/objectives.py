@@ -36,7 +36,7 @@ class Objectives(TextTask):
     Half the users judge helpfulness and half harmlessness, each on a random set of pairs of that kind; no pair goes to
     two users. Every pair has one objective and its prompt reveals which one, so no two users contradict each other, and
     one reward that reads the prompt could serve all. A gain here comes from recognising the *domain*, not from
-    *personalisation*, and a board must say so.
+    *personalisation*; say so wherever the gain is reported.
     """
 
     family = "human text"

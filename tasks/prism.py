@@ -74,9 +74,8 @@ class Prism(TextTask):
             )
 
     def files_digest(self) -> str:
-        return (
-            files_content_digest(*self.local_files()) if self.file else ""
-        )  # on the hub, `revision` identifies the content
+        # on the hub, the field `revision` identifies the content
+        return files_content_digest(*self.local_files()) if self.file else ""
 
     def local_files(self) -> list[Path]:
         """Return the paths of both files in the folder `file`."""
@@ -111,11 +110,11 @@ class Prism(TextTask):
         dropped = answers.group_by(id="user_id").agg(dropped=pl.col("bad").sum())
         users = users.join(dropped, on="id", how="left", maintain_order="left")
         wrote = users.join(people.rename({"user_id": "id"}), on="id", how="left", maintain_order="left")
-        told = wrote.select(
+        profiles = wrote.select(
             pl.format("About me: {}\nHow an AI should behave: {}", "self_description", "system_string")
         ).to_series()
         return replace(
-            data, users=users.to_arrow(), pairs=replace(data.pairs, profiles=pa.array(told, pa.large_string()))
+            data, users=users.to_arrow(), pairs=replace(data.pairs, profiles=pa.array(profiles, pa.large_string()))
         )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:

@@ -124,10 +124,7 @@ class RatedAspects(TextTask):
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     revision: str = ULTRAFEEDBACK_REVISION
     subsets: tuple[str, ...] = SUBSETS
-    aspects: tuple[str, ...] = (
-        "detail",
-        "clarity",
-    )  # of the pairs of aspects in "hfgs", the one that text features predict best
+    aspects: tuple[str, ...] = ("detail", "clarity")  # default: the pair in "hfgs" that text features predict best
     weights: Literal["one", "dirichlet"] = "one"
     follow: str = ""
     n_users: int = 200  # training users
@@ -282,9 +279,8 @@ class RatedAspects(TextTask):
         k, groups = len(self.aspects), (self.n_users, self.new_users, self.new_users)
         if self.weights == "dirichlet":
             n = sum(groups)
-            people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(
-                np.float32
-            )  # 20,000 draws of the population, as in `low_rank`
+            # 20,000 draws of the population, as in `low_rank`
+            people = rng.dirichlet(np.full(k, 0.5), size=n + 20_000).astype(np.float32)
             return people[:n], people[n:]
         modes = np.eye(k, dtype=np.float32)
         if self.follow:

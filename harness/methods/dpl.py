@@ -15,12 +15,13 @@ from harness.methods.shared import apply_reward_network, train_reward_network
 
 @dataclass(frozen=True)
 class Dpl(Method):
-    """A random utility U for each item, because the judge is hidden: P(left) = P(U_left > U_right), sides independent.
+    """A random utility U for each item; it is random because people differ and the method does not know who judges.
 
-    Trained by cross-entropy on all training users' pairs; the context is ignored. The reward is the mean of U.
+    P(left) = P(U_left > U_right), with the two utilities independent. Trained by cross-entropy on all training users' pairs; the context is ignored. The reward is the mean of U.
     mean_variance: U ~ N(mu, sigma^2), and P(left) = Phi(gap of mu / sqrt(sum of sigma^2)) (as in Few-shot Steerable
-    Alignment, section 2.1). The network outputs mu and log sigma before a softplus. Only ratios matter, so the softplus
-    keeps sigma at 1 or more; unconstrained, sigma falls to 0 where all people agree, and training diverges.
+    Alignment, section 2.1). The network has two outputs, mu and s, and log sigma = softplus(s). So sigma is 1 or more,
+    which restricts nothing, because P(left) depends on ratios of mu to sigma only. If sigma could fall to 0 where all
+    people agree, training would diverge.
     categorical: U is one of `atoms` equally spaced values on [0, 1]. The network outputs their logits, and a tie counts
     one half.
     Departure from the paper: the weights with the lowest loss on validation users are kept.
@@ -31,7 +32,7 @@ class Dpl(Method):
 
     model: Literal["mean_variance", "categorical"] = "mean_variance"
     atoms: int = 10  # values of U in the categorical model
-    hidden: int = 64  # width of both hidden layers; 0 for outputs linear in the item's features
+    hidden: int = 64  # width of both hidden layers; 0: outputs are linear in the item's features
     steps: int = 1000
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ class Dpo(Method):
     rate: float = 1e-3
     # Longer training responses are cut; 0 cuts none, and a response longer than the model's context is an error.
     max_response_tokens: int = renamed_field(0, formerly="cut")
-    recompute: bool = field(default=False, metadata={"identity": False})  # of activations: less memory, slower
+    recompute: bool = field(default=False, metadata={"identity": False})  # compute activations twice to save memory
     max_tokens: int = 128  # of a generated response
 
     def __post_init__(self) -> None:

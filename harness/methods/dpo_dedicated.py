@@ -24,9 +24,9 @@ from harness.methods.dpo import Dpo, LoadedDpo
 class DpoDedicated(Dpo):
     """A separate `dpo` policy for every kind of user, each trained on the users of that kind; users' kinds are known.
 
-    Kinds are the distinct true utilities of the training users; if there are more than `kinds`, k-means groups them.
-    Each kind needs its own training run.
-    State: `kinds` float32[kinds, k], their utilities, and each policy's tensors as `<kind>/<name>`.
+    Kinds are the distinct true weights (`Truth.users`) of the training users; if there are more than `kinds`, k-means
+    groups them. Each kind needs its own training run.
+    State: `kinds` float32[kinds, k], the kinds' weights, and each policy's tensors as `<kind>/<name>`.
     Users: the number of each user's kind.
     """
 

@@ -14,18 +14,18 @@ from harness.method import Run, State
 # Length of a Runge-Kutta step, as a share of the inverse of the flow's fastest rate. The error of a step is then below
 # 1e-7 of a margin.
 STEP_SIZE = 0.1
-MAX_STEPS = 100_000  # more steps take over a minute, and are needed only if features are far above order one
+MAX_STEPS = 100_000  # more steps take over a minute, and are needed only if features are far larger than 1
 
 
 @dataclass(frozen=True)
 class DpoHead(LinearMethod):
     """The gradient flow of the DPO loss over the last layer W, from the reference W_0 (eq. 4 and 6-10).
 
-    The paper's eq. 7 lacks the factor 1/N. With item features y (x) g(x), as in task `concepts`, the log-ratio of two
+    With item features y (x) g(x), as in task `concepts`, the log-ratio of two
     tokens is linear, the normaliser cancels, and the margin of a pair is <u, gap of features> with u = beta (W - W_0).
     For any features, eq. 6 then reads
         tau du/dt = beta^2 / N  sum_i [label_i - sigmoid(<u, gap_i>)] gap_i
-    which also allows soft labels. The flow has one variable per pair (eq. 10). Where n <= d, it uses the gaps' n x n
+    which also allows soft labels. (The paper's eq. 7 lacks the factor 1/N.) The flow has one variable per pair (eq. 10). Where n <= d, it uses the gaps' n x n
     Gram matrix. The flow is solved by fourth-order Runge-Kutta with steps far below the inverse of the fastest rate.
     The reward is the implicit reward at `horizon`, the same for all users; the context is ignored.
 

@@ -49,8 +49,8 @@ class Icra(LinearMethod):
 
     Compare the two models at the same `length`, because longer training contexts help people unlike those in training.
     On `response_times` (ten annotators, 60 context pairs), the sign accuracy of G is lower for such people than for
-    people like those in training: by .05 after training with contexts of 199 pairs, and by .13 after training with 60,
-    as the network is trained.
+    people like those in training: by .05 after training with contexts of 199 pairs, and by .13 after training with 60
+    pairs, the default of the network.
     """
 
     family = "linear"
@@ -59,8 +59,8 @@ class Icra(LinearMethod):
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"
     length: int = 0  # most pairs in a training context; 0: all others of the user (linear), or 60 (gpt2)
-    width: int = 64  # gpt2
-    layers: int = 2  # gpt2
+    width: int = 64  # gpt2: length of a token's vector in the network
+    layers: int = 2  # gpt2: number of transformer blocks
     steps: int = 600  # gpt2: training steps, each of 64 users with 10 queries
     rate: float = 1e-3  # gpt2: learning rate of Adam
 
@@ -178,7 +178,7 @@ def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Te
 
 
 def train_transformer(method: Icra, train: Pairs, run: Run) -> State:
-    """Train the network, tensors named as below, on random contexts and queries of random training users."""
+    """Train the network on random contexts and queries of random training users; return its tensors and input scales."""
     white, floor = whitening_matrix(train), shortest_seconds(train)
     scale = answer_signals(train, method.signal, floor).square().mean().sqrt().clamp(min=1e-6)
     inputs = {"white": white, "scale": scale, "floor": floor}

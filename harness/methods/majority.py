@@ -18,7 +18,7 @@ class Majority(Method):
 
     family = "control"
 
-    smoothing: float = 1.0  # votes added to each side (Laplace); calibration rescales, so only the order depends on it
+    smoothing: float = 1.0  # votes added to each side (Laplace): pairs with few votes get log-odds closer to zero
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,8 +19,9 @@ class Moment(LinearMethod):
     """Closed-form weights w = 2 S^-1 s, with s the context mean of signal_i x_i and S = E[x xT] over training pairs.
 
     The signal is y = 2 label - 1, or y / seconds (ICRA, eq. 8: mean answer over mean time is the drift xT theta / 2, so
-    that w tends to theta). Only S is estimated from training users. For binary choices 2 S^-1 is the closed form to
-    compare ICRA's trained matrix with, and a shift of the users' weights does not affect it. Departure: response times
+    that w tends to theta). Only S is estimated from training users. It does not depend on their weights, so the method
+    is as good for people with other weights. For binary choices 2 S^-1 is the closed form to compare ICRA's trained
+    matrix with. Departure: response times
     are clipped from below at the training users' first percentile, so that accidental clicks do not outweigh considered
     answers.
     """

@@ -63,7 +63,8 @@ class NpBtl(AmortisedMethod):
         pairs = apply_mlp(state, "pair", shown, silu)
         if self.encoder == "deepset":
             return pairs
-        pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)  # attended to by empty contexts
+        # an extra token, which defines attention also for an empty context
+        pairs = torch.cat([pairs, state["empty"].expand(len(pairs), 1, -1)], 1)
         seen = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[:, None, None]
         query, key, value = (
             apply_mlp(state, "heads", pairs).unflatten(2, (3, ATTENTION_HEADS, -1)).permute(2, 0, 3, 1, 4)

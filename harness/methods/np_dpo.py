@@ -31,7 +31,7 @@ class NpDpo(Dpo):
     draws users and, for each of them, 0 to `context` context pairs and `targets` other pairs to predict.
     tune: what is trained besides the encoder: `lora` terms, all weights (`full`), or nothing (`film`).
     Departures: the encoder reads winner minus loser, where eq. 21 attends over (winner, loser), and the modulation is
-    zero at first. The paper's own encoder learns nothing in this few steps.
+    zero at first. The paper's own encoder learns nothing in so few steps.
 
     Curves: as for `dpo`, but for training pairs only. State: as for `dpo`, and `scale`, the root mean square of the
     gaps. Users: the latent float32[n_users, width].
@@ -140,7 +140,7 @@ class LoadedNpDpo(LoadedDpo):
         save_file(film, folder / "film.safetensors")
         return (
             f"{told}\nThese commands load the unmodulated model, which is not the policy of any user. The modulation for "
-            "users is in film.safetensors, which only manyminds\nreads: harness.trials.export.load_trained returns method and state. "
+            "users is in film.safetensors, which only manyminds\nreads: harness.trials.export.load_trained_method returns method and state. "
             "Within method.open_predictor(state, Run(0, store=store)) as policy,\npolicy.adapt(state, context, Run(0)) encodes "
             "users from their choices, and policy.generate(state, users, user, prompts, Run(0)) writes for them."
         )

@@ -161,11 +161,11 @@ class Vas(LinearMethod):
         state = {name: tensor.to(policy.torch_device()) for name, tensor in state.items()}
         place = (weights.to(state["places"]) @ state["places"]).float()
 
-        def steer(rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        def adjust(rows: np.ndarray, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             _, gain = apply_value_head(state, hidden.float())
             return logits + self.strength * torch.einsum("bj,btjr->btr", place[rows], gain) @ state["tokens"].T
 
-        return steer
+        return adjust
 
 
 def apply_value_head(state: State, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +180,8 @@ def reward_axes(features: torch.Tensor, prior: State, n: int) -> tuple[torch.Ten
 
     The map float64[d, n] takes users' weights to coordinates on the same axes. The inner product of an item's and a
     user's coordinates approximates the reward. Axes are principal components of the rewards of users with weights
-    mean + root v. A rotated v is still unit normal, so an error on any axis counts as much as it does in the reward of such a user.
+    mean + root v, v ~ N(0, I). On these axes, too, such users' coordinates have variance 1. So an error of an item's
+    coordinate counts equally on all axes, namely as much as it changes the reward of such a user.
     features: float64[items, d], centred.
     """
     root = torch.cat([prior["mean"][:, None], prior["root"]], 1)
