@@ -52,9 +52,8 @@ class Rfm(LinearMethod):
     def fit_linear(self, train: Pairs, validation: Panel, run: Run) -> State:
         """Fit phi linear in the items' features."""
         weights, basis = random_factors(train, self.dim, run.generator("rfm"))
-        weights = (
-            0.1 * weights
-        )  # from a small start, `steps` is enough also where people have thousands of pairs (`arguments`)
+        # from a small start, `steps` is enough also where people have thousands of pairs (`arguments`)
+        weights = 0.1 * weights
         mean, root = empirical_prior(*fit_factors(train, weights, basis, self.decay, self.steps, run))
         return best_prior_on_validation([{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES], validation)
 
