@@ -6,14 +6,28 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from harness.errors import UserError
-from harness.frames import as_polars
+from harness.errors import UserError, error_prefix
+from harness.frames import as_polars, read_table
+from harness.rows import (
+    check_columns,
+    check_labels,
+    check_numeric,
+    check_options_differ,
+    check_pairs,
+    raise_for_first_bad,
+    require_columns,
+    text_columns,
+    user_numbers,
+    with_numbers,
+)
+from harness.sameness import group_equal_rows, same_reading
 
 TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 
@@ -31,12 +45,15 @@ class SplitLeakError(UserError):
 class Items:
     """The distinct options that people choose between; an item's id is its row.
 
-    features: float32[n, d], numeric features from the task (often memory-mapped).
+    features: float[n, d], numeric features from the task; for methods always float32 (often memory-mapped).
     text: a table with the columns `prompt` and `response`, n rows.
+    columns_share_unit: whether all features are in one unit, as the dimensions of an encoder's vectors are. Otherwise
+        each column is scaled to spread 1 when the task is prepared, so that no result depends on a column's unit.
     """
 
     features: np.ndarray | None = None
     text: pa.Table | None = None
+    columns_share_unit: bool = False
 
     def __len__(self) -> int:
         return len(self.known_text if self.features is None else self.features)
@@ -53,6 +70,23 @@ class Items:
         """Texts of the items. Raises UserError where they have none."""
         return require_value(self.text, "texts of the items", "make the method refuse tasks without them")
 
+    @cached_property
+    def first_same(self) -> np.ndarray:
+        """For every item, int64[n], the first item that a person would call the same.
+
+        Texts are compared without regard to upper and lower case, spaces, invisible characters and Unicode forms; items
+        without texts by their features.
+        """
+        if self.text is None:
+            return group_equal_rows(pl.from_numpy(self.known_features))
+        texts = {name: map(same_reading, self.text[name].to_pylist()) for name in ("prompt", "response")}
+        return group_equal_rows(pl.DataFrame({name: list(column) for name, column in texts.items()}))
+
+    @cached_property
+    def first_equal(self) -> np.ndarray:
+        """For every item, int64[n], the first item with exactly the same text, or without texts the same features."""
+        return self.first_same if self.text is None else group_equal_rows(pl.DataFrame(self.text))
+
     def check_content(self) -> None:
         """Raise UserError where items have no content, or features are not one row of finite numbers for each item."""
         x = self.features
@@ -66,9 +100,9 @@ class Items:
             raise UserError(
                 f"features are {x.dtype} of shape {x.shape}"
                 + ("" if self.text is None else f" for {len(self.text)} texts"),
-                "give one row of numbers for each item: float32[n, d]",
+                "give one row of numbers for each item: float[n, d]",
             )
-        _raise_for_first_bad(
+        raise_for_first_bad(
             ~np.isfinite(x).all(axis=1),
             "a NaN or infinite feature",
             np.arange(len(x)),
@@ -210,7 +244,7 @@ class PreferenceDataset:
     @classmethod
     def from_pairs(
         cls,
-        user: np.ndarray,
+        user: np.ndarray | Sequence | pl.Series,
         left: np.ndarray,
         right: np.ndarray,
         label: np.ndarray,
@@ -224,18 +258,20 @@ class PreferenceDataset:
         min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
         Raises UserError where a row cannot be used, and names the first such row.
         """
-        given = {"user": user, "left": left, "right": right, "label": label, "seconds": seconds}
+        given = {"left": left, "right": right, "label": label, "seconds": seconds}
         columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
-        _check_columns(columns)
+        ids, person = user_numbers(user)
+        check_columns(columns, len(person))
         items.check_content()
         columns |= {name: columns[name].astype(np.float32) for name in ("label", "seconds") if name in columns}
-        _check_rows(columns, len(items))
-        user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
-        ids, person, counts = np.unique(user, return_inverse=True, return_counts=True)
+        check_pairs(columns, len(items))
+        left, right, label = (columns[name] for name in ("left", "right", "label"))
+        counts, names = np.bincount(person), np.array(ids, dtype=object)
         hint = (
             f"drop users with fewer than {min_pairs} pairs: methods see some of a user's pairs and are asked the others"
         )
-        _raise_for_first_bad(counts[person] < min_pairs, f"a user with fewer than {min_pairs} pairs", user, hint)
+        few = f"a user with fewer than {min_pairs} pairs"
+        raise_for_first_bad(counts[person] < min_pairs, few, names[person], hint)
         order = np.argsort(person, kind="stable")
         pairs = Pairs(
             user=person[order].astype(np.int32),
@@ -246,7 +282,7 @@ class PreferenceDataset:
             items=items,
             seconds=columns["seconds"][order] if "seconds" in columns else None,
         )
-        return cls(pa.table({"id": [str(i) for i in ids]}), pairs, truth)
+        return cls(pa.table({"id": pa.array(ids, pa.string())}), pairs, truth)
 
     @classmethod
     def from_choices(
@@ -254,6 +290,7 @@ class PreferenceDataset:
         frame: Any,
         features: Callable[[pl.DataFrame], np.ndarray] | None = None,
         min_pairs: int = 2,
+        columns_share_unit: bool = False,
     ) -> PreferenceDataset:
         """Build a data set from the columns user, prompt, chosen and rejected.
 
@@ -261,26 +298,20 @@ class PreferenceDataset:
         soft labels, and `seconds`. Sides are drawn at random, and items are numbered in a random order, so neither side
         nor number reveals the preferred response.
 
-        frame: any data frame that harness.frames.as_polars takes.
-        features: maps the distinct items (columns prompt, response) to float32[n, d].
+        frame: any data frame that harness.frames.as_polars takes, or the path of a csv, jsonl or parquet file, whose
+            ids and texts are read as text.
+        features: maps the distinct items (columns prompt, response) to float[n, d].
         min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
+        columns_share_unit: as for Items: true for features by an encoder of texts.
+        Raises UserError where a row cannot be used, and names the first such row.
         """
-        frame = as_polars(frame)
-        needed = ["user", "prompt", "chosen", "rejected"]
-        if missing := [name for name in needed if name not in frame.columns]:
-            raise UserError(
-                f"the data frame has no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}",
-                'rename them first, for example frame.rename({"annotator_id": "user"})',
-            )
-        texts = frame.select(needed[1:])
-        if wrong := [name for name, kind in texts.schema.items() if kind != pl.String]:
-            raise UserError(
-                f"column {wrong[0]} holds {texts.schema[wrong[0]]}, not text",
-                "turn each list of messages into one string",
-            )
-        for name, nulls in frame.select(pl.col(needed).null_count()).to_dicts()[0].items():
-            if nulls:
-                raise UserError(f"column {name} has {nulls} empty rows", f'drop them with frame.drop_nulls("{name}")')
+        if isinstance(frame, str | Path):
+            with error_prefix(str(frame)):
+                return cls.from_choices(read_table(Path(frame)), features, min_pairs, columns_share_unit)
+        frame = with_numbers(as_polars(frame), "label", "seconds")
+        require_columns(frame, "user", "prompt", "chosen", "rejected")
+        texts = text_columns(frame, "prompt", "chosen", "rejected")
+        check_options_differ(texts, "chosen", "rejected")
         options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
         items = options.unique().sort("prompt", "response")
         # A sorted order would let an item's number reveal something about its text: "I am" comes before "I am not".
@@ -290,18 +321,18 @@ class PreferenceDataset:
         chosen, rejected = of[: len(frame)], of[len(frame) :]
         left_wins = np.random.default_rng(len(frame)).random(len(frame)) < 0.5
         label = frame["label"].to_numpy() if "label" in frame.columns else np.ones(len(frame))
-        hint = "labels are P(chosen preferred): use 1, 0, or a share between"
-        if label.dtype.kind in "biuf":  # from_pairs refuses anything else
-            _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
+        check_numeric("label", label)
+        check_labels(label, "chosen")
         items = items.drop("item")
         return cls.from_pairs(
-            user=frame["user"].to_numpy(),
+            user=frame["user"],
             left=np.where(left_wins, chosen, rejected),
             right=np.where(left_wins, rejected, chosen),
             label=np.where(left_wins, label, 1 - label),
             items=Items(
-                None if features is None else np.asarray(features(items), dtype=np.float32),
+                None if features is None else np.asarray(features(items)),
                 items.to_arrow().cast(TEXT_SCHEMA),
+                columns_share_unit,
             ),
             seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
             min_pairs=min_pairs,
@@ -326,47 +357,6 @@ def require_truth(truth: Truth | None) -> Truth:
     )
 
 
-def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    """Raise UserError where columns of judged pairs differ in length, or a column other than `user` is not numeric."""
-    user = columns["user"]
-    if user.ndim == 1 and not len(user):
-        raise UserError("there are no judged pairs", "give at least two pairs for each user")
-    for name, values in columns.items():
-        if values.shape != user.shape or user.ndim != 1:
-            raise UserError(
-                f"column {name} has shape {values.shape}, but column user has shape {user.shape}",
-                "give every column one value for each judged pair, and give at least two pairs",
-            )
-        if name != "user" and values.dtype.kind not in "biuf":
-            raise UserError(f"column {name} holds {values.dtype}, not numbers", f"convert {name} to numbers")
-
-
-def _check_rows(columns: Mapping[str, np.ndarray], n_items: int) -> None:
-    """Raise UserError for the first row without a user, or with an impossible label, item or response time."""
-    user, left, right, label = (columns[name] for name in ("user", "left", "right", "label"))
-    blank = [isinstance(u, str) and not u.strip() for u in user] if user.dtype.kind in "OUS" else False
-    missing = (user != user) | (user == None) | blank  # noqa: E711 (of every element)
-    _raise_for_first_bad(missing, "no user", user, "drop the rows whose user is unknown")
-    hint = "labels are P(left preferred): use 1, 0 or a number between"
-    _raise_for_first_bad(~((label >= 0) & (label <= 1)), "a label outside [0, 1]", label, hint)
-    _raise_for_first_bad(
-        left == right, "a pair of one item with itself", left, "drop the rows whose two options are the same"
-    )
-    for side in (left, right):
-        exists = (side >= 0) & (side < n_items) & (side == np.floor(side))
-        _raise_for_first_bad(~exists, "an item that does not exist", side, f"items are numbered 0..{n_items - 1}")
-    if "seconds" in columns:
-        seconds = columns["seconds"]
-        possible = (seconds >= 0) & (seconds < np.inf)
-        _raise_for_first_bad(~possible, "an impossible response time", seconds, "drop the row, or leave out seconds")
-
-
-def _raise_for_first_bad(bad: np.ndarray, what: str, values: np.ndarray, hint: str, where: str = "row") -> None:
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise UserError(f"{where} {first} has {what} ({values[first]}); {int(bad.sum())} such {where}s in all", hint)
-
-
 @dataclass(frozen=True, eq=False)
 class Panel:
     """Users with the pairs that a method is shown (context) and the pairs that it must answer (query).
@@ -386,51 +376,49 @@ class Splits:
     train: Pairs
     panels: Mapping[str, Panel] = field(default_factory=dict)
 
-    def check_for_leaks(self) -> None:
+    def check_for_leaks(self, ids: Sequence[str] | None = None) -> None:
         """Raise SplitLeakError where users or answers leak into training.
 
         A panel other than `seen` must not share users with the training data, nor any panel with the validation panel.
         A user's query must not be among that user's context pairs or training pairs. A pair is the same pair in either
-        order, and also where the same two options have other row numbers (items are compared by their content).
+        order, and also between other items that a person would call the same (`Items.first_same`).
+
+        ids: the people's ids, for the message; without them people are named by their rows in the table `users`.
         """
-        same = content_ids(self.train.items)
-        train = _judgement_ids(self.train, same)
+
+        def example(people: np.ndarray) -> str:
+            return f"for example person {people[0] if ids is None else repr(ids[people[0]])}"
+
+        train, size = _judgement_ids(self.train), len(self.train.items) ** 2 * 4
         nobody = np.zeros(0, dtype=np.int32)
         chooses = self.panels["validation"].query.people if "validation" in self.panels else nobody
         for name, panel in self.panels.items():
             if not np.array_equal(panel.context.people, panel.query.people):
                 raise SplitLeakError(f"panel {name}: context and query do not list the same users")
             if name != "seen" and (both := np.intersect1d(panel.query.people, self.train.people)).size:
-                raise SplitLeakError(
-                    f"panel {name}: {both.size} of its users are in train, for example person {both[0]}"
-                )
+                raise SplitLeakError(f"panel {name}: {both.size} of its users are in train, {example(both)}")
             if name != "validation" and (both := np.intersect1d(panel.query.people, chooses)).size:
-                raise SplitLeakError(
-                    f"panel {name}: {both.size} of its users are in validation, for example person {both[0]}"
-                )
-            asked = _judgement_ids(panel.query, same)
-            for where, shown in (("context", _judgement_ids(panel.context, same)), ("train", train)):
+                raise SplitLeakError(f"panel {name}: {both.size} of its users are in validation, {example(both)}")
+            asked = _judgement_ids(panel.query)
+            for where, shown in (("context", _judgement_ids(panel.context)), ("train", train)):
                 if (both := np.unique(shown[np.isin(shown, asked)])).size:
-                    person = both[0] // len(same) ** 2
                     raise SplitLeakError(
-                        f"panel {name}: {both.size} query pairs are in their own user's {where}, "
-                        f"for example person {person}"
+                        f"panel {name}: {both.size} query pairs are in their own user's {where}, {example(both // size)}"
                     )
 
 
-def content_ids(items: Items) -> np.ndarray:
-    """Return int64[n]: a number for each item, equal for items with equal content.
+def _judgement_ids(pairs: Pairs) -> np.ndarray:
+    """Return int64[n]: a number for each person and unordered pair of items, the same for items that read the same.
 
-    Contents are compared by 64-bit hashes. Among 2 million different items, any two share a hash with probability 1e-7.
+    Where the two options of a pair read the same, such as "yes" and "YES", their difference counts.
     """
-    table = pl.from_numpy(items.known_features) if items.text is None else pl.DataFrame(items.text)
-    return np.unique(table.hash_rows().to_numpy(), return_inverse=True)[1]
-
-
-def _judgement_ids(pairs: Pairs, same: np.ndarray) -> np.ndarray:
-    """Return int64[n]: a number for each (person, unordered pair of contents)."""
-    a, b, n = same[pairs.left], same[pairs.right], len(same)
-    return (pairs.people[pairs.user].astype(np.int64) * n + np.minimum(a, b)) * n + np.maximum(a, b)
+    n = len(pairs.items)
+    same = pairs.items.first_same
+    a, b = same[pairs.left], same[pairs.right]
+    alike = a == b
+    exact = pairs.items.first_equal + n
+    a, b = np.where(alike, exact[pairs.left], a), np.where(alike, exact[pairs.right], b)
+    return (pairs.people[pairs.user].astype(np.int64) * 2 * n + np.minimum(a, b)) * 2 * n + np.maximum(a, b)
 
 
 def profile_table(pairs: Pairs) -> pa.Table | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 
@@ -20,6 +21,16 @@ class UserError(Exception):
 
     def __reduce__(self):
         return type(self), (self.message, self.hint)
+
+
+@contextlib.contextmanager
+def error_prefix(where: str) -> Iterator[None]:
+    """Begin the message of a UserError inside the block with where it was found, such as a file."""
+    try:
+        yield
+    except UserError as error:
+        error.message = f"{where}: {error.message}"
+        raise
 
 
 class UnavailableError(UserError):

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
 from harness.errors import UserError
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a csv, jsonl or parquet file. Every column of a csv file is text, so that ids stay as they are written.
+
+    Raises UserError for a file that is missing, of another kind, or cannot be read.
+    """
+    readers = {
+        ".csv": lambda: pl.read_csv(path, infer_schema=False),
+        ".jsonl": lambda: pl.read_ndjson(path, infer_schema_length=None),
+        ".parquet": lambda: pl.read_parquet(path),
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(
+            f"{path.suffix or 'no suffix'} is no file type known here", f"give a file of type {', '.join(readers)}"
+        )
+    try:
+        return readers[path.suffix.lower()]()
+    except FileNotFoundError as error:
+        raise UserError(
+            "the file does not exist", "run from the folder that contains it, or give its full path"
+        ) from error
+    except pl.exceptions.NoDataError as error:
+        raise UserError(
+            "the file is empty", "its first line must name the columns: user, prompt, chosen, rejected"
+        ) from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"the file cannot be read: {error}", "check that it is complete and of that type") from error
 
 
 def as_polars(frame: Any) -> pl.DataFrame:

@@ -118,7 +118,7 @@ def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_quer
     train = np.setdiff1d(np.arange(n), np.concatenate([test, validation]))
     rng = np.random.default_rng([seed, n, len(pairs)])
     known, held_out = split_pairs_of_each_user(
-        pairs.of(train), rng, lambda counts: counts - np.minimum(n_query, counts // 5)
+        pairs.of(train), rng, lambda counts: counts - np.minimum(n_query, np.maximum(counts // 5, 1))
     )
     panels = {"seen": Panel(known.first(n_context), held_out)}
     for name, users in (("validation", validation), ("test", test)):
@@ -134,9 +134,12 @@ def split_pairs_of_each_user(
 ) -> tuple[Pairs, Pairs]:
     """Split each user's rows at random into a first part of `n_first(counts)` distinct pairs, and the rest.
 
-    counts: int[n_users], each user's number of distinct pairs. Repeats of a pair stay in the same part.
+    counts: int[n_users], each user's number of distinct pairs. Repeats of a pair stay in the same part, also where a text
+    is written in another way (`Items.first_same`).
     """
-    low, high = np.minimum(pairs.left, pairs.right).astype(np.int64), np.maximum(pairs.left, pairs.right)
+    items = np.arange(len(pairs.items)) if pairs.items.text is None else pairs.items.first_same
+    left, right = items[pairs.left].astype(np.int64), items[pairs.right].astype(np.int64)
+    low, high = np.minimum(left, right), np.maximum(left, right)
     key = (pairs.user * np.int64(len(pairs.items)) + low) * len(pairs.items) + high
     _, first_row, pair = np.unique(key, return_index=True, return_inverse=True)
     owner = pairs.user[first_row]

@@ -81,7 +81,7 @@ class Arguments(TextTask):
             left=judged["arg1_item"].to_numpy(),
             right=judged["arg2_item"].to_numpy(),
             label=(judged["choice"].to_numpy() + 1) / 2,
-            items=Items(encode_items(text, self.encoder, store), text),
+            items=Items(encode_items(text, self.encoder, store), text, columns_share_unit=True),
         )
         workers = judged.select("person", "worker", "often").unique().sort("person")
         return replace(data, users=pa.table({"id": workers["worker"].cast(pl.String), "often": workers["often"]}))

@@ -213,7 +213,9 @@ class Attributes(TextTask):
             else encode_items(table, self.encoder, store)
         )
         truth = Truth(people, scores, self.temperature, population) if self.raters == "truth" else None
-        data = PreferenceDataset.from_pairs(user, 2 * pair, 2 * pair + 1, label, Items(features, table), truth=truth)
+        data = PreferenceDataset.from_pairs(
+            user, 2 * pair, 2 * pair + 1, label, Items(features, table, columns_share_unit=True), truth=truth
+        )
         return replace(data, choices=choices)
 
     @property

@@ -83,7 +83,7 @@ class Concepts(Task):
         side = rng.integers(2, size=len(g))  # which token is on the left
         left, right = 2 * np.arange(len(g)) + side, 2 * np.arange(len(g)) + 1 - side
         one = np.ones((3, 1), dtype=np.float32)
-        items = Items(features.reshape(2 * len(g), V * self.feature_dim))
+        items = Items(features.reshape(2 * len(g), V * self.feature_dim), columns_share_unit=True)
         truth = Truth(one, utility, 0.0, one[:1])
         return PreferenceDataset.from_pairs(user, left, right, aligned == (side == 0), items, truth=truth)
 

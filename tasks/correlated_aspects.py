@@ -55,7 +55,9 @@ class CorrelatedAspects(Task):
         aspect = rng.integers(2, size=len(counts))
         truth = Truth(np.eye(2, dtype=np.float32)[aspect], scores, 0.0, np.eye(2, dtype=np.float32))
         label = scores[left, aspect[user]] > scores[right, aspect[user]]
-        return PreferenceDataset.from_pairs(user, left, right, label, Items(scores), truth=truth)
+        return PreferenceDataset.from_pairs(
+            user, left, right, label, Items(scores, columns_share_unit=True), truth=truth
+        )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return split_in_order(data, self.n_users, self.queries)

@@ -49,10 +49,10 @@ class FoodRisk(Task):
         u, d = arms.T
         seconds = trials["rt"].to_numpy() / 1000
         return PreferenceDataset.from_pairs(
-            user=trials["subj"].to_numpy(),
+            user=trials["subj"].cast(pl.Int64),
             left=arm[: len(left)],
             right=arm[len(left) :],
             label=trials["choice"].to_numpy(),
-            items=Items(np.column_stack([u, d, u**2, d**2, u * d]).astype(np.float32)),
+            items=Items(np.column_stack([u, d, u**2, d**2, u * d]).astype(np.float32), columns_share_unit=True),
             seconds=np.minimum(seconds, np.quantile(seconds, 0.99)),
         )

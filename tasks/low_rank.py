@@ -52,7 +52,9 @@ class LowRank(Task):
         label = rng.random(len(user)) < 1 / (1 + np.exp(-gap))
         population = self.draw_users(rng, 20_000)  # enough draws that the Bayes accuracy varies by under .002
         truth = Truth(w.astype(np.float32), utility.astype(np.float32), self.temperature, population.astype(np.float32))
-        return PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+        return PreferenceDataset.from_pairs(
+            user, left, right, label, Items(x.astype(np.float32), columns_share_unit=True), truth=truth
+        )
 
     def draw_users(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw float64[n, rank]: weights of n people."""

@@ -121,7 +121,7 @@ class ModelRaters(TextTask):
             asked = pl.col("prompt").cast(pl.String) if "prompt" in table.columns else pl.lit("")
             text = table.select(prompt=asked, response=pl.col("response").cast(pl.String)).to_arrow().cast(TEXT_SCHEMA)
         if features:
-            values = table.select(features).cast(pl.Float32).to_numpy()
+            values = table.select(features).cast(pl.Float64).to_numpy()
         else:
             from harness.inference.features import encode_items  # imports scikit-learn, which is slow
 
@@ -146,7 +146,7 @@ class ModelRaters(TextTask):
             raters = np.eye(len(names), dtype=np.float32)  # a rater's utility is the rater's score column
             truth = Truth(raters, scores.astype(np.float32), temperature=0, population=raters)
             choices = self.candidate_sets(prompt, np.flatnonzero(part == PROMPT_PARTS.index("asked")))
-        items = Items(np.ascontiguousarray(values), text)
+        items = Items(np.ascontiguousarray(values), text, columns_share_unit=not features)
         data = PreferenceDataset.from_pairs(user, left, right, label, items, truth=truth)
         return replace(data, choices=choices, users=pl.DataFrame({"id": names} | counts).to_arrow())
 

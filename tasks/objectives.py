@@ -81,5 +81,7 @@ class Objectives(TextTask):
             rows = rng.permutation(len(judged))[:needed]
             parts.append(judged[rows].with_columns(user=pl.Series(user).repeat_by(self.pairs_per_user).explode()))
         return PreferenceDataset.from_choices(
-            pl.concat(parts), lambda items: encode_items(items.to_arrow(), self.encoder, store)
+            pl.concat(parts),
+            lambda items: encode_items(items.to_arrow(), self.encoder, store),
+            columns_share_unit=True,
         )

@@ -161,7 +161,7 @@ class Personas(TextTask):
         rows = np.concatenate([rng.permutation(train), *panels])
         place = np.searchsorted(everything["response"].to_numpy(), read["statement"].to_numpy()[rows])
         mixed = rng.permutation(len(rows))  # so that item numbers carry no information
-        items = yes_and_no_items(Items(features[place[mixed]], everything.take(place[mixed])))
+        items = yes_and_no_items(Items(features[place[mixed]], everything.take(place[mixed]), columns_share_unit=True))
         item, yes = 2 * np.argsort(mixed), read["matches"].to_numpy()[rows]
         yes_left = rng.random(len(rows)) < 0.5
         left, right = np.where(yes_left, item, item + 1), np.where(yes_left, item + 1, item)
@@ -199,7 +199,10 @@ class Personas(TextTask):
             part.join(numbered, left_on="statement", right_on="response", how="left", maintain_order="left")["item"]
             for part in (matching, other)
         )
-        user, items = matching["persona"].to_numpy(), Items(encode_items(text, self.encoder, store), text)
+        user, items = (
+            matching["persona"].to_numpy(),
+            Items(encode_items(text, self.encoder, store), text, columns_share_unit=True),
+        )
         if not whole:
             user, items = np.concatenate([user, user]), yes_and_no_items(items)
             yes, no = np.concatenate([[2 * yes, 2 * yes + 1], [2 * no + 1, 2 * no]], axis=1)  # preferred, rejected
@@ -294,7 +297,7 @@ def yes_and_no_items(statements: Items) -> Items:
     """Return two items for each statement i, which becomes their prompt: item 2 i answers Yes, item 2 i + 1 No."""
     g, n = statements.known_features / np.sqrt(2), len(statements)
     said = pa.table([np.repeat(statements.known_text["response"].to_numpy(), 2), ["Yes", "No"] * n], schema=TEXT_SCHEMA)
-    return Items(np.stack([g, -g], 1).reshape(2 * n, -1).astype(np.float32), said)
+    return Items(np.stack([g, -g], 1).reshape(2 * n, -1).astype(np.float32), said, columns_share_unit=True)
 
 
 def preference_directions(pairs: Pairs) -> np.ndarray:

@@ -105,6 +105,7 @@ class Prism(TextTask):
         data = PreferenceDataset.from_choices(
             often.select(user="user_id", prompt="user_prompt", chosen="kept", rejected="model_response"),
             features=lambda items: encode_items(items.to_arrow().cast(TEXT_SCHEMA), self.encoder, store),
+            columns_share_unit=True,
         )
         users = pl.DataFrame({"id": data.users["id"].to_pylist()})
         dropped = answers.group_by(id="user_id").agg(dropped=pl.col("bad").sum())

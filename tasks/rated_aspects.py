@@ -270,7 +270,7 @@ class RatedAspects(TextTask):
         utility = np.einsum("nk,nk->n", scores[left] - scores[right], w[user])
         truth = Truth(w, scores, 0.0, population)
         data = PreferenceDataset.from_pairs(
-            user, left, right, (np.sign(utility) + 1) / 2, Items(features, text), truth=truth
+            user, left, right, (np.sign(utility) + 1) / 2, Items(features, text, columns_share_unit=True), truth=truth
         )
         return replace(data, choices=candidates_of_prompts(prompt, part[prompt] == RATED_PROMPT_PARTS.index("test")))
 

@@ -83,7 +83,9 @@ class Raters(Task):
         truth = Truth(
             w.astype(np.float32), features.astype(np.float32), self.temperature, population.astype(np.float32)
         )
-        data = PreferenceDataset.from_pairs(user, left, right, label, Items(x.astype(np.float32)), truth=truth)
+        data = PreferenceDataset.from_pairs(
+            user, left, right, label, Items(x.astype(np.float32), columns_share_unit=True), truth=truth
+        )
         return replace(data, choices=choices)
 
     def true_features(self, rng: np.random.Generator, x: np.ndarray) -> np.ndarray:

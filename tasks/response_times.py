@@ -75,7 +75,13 @@ class ResponseTimes(Task):
             seconds += time
         truth = Truth(theta.astype(np.float32), x, 1.0, population.astype(np.float32))
         return PreferenceDataset.from_pairs(
-            user, left, right, label / self.annotators, Items(x), seconds / self.annotators, truth
+            user,
+            left,
+            right,
+            label / self.annotators,
+            Items(x, columns_share_unit=True),
+            seconds / self.annotators,
+            truth,
         )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:

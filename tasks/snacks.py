@@ -37,10 +37,10 @@ class Snacks(Task):
         columns |= {"Item_l": pl.Float64, "Item_r": pl.Float64}
         trials = read_csv_columns(SNACKS_FILE.local_path(), columns).filter(pl.col("YesNo") == 0)
         return PreferenceDataset.from_pairs(
-            user=trials["subj"].to_numpy(),
+            user=trials["subj"].cast(pl.Int64),
             left=trials["Item_l"].to_numpy() - 1,
             right=trials["Item_r"].to_numpy() - 1,
             label=trials["choice"].to_numpy() == 1,
-            items=Items(np.eye(17, dtype=np.float32)),
+            items=Items(np.eye(17, dtype=np.float32), columns_share_unit=True),
             seconds=trials["rt"].to_numpy(),
         )

@@ -59,7 +59,9 @@ class TwoModes(Task):
         features = np.column_stack([y.ravel(), hinges]).astype(np.float32)
         truth = Truth(np.eye(2, dtype=np.float32)[mode], utility.astype(np.float32), 0.0, np.eye(2, dtype=np.float32))
         label = utility[left, mode[user]] > utility[right, mode[user]]
-        return PreferenceDataset.from_pairs(user, left, right, label, Items(features), truth=truth)
+        return PreferenceDataset.from_pairs(
+            user, left, right, label, Items(features, columns_share_unit=True), truth=truth
+        )
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return split_in_order(data, self.n_users, self.queries)

@@ -17,7 +17,6 @@ from harness.data import (
     Splits,
     Truth,
     arrays_digest,
-    content_ids,
     named_arrays,
     require_truth,
 )
@@ -76,10 +75,10 @@ def test_from_choices_takes_soft_labels_seconds_and_features():
     [
         (FRAME.drop("chosen"), "no column chosen"),
         (FRAME.with_columns(prompt=pl.lit(1)), "not text"),
-        (FRAME.with_columns(user=pl.Series(["a", None, "b", "b", "c", "c"])), "1 empty rows"),
+        (FRAME.with_columns(user=pl.Series(["a", None, "b", "b", "c", "c"])), "row 1 .*has no user"),
         (FRAME.with_columns(label=pl.lit(1.5)), r"outside \[0, 1\]"),
         (FRAME.with_columns(label=pl.lit(float("nan"))), r"outside \[0, 1\]"),
-        (FRAME.with_columns(rejected=pl.col("chosen")), "one item with itself"),
+        (FRAME.with_columns(rejected=pl.col("chosen")), "the same text in chosen and rejected"),
         (FRAME.head(5), "a user with fewer than 2 pairs"),
     ],
 )
@@ -111,18 +110,18 @@ GOOD = {"user": ["a", "a", "b", "b"], "left": [0, 1, 0, 1], "right": [1, 2, 2, 2
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"right": [1, 2, 2, 7]}, r"row 3 has an item that does not exist \(7\)"),
-        ({"left": [0, -1, 0, 1]}, r"row 1 has an item that does not exist \(-1\)"),
-        ({"left": [np.nan, 1, 0, 1]}, r"row 0 has an item that does not exist \(nan\)"),
-        ({"right": [1, 2, np.inf, 2]}, r"row 2 has an item that does not exist \(inf\)"),
-        ({"left": [0.5, 1, 0, 1]}, r"row 0 has an item that does not exist \(0.5\)"),
+        ({"right": [1, 2, 2, 7]}, r"row 3 .counting from 0. has an item that does not exist \(7\)"),
+        ({"left": [0, -1, 0, 1]}, r"row 1 .counting from 0. has an item that does not exist \(-1\)"),
+        ({"left": [np.nan, 1, 0, 1]}, r"row 0 .counting from 0. has an item that does not exist \(nan\)"),
+        ({"right": [1, 2, np.inf, 2]}, r"row 2 .counting from 0. has an item that does not exist \(inf\)"),
+        ({"left": [0.5, 1, 0, 1]}, r"row 0 .counting from 0. has an item that does not exist \(0.5\)"),
         ({"left": ["x", "y", "x", "y"]}, "column left holds .*, not numbers"),
         ({"label": ["yes", "no", "no", "no"]}, "column label holds .*, not numbers"),
-        ({"user": [1.0, np.nan, 2.0, np.nan]}, r"row 1 has no user \(nan\); 2 such"),
-        ({"user": np.array(["a", "a", None, "b"], object)}, r"row 2 has no user \(None\); 1 such"),
-        ({"seconds": [1, np.nan, 1, 1]}, "row 1 has an impossible response time"),
-        ({"seconds": [1, 1, 1, -3]}, "row 3 has an impossible response time"),
-        ({"seconds": [1, 1, np.inf, 1]}, "row 2 has an impossible response time"),
+        ({"user": [1.0, np.nan, 2.0, np.nan]}, r"row 1 .counting from 0. has no user \(nan\); 2 such"),
+        ({"user": np.array(["a", "a", None, "b"], object)}, r"row 2 .counting from 0. has no user \(None\)"),
+        ({"seconds": [1, np.nan, 1, 1]}, r"row 1 .counting from 0. has an impossible response time"),
+        ({"seconds": [1, 1, 1, -3]}, r"row 3 .counting from 0. has an impossible response time"),
+        ({"seconds": [1, 1, np.inf, 1]}, r"row 2 .counting from 0. has an impossible response time"),
         ({"seconds": [1]}, r"column seconds has shape \(1,\), but column user has shape \(4,\)"),
         ({"left": [0, 1, 0, 1, 0]}, r"column left has shape \(5,\), but column user has shape \(4,\)"),
         ({"label": [1, 0]}, r"column label has shape \(2,\), but column user has shape \(4,\)"),
@@ -247,9 +246,9 @@ def test_different_items_are_never_taken_for_one():
     near = 1 + np.arange(2**17) * np.float64(2**-23)
     x = np.zeros((3 * 2**17, 2), np.float32)
     x[: 2**17, 0], x[2**17 : 2**18, 1], x[2**18 :, 0], x[2**18 :, 1] = near, near, near, near[::-1]
-    number = content_ids(Items(np.concatenate([x, x])))
-    assert len(np.unique(number)) == len(x) == len(np.unique(x, axis=0))
-    assert np.array_equal(number[: len(x)], number[len(x) :])
+    first = Items(np.concatenate([x, x])).first_same
+    assert len(np.unique(first)) == len(x) == len(np.unique(x, axis=0))
+    assert np.array_equal(first[: len(x)], np.arange(len(x))) and np.array_equal(first[len(x) :], np.arange(len(x)))
 
 
 def test_pairs_slices():
@@ -277,7 +276,7 @@ def test_item_numbers_tell_nothing():
 
 def test_mistakes_name_the_row_as_it_was_given():
     items = Items(np.eye(3, dtype=np.float32))
-    with pytest.raises(UserError, match="row 1 has a label"):
+    with pytest.raises(UserError, match="row 1 .counting from 0. has a label"):
         PreferenceDataset.from_pairs(["b", "a", "b", "a"], [0, 1, 0, 1], [1, 2, 2, 2], [1, 7, 1, 0], items)
 
 
@@ -306,10 +305,10 @@ def test_a_bad_label_or_a_blank_user_is_named_as_it_stands_in_the_table():
     frame = pl.DataFrame(
         {"user": ["a", "a", "b", "b"], "prompt": ["?"] * 4, "chosen": list("wxyz"), "rejected": list("stuv")}
     )
-    with pytest.raises(UserError, match=r"row 2 has a label outside \[0, 1\] \(3.0\)") as caught:
+    with pytest.raises(UserError, match=r"row 2 .* has a label outside \[0, 1\] \(3.0\)") as caught:
         PreferenceDataset.from_choices(frame.with_columns(label=pl.Series([1.0, 0.5, 3.0, 1.0])))
     assert "P(chosen preferred)" in caught.value.hint
-    with pytest.raises(UserError, match="row 1 has no user"):
+    with pytest.raises(UserError, match="row 1 .* has no user"):
         PreferenceDataset.from_choices(frame.with_columns(user=pl.Series(["a", " ", "", "b"])))
     with pytest.raises(UserError, match="there are no judged pairs"):
         PreferenceDataset.from_choices(frame.clear())

@@ -9,8 +9,8 @@ from harness.registry import PROJECT_ROOT
 from tests.house import arrows, circles, floors, folded, imports, modules, wing
 
 # Allowed imports, as drawn in harness/README.md. Names are packages ("wings") or single modules of harness/.
-# File writes, user errors, field checks, data frames, workers, and names of tasks and methods.
-GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry"}
+# File writes, user errors, field checks, data frames, workers, names of tasks and methods, rows, texts and units.
+GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry", "rows", "sameness", "scaling"}
 CONTRACT = {"data", "method", "task"}  # modules that authors of tasks and methods import
 MAY_IMPORT = {
     "errors": set(),
@@ -19,7 +19,10 @@ MAY_IMPORT = {
     "fields": {"errors"},
     "frames": {"errors"},
     "registry": {"errors", "fields"},
-    "data": {"errors", "frames"},
+    "rows": {"errors", "sameness"},
+    "sameness": set(),
+    "scaling": {"errors"},
+    "data": {"errors", "frames", "rows", "sameness"},
     "method": {"data", "fields"},
     "task": {"data", "errors", "fields", "method"},
     "sources": GROUND,

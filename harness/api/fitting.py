@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from harness.data import Items, Pairs, Panel, PreferenceDataset
 from harness.errors import UserError
 from harness.frames import as_polars
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
+from harness.scaling import ColumnScale
 from harness.store.store import Store
 from harness.task import split_pairs_of_each_user
 
@@ -104,7 +105,7 @@ class AdaptedPeople:
     def _items(self, frame: pl.DataFrame) -> Items:
         features = self.fitted.features
         text = frame.select("prompt", "response").to_arrow()
-        return Items(None if features is None else np.asarray(features(frame), dtype=np.float32), text)
+        return Items(None if features is None else np.asarray(features(frame)), text)
 
     def _row(self, user: object) -> int:
         if user is None and len(self.ids) == 1:
@@ -119,6 +120,7 @@ def fit(
     method: str | Method = "mixed_logit",
     *,
     features: Features | None = None,
+    columns_share_unit: bool = False,
     seed: int = 0,
     store: Store | None = None,
     **fields: object,
@@ -127,14 +129,15 @@ def fit(
 
     data: a PreferenceDataset, or any data frame with the columns user, prompt, chosen and rejected. method: its name, with
     its `fields`, or an instance. features: maps items (columns prompt, response) to float32[n, d]; it must give the same
-    numbers to the same item whatever stands beside it, since new people's items pass through it too. store: where a policy
+    numbers to the same item whatever stands beside it, since new people's items pass through it too. columns_share_unit: as
+    for Items. store: where a policy
     keeps its language model. One person in five is held out to choose settings.
 
     Raises UserError where the method cannot use the data, and says why.
     """
     made = registry.make_instance("method", method, fields) if isinstance(method, str) else method
     if not isinstance(data, PreferenceDataset):
-        data = PreferenceDataset.from_choices(data, features)
+        data = PreferenceDataset.from_choices(data, features, columns_share_unit=columns_share_unit)
     if data.pairs.n_users < VALIDATION_PEOPLE:
         raise UserError(
             f"{data.pairs.n_users} people are too few to fit a method to", f"bring at least {VALIDATION_PEOPLE} people"
@@ -150,11 +153,28 @@ def fit(
     people = np.random.default_rng([seed, data.pairs.n_users]).permutation(data.pairs.n_users)
     n_validation = len(people) // VALIDATION_PEOPLE
     train, held_out = data.pairs.of(np.sort(people[n_validation:])), data.pairs.of(np.sort(people[:n_validation]))
+    scale = None
+    if data.pairs.items.features is not None and not data.pairs.items.columns_share_unit:
+        scale = ColumnScale.of_pairs(data.pairs.items.features, train.left, train.right)
+        items = replace(data.pairs.items, features=scale.apply(data.pairs.items.features))
+        train, held_out = replace(train, items=items), replace(held_out, items=items)
     context, query = split_pairs_of_each_user(held_out, np.random.default_rng(seed), lambda counts: counts // 2)
     state = made.fit(train, Panel(context, query), run)
     resources = contextlib.ExitStack()
     predictor = resources.enter_context(made.open_predictor(state, run))
-    return FittedMethod(made, state, run, features, predictor, resources)
+    return FittedMethod(made, state, run, _scaled(features, scale), predictor, resources)
+
+
+def _scaled(features: Features | None, scale: ColumnScale | None) -> Features | None:
+    """Return a function that computes features in the units in which the method was fitted, float32[n, d]."""
+    if features is None:
+        return None
+
+    def scaled(items: pl.DataFrame) -> np.ndarray:
+        found = np.asarray(features(items))
+        return found.astype(np.float32) if scale is None else scale.apply(found)
+
+    return scaled
 
 
 def _facts(data: PreferenceDataset) -> TaskFacts:

@@ -74,6 +74,7 @@ class TaskBoard:
     """One task setting: its verdict, and its rows. Ranked rows come first, the best at the top."""
 
     task: Task
+    task_key: str  # of the prepared task under the suite's first seed; "" where all methods refuse the task
     label: str
     rows: tuple[Row, ...]
     people: int

@@ -18,7 +18,6 @@ from harness.inference.jobs import NotCachedError
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.trial import identity_hash, task_identity
 
 MAX_AXES = 7  # the number of traits in the paper's data
 RESPONSES_PER_END = 3
@@ -66,7 +65,7 @@ def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None)
     """
     found = {}
     for task in board.tasks:
-        prepared = store.read_manifest("tasks", identity_hash(task_identity(task.task, board.suite.seeds[0])))
+        prepared = store.read_manifest("tasks", task.task_key)
         facts = prepared["facts"] if prepared else {"has_text": False}
         if not facts["has_text"] or facts["feature_dim"] is None:
             continue

@@ -16,10 +16,12 @@ from harness.board.results import committed_manifest, load_scores
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
+from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.facts import source_digests
 from harness.trials.plan import Plan
+from harness.trials.prepare import MAX_EQUAL_OPTIONS
 from harness.trials.trial import Trial
 
 METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest possible value
@@ -68,7 +70,11 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         for t in method_trials
         if (found := store.read_manifest("trials", t.key))
     }
-    cells = _cells_of_methods(store, trials, manifests)
+    tasks = {t.seed: committed_manifest(store, "tasks", t.task_key) for wanted in trials.values() for t in wanted}
+    numbers = dict(zip(tasks, person_numbers(store, list(tasks.values())), strict=True)) if tasks else {}
+    shares = [manifest["facts"].get("equal_options", 0.0) for manifest in tasks.values()]
+    equal_options = sum(shares) / max(1, len(shares))
+    cells = _cells_of_methods(store, trials, manifests, numbers)
     rows = {}
     for method, wanted in trials.items():
         done, incomplete = [t for t in wanted if t.key in manifests], _why_incomplete(store, wanted, manifests)
@@ -77,6 +83,12 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         scores = _own_scores(cells[method], task, incomplete is None) if method in cells else {}
         rows[method] = dataclasses.replace(row, **scores)
     compared = _compare_methods(plan.suite.margin, task, rows, cells)
+    if equal_options > MAX_EQUAL_OPTIONS:
+        verdict = (
+            f"no verdict: both options have equal features in {equal_options:.0%} of the test pairs, "
+            "so no method that reads features can learn them"
+        )
+        compared = dataclasses.replace(compared, verdict=verdict)
     order = sorted(
         compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.privileged, -_final_accuracy(r, task))
     )
@@ -88,6 +100,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
     ]
     return TaskBoard(
         task=task,
+        task_key=tasks[plan.suite.seeds[0]]["key"] if tasks else "",
         label=setting_labels([task])[task],
         rows=tuple(order),
         people=plan.people[task],
@@ -99,6 +112,8 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             *_flag_code_versions(manifests),
             *_flag_changed_files(trials, manifests),
             *_flag_order_dependence(manifests),
+            *_flag_equal_options(equal_options),
+            *_flag_reference_below_chance(rows, task),
             *diverged,
         ),
         differences=pl.DataFrame(compared.differences),
@@ -106,14 +121,19 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
 
 
 def _cells_of_methods(
-    store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict]
+    store: Store, trials: dict[Method, list[Trial]], manifests: dict[str, dict], numbers: dict[int, np.ndarray]
 ) -> dict[Method, _MethodCells]:
-    """Return the cells of every method with a finished trial."""
+    """Return the cells of every method with a finished trial.
+
+    numbers: by seed, each person's number (harness.store.prepared.person_numbers).
+    """
     # the first setting, if the suite has several settings of the reference method
     reference_trials = next((found for method, found in trials.items() if method.name == REFERENCE_METHOD), [])
     references = {t.seed: t for t in reference_trials if t.key in manifests}
     finished = {method: [t for t in wanted if t.key in manifests] for method, wanted in trials.items()}
-    return {method: _method_cells(store, done, manifests, references) for method, done in finished.items() if done}
+    return {
+        method: _method_cells(store, done, manifests, references, numbers) for method, done in finished.items() if done
+    }
 
 
 def _why_incomplete(store: Store, wanted: list[Trial], manifests: dict[str, dict]) -> str | None:
@@ -202,6 +222,26 @@ def _flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
     return [f"a language model plays the users: its answers in both orders agree for {np.mean(agree):.0%} of the pairs"]
 
 
+def _flag_equal_options(share: float) -> list[str]:
+    """Report the share of test pairs that no method can decide, from one in two hundred on."""
+    if share < 0.005:
+        return []
+    return [f"both options have equal features in {share:.1%} of the test pairs: there all methods score one half"]
+
+
+def _flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str]:
+    """Report where the baseline of every gain is worse than guessing."""
+    below = []
+    for method, row in rows.items():
+        if method.name == REFERENCE_METHOD and row.curves:
+            point = row.curves["accuracy"][max(task.shots)]
+            if point.high is not None and point.high < 0.5:
+                below.append(
+                    f"{row.label} is below chance ({point.value:.3f}): a gain over it may be none over guessing"
+                )
+    return below
+
+
 def _flag_changed_files(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
     """Report every task or method whose file has changed since its results were made."""
     found = []
@@ -219,17 +259,17 @@ def _final_accuracy(row: Row, task: Task) -> float:
 
 
 def _method_cells(
-    store: Store, trials: list[Trial], manifests: dict[str, dict], references: dict[int, Trial]
+    store: Store,
+    trials: list[Trial],
+    manifests: dict[str, dict],
+    references: dict[int, Trial],
+    numbers: dict[int, np.ndarray],
 ) -> _MethodCells:
-    populations: dict[str, int] = {}
     tables: list[pl.DataFrame] = []
     others: dict[str, list[pl.DataFrame]] = {"best_of_n": [], "written": [], "best_of_n_with_texts": []}
     for trial in sorted(trials, key=lambda t: t.seed):
-        population = committed_manifest(store, "tasks", trial.task_key)["facts"]["population"]
-        number = populations.setdefault(population, len(populations))
         table = load_scores(store, trial, manifests[trial.key]).filter(panel=BOARD_PANEL)
-        person = pl.col("person").cast(pl.Int64) + number * 2**32  # each seed of a simulator draws new people
-        tables.append(table.with_columns(person, seed=pl.lit(trial.seed)))
+        tables.append(_with_persons(table, trial.seed, numbers))
         found = (
             best_of.best_of_n_outcomes(store, trial, references.get(trial.seed)),
             text_worth.text_outcomes(store, trial),
@@ -237,13 +277,19 @@ def _method_cells(
         )
         for parts, outcomes in zip(others.values(), found, strict=True):
             if outcomes is not None:
-                parts.append(outcomes.with_columns(person, seed=pl.lit(trial.seed)))
+                parts.append(_with_persons(outcomes, trial.seed, numbers))
     blocks = pl.concat(tables).sort("seed", "person").partition_by("shots", "swapped", as_dict=True)
     any_block = next(iter(blocks.values()))
     joined = {name: pl.concat(parts, how="diagonal") if parts else None for name, parts in others.items()}
     order = {"best_of_n": ("shots", "n"), "written": ("shots",), "best_of_n_with_texts": ("shots", "n")}
     joined = {k: None if t is None else t.sort(*order[k], "seed", "person") for k, t in joined.items()}
     return _MethodCells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), blocks, **joined)
+
+
+def _with_persons(table: pl.DataFrame, seed: int, numbers: dict[int, np.ndarray]) -> pl.DataFrame:
+    """Replace the column `person`, a row of one build's users, by numbers that are the same under all seeds."""
+    person = pl.Series("person", numbers[seed][table["person"].to_numpy()], dtype=pl.Int64)
+    return table.with_columns(person, seed=pl.lit(seed))
 
 
 def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:

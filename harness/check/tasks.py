@@ -19,8 +19,16 @@ from harness.data import Pairs, PreferenceDataset, SplitLeakError, Splits, array
 from harness.errors import UserError
 from harness.store.store import Store
 from harness.task import Task, build_task
-from harness.trials.prepare import check_enough_context
+from harness.trials.prepare import (
+    MAX_EQUAL_OPTIONS,
+    check_enough_context,
+    check_one_table_of_items,
+    equal_options_share,
+    prepared_features,
+)
 from harness.trials.trial import identity_hash, task_identity
+
+MAX_SPREAD_RATIO = 1000  # of columns in one unit; with more, a few columns decide every distance
 
 
 def task_checks(task: Task, store: Store | None = None) -> Iterator[NamedCheck]:
@@ -55,6 +63,11 @@ class BuiltTask:
     data: PreferenceDataset
     splits: Splits
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of all people of the data."""
+        return self.data.users["id"].to_pylist()
+
     def checks(self) -> list[NamedCheck]:
         """Return all rules of a built task with their checks."""
         return [
@@ -62,10 +75,13 @@ class BuiltTask:
             ("the same seed splits the same way", self.splits_same_way),
             ("another seed gives another split", self.splits_by_seed),
             ("the panels validation, seen and test exist", self.has_needed_panels),
+            ("all parts of the split number the same items", self.has_one_table_of_items),
             ("no split leaks", self.has_no_leak),
             ("validation and test people are different", self.has_separate_people),
             ("every user has enough context pairs and a query", self.has_enough_pairs),
-            ("features are float32 and finite", self.has_finite_features),
+            ("features are finite numbers", self.has_finite_features),
+            ("columns in one unit differ less than a thousandfold in spread", self.has_comparable_columns),
+            ("features tell the two options of a pair apart", self.tells_options_apart),
             ("labels are in [0, 1]", self.has_valid_labels),
             ("left and right carry no information", self.has_uninformative_sides),
             ("item numbers carry no information", self.has_uninformative_numbers),
@@ -91,10 +107,18 @@ class BuiltTask:
         """Return the names of missing panels, or None."""
         return joined_or_none({"validation", "seen", "test"} - set(self.splits.panels))
 
+    def has_one_table_of_items(self) -> str | None:
+        """Return a problem where a panel has items of its own."""
+        try:
+            check_one_table_of_items(self.task, self.data, self.splits)
+        except UserError as mistake:
+            return mistake.message
+        return None
+
     def has_no_leak(self) -> str | None:
         """Return the leak of a split, or None."""
         try:
-            self.splits.check_for_leaks()
+            self.splits.check_for_leaks(self.ids)
         except SplitLeakError as leak:
             return str(leak)
         return None
@@ -107,7 +131,7 @@ class BuiltTask:
     def has_enough_pairs(self) -> str | None:
         """Return a problem where a user has too few context pairs or no query."""
         try:
-            check_enough_context(self.task, self.splits)
+            check_enough_context(self.task, self.splits, self.ids)
         except UserError as mistake:
             return mistake.message
         return None
@@ -118,13 +142,41 @@ class BuiltTask:
         return self.splits.panels["test"].query if "test" in self.splits.panels else self.splits.train
 
     def has_finite_features(self) -> str | None:
-        """Return a problem where features are not float32 or not finite."""
+        """Return a problem where features are not numbers, not finite, or too large beside all others."""
         items = self.query_pairs.items
         if items.features is None:
             return None if items.text is not None else "items have neither features nor text"
-        if items.features.dtype == np.float32 and np.isfinite(items.features).all():
+        if items.features.dtype.kind not in "iuf" or not np.isfinite(items.features).all():
+            return f"features are {items.features.dtype}, or not all finite"
+        try:
+            prepared_features(self.data, self.splits)
+        except UserError as mistake:
+            return mistake.message
+        return None
+
+    def has_comparable_columns(self) -> str | None:
+        """Return a problem where columns that are declared to share a unit have very different spreads."""
+        items = self.data.pairs.items
+        if items.features is None or not items.columns_share_unit:
             return None
-        return f"features are {items.features.dtype}, or not all finite"
+        spread = items.features.std(axis=0)
+        spread = spread[spread > 0]
+        if not len(spread) or spread.max() <= MAX_SPREAD_RATIO * np.median(spread):
+            return None
+        return (
+            f"the spread of one column is {spread.max() / np.median(spread):.3g} times the median of all: "
+            "leave out columns_share_unit=True, or scale the columns"
+        )
+
+    def tells_options_apart(self) -> str | None:
+        """Return a problem where too many pairs have two options with equal features."""
+        share = equal_options_share(self.query_pairs, prepared_features(self.data, self.splits))
+        if share <= MAX_EQUAL_OPTIONS:
+            return None
+        return (
+            f"the two options have equal features in {share:.1%} of the test panel's pairs: the features, or the encoder, "
+            "drop what people decide by, and no method can learn it"
+        )
 
     def has_valid_labels(self) -> str | None:
         """Return a problem where a label is outside [0, 1]."""

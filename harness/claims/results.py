@@ -14,6 +14,7 @@ from harness.board.results import committed_manifest, load_scores
 from harness.claims.schema import BEST_OF_N_METRICS, FACTS_OF_METRIC, Selection
 from harness.errors import UserError, did_you_mean
 from harness.method import Method
+from harness.store.prepared import person_ids
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
@@ -250,8 +251,8 @@ class Results:
         return self.tables[trial.key]
 
     def _with_distinct_people(self, table: pl.DataFrame, trial: Trial) -> pl.DataFrame:
-        population = committed_manifest(self.store, "tasks", trial.task_key)["facts"]["population"]
-        return table.with_columns(person=pl.col("person").cast(pl.Int64) + int(population[:7], 16) * 2**32)
+        ids = person_ids(self.store, committed_manifest(self.store, "tasks", trial.task_key))
+        return table.with_columns(person=pl.Series(ids[table["person"].to_numpy()], dtype=pl.Int64))
 
 
 def _same_value(ours: object, wanted: object) -> bool:

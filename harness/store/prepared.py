@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,30 @@ class PreparedTask:
 
     splits: Splits
     truth: Truth | None
+
+
+def person_numbers(store: Store, manifests: Sequence[Mapping]) -> list[np.ndarray]:
+    """Return for every prepared build of a task int64[people]: a number for each person, the same in all builds.
+
+    manifests: of the task under each seed, in the same order in every call. People who are drawn anew under every seed
+    have numbers of their own; people of one data set, of which a seed draws other pairs, keep theirs.
+    """
+    populations = dict.fromkeys(manifest["facts"]["population"] for manifest in manifests)
+    counts = [manifest["facts"]["people"] for manifest in manifests]
+    if len(populations) == 1:
+        return [np.arange(count) for count in counts]
+    ids = [person_ids(store, manifest) for manifest in manifests]
+    _, first, who = np.unique(np.concatenate(ids), return_index=True, return_inverse=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(len(first))  # in the order in which people first occur
+    return np.split(number[who], np.cumsum(counts)[:-1])
+
+
+def person_ids(store: Store, manifest: Mapping) -> np.ndarray:
+    """Return int64[people]: for each person of a prepared task a number that the same person has in all builds of it."""
+    if "persons.npy" not in manifest["files"]:  # prepared before people had digests: known within one population
+        return np.arange(manifest["facts"]["people"]) + int(manifest["facts"]["population"][:7], 16) * 2**32
+    return (np.load(store.verified_path(manifest, "persons.npy")) >> 1).astype(np.int64)
 
 
 def open_prepared_task(store: Store, key: str) -> PreparedTask:

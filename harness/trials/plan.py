@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import median
 
+import numpy as np
+
 from harness.inference.jobs import Job, NotCachedError, merge_jobs
 from harness.method import Method
 from harness.scores.stats import detectable_difference
+from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.prepare import prepare_task, task_facts
@@ -80,7 +83,7 @@ def make_plan(
     trials, refusals, people = [], {}, {}
     manifests = prepare_tasks(suite, store, on_prepared, make)
     for task in suite.tasks:
-        populations, counted = {}, 0
+        counted = 0
         for seed in suite.seeds:
             manifest = manifests[task, seed]
             facts = manifest["facts"]
@@ -89,10 +92,10 @@ def make_plan(
                     refusals[task, method] = Refusal(task, method, reason)
                 else:
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
-            populations[facts["population"]] = facts["people"]
             counted += facts["users"]["test/context"]
-        # test users summed over seeds, but never more than the people of all distinct populations
-        people[task] = min(counted, sum(populations.values()))
+        # test users summed over seeds, but never more than there are different people
+        numbers = person_numbers(store, [manifests[task, seed] for seed in suite.seeds])
+        people[task] = min(counted, len(np.unique(np.concatenate(numbers))))
     return Plan(suite, tuple(trials), tuple(refusals.values()), people)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from harness.data import Pairs, Splits, arrays_digest, named_arrays
+from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
 from harness.errors import UserError
 from harness.method import TaskFacts
+from harness.scaling import ColumnScale, check_magnitude
 from harness.store.prepared import PAIR_COLUMNS
 from harness.store.store import Store
 from harness.task import Task, build_task
@@ -24,30 +26,43 @@ from harness.trials.trial import identity_hash, task_identity
 
 log = logging.getLogger(__name__)
 
+# Above this share of pairs that no method can decide, gains shrink by so much that a verdict would be about the
+# features, not about people.
+MAX_EQUAL_OPTIONS = 0.2
+EQUAL_GAP = 1e-3  # a gap shorter than this part of the median gap cannot be told from rounding
+
 
 def prepare_task(store: Store, task: Task, seed: int) -> dict:
     """Return the manifest of the prepared task. Build, split, check and commit the task if the store lacks it.
 
+    A task that does not name its input is always built again, since the files that it reads may have changed; a digest
+    of what it built is then part of its key.
+
     Raises UserError where the task's code raises, and where people have too few pairs.
     """
     identity = task_identity(task, seed)
-    key = identity_hash(identity)
-    if found := store.read_manifest("tasks", key):
+    if names_its_input(task) and (found := store.read_manifest("tasks", identity_hash(identity))):
         return found
-    log.info("task %s, seed %d: building %s", task.name, seed, key)
+    log.info("task %s, seed %d: building", task.name, seed)
     with threadpool_limits(1):  # sums in a fixed order give the same features, and so the same keys, on any machine
         data = _call_task(task, "build", build_task, task, seed, store)
         splits = _call_task(task, "split", task.split, data, seed)
-    splits.check_for_leaks()
-    check_enough_context(task, splits)
+    ids = data.users["id"].to_pylist()
+    check_one_table_of_items(task, data, splits)
+    splits.check_for_leaks(ids)
+    check_enough_context(task, splits, ids)
+    features = prepared_features(data, splits)
     named: dict[str, np.ndarray | pa.Table] = {}
     for where, pairs in _named_pairs(splits).items():
         named |= {f"{where}.{c}": getattr(pairs, c) for c in PAIR_COLUMNS if getattr(pairs, c) is not None}
     named |= {f"{n}.choices": p.choices for n, p in splits.panels.items() if p.choices is not None}
-    kept = ("features", "text", "profiles")
-    named |= {n: v for n, v in named_arrays(data).items() if n in kept or n.startswith("truth.")}
-    items = data.pairs.items
-    facts = {
+    named |= {n: v for n, v in named_arrays(data).items() if n in ("text", "profiles") or n.startswith("truth.")}
+    if features is not None:
+        named["features"] = features
+    items, digest = data.pairs.items, arrays_digest(named)
+    if not names_its_input(task):
+        identity |= {"files": digest}
+    facts: dict[str, Any] = {
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
         "has_text": items.text is not None,
         "has_seconds": data.pairs.seconds is not None,
@@ -55,18 +70,21 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "has_profiles": data.pairs.profiles is not None,
         "shares_pairs": shares_pairs(splits),
         "can_choose": can_choose(task, splits),
+        "equal_options": equal_options_share(splits.panels["test"].query, features),
         "items": len(items),
         "people": data.pairs.n_users,
         "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not
         "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
-        "data": arrays_digest(named),
+        "data": digest,
     }
+    files = named | {"persons": person_digests(task, data, facts["population"])}
+    key = identity_hash(identity)
     store.commit(
         "tasks",
         key,
         identity,
-        {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _file_content(v) for n, v in named.items()},
+        {f"{n}.{'arrow' if isinstance(v, pa.Table) else 'npy'}": _file_content(v) for n, v in files.items()},
         facts,
     )
     prepared = store.read_manifest("tasks", key)
@@ -76,6 +94,65 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
             "run the command again, and check that nothing else removes files there",
         )
     return prepared
+
+
+def names_its_input(task: Task) -> bool:
+    """Return whether the task's identity names all that `build` reads: it defines `files_digest`, or is the project's own."""
+    return type(task).files_digest is not Task.files_digest or type(task).__module__.startswith("tasks.")
+
+
+def check_one_table_of_items(task: Task, data: PreferenceDataset, splits: Splits) -> None:
+    """Raise UserError where a part of the split has other items than the data set: rows would mean other options."""
+    for where, pairs in _named_pairs(splits).items():
+        if pairs.items is data.pairs.items:
+            continue
+        for name in ("features", "text"):
+            own, common = getattr(pairs.items, name), getattr(data.pairs.items, name)
+            equal = own is common or (own is not None and common is not None and np.array_equal(own, common))
+            if not equal:
+                raise UserError(
+                    f"task {task.name}, {where}: its pairs have items of their own (other {name}), "
+                    "but a task's parts must number the same items",
+                    "put the items of all parts into one Items in `build`, and let `split` only choose pairs",
+                )
+
+
+def prepared_features(data: PreferenceDataset, splits: Splits) -> np.ndarray | None:
+    """Return float32[n, d], the features as methods get them; None where items have none.
+
+    Columns in units of their own are centred and scaled by the training pairs (harness/scaling.py).
+    """
+    items = data.pairs.items
+    if items.features is None:
+        return None
+    if items.columns_share_unit:
+        check_magnitude(items.features, items.features)
+        return items.features.astype(np.float32, copy=False)
+    scale = ColumnScale.of_pairs(items.features, splits.train.left, splits.train.right)
+    return scale.apply(items.features)
+
+
+def equal_options_share(pairs: Pairs, features: np.ndarray | None) -> float:
+    """Return the share of pairs whose options have equal or nearly equal features, so that no method can prefer one.
+
+    Nearly equal: the gap is shorter than EQUAL_GAP of the median gap.
+    """
+    if features is None or not len(pairs):
+        return 0.0
+    length = np.linalg.norm(features[pairs.left].astype(np.float64) - features[pairs.right], axis=1)
+    usual = np.median(length[length > 0]) if length.any() else 0.0
+    return float((length <= EQUAL_GAP * usual).mean())
+
+
+def person_digests(task: Task, data: PreferenceDataset, population: str) -> np.ndarray:
+    """Return uint64[people]: a number for each person, the same for the same person in other builds of the task.
+
+    A person is known by id. A simulator draws new people under the same ids, so there a person is known by id and
+    population: the digest of the whole data.
+    """
+    drawn = "" if data.truth is None else population
+    names = (f"{task.name}\0{drawn}\0{person}" for person in data.users["id"].to_pylist())
+    return np.frombuffer(b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names), dtype="<u8")
 
 
 T = TypeVar("T")
@@ -99,22 +176,27 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
-def check_enough_context(task: Task, splits: Splits) -> None:
+def check_enough_context(task: Task, splits: Splits, ids: Sequence[str]) -> None:
     """Raise UserError where a person has fewer context pairs than the largest number of shots, or no query pairs.
 
     Training users (panel `seen`) need only enough for the smallest number of shots: they are scored at the numbers of
     shots that all of them have.
+
+    ids: the people's ids, for the message.
     """
     for name, panel in splits.panels.items():
         needed = min(task.shots) if name == "seen" else max(task.shots)
-        shown = np.diff(panel.context.offsets)
-        asked = np.diff(panel.query.offsets)
-        if shown.min(initial=needed) < needed or not asked.all():
-            user = int(np.argmin(np.where(asked == 0, -1, shown)))
+        shown, asked = np.diff(panel.context.offsets), np.diff(panel.query.offsets)
+        few = np.flatnonzero((shown < needed) | (asked == 0))
+        if len(few):
+            person, most = ids[panel.context.people[few[0]]], int(shown.min())
+            lower = f"set shots to at most {most}, or " if name != "seen" and asked.all() and most > 0 else ""
             raise UserError(
-                f"task {task.name}, panel {name}: person {panel.context.people[user]} has {shown[user]} context pairs "
-                f"and {asked[user]} query pairs, but needs {needed} and at least 1",
-                f"lower shots below {shown[user] + 1}, or leave out people with few pairs",
+                f"task {task.name}, panel {name}: {len(few)} people have too few different pairs, for example {person!r}, "
+                f"with {shown[few[0]]} to be shown and {asked[few[0]]} to be asked; "
+                f"{needed} to be shown and at least 1 to be asked are needed",
+                f"{lower}leave out people with fewer than {needed + 1} different pairs"
+                + ("" if name == "seen" else " (training people need two)"),
             )
 
 
