@@ -6,8 +6,10 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
+import traceback
 import types
 import typing
 from pathlib import Path
@@ -33,6 +35,7 @@ FORMER_HOOKS = {  # of a task or method class: a class that still defines one of
         "together": "trains_model",
     },
 }
+PLUGIN_PACKAGE = "manyminds_plugins"  # holds the modules of plug-ins, in memory alone
 PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` with the files that the user named
 
 
@@ -63,8 +66,16 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
             )
         if any((folder / file.name).exists() for _, folder in BUILT_IN_FOLDERS.values()):
             raise UserError(f"the plug-in {file} has the name of a built-in task or method", "rename the file")
+        if PLUGINS.get(name, file.resolve()) != file.resolve():
+            raise UserError(f"two plug-ins are named {name}: {PLUGINS[name]} and {file}", "rename one of the files")
         PLUGINS[name] = file.resolve()
-        if not any(_classes_of_kind(_import_plugin(name), base) for base in ("task", "method")):
+        try:
+            known = any(_classes_of_kind(_import_plugin(name), base) for base in ("task", "method"))
+        except UserError:
+            del PLUGINS[name]
+            raise
+        if not known:
+            del PLUGINS[name]
             raise UserError(
                 f"{file} defines neither a task nor a method",
                 "write one class derived from harness.task.Task or harness.method.Method; README shows both",
@@ -93,7 +104,22 @@ def load_class(kind: str, name: str) -> Any:
     for former, current in FORMER_HOOKS[kind].items():
         if former in vars(found[0]):
             raise UserError(f"{name}.py: the hook `{former}` is now called `{current}`", f"rename it in {name}.py")
+    _check_is_dataclass(found[0], name)
     return found[0]
+
+
+def _check_is_dataclass(cls: type, name: str) -> None:
+    """Raise UserError where a class declares fields that are none, because the line that makes them so is missing."""
+    declared = [
+        field
+        for field, hint in inspect.get_annotations(cls).items()
+        if "ClassVar" not in (hint if isinstance(hint, str) else repr(hint))
+    ]
+    if declared and "__dataclass_params__" not in vars(cls):
+        raise UserError(
+            f"{name}.py: class {cls.__name__} declares {', '.join(declared)}, which would be ignored in suites and keys",
+            f"write @dataclass(frozen=True) on the line above `class {cls.__name__}`",
+        )
 
 
 def _classes_of_kind(module: types.ModuleType, kind: str) -> list[type]:
@@ -103,20 +129,26 @@ def _classes_of_kind(module: types.ModuleType, kind: str) -> list[type]:
 
 
 def _import_plugin(name: str) -> types.ModuleType:
-    file = PLUGINS[name]
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    """Import a plug-in under a name of its own, so that it replaces no other module; files beside it can be imported."""
+    file, module_name = PLUGINS[name], f"{PLUGIN_PACKAGE}.{name}"
+    if module_name in sys.modules and getattr(sys.modules[module_name], "__file__", None) == str(file):
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"{file} cannot be imported: it is not a Python file", "give a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[module_name] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # last, so that it hides no other module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[name]
+        del sys.modules[module_name]
+        lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(file)]
+        lines += [error.lineno] if isinstance(error, SyntaxError) and error.filename == str(file) else []
+        place = f"{file}, line {lines[-1]}" if lines else str(file)
         raise UserError(
-            f"{file} cannot be imported: {type(error).__name__}: {error}", f"run python {file} to see where"
+            f"{place}: the plug-in cannot be imported: {type(error).__name__}: {error}", "fix that line"
         ) from error
     return module
 

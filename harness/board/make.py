@@ -19,7 +19,7 @@ from harness.scores.metrics import calibration_error
 from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.facts import source_digests
+from harness.trials.code_used import is_unchanged
 from harness.trials.plan import Plan
 from harness.trials.prepare import MAX_EQUAL_OPTIONS
 from harness.trials.trial import Trial
@@ -110,7 +110,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         refusals={names[r.method]: r.reason for r in plan.refusals if r.task == task},
         flags=(
             *_flag_code_versions(manifests),
-            *_flag_changed_files(trials, manifests),
+            *_flag_changed_code(trials, manifests),
             *_flag_order_dependence(manifests),
             *_flag_equal_options(equal_options),
             *_flag_reference_below_chance(rows, task),
@@ -242,16 +242,17 @@ def _flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[st
     return below
 
 
-def _flag_changed_files(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
-    """Report every task or method whose file has changed since its results were made."""
+def _flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
+    """Report every task or method whose code has changed since its results were made."""
     found = []
     for method, wanted in trials.items():
-        done = [t for t in wanted if t.key in manifests]
-        now = source_digests(wanted[0])
-        changed = [k for k in now if any(manifests[t.key]["facts"]["source"][k] != now[k] for t in done)]
-        found += [(("task", wanted[0].task.name) if kind == "task" else ("method", method.name)) for kind in changed]
-    advice = "has changed since its results were made; if its scores should change, raise its `version`"
-    return [f"{kind} {name}: its file {advice}" for kind, name in dict.fromkeys(found)]
+        sources = [manifests[t.key]["facts"]["source"] for t in wanted if t.key in manifests]
+        for kind, thing in (("task", wanted[0].task), ("method", method)):
+            if not all(is_unchanged(source[kind], type(thing)) for source in sources):
+                found.append((kind, thing.name))
+    advice = "its code, or code that it imports, has changed since its results were made"
+    hint = "if its scores should change, raise its `version`"
+    return [f"{kind} {name}: {advice}; {hint}" for kind, name in dict.fromkeys(found)]
 
 
 def _final_accuracy(row: Row, task: Task) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import resource
 from pathlib import Path
 
 import torch
 
+from harness.trials.code_used import code_digest
 from harness.trials.trial import Trial
 
 FACT_NAMES = (
@@ -34,12 +33,11 @@ FACT_NAMES = (
 
 
 def source_digests(trial: Trial) -> dict[str, str]:
-    """Return 16 hex digits of the SHA-256 of the task's and the method's file.
+    """Return digests of the code of the task and of the method.
 
-    The board warns where a file has changed although its `version` has not.
+    The board warns where code has changed although its `version` has not.
     """
-    files = {kind: inspect.getfile(type(getattr(trial, kind))) for kind in ("task", "method")}
-    return {kind: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for kind, file in files.items()}
+    return {kind: code_digest(type(getattr(trial, kind))) for kind in ("task", "method")}
 
 
 def reset_peak_memory(device: str = "cpu") -> None:

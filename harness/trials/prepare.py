@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import logging
 import traceback
@@ -161,19 +162,22 @@ T = TypeVar("T")
 def _call_task(task: Task, step: str, function: Callable[..., T], *arguments: object) -> T:
     try:
         return function(*arguments)
-    except UserError:
+    except UserError as error:
+        if type(error) is UserError and not error.message.startswith((task.name, f"task {task.name}")):
+            error.message = f"task {task.name}: {error.message}"
         raise
     except Exception as error:
         raise UserError(
-            f"task {task.name}: {step} raised {describe_error(error)}",
+            f"task {task.name}: {step} raised {describe_error(error, inspect.getfile(type(task)))}",
             "check that its field values fit together; `manyminds check` builds it with its defaults",
         ) from error
 
 
-def describe_error(error: Exception) -> str:
-    """Return the error's type, message, file and line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+def describe_error(error: Exception, file: str | None = None) -> str:
+    """Return the error's type, message, file and line; the last line in `file`, if the error passed through it."""
+    places = traceback.extract_tb(error.__traceback__)
+    own = [place for place in places if place.filename == file] or places
+    return f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}:{own[-1].lineno})"
 
 
 def check_enough_context(task: Task, splits: Splits, ids: Sequence[str]) -> None:

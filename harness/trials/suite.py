@@ -158,6 +158,13 @@ def _expand_settings(path: Path, kind: str, tables: list, less: dict[str, dict])
         known = field_values(cls())
         if unknown := [name for name in fields if name not in known]:
             registry.make_instance(kind, table["name"], {unknown[0]: None})
+        if empty := [
+            k for k, v in fields.items() if v == [] and registry.lists_several_settings(kind, table["name"], k, v)
+        ]:
+            raise UserError(
+                f"{where}.{empty[0]} = [] has no value, so there would be no {table['name']} at all",
+                f"give {empty[0]} a value, or leave the line out",
+            )
         grids = [v if registry.lists_several_settings(kind, table["name"], k, v) else [v] for k, v in fields.items()]
         found += [
             registry.make_instance(kind, table["name"], dict(zip(fields, values, strict=True)))

@@ -168,7 +168,7 @@ class Bad(Task):
         ("raise OSError('no such table')", "task bad_task: build raised OSError: no such table (bad_task.py:"),
         (
             "user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10",
-            "query pairs, but needs 20 and at least 1",
+            "20 to be shown and at least 1 to be asked are needed",
         ),
     ],
 )

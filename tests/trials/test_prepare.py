@@ -1,0 +1,249 @@
+"""Preparation of tasks: nothing stale, nothing that leaks, and what cannot be judged is refused or counted."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from harness import registry
+from harness.board.make import make_board
+from harness.data import Items, Panel, PreferenceDataset, SplitLeakError, Splits
+from harness.errors import UserError
+from harness.store.prepared import person_numbers
+from harness.store.store import Store
+from harness.task import Task
+from harness.trials.code_used import code_digest, is_unchanged, used_files
+from harness.trials.finish import finish_trials
+from harness.trials.plan import make_plan
+from harness.trials.prepare import MAX_EQUAL_OPTIONS, prepare_task
+from harness.trials.suite import Suite
+from tests.check.test_contract import broken
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store").open()
+
+
+READS = '''"""A task that reads a file, and does not say so."""
+from dataclasses import dataclass
+import numpy as np
+from harness.data import Items, PreferenceDataset
+from harness.task import Task
+from helper import doubled
+
+@dataclass(frozen=True)
+class Reads(Task):
+    shots: tuple[int, ...] = (0, 5)
+    queries: int = 5
+
+    def build(self, seed):
+        label = doubled(np.loadtxt("labels.txt")) / 2
+        rows = np.arange(len(label))
+        features = np.random.default_rng(0).normal(size=(2 * len(label), 2))
+        return PreferenceDataset.from_pairs(rows // 20, 2 * rows, 2 * rows + 1, label, Items(features))
+'''
+
+
+def test_a_changed_file_is_another_task(store, tmp_path, monkeypatch):
+    """A task that names no files is built again: what it reads, or a module beside it, may have changed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper.py").write_text("def doubled(x):\n    return 2 * x\n")
+    (tmp_path / "reads.py").write_text(READS)
+    registry.add_plugins([tmp_path / "reads.py"])
+    task, rng = registry.make_instance("task", "reads", {}), np.random.default_rng(0)
+    np.savetxt("labels.txt", rng.integers(2, size=200))
+    first = prepare_task(store, task, 0)
+    assert prepare_task(store, task, 0)["key"] == first["key"] and len(store.committed_keys("tasks")) == 1
+    np.savetxt("labels.txt", rng.integers(2, size=200))
+    second = prepare_task(store, task, 0)
+    assert second["key"] != first["key"] and second["facts"]["data"] != first["facts"]["data"]
+
+
+def test_code_counts_with_what_it_imports_and_without_comments(tmp_path):
+    """A change in a module beside a plug-in, or in the project's shared code, is one; comments and blank lines are none."""
+    (tmp_path / "helper.py").write_text('"""Doubles."""\n\n\ndef doubled(x):\n    return 2 * x\n')
+    (tmp_path / "reads.py").write_text(READS)
+    registry.add_plugins([tmp_path / "reads.py"])
+    cls = registry.load_class("task", "reads")
+    before = code_digest(cls)
+    assert is_unchanged(before, cls)
+    (tmp_path / "helper.py").write_text(
+        '"""Doubles every number."""\ndef doubled(x):  # not three times\n    return (2 * x)\n'
+    )
+    (tmp_path / "reads.py").write_text(
+        READS.replace("        rows =", "        # one row for each label\n        rows =")
+    )
+    assert is_unchanged(before, cls)
+    (tmp_path / "helper.py").write_text("def doubled(x):\n    return 3 * x\n")
+    assert not is_unchanged(before, cls)
+    names = {file.name for file in used_files(registry.load_class("method", "mixed_logit"))}
+    assert {"mixed_logit.py", "linear.py", "priors.py"} <= names and "store.py" not in names
+
+
+@dataclass(frozen=True)
+class People(Task):
+    """A task of fixed people; each seed draws other pairs of them."""
+
+    shots: tuple[int, ...] = (0, 3)
+    queries: int = 5
+    equal: float = 0.0  # share of pairs whose options have equal features
+    redrawn: bool = False  # whether every seed draws its pairs anew
+    pairs: int = 12
+
+    def build(self, seed):
+        rng = np.random.default_rng(seed if self.redrawn else 0)
+        user = np.repeat([f"p{i}" for i in range(20)], self.pairs)
+        x = rng.normal(size=(2 * len(user), 2))
+        twins = rng.random(len(user)) < self.equal
+        x[1::2][twins] = x[::2][twins]
+        rows = np.arange(len(user))
+        return PreferenceDataset.from_pairs(user, 2 * rows, 2 * rows + 1, rng.integers(2, size=len(user)), Items(x))
+
+
+def test_people_of_whom_a_seed_draws_other_pairs_are_the_same_people(store):
+    """Under ten seeds, 20 people are 20 people, though every seed has its own data."""
+    for task, people in (
+        (People(redrawn=True), 20),
+        (registry.make_instance("task", "low_rank", {"n_users": 20, "new_users": 10}), 100),
+    ):
+        suite = Suite("s", "s", tuple(range(10)), (task,), (registry.make_instance("method", "chance", {}),))
+        assert make_plan(suite, store).people[task] == people
+    manifests = [prepare_task(store, People(redrawn=True), seed) for seed in range(3)]
+    assert len({manifest["facts"]["population"] for manifest in manifests}) == 3
+    numbers = person_numbers(store, manifests)
+    assert all(np.array_equal(one, np.arange(20)) for one in numbers)
+
+
+def verdict(task, store, names=("shared", "per_user")):
+    methods = tuple(registry.make_instance("method", name, {}) for name in names)
+    plan = make_plan(Suite("s", "s", (0, 1, 2, 3, 4), (task,), methods), store)
+    assert all(done for _, done in finish_trials(plan.trials, store))
+    (found,) = make_board(plan, store).tasks
+    return found
+
+
+@pytest.mark.parametrize("equal", [1.0, 0.5, MAX_EQUAL_OPTIONS + 0.1])
+def test_pairs_that_no_method_can_decide_are_no_evidence_about_people(store, equal):
+    board = verdict(People(equal=equal), store)
+    assert board.verdict.startswith("no verdict: both options have equal features in ")
+    assert any("equal features" in flag for flag in board.flags)
+    assert "features tell the two options of a pair apart" in broken_rules(People(equal=equal))
+
+
+def test_few_equal_options_are_counted(store):
+    board = verdict(People(equal=0.1, pairs=40), store)
+    assert not board.verdict.startswith("no verdict") and any("equal features" in flag for flag in board.flags)
+    assert not any("equal features" in flag for flag in verdict(People(), store).flags)
+
+
+def broken_rules(task):
+    from harness.check.tasks import task_checks
+
+    return broken(task_checks(task))
+
+
+@dataclass(frozen=True)
+class OwnItems(People):
+    """A task whose test panel numbers items of its own."""
+
+    def split(self, data, seed):
+        splits = super().split(data, seed)
+        test = splits.panels["test"]
+        items = Items(np.full_like(data.pairs.items.features, 999.9))
+        moved = Panel(replace(test.context, items=items), replace(test.query, items=items))
+        return Splits(splits.train, dict(splits.panels) | {"test": moved})
+
+
+def test_a_panel_with_items_of_its_own_is_refused(store):
+    with pytest.raises(UserError, match="items of their own"):
+        prepare_task(store, OwnItems(), 0)
+    assert "all parts of the split number the same items" in broken_rules(OwnItems())
+
+
+WRITINGS = {
+    "case": str.upper,
+    "spaces": lambda text: f" {text.replace(' ', '  ')}\n",
+    "no-break space": lambda text: text.replace(" ", "\u00a0"),
+    "Unicode form": lambda text: text.replace("é", "e\u0301"),
+    "invisible": lambda text: text.replace("t", "t\u200b"),
+    "full width": lambda text: text.replace("1", "\uff11"),
+}
+
+
+@dataclass(frozen=True)
+class WrittenTwice(Task):
+    """A task in which everybody's every choice stands twice, the second time written in another way."""
+
+    shots: tuple[int, ...] = (0, 3)
+    queries: int = 5
+    writing: str = "case"
+    blind: bool = False  # whether the split knows rows alone
+
+    def build(self, seed):
+        rng, rows = np.random.default_rng(0), []
+        for user in range(20):
+            for k in range(10):
+                chosen, rejected = (f"caf\u00e9 tea {user} {k} {n} 1" for n in rng.permutation(2))
+                other = WRITINGS[self.writing]
+                rows += [(f"p{user}", "q", chosen, rejected), (f"p{user}", "q", other(chosen), other(rejected))]
+        frame = pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected"], orient="row")
+        return PreferenceDataset.from_choices(frame, lambda items: rng.normal(size=(len(items), 2)))
+
+    def split(self, data, seed):
+        splits = super().split(data, seed)
+        if not self.blind:
+            return splits
+        test = splits.panels["test"].query.people
+        pairs = data.pairs.of(test)
+        return Splits(
+            splits.train,
+            dict(splits.panels) | {"test": Panel(pairs.take(pairs.rank % 2 == 0), pairs.take(pairs.rank % 2 == 1))},
+        )
+
+
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_the_same_choice_written_in_another_way_is_the_same(store, writing):
+    """The harness's own split keeps both together; a split that parts them is a leak."""
+    prepare_task(store, WrittenTwice(writing=writing), 0)
+    with pytest.raises(SplitLeakError, match=r"query pairs are in their own user's context, for example person 'p\d+'"):
+        prepare_task(store, WrittenTwice(writing=writing, blind=True), 0)
+
+
+def test_options_that_differ_in_case_alone_are_a_choice(store):
+    rows = [(f"p{u}", f"q{k}", "yes", "YES") for u in range(20) for k in range(9)]
+    frame = pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected"], orient="row")
+    assert len(PreferenceDataset.from_choices(frame).pairs) == 180
+    with pytest.raises(UserError, match=r"row 0 \(counting from 0\) has the same text in chosen and rejected"):
+        PreferenceDataset.from_choices(frame.with_columns(rejected=pl.lit("yes ")))
+
+
+@pytest.mark.parametrize(("pairs", "shots"), [(2, (0,)), (3, (0, 1)), (4, (0, 1, 2)), (5, (0, 4))])
+def test_people_with_few_pairs_are_enough(store, pairs, shots):
+    """A training person needs two pairs, a test person one more than the largest number of shots."""
+    facts = prepare_task(store, People(pairs=pairs, shots=shots), 0)["facts"]
+    assert facts["pairs"]["seen/query"] == facts["users"]["seen/context"]
+
+
+def test_too_few_pairs_are_named_by_the_person(store):
+    with pytest.raises(
+        UserError, match=r"4 people have too few different pairs, for example 'p\d+', with 2 to be shown"
+    ) as caught:
+        prepare_task(store, People(pairs=3, shots=(0, 3)), 0)
+    assert "set shots to at most 2" in caught.value.hint
+    prepare_task(store, People(pairs=3, shots=(0, 2)), 0)  # what the hint says works
+
+
+def test_an_error_names_the_task_and_its_own_line(store, tmp_path):
+    text = READS.replace("from helper import doubled\n", "").replace(
+        'doubled(np.loadtxt("labels.txt")) / 2', 'np.loadtxt("gone.txt")'
+    )
+    (tmp_path / "reads.py").write_text(text)
+    registry.add_plugins([tmp_path / "reads.py"])
+    task, line = (
+        registry.make_instance("task", "reads", {}),
+        text.splitlines().index('        label = np.loadtxt("gone.txt")') + 1,
+    )
+    with pytest.raises(UserError, match=rf"task reads: build raised FileNotFoundError: .*\(reads.py:{line}\)"):
+        prepare_task(store, task, 0)
