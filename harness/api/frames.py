@@ -15,7 +15,7 @@ def scores_frame(board: Board) -> pl.DataFrame:
     """Return a row per task and method, best first, at the largest number of shots.
 
     state is `ranked`, `privileged` (knows the ground truth, never ranked) or the reason why trials are missing. gain is the
-    paired gain in accuracy over `shared`; holm_p its p-value, adjusted over all methods; swapped the accuracy under
+    paired gain in accuracy over `shared`; p its p-value, adjusted over all methods but controls; swapped the accuracy under
     another user's state; worse the share of people worse off than under `shared`.
     """
     return pl.DataFrame([_score_row(task, row) for task in board.tasks for row in task.rows], infer_schema_length=None)
@@ -34,7 +34,7 @@ def _score_row(task: TaskBoard, row: Row) -> dict[str, Any]:
         "rank_high": worst,
         **_limits("accuracy", accuracy),
         **_limits("gain", row.gain),
-        "holm_p": row.holm,
+        "p": row.p,
         "swapped": row.swapped,
         "worse": row.worse,
         "fit_seconds": row.costs.get("fit_seconds"),

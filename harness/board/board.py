@@ -58,8 +58,11 @@ class Row:
     incomplete: str | None  # why trials are missing; such a row has no rank and no interval
     rank: tuple[int, int, int] | None = None  # the rank by score, and the best and the worst possible rank
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
-    gain: Point | None = None  # in accuracy over the reference, paired
-    holm: float | None = None  # the gain's p-value, adjusted over all methods
+    # in accuracy over the reference, paired; limits hold for all methods at once, those of a control for itself alone
+    gain: Point | None = None
+    p: float | None = (
+        None  # the gain's p-value, adjusted over all methods but controls; below .05 where limits exclude 0
+    )
     swapped: float | None = None  # accuracy when a user's queries are answered with another user's adaptation
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None

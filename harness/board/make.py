@@ -160,8 +160,11 @@ def _compare_methods(
 ) -> _Comparison:
     """Compare the methods that have all their trials. Privileged methods have neither rank nor gain."""
     complete = [m for m in rows if m in cells and rows[m].incomplete is None]
+    waiting = sum((row.incomplete or "").endswith("not run yet") and not row.privileged for row in rows.values())
+    early = f"no verdict yet: {waiting} of {len(rows)} methods have trials that have not run" if waiting else None
     if not complete:
-        return _Comparison(list(rows.values()), [], None, "no verdict: no method has finished all its trials")
+        verdict = early or "no verdict: no method has finished all its trials"
+        return _Comparison(list(rows.values()), [], None, verdict)
     first, last, rows = cells[complete[0]], max(task.shots), dict(rows)
     accuracy = {k: np.stack([cells[m].blocks[k, False]["accuracy"] for m in complete]) for k in task.shots}
     names = [rows[m].label for m in complete]
@@ -172,31 +175,43 @@ def _compare_methods(
     why = "has missing trials" if reference_has_trials else "has no trials on this task"
     verdict = f"no verdict: {REFERENCE_METHOD}, the baseline of every gain, {why}"
     note = None
+    reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE_METHOD), None)
+    gains = None
+    if reference is not None:
+        gains = stats.gains_over_reference(top, first.person, first.seed, reference, family=_judged_at_once(ranked))
     if ranked:
-        found = stats.rank_intervals(top, first.person, first.seed)
+        found = stats.rank_intervals(top, first.person, first.seed, gains=gains)
         note = found.note
         for i, m in enumerate(ranked):
             rank = (int(found.rank[i]), int(found.best[i]), int(found.worst[i]))
             rows[m] = dataclasses.replace(rows[m], rank=rank)
-    reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE_METHOD), None)
-    if reference is not None:
-        gains = stats.gains_over_reference(top, first.person, first.seed, reference)
+    if gains is not None:
         per_person = _means_by_person(first, top)
         for i, m in enumerate(ranked):
-            users = _user_table(cells[m], last, per_person[i] - per_person[reference])
+            users = _user_table(cells[m], last, per_person[i] - per_person[gains.reference])
             rows[m] = dataclasses.replace(rows[m], users=users, **_gain_fields(gains, i, users))
         verdict = f"no verdict: only {REFERENCE_METHOD} has a rank"
         if len(ranked) > 1:
             own, swapped = [float(values.mean()) for values in top], [rows[m].swapped for m in ranked]
             verdict = verdict_text(gains, margin, [rows[m].label for m in ranked], own, swapped)
-    return _Comparison(list(rows.values()), differences, note, verdict)
+    return _Comparison(list(rows.values()), differences, note, early or verdict)
+
+
+def _judged_at_once(methods: list[Method]) -> np.ndarray:
+    """Return bool[methods]: those whose gains the verdict is about.
+
+    These are the suite's methods other than controls, such as `chance`, or all where there are only controls. Another
+    control on the board therefore changes no verdict.
+    """
+    judged = np.array([method.family != "control" for method in methods])
+    return judged if judged.any() else np.array([method.name != REFERENCE_METHOD for method in methods])
 
 
 def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
     """Return a ranked row's gain over the reference method, its p-value, and the share of people who are worse off."""
     return {
-        "gain": Point(float(gains.value[i]), _finite_or_none(gains.low[i]), _finite_or_none(gains.high[i])),
-        "holm": _finite_or_none(gains.holm[i]),
+        "gain": Point(float(gains.value[i]), _finite_or_none(gains.joint_low[i]), _finite_or_none(gains.joint_high[i])),
+        "p": _finite_or_none(gains.adjusted[i]),
         "worse": None if i == gains.reference else _share_below_zero(users["gain"]),
     }
 
@@ -464,7 +479,7 @@ def verdict_text(
     found = stats.gain_verdict(gains, margin)
     best = names[found.best]
     if found.text == "gain":
-        sure = [i for i in range(len(names)) if i != gains.reference and gains.joint_low[i] > margin]
+        sure = [int(i) for i in np.flatnonzero(gains.family) if gains.joint_low[i] > margin]
         personal = [i for i in sure if is_personal(i)]
         if not personal:
             kept = f"accuracy {swapped[found.best]:.3f} instead of {own[found.best]:.3f}"
@@ -480,7 +495,7 @@ def verdict_text(
             f"cannot tell whether a gain exceeds the margin: {best} gains {gain_of(found.best)} "
             f"(margin {margin:g}; {enough} might be enough to tell)"
         )
-    highest = max(h for i, h in enumerate(gains.joint_high) if i != gains.reference)
+    highest = gains.joint_high[gains.family].max()
     return (
         f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} "
         f"(margin {margin:g})"

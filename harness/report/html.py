@@ -33,13 +33,14 @@ from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 # A page is made again when a .py or .html file in these folders changes.
 PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(learned_axes.__file__).parent)
 COLUMN_EXPLANATIONS = {
-    "rank": "the rank by score; in brackets the ranks that are possible, as 95 % intervals that hold for all methods "
-    "at once. Not ranked: privileged methods, which read the ground truth of a simulator, and incomplete methods, "
+    "rank": "the rank by score; in brackets the ranks that are possible for all methods at once. Two methods are told "
+    f"apart at 95 %: with {REFERENCE_METHOD} as the gains are, and among each other in all pairs at once. Not ranked: privileged methods, which read the ground truth of a simulator, and incomplete methods, "
     "which have trials without a result",
     "accuracy": "share of observed labels that are predicted, averaged over people, with a 95 % interval over people "
     "and seeds; a tie scores one half",
-    "gain": f"paired gain in accuracy over {REFERENCE_METHOD}, with a 95 % interval; p is adjusted over all methods "
-    "(Holm)",
+    "gain": f"paired gain in accuracy over {REFERENCE_METHOD}, with 95 % limits and p-values that hold for all methods "
+    "of the suite at once (max-t): limits exclude 0 exactly where p is below .05. Controls, such as chance, are not among "
+    "them: their limits hold for each alone, and they have no p",
     "swapped": "accuracy when each user's queries are answered with what the method learned about another user; a gain "
     "that remains after this swap is not personal",
     "worse": f"share of people with lower accuracy than under {REFERENCE_METHOD}",

@@ -45,7 +45,7 @@ def print_board(board: Board) -> None:
                 escape(row.label),
                 *(format_number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
                 "" if row.gain is None or row.worse is None else format_interval(row.gain, signed=True),
-                format_p_value(row.holm) if row.worse is not None else "",
+                format_p_value(row.p) if row.worse is not None else "",
                 format_number(row.swapped),
                 "" if row.worse is None else f"{row.worse:.0%}",
                 style="dim" if row.privileged else None,

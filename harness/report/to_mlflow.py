@@ -42,7 +42,7 @@ from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
 
-PUBLISH_VERSION = 2  # raised whenever the same results would be published differently
+PUBLISH_VERSION = 3  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
@@ -172,7 +172,7 @@ class Publisher:
         suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
         (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
         (row,) = task.rows
-        own = dataclasses.replace(row, rank=None, gain=None, holm=None, worse=None, users=None)
+        own = dataclasses.replace(row, rank=None, gain=None, p=None, worse=None, users=None)
         return None if row.incomplete else self._row_record(task, own, "not compared yet")
 
     def _row_record(self, task: TaskBoard, row: Row, state: str) -> RunRecord:
@@ -443,7 +443,7 @@ def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     for shots, own in row.written.items():
         names = [name for name in ("gain", "win", "kl", "tokens") if name in own.scores]
         told += [(f"written_{name}", own.scores[name].value, shots) for name in names]
-    told += [("holm_p", row.holm, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
+    told += [("p", row.p, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
     told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
     told += [(name, value, last) for name, value in row.costs.items()]
     return ((name, value, step) for name, value, step in told if value is not None and math.isfinite(value))

@@ -130,18 +130,28 @@ def simultaneous_level(
     """Return the p-value below which any of the `pairs` falls with probability 1 - level if all methods are equal.
 
     pairs: (a, b), two int[K].
+    """
+    return float(np.quantile(smallest_p_draws(values, person, seed, pairs), 1 - level))
+
+
+def smallest_p_draws(
+    values: np.ndarray, person: np.ndarray, seed: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return float64[BOOTSTRAP_DRAWS]: draws of the smallest p-value of the `pairs` if all methods are equal.
+
+    pairs: (a, b), two int[K].
 
     Max-t by resampling: each draw gives every person and every seed one Gaussian weight, *shared by all methods*. The
     weighted deviations give differences that are correlated as the real ones are (a multiplier bootstrap; Owen and
     Eckles 2012 without the product of weights). The differences are scaled to unit variance and divided by √(χ²/df),
     with one χ² for each pair since each pair has its own variance. Then they are t-distributed as the real ones are.
-    The result is the quantile 1 - level of the draws' smallest p-values. The tails matter: the usual normal max-t, even widened
-    by t/1.96, declares some of ten equal methods different on a third of 5-seed boards.
+    The tails matter: the usual normal max-t, even widened by t/1.96, declares some of ten equal methods different on a
+    third of 5-seed boards.
     """
     values = np.asarray(values, float)
     first, second = pairs
     if len(first) == 0:
-        return 1 - level
+        return np.ones(BOOTSTRAP_DRAWS)
     rng = np.random.default_rng(0)  # fixed, so that the same board has the same limits
     # [M, U + S], in single precision, as the array of weights is large.
     totals = np.hstack(_deviation_sums(values, person, seed)[:2]).astype(np.float32)
@@ -149,56 +159,65 @@ def simultaneous_level(
     drawn = (drawn[:, first] - drawn[:, second]).astype(float)
     df = paired_differences(values, person, seed).family_df[first, second]
     t = _ratio_or_zero(np.abs(drawn), drawn.std(0)) / np.sqrt(rng.chisquare(df, drawn.shape) / df)
-    return np.quantile(2 * special.stdtr(df, -t).min(1), 1 - level)
+    return (2 * special.stdtr(df, -t)).min(1)
 
 
 class Gains(NamedTuple):
-    """Gains over the reference row, each float64[M]; the reference's own gain is 0 with p-value 1."""
+    """Gains over the reference row, each float64[M]; the reference's own gain is 0 with p-value 1.
+
+    Joint limits and adjusted p-values hold for all rows of the family at once, and agree: limits exclude 0 exactly where
+    p is below 5 %. Outside the family, limits are those of each gain alone, and adjusted p-values are NaN.
+    """
 
     value: np.ndarray
     se: np.ndarray
     low: np.ndarray  # limits that hold for each gain alone
     high: np.ndarray
-    joint_low: np.ndarray  # limits that hold for all gains at once (max-t over methods)
+    joint_low: np.ndarray  # limits that hold for all gains of the family at once (max-t)
     joint_high: np.ndarray
-    p: np.ndarray
-    holm: np.ndarray  # p-values adjusted over the M - 1 comparisons
+    p: np.ndarray  # of each gain alone
+    adjusted: np.ndarray  # p-values adjusted over the family by the same max-t
+    family: np.ndarray  # bool[M], the rows that are compared at once
     reference: int
     people: int
     note: str | None
 
 
 def gains_over_reference(
-    values: np.ndarray, person: np.ndarray, seed: np.ndarray, reference: int = 0, level: float = 0.95
+    values: np.ndarray,
+    person: np.ndarray,
+    seed: np.ndarray,
+    reference: int = 0,
+    level: float = 0.95,
+    family: np.ndarray | None = None,
 ) -> Gains:
-    """Return the paired gain of every method over the row `reference`."""
+    """Return the paired gain of every method over the row `reference`.
+
+    family: bool[M], the rows whose gains are judged at once; by default all but the reference. Rows outside change
+    nothing for those inside.
+    """
     every = paired_differences(values, person, seed)
     value, se, df, family_df = (x[:, reference] for x in (every.value, every.se, every.df, every.family_df))
+    others = np.arange(len(value)) != reference
+    family = others if family is None else family & others
+    rows = np.flatnonzero(family)
+    if not every.note:  # degrees of freedom pooled over the family alone
+        kept = np.append(rows, reference)
+        family_df = family_df.copy()
+        family_df[kept] = paired_differences(np.asarray(values)[kept], person, seed).family_df[:, -1]
     gain = Estimate(value, se, df, family_df, every.people)
-    others = np.flatnonzero(np.arange(len(gain.value)) != reference)
-    p = gain.p_values()
-    if every.note:
-        holm, half = np.full_like(p, np.nan), np.full_like(p, np.nan)
-    else:
-        holm = np.ones_like(p)
-        holm[others] = _holm_adjusted(gain.p_values(gain.family_df)[others])
-        each = simultaneous_level(values, person, seed, (others, np.full_like(others, reference)), level)
-        half = stats.t.ppf(1 - each / 2, gain.family_df) * gain.se
+    p, (low, high) = gain.p_values(), gain.interval(level)
+    adjusted, half = np.full_like(p, np.nan), (high - low) / 2
+    if not every.note and len(rows):
+        last = np.full(len(rows), len(rows))
+        drawn = smallest_p_draws(np.asarray(values)[kept], person, seed, (np.arange(len(rows)), last))
+        within = gain.p_values(gain.family_df)[rows]
+        adjusted[rows] = (1 + (drawn[:, None] <= within).sum(0)) / (1 + len(drawn))
+        each = np.quantile(drawn, 1 - level)
+        half[rows] = (stats.t.ppf(1 - each / 2, gain.family_df) * gain.se)[rows]
     return Gains(
-        gain.value, gain.se, *gain.interval(level), gain.value - half, gain.value + half, p, holm, reference,
-        every.people, every.note,
-    )  # fmt: skip
-
-
-def _holm_adjusted(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p-values.
-
-    statsmodels' `multipletests` gives the same values, but runs the garbage collector at every call.
-    """
-    order = np.argsort(p)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return adjusted
+        value, se, low, high, value - half, value + half, p, adjusted, family, reference, every.people, every.note
+    )
 
 
 class Ranks(NamedTuple):
@@ -210,8 +229,13 @@ class Ranks(NamedTuple):
     note: str | None
 
 
-def rank_intervals(values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float = 0.95) -> Ranks:
+def rank_intervals(
+    values: np.ndarray, person: np.ndarray, seed: np.ndarray, level: float = 0.95, gains: Gains | None = None
+) -> Ranks:
     """Return simultaneous rank intervals from all pairs by max-t (Mogstad et al. 2024, "Inference for ranks").
+
+    gains: gains of the same rows. The pairs of their family with the reference are then decided as the gains are, so that
+    ranks never contradict them, and the other pairs are a second family. Each family errs on at most 1 - level of boards.
 
     Where there are no standard errors, as with one or two seeds, every interval is [1, M].
     """
@@ -219,12 +243,21 @@ def rank_intervals(values: np.ndarray, person: np.ndarray, seed: np.ndarray, lev
     count = len(every.value)
     # Means are rounded to 12 digits, so that means which differ by rounding alone are tied.
     rank = stats.rankdata(-np.round(np.mean(values, 1), 12), method="min")
-    if every.note:
-        surely_better = np.zeros((count, count), bool)
-    else:
-        each = simultaneous_level(values, person, seed, np.triu_indices(count, 1), level)
-        # [a, b]: a is significantly better than b.
-        surely_better = (every.p_values(every.family_df) < each) & (every.value > 0)
+    surely_better = np.zeros((count, count), bool)  # [a, b]: a is significantly better than b
+    if not every.note:
+        first, second = np.triu_indices(count, 1)
+        if gains is not None:
+            decided = gains.family[first] & (second == gains.reference) | gains.family[second] & (
+                first == gains.reference
+            )
+            first, second = first[~decided], second[~decided]
+        each = simultaneous_level(values, person, seed, (first, second), level)
+        asked = np.zeros((count, count), bool)
+        asked[first, second] = asked[second, first] = True
+        surely_better = asked & (every.p_values(every.family_df) < each) & (every.value > 0)
+        if gains is not None:
+            surely_better[gains.family, gains.reference] = gains.joint_low[gains.family] > 0
+            surely_better[gains.reference, gains.family] = gains.joint_high[gains.family] < 0
     return Ranks(rank, 1 + surely_better.sum(0), count - surely_better.sum(1), every.note)
 
 
@@ -237,13 +270,13 @@ class Verdict(NamedTuple):
 
 
 def gain_verdict(gains: Gains, margin: float) -> Verdict:
-    """Return whether some gain over the reference is above `margin` (>= 0), none is, or the data cannot tell.
+    """Return whether some gain of the family is above `margin` (>= 0), none is, or the data cannot tell.
 
     The number of people needed assumes the observed gains, and limits that shrink as 1/√people. The part of the error
     that is due to seeds shrinks only with more seeds, so the number is a lower bound where seeds differ much. Raises
     ValueError where there is no method beside the reference.
     """
-    others = np.arange(len(gains.value)) != gains.reference
+    others = gains.family
     if not others.any():
         raise ValueError("a verdict needs at least one method beside the reference")
     best = int(np.flatnonzero(others)[np.argmax(gains.value[others])])
