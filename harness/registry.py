@@ -35,6 +35,7 @@ FORMER_HOOKS = {  # of a task or method class: a class that still defines one of
         "together": "trains_model",
     },
 }
+NAME_PATTERN = r"[a-z][a-z0-9_]{0,63}"  # of a task or method
 PLUGIN_PACKAGE = "manyminds_plugins"  # holds the modules of plug-ins, in memory alone
 PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` with the files that the user named
 
@@ -55,19 +56,20 @@ def _first_docstring_line(file: Path) -> str:
 
 def add_plugins(files: typing.Iterable[str | Path]) -> None:
     """Register files outside the project under their stems. Raises UserError for a missing or unusable file."""
+    given: dict[str, Path] = {}
     for file in map(Path, files):
         if not file.is_file():
             raise UserError(f"the plug-in {file} does not exist", "give the path of a Python file: --plugin my_task.py")
         name = file.stem
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or file.suffix != ".py":
+        if not re.fullmatch(NAME_PATTERN, name) or file.suffix != ".py":
             raise UserError(
                 f"{file.name} is not a valid name for a task or method",
                 "use lower-case letters, digits and _, starting with a letter, for example my_task.py",
             )
         if any((folder / file.name).exists() for _, folder in BUILT_IN_FOLDERS.values()):
             raise UserError(f"the plug-in {file} has the name of a built-in task or method", "rename the file")
-        if PLUGINS.get(name, file.resolve()) != file.resolve():
-            raise UserError(f"two plug-ins are named {name}: {PLUGINS[name]} and {file}", "rename one of the files")
+        if given.setdefault(name, file.resolve()) != file.resolve():
+            raise UserError(f"two plug-ins are named {name}: {given[name]} and {file}", "rename one of the files")
         PLUGINS[name] = file.resolve()
         try:
             known = any(_classes_of_kind(_import_plugin(name), base) for base in ("task", "method"))
@@ -87,7 +89,7 @@ def load_class(kind: str, name: str) -> Any:
 
     Raises UserError, with the closest known name, where there is none.
     """
-    built_in = (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file() and name != "__init__"
+    built_in = re.fullmatch(NAME_PATTERN, name) and (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file()
     if not built_in and name not in PLUGINS:
         known = list_names(kind)
         here = [*Path().glob(f"{name}.py"), *Path().glob(f"*/{name}.py")] if re.fullmatch(r"\w+", name) else []

@@ -10,11 +10,12 @@ from tests.house import arrows, circles, floors, folded, imports, modules, wing
 
 # Allowed imports, as drawn in harness/README.md. Names are packages ("wings") or single modules of harness/.
 # File writes, user errors, field checks, data frames, workers, names of tasks and methods, rows, texts and units.
-GROUND = {"atomic", "errors", "fields", "frames", "parallel", "registry", "rows", "sameness", "scaling"}
+GROUND = {"atomic", "errors", "fields", "frames", "machine", "parallel", "registry", "rows", "sameness", "scaling"}
 CONTRACT = {"data", "method", "task"}  # modules that authors of tasks and methods import
 MAY_IMPORT = {
     "errors": set(),
     "atomic": set(),
+    "machine": set(),
     "parallel": set(),
     "fields": {"errors"},
     "frames": {"errors"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import stat
 import sys
@@ -16,7 +17,9 @@ from urllib.parse import urlsplit
 from packaging.version import Version
 
 from harness.errors import UserError
+from harness.machine import core_count
 from harness.sources.public_files import DATA_FOLDER_VARIABLE
+from harness.store.secrets import secret_names, without_secrets
 from harness.store.store import Store
 
 LEAST_VERSIONS = {
@@ -49,22 +52,15 @@ def examine_machine(store: Store) -> Iterator[MachineFinding]:
     for name, least in LEAST_VERSIONS.items():
         yield _check_package(name, least)
     yield MachineFinding(
-        "ok", "cores", f"{os.cpu_count()} cores; one Ray Train worker per core unless --workers sets another number"
+        "ok",
+        "cores",
+        f"{core_count()} cores for this process; one Ray Train worker per core unless --workers sets another number",
     )
     gpus = shutil.which("nvidia-smi")
     yield MachineFinding(
         "ok", "gpu", "an NVIDIA driver is installed" if gpus else "no NVIDIA driver: everything runs on the CPU"
     )
-    try:
-        free = shutil.disk_usage(store.open().root).free / 2**30
-        state = "ok" if free > MIN_FREE_GIB else "warn"
-        yield MachineFinding(
-            state,
-            "store",
-            f"{store.root}: writable, {free:.0f} GiB free, {len(store.committed_keys('trials'))} finished trials",
-        )
-    except UserError as mistake:
-        yield MachineFinding("BAD", "store", mistake.message, mistake.hint)
+    yield from _check_store(store)
     folder = os.environ.get(DATA_FOLDER_VARIABLE)
     if folder:
         here = Path(folder).is_dir()
@@ -81,6 +77,31 @@ def examine_machine(store: Store) -> Iterator[MachineFinding]:
             f"none set ({DATA_FOLDER_VARIABLE} or --data): public files are downloaded from their sources",
         )
     yield from _check_security(store)
+
+
+def _check_store(store: Store) -> Iterator[MachineFinding]:
+    """Check that the store can be written, by its owner alone."""
+    try:
+        free = shutil.disk_usage(store.open().root).free / 2**30
+    except UserError as mistake:
+        yield MachineFinding("BAD", "store", mistake.message, mistake.hint)
+        return
+    yield MachineFinding(
+        "ok" if free > MIN_FREE_GIB else "warn",
+        "store",
+        f"{store.root}: writable, {free:.0f} GiB free, {len(store.committed_keys('trials'))} finished trials",
+    )
+    folders = [store.root, *(store.root / name for name in ("objects", "tasks", "trials"))]
+    exposed = [folder for folder in folders if folder.stat().st_mode & stat.S_IWOTH]
+    foreign = [folder for folder in folders if folder.stat().st_uid != os.getuid()]
+    if exposed:
+        detail = f"{exposed[0]} can be written by everybody on this machine, who could forge results"
+        yield MachineFinding("BAD", "store access", detail, f"chmod -R o-w {shlex.quote(str(store.root))}")
+    elif foreign:
+        detail = f"{foreign[0]} belongs to another user, who can change results"
+        yield MachineFinding("warn", "store access", detail, "use a store of your own, unless you trust that user")
+    else:
+        yield MachineFinding("ok", "store access", "its folders belong to you, and others cannot write to them")
 
 
 def _check_package(name: str, least: str) -> MachineFinding:
@@ -118,7 +139,7 @@ def _check_security(store: Store) -> Iterator[MachineFinding]:
     yield MachineFinding(
         "warn" if plain else "ok",
         "mlflow",
-        uri or f"SQLite in {store.root}, shown by a server on this machine only",
+        without_secrets(uri) or f"SQLite in {store.root}, shown by a server on this machine only",
         "use https" if plain else "",
     )
     pickles = os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false").lower() in ("1", "true")
@@ -134,7 +155,9 @@ def _check_security(store: Store) -> Iterator[MachineFinding]:
         yield MachineFinding(
             "ok" if private else "BAD", "salt of people's ids", str(salt), "" if private else f"chmod 600 {salt}"
         )
-    secrets = [name for name in os.environ if name in ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")]
+    names = secret_names()
     yield MachineFinding(
-        "ok", "secrets", f"{', '.join(secrets)} set; never written to results" if secrets else "none in the environment"
+        "ok",
+        "secrets",
+        f"{', '.join(names)} set; left out of results, logs and messages" if names else "none in the environment",
     )

@@ -13,6 +13,7 @@ from harness.cli.make_verbs import encode, generate, prepare
 from harness.cli.run_verbs import board, publish, reproduce, run
 from harness.cli.terminal import stderr
 from harness.errors import UserError, did_you_mean, note_former_name
+from harness.store.secrets import without_secrets
 
 app.command("list")(list_)
 for verb in (
@@ -61,7 +62,7 @@ def run_command_line(words: Sequence[str]) -> int:
     except UsageError as mistake:
         error = as_user_error(mistake)
     stderr.print("error:", style="red", end=" ")
-    stderr.print(f"{error.message}\n\nhint: {error.hint}")
+    stderr.print(without_secrets(f"{error.message}\n\nhint: {error.hint}"))
     return 2
 
 

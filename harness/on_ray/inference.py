@@ -30,6 +30,7 @@ from harness.inference.jobs import (
     counted_tries,
     make_block,
 )
+from harness.machine import core_count
 from harness.on_ray import session
 from harness.store.store import Store
 
@@ -77,7 +78,7 @@ def make_on_ray(
             contextlib.ExitStack() as afterwards,
             Path(os.devnull).open("w") as nowhere,
             contextlib.redirect_stdout(nowhere),  # Ray reports dead workers there, which are handled here
-            session.ray_session(rows.store, (os.cpu_count() or 1) + 1, OBJECT_STORE_BYTES),  # one CPU for Ray Data
+            session.ray_session(rows.store, core_count() + 1, OBJECT_STORE_BYTES),  # one CPU for Ray Data
         ):
             afterwards.callback(clear_counted_tries, rows.store, run)  # called after Ray and its workers have ended
             ready = float("inf")

@@ -6,12 +6,15 @@ imported. The module itself imports Ray only when a session starts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +34,16 @@ RAY_SETTINGS = {  # read while Ray is imported or started; Ray forwards the RAY_
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2: the end of a group, or of a worker, is noticed sooner
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+# Begins the name of a session's folder, which goes on with the process id. It names the machine, shortly because of the
+# limit on paths: on a store that machines share, others' folders are left alone.
+SESSION_PREFIX = f"manyminds-{zlib.crc32(socket.gethostname().encode()):08x}-"
 SINGLE_NODE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # this machine is never pre-empted
-for name, value in RAY_SETTINGS.items():
+LOCAL_SETTINGS = {  # without RAY_ADDRESS, when Ray of this machine is started
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port listens on 127.0.0.1 alone, as on Windows and macOS
+    "DASHBOARD_METRIC_PORT": "0",  # any free port, so that several sessions, or a cluster's head, have their own
+    "AUTOSCALER_METRIC_PORT": "0",
+}
+for name, value in (RAY_SETTINGS | ({} if os.environ.get("RAY_ADDRESS") else LOCAL_SETTINGS)).items():
     os.environ.setdefault(name, value)
 
 
@@ -47,13 +58,16 @@ def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterat
     """
     import ray
 
-    folder = tempfile.mkdtemp(prefix="manyminds-", dir="/tmp")  # a path for sockets must stay below 104 characters
+    remove_leftover_sessions(Path("/tmp"))
+    # In /tmp, because a path for sockets must stay below 104 characters.
+    folder = tempfile.mkdtemp(prefix=f"{SESSION_PREFIX}{os.getpid()}-", dir="/tmp")
     joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}  # errors are raised, not only logged
     try:
         if joined or address:
             shutil.rmtree(folder)
-            folder = tempfile.mkdtemp(prefix="ray-", dir=store.scratch_folder)
+            remove_leftover_sessions(store.scratch_folder)
+            folder = tempfile.mkdtemp(prefix=f"{SESSION_PREFIX}{os.getpid()}-", dir=store.scratch_folder)
         if not joined and address:
             _join_cluster(address, **quiet)
         elif not joined:
@@ -64,7 +78,7 @@ def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterat
                     num_cpus=workers,
                     include_dashboard=False,
                     object_store_memory=object_store,
-                    _temp_dir=folder,
+                    _temp_dir=f"{folder}/ray",  # Ray opens its folder to everybody; the one around it stays closed
                     **quiet,
                 )
         yield f"{folder}/results"
@@ -72,6 +86,20 @@ def ray_session(store: Store, workers: int, object_store: int = 10**8) -> Iterat
         if not joined:
             ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftover_sessions(parent: Path) -> None:
+    """Remove the folders of this user's sessions on this machine whose process was killed, and what still runs there."""
+    for folder in parent.glob(f"{SESSION_PREFIX}*-*"):
+        owner = folder.name.removeprefix(SESSION_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):  # another process may be removing it
+            if not owner.isdigit() or Path("/proc", owner).exists() or folder.stat().st_uid != os.getuid():
+                continue
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # the process has ended, or is another user's
+                    if f"{folder}/".encode() in (process / "cmdline").read_bytes():
+                        os.kill(int(process.name), signal.SIGKILL)
+            shutil.rmtree(folder)
 
 
 @contextmanager

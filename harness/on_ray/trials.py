@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import UserError
+from harness.machine import core_count
 from harness.store.logs import current_run_name, log_to_store
 from harness.store.provenance import code_state
 from harness.store.store import Store
@@ -81,7 +82,7 @@ def run_trials_on_ray(
     log.info("%d trials on Ray", len(trials))
     for trial in trials:  # failures recorded from here on belong to this run
         store.forget_failure(trial.key)
-    has_policies, here = any(t.method.trains_model for t in trials), os.cpu_count() or 1
+    has_policies, here = any(t.method.trains_model for t in trials), core_count()
     if has_policies and "RAY_ADDRESS" not in os.environ:
         _check_enough_devices(workers_per_policy, here, local_gpu_count())
     cores = min(workers or here, len(trials))
@@ -96,7 +97,7 @@ def run_trials_on_ray(
             raise mistake
     for trial in trials:
         if (begun := _start_marker(store, trial, run)).exists():
-            begun.unlink()
+            begun.unlink(missing_ok=True)
             if trial.key in watch.pending:
                 store.record_failure(trial.key, trial.identity, DIED_REASON, "", current_run_name())
     watch.look()
@@ -313,7 +314,7 @@ def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainConte
     for now in (FIRST, LAST):
         for trial, _ in finish_trials([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
             if parallel.worker_rank() == 0:
-                _start_marker(store, trial, group["run"]).unlink()
+                _start_marker(store, trial, group["run"]).unlink(missing_ok=True)  # swept as stale after a day
 
 
 DONE, FIRST, LAST = range(3)

@@ -38,6 +38,7 @@ from harness.board.board import Board, Row, TaskBoard
 from harness.board.make import make_board
 from harness.board.results import committed_manifest
 from harness.errors import UserError
+from harness.store.secrets import without_secrets
 from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
@@ -505,5 +506,5 @@ def _dotenv_quoted(value: str) -> str:
 
 
 def _without_password(text: str) -> str:
-    """Remove the user and password from the text's URIs."""
-    return re.sub(r"//[^/\s]+@", "//", text)
+    """Remove the user and password from the text's URIs, and secrets of the environment."""
+    return re.sub(r"//[^/\s]+@", "//", without_secrets(text))

@@ -12,10 +12,18 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from harness.store.secrets import without_secrets
 from harness.store.store import Store
 
 LOGGER = logging.getLogger("harness")  # the parent of every module's logger
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"
+
+
+class SecretsFormatter(logging.Formatter):
+    """A formatter of log lines that leaves out secrets of the environment, also in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 @cache
@@ -39,7 +47,7 @@ def log_to_store(store: Store, name: str) -> Iterator[None]:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(SecretsFormatter(LOG_FORMAT))
     handler.setLevel(logging.INFO)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(min(LOGGER.level or logging.INFO, logging.INFO))
@@ -53,7 +61,7 @@ def log_to_store(store: Store, name: str) -> Iterator[None]:
 def log_to_terminal(verbose: int) -> None:
     """Show the log on standard error: from level INFO where `verbose` is 1, from level DEBUG where it is higher."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(SecretsFormatter(LOG_FORMAT))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
 

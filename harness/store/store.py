@@ -39,19 +39,24 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from harness.atomic import private_path, write_atomically
 from harness.errors import UserError
+from harness.store.secrets import without_secrets
 
 # Steps of a commit after which MANYMINDS_CRASH can kill the process: commit begun; a file written under a temporary
 # name; all files placed in objects/; manifest written under a temporary name; manifest linked to its final name;
 # temporary name removed.
 CRASH_POINTS = ("begun", "written", "placed", "described", "linked", "cleaned")
+NAMED_BY_IDENTITY = ("tasks", "trials")  # kinds of manifests whose key is the hash of their identity
 STALE_AFTER_SECONDS = 24 * 3600  # an older file in tmp/ was left by a process that died: no commit takes a day
 
 
@@ -123,10 +128,12 @@ class Store:
 
     def read_manifest(self, kind: str, key: str) -> dict | None:
         """Return the manifest, or None where nothing is committed or one of its files is missing or truncated."""
+        path = self.root / kind / f"{key}.json"
         try:
-            manifest = json.loads((self.root / kind / f"{key}.json").read_bytes())
+            manifest = json.loads(path.read_bytes())
         except (FileNotFoundError, json.JSONDecodeError):  # missing or truncated: the result has to be made again
             return None
+        _check_manifest(manifest, kind, key, path)
         for file in manifest["files"].values():
             try:
                 if (self.root / "objects" / file["sha256"]).stat().st_size != file["bytes"]:
@@ -180,7 +187,7 @@ class Store:
         if digest != path.name:
             raise UserError(
                 f"{path} is damaged: its content is not what was committed",
-                f"remove it (rm {path}) and run the suite again, which makes the file again",
+                f"remove it (rm {shlex.quote(str(path))}) and run the suite again, which makes the file again",
             )
 
     def commit(
@@ -215,7 +222,8 @@ class Store:
         reason: type and message of the error.  trace: its traceback.  log: name of the run whose log has details.
         """
         with self.os_errors_as_user_errors():
-            note = {"key": key, "identity": identity, "reason": reason, "trace": trace, "log": log}
+            said = {"reason": without_secrets(reason), "trace": without_secrets(trace)}
+            note = {"key": key, "identity": identity, **said, "log": log}
             write_atomically(self.root / "failures" / f"{key}.json", json.dumps(note, indent=1))
 
     def forget_failure(self, key: str) -> None:
@@ -292,6 +300,22 @@ def identity_hash(identity: dict[str, object]) -> str:
     """Return 16 hex digits of the sha256 of the canonical JSON: sorted keys, no spaces, shortest floats."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
+    """Raise UserError where a manifest is not one that a commit wrote: names of files are digests, keys those of identities."""
+    sound = (
+        isinstance(manifest, dict)
+        and {"key", "identity", "files", "facts"} <= manifest.keys()
+        and manifest["key"] == key
+        and all(re.fullmatch("[0-9a-f]{64}", str(file.get("sha256"))) for file in manifest["files"].values())
+        and (kind not in NAMED_BY_IDENTITY or identity_hash(manifest["identity"]) == key)
+    )
+    if not sound:
+        raise UserError(
+            f"{path} was changed after it was committed, or was never committed: its name is not that of its content",
+            f"rm {shlex.quote(str(path))}, then run the suite again, which makes the result again",
+        )
 
 
 def _manifest_json(manifest: Mapping) -> bytes:

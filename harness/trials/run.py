@@ -13,6 +13,7 @@ import torch
 
 from harness import parallel
 from harness.data import Pairs, Panel, Splits, Truth
+from harness.errors import UserError
 from harness.method import Answerer, Method, Predictor, Run, State, Users, equal_users
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.scores.stats import fixed_derangement
@@ -105,16 +106,30 @@ def run_trial(
 
 
 def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
-    """Fit the method and return its state. A failure removes the checkpoint, since continuing would fail again."""
+    """Fit the method and return its state.
+
+    A failure that comes again after continuing from the checkpoint, without getting further, removes the checkpoint. A
+    failure of the world, such as a full disk, and the first failure keep it.
+    """
     validation = splits.panels["validation"]
     # Context is cut to the largest number of shots that is scored, since methods choose their settings on this panel.
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
+    before = _last_save(run.checkpoint)
     try:
         return trial.method.fit(splits.train, shown, run)
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
-        if run.checkpoint and not parallel.is_lost_connection(error):
+        no_further = before == _last_save(run.checkpoint)
+        if run.checkpoint and no_further and not parallel.is_lost_connection(error):
             shutil.rmtree(run.checkpoint, ignore_errors=True)
         raise
+
+
+def _last_save(checkpoint: Path | None) -> int | None:
+    """Return when the newest file of a checkpoint was written, in nanoseconds; None where there is none."""
+    files = checkpoint.rglob("*") if checkpoint and checkpoint.is_dir() else ()
+    return max((file.stat().st_mtime_ns for file in files if file.is_file()), default=None)
 
 
 @dataclass

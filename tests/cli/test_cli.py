@@ -268,8 +268,30 @@ def test_doctor_sees_what_is_unsafe(call, tmp_path, monkeypatch):
     token.write_text("hush-hush")
     token.chmod(0o644)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:hush-hush@127.0.0.1.evil.example:5000")
+    monkeypatch.setenv("HF_TOKEN", "hush-hush-hush")
+    Store(tmp_path / "s").open()
+    (tmp_path / "s" / "trials").chmod(0o777)
     code, out, _ = call("doctor", "--store", tmp_path / "s")
     assert code == 1 and "BAD  ray access" in out and "BAD  ray token" in out and "hush-hush" not in out
+    assert (
+        "BAD  store access" in out
+        and "warn mlflow: http://127.0.0.1.evil.example:5000" in out
+        and "HF_TOKEN set" in out
+    )
+    (tmp_path / "s" / "trials").chmod(0o755)
+    assert "ok   store access" in call("doctor", "--store", tmp_path / "s")[1]
+
+
+def test_cores_are_those_of_this_process():
+    """A job scheduler gives a process some of the machine's cores by affinity."""
+    code = "import os; from harness.machine import core_count; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(core_count())"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT
+        ).stdout
+        == "1\n"
+    )
 
 
 def test_a_finished_suite_fits_nothing_and_starts_no_ray(tiny, tmp_path, call):

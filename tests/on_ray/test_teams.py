@@ -6,6 +6,7 @@ os.environ["RAY_worker_niceness"] = (
     "0"  # Ray's default of 15 would starve workers beside other processes; read when Ray starts
 )
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -54,7 +55,14 @@ from pathlib import Path
 from typing import ClassVar
 import torch
 from harness import parallel
+from harness.errors import UserError
 from harness.learning.linear import LinearMethod
+
+LATE = {
+    "full": UserError("the store is full", "free some space"),
+    "disk": OSError(28, "No space left on device"),
+    "own": ArithmeticError("not a number"),
+}
 
 @dataclass(frozen=True)
 class Team(LinearMethod):
@@ -70,6 +78,8 @@ class Team(LinearMethod):
         for step in range(first, 40):
             if self.fails == "all" and step == 5:
                 raise ArithmeticError("all fail")
+            if self.fails in LATE and step == 15:
+                raise LATE[self.fails]
             if self.fails == "one" and step == 5 and parallel.worker_rank() == 1:
                 raise ArithmeticError("one fails")
             weights = weights - parallel.sum_over_workers(x[mine].T @ (torch.sigmoid(x[mine] @ weights) - y[mine])) / len(x)
@@ -271,6 +281,17 @@ def test_a_failed_trial_begins_anew(tmp_path):
     assert "all fail" not in store.read_failure(trial.key)["reason"]
     assert not finish_trial(trial, store)
     assert "all fail" in store.read_failure(trial.key)["reason"] and clean(store)
+
+
+@pytest.mark.parametrize(("fails", "kept"), [("full", 2), ("disk", 2), ("own", 1)])
+def test_only_a_failure_that_comes_again_costs_the_checkpoint(tmp_path, fails, kept):
+    """The training saves at step 10 and fails at step 15; `kept`: after how many failures the checkpoint is still there."""
+    store, (trial,), _ = ready(tmp_path, 1, f'{{ name = "team", fails = "{fails}" }}')
+    folder = store.checkpoint_folder(trial.key)
+    for times in (1, 2):
+        with contextlib.suppress(UserError):
+            assert not finish_trial(trial, store)
+        assert (folder / "state.pt").exists() == (times <= kept)
 
 
 def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):

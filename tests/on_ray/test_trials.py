@@ -7,6 +7,8 @@ os.environ["RAY_worker_niceness"] = (
 )
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from harness import registry
 from harness.errors import UserError
 from harness.on_ray import session
 from harness.on_ray import trials as trials_module
+from harness.registry import PROJECT_ROOT
 from harness.store.logs import log_files, log_to_store
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
@@ -191,6 +194,63 @@ def test_a_trial_that_kills_its_worker_fails_alone(cluster, tmp_path):
     (lost,) = unfinished_of(trials, store)
     assert lost.method.name == "deadly" and lost.seed == 2
     assert "was running when a worker died" in store.read_failure(lost.key)["reason"]
+
+
+LOOK = """
+import os, subprocess
+from harness.on_ray.session import ray_session
+from harness.store.store import Store
+with ray_session(Store({store!r}).open(), 1) as results:
+    folder = os.path.dirname(results)
+    print(oct(os.stat(folder).st_mode & 0o777), flush=True)
+    children = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+    own = {{line.split()[0] for line in children.splitlines() if folder in line}} | {{str(os.getpid())}}
+    for family in ("tcp", "tcp6"):
+        for line in open(f"/proc/net/{{family}}").read().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                print("listens", local.split(":")[0], inode)
+    for pid in own:
+        for fd in os.listdir(f"/proc/{{pid}}/fd"):
+            try:
+                print("owns", os.readlink(f"/proc/{{pid}}/fd/{{fd}}"))
+            except OSError:
+                pass
+    print(folder, flush=True)
+    {then}
+"""
+
+
+@pytest.mark.ray_cluster
+def test_an_embedded_ray_is_closed_to_others(tmp_path):
+    """Its folder is the owner's, and every port that its processes listen on is on this machine's own address."""
+    code = LOOK.format(store=str(tmp_path / "s"), then="pass")
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT
+    ).stdout
+    assert said.startswith("0o700\n")
+    owned = {
+        line.removeprefix("owns socket:[").rstrip("]") for line in said.splitlines() if line.startswith("owns socket")
+    }
+    listens = [line.split()[1:] for line in said.splitlines() if line.startswith("listens")]
+    addresses = [address for address, inode in listens if inode in owned]
+    assert len(addresses) > 4
+    assert {address[-8:] for address in addresses} == {"0100007F"}, "not 127.0.0.1"
+
+
+@pytest.mark.ray_cluster
+def test_what_a_killed_run_leaves_is_removed_by_the_next(tmp_path):
+    code = LOOK.format(store=str(tmp_path / "s"), then="os.kill(os.getpid(), 9)")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT_ROOT)
+    folder = Path(process.stdout.splitlines()[-1])
+    assert process.returncode == -9 and folder.is_dir()
+    other = folder.with_name(folder.name.replace("-", "x", 1))  # not a session's name
+    other.mkdir()
+    session.remove_leftover_sessions(folder.parent)
+    assert not folder.exists() and other.is_dir()
+    other.rmdir()
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(folder) not in left
 
 
 def test_a_cluster_elsewhere_must_ask_for_a_token(monkeypatch, tmp_path):

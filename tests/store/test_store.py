@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.store.store import CRASH_POINTS, Store
+from harness.store.store import CRASH_POINTS, Store, identity_hash
 
 FILES = {"a": b"alpha" * 1000, "b": b"beta"}
 COMMIT = """
 import sys
 from harness.store.store import Store
 store = Store(sys.argv[1]).open()
-print(store.commit("trials", "k" * 16, {"of": 1}, {"a": b"alpha" * 1000, "b": b"beta"}, {"by": "child"}))
+print(store.commit("references", "k" * 16, {"of": 1}, {"a": b"alpha" * 1000, "b": b"beta"}, {"by": "child"}))
 """
 
 
@@ -29,15 +29,15 @@ def store(tmp_path):
 
 
 def contents(store, key="k" * 16):
-    manifest = store.read_manifest("trials", key)
+    manifest = store.read_manifest("references", key)
     return manifest and {name: store.read_verified(manifest, name) for name in manifest["files"]}
 
 
 def test_what_is_committed_is_read(store):
     assert contents(store) is None
-    assert store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
+    assert store.commit("references", "k" * 16, {"of": 1}, FILES, {"by": "me"})
     assert contents(store) == FILES
-    assert store.committed_keys("trials") == {"k" * 16}
+    assert store.committed_keys("references") == {"k" * 16}
     assert list((store.root / "tmp").iterdir()) == []
 
 
@@ -52,7 +52,7 @@ def test_a_crash_at_every_step_leaves_all_or_nothing(store, step):
     again = subprocess.run([sys.executable, "-c", COMMIT, str(store.root)], capture_output=True, text=True, check=True)
     assert again.stdout == ("False\n" if step in ("linked", "cleaned") else "True\n")
     assert contents(store) == FILES
-    assert store.committed_keys("trials") == {"k" * 16} and not store.has_diverged("k" * 16)
+    assert store.committed_keys("references") == {"k" * 16} and not store.has_diverged("k" * 16)
 
 
 def test_the_crash_steps_are_all_there():
@@ -61,9 +61,12 @@ def test_the_crash_steps_are_all_there():
     assert all(f'_crash_point("{step}")' in source for step in CRASH_POINTS)
 
 
+TRIAL = identity_hash({})  # the key of a trial is the hash of its identity
+
+
 def _rival(root, content, barrier, firsts):
     barrier.wait()
-    firsts.put(Store(root).commit("trials", "r" * 16, {}, {"a": content}, {"pid": os.getpid()}))
+    firsts.put(Store(root).commit("trials", TRIAL, {}, {"a": content}, {"pid": os.getpid()}))
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -80,38 +83,76 @@ def test_of_rivals_one_wins_and_a_difference_is_noted(store, same):
     for rival in rivals:
         rival.join()
     assert sum(won) == 1
-    assert store.has_diverged("r" * 16) is not same
-    assert store.committed_keys("trials") == {"r" * 16}
+    assert store.has_diverged(TRIAL) is not same
+    assert store.committed_keys("trials") == {TRIAL}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["identity"].update(method="the best@1"),
+        lambda manifest: manifest.update(key="0" * 16),
+        lambda manifest: manifest["files"]["a"].update(sha256="../../../etc/passwd"),
+        lambda manifest: manifest.pop("facts"),
+    ],
+)
+def test_a_forged_manifest_is_refused_by_its_own_name(store, change):
+    store.commit("trials", TRIAL, {}, FILES, {})
+    path = store.root / "trials" / f"{TRIAL}.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was changed after it was committed") as caught:
+        store.read_manifest("trials", TRIAL)
+    assert caught.value.hint.startswith(f"rm {path}") and "passwd" not in str(caught.value)
+
+
+def test_secrets_are_written_nowhere(store, monkeypatch):
+    """A token in an exception's message and traceback reaches neither the record of the failure nor a log."""
+    from harness.store.logs import LOGGER, log_to_store
+
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret_1")
+    monkeypatch.setenv("MY_SERVICE_API_KEY", "another-secret")
+    told = "hf_very_secret_1 at https://ann:pass-word@host/x?key=another-secret"
+    store.record_failure(TRIAL, {}, f"ValueError: {told}", f"Traceback: {told}")
+    with log_to_store(store, "run"):
+        try:
+            raise ValueError(told)
+        except ValueError:
+            LOGGER.exception("failed with %s", told)
+    written = "".join(file.read_text() for folder in ("failures", "logs") for file in (store.root / folder).iterdir())
+    assert not any(secret in written for secret in ("hf_very_secret_1", "another-secret", "pass-word"))
+    assert "<HF_TOKEN>" in written and "https://host/x" in written
 
 
 def test_a_file_cut_short_is_not_finished_and_is_mended(store):
-    store.commit("trials", "k" * 16, {}, FILES, {})
-    path = store.object_path(store.read_manifest("trials", "k" * 16), "a")
+    store.commit("references", "k" * 16, {}, FILES, {})
+    path = store.object_path(store.read_manifest("references", "k" * 16), "a")
     path.write_bytes(b"alp")
-    assert store.read_manifest("trials", "k" * 16) is None
-    store.commit("trials", "k" * 16, {}, FILES, {})
+    assert store.read_manifest("references", "k" * 16) is None
+    store.commit("references", "k" * 16, {}, FILES, {})
     assert contents(store) == FILES
 
 
 def test_lost_files_are_made_anew_even_if_they_differ(store):
-    store.commit("trials", "k" * 16, {}, FILES, {})
-    store.object_path(store.read_manifest("trials", "k" * 16), "a").unlink()
-    assert store.read_manifest("trials", "k" * 16) is None
-    store.commit("trials", "k" * 16, {}, {"a": b"another"}, {})
+    store.commit("references", "k" * 16, {}, FILES, {})
+    store.object_path(store.read_manifest("references", "k" * 16), "a").unlink()
+    assert store.read_manifest("references", "k" * 16) is None
+    store.commit("references", "k" * 16, {}, {"a": b"another"}, {})
     assert contents(store) == {"a": b"another"}
 
 
 def test_a_manifest_cut_short_is_made_anew(store):
-    store.commit("trials", "k" * 16, {}, FILES, {})
-    (store.root / "trials" / ("k" * 16 + ".json")).write_text("{")
-    assert store.read_manifest("trials", "k" * 16) is None
-    store.commit("trials", "k" * 16, {}, FILES, {})
+    store.commit("references", "k" * 16, {}, FILES, {})
+    (store.root / "references" / ("k" * 16 + ".json")).write_text("{")
+    assert store.read_manifest("references", "k" * 16) is None
+    store.commit("references", "k" * 16, {}, FILES, {})
     assert contents(store) == FILES
 
 
 def test_a_changed_file_is_told(store):
-    store.commit("trials", "k" * 16, {}, FILES, {})
-    manifest = store.read_manifest("trials", "k" * 16)
+    store.commit("references", "k" * 16, {}, FILES, {})
+    manifest = store.read_manifest("references", "k" * 16)
     store.object_path(manifest, "b").write_bytes(b"BETA")
     with pytest.raises(UserError, match="damaged"):
         store.read_verified(manifest, "b")
@@ -120,23 +161,23 @@ def test_a_changed_file_is_told(store):
 def test_a_failure_is_no_result(store):
     store.record_failure("f" * 16, {"of": 2}, "ValueError: no", "trace")
     assert store.read_failure("f" * 16)["reason"] == "ValueError: no"
-    assert store.read_manifest("trials", "f" * 16) is None and store.committed_keys("trials") == set()
+    assert store.read_manifest("references", "f" * 16) is None and store.committed_keys("references") == set()
 
 
 def test_a_full_disk_loses_nothing(store):
     """A file size limit, which stops a write as a full disk does, loses no result, and the hint says what to do."""
-    store.commit("trials", "k" * 16, {}, FILES, {})
+    store.commit("references", "k" * 16, {}, FILES, {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(UserError, match="full") as caught:
-            store.commit("trials", "n" * 16, {}, {"big": os.urandom(50_000)}, {})
+            store.commit("references", "n" * 16, {}, {"big": os.urandom(50_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert "--store" in caught.value.hint
-    assert store.read_manifest("trials", "n" * 16) is None and contents(store) == FILES
+    assert store.read_manifest("references", "n" * 16) is None and contents(store) == FILES
 
 
 def test_a_store_that_cannot_be_made_is_told(tmp_path):
@@ -146,15 +187,15 @@ def test_a_store_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_manifests_are_plain_json(store):
-    store.commit("trials", "k" * 16, {"of": 1}, FILES, {"by": "me"})
-    told = json.loads((store.root / "trials" / ("k" * 16 + ".json")).read_text())
+    store.commit("references", "k" * 16, {"of": 1}, FILES, {"by": "me"})
+    told = json.loads((store.root / "references" / ("k" * 16 + ".json")).read_text())
     assert set(told) == {"key", "identity", "files", "facts"}
 
 
 def test_a_removed_file_is_said_to_be_gone(tmp_path):
     store = Store(tmp_path).open()
-    store.commit("trials", "g" * 16, {}, {"a": b"alpha"}, {})
-    manifest = store.read_manifest("trials", "g" * 16)
+    store.commit("references", "g" * 16, {}, {"a": b"alpha"}, {})
+    manifest = store.read_manifest("references", "g" * 16)
     store.object_path(manifest, "a").unlink()
     for read in (store.read_verified, store.verified_path):
         with pytest.raises(UserError, match="is gone"):
