@@ -37,7 +37,9 @@ def tokenise_prompts(
     built = BuiltInputs([], [])
     for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
         tokens, reason = [], None
-        if "\ufffd" in prompt:
+        if not prompt.strip():
+            reason = "the prompt is empty"
+        elif "\ufffd" in prompt:
             reason = "the prompt holds characters that could not be decoded (U+FFFD)"
         else:
             try:

@@ -23,6 +23,7 @@ TRIAL_TURNS = {"system": "quiet zebras", "user": "seven walnuts", "assistant": "
 PART_NAMES = {"system": "system line", "user": "prompt", "assistant": "response", "text": "text"}
 RARE_CHARACTERS = "Ω日𓀀🦉"  # a tokenizer that has tokens for these is taken to have tokens for every character
 VISIBLE_CATEGORIES = "LNPS"  # Unicode's letters, numbers, punctuation and symbols: a reader would miss them
+EMPTY_TEXT = "the text is empty"
 TEMPLATE_HINT = "correct chat_template in the model's tokenizer files, or use another model"
 TOKENIZER_HINT = "remove these characters, or use a model whose tokenizer reads any text"
 
@@ -74,7 +75,8 @@ def response_tokens(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]
 def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> BuiltInputs:
     """Build the tokens of texts by themselves, with the tokenizer's special tokens; texts are cut to `limit` tokens."""
     tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
-    return BuiltInputs(tokens, [why_unreadable(tokenizer, {"text": text}) for text in texts])
+    reasons = [why_unreadable(tokenizer, {"text": text}) if text.strip() else EMPTY_TEXT for text in texts]
+    return BuiltInputs(tokens, reasons)
 
 
 def conversation_tokens(
@@ -90,7 +92,8 @@ def conversation_tokens(
     plain = tokenizer.chat_template is None
     texts, reasons = [], []
     for prompt, response in zip(prompts, responses, strict=True):
-        turns, text, reason = {"user": prompt, "assistant": response}, f"{prompt}\n\n{response}", None
+        turns, text = {"user": prompt, "assistant": response}, f"{prompt}\n\n{response}"
+        reason = None if response.strip() else EMPTY_TEXT
         try:
             check_readable(tokenizer, turns)
             text = text if plain else checked_turns(tokenizer, turns)
@@ -145,16 +148,14 @@ def checked_turns(tokenizer: PreTrainedTokenizerBase, turns: dict[str, str], con
 
 
 def check_readable(tokenizer: PreTrainedTokenizerBase, parts: dict[str, str]) -> None:
-    """Raise LostTextError where a part is empty or the tokenizer has no token for one of its characters."""
+    """Raise LostTextError where the tokenizer has no token for a character of a part."""
     if reason := why_unreadable(tokenizer, parts):
         raise LostTextError(reason, TOKENIZER_HINT)
 
 
 def why_unreadable(tokenizer: PreTrainedTokenizerBase, parts: dict[str, str]) -> str | None:
-    """Return which part is empty, or which of its characters have no token, or None."""
+    """Return why a part cannot be read, a character that has no token, or None."""
     for role, part in parts.items():
-        if not part.strip():
-            return f"the {PART_NAMES[role]} is empty"
         if can_lose_characters(tokenizer) and (lost := lost_characters(tokenizer, part)):
             return f"the tokenizer of {tokenizer.name_or_path} has no token for {lost[0]!r} in the {PART_NAMES[role]}"
     return None
@@ -189,13 +190,19 @@ def check_prompt_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.chat_template is None:
         return
     _check_template(tokenizer, ("user",), continued=True)
-    text = render_turns(tokenizer, {"user": TRIAL_TURNS["user"]}, continued=True)
-    if tokenizer.eos_token and text.rstrip().endswith(tokenizer.eos_token):
+    if ends_prompt(tokenizer, str(tokenizer.chat_template)):
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} ends a prompt with {tokenizer.eos_token}, so no response "
             "can follow",
             TEMPLATE_HINT,
         )
+
+
+@lru_cache(8)
+def ends_prompt(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether the chat template puts an end token at the end of a prompt. template: see `template_losses`."""
+    text = render_turns(tokenizer, {"user": TRIAL_TURNS["user"]}, continued=True)
+    return bool(tokenizer.eos_token) and text.rstrip().endswith(tokenizer.eos_token)
 
 
 def check_conversation_template(tokenizer: PreTrainedTokenizerBase) -> None:

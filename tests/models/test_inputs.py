@@ -285,6 +285,20 @@ def test_characters_without_a_token_are_an_error_on_every_path(lossy, store, los
             build(lossy, store, *parts)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_prompts_may_be_empty_where_responses_are_read(made, store, path):
+    """Tasks without prompts have items with empty ones; questions and prompts to write for may not be empty."""
+    build = PATHS[path][0]
+    if path in ("generate", "answer"):
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            build(made("whole"), store, SYSTEM, " ", RESPONSE)
+    else:
+        assert build(made("whole"), store, None, "", RESPONSE)
+    if path in ("encode both", "policy"):
+        with pytest.raises(ValueError, match="empty"):
+            build(made("whole"), store, None, PROMPT, " ")
+
+
 def test_answers_without_a_token_are_said(lossy, store):
     with pytest.raises(UserError, match="has no token for '日'"):
         answer.AnswerRecipe(f"transformers:{lossy}", ("A", "日"), store).check()
