@@ -54,6 +54,12 @@ def did_you_mean(
 
 
 @cache
+def print_note(note: str) -> None:
+    """Print a note on stderr, once per process."""
+    print(f"note: {note}", file=sys.stderr)
+
+
+@cache
 def note_former_name(former: str, current: str, where: str = "") -> None:
     """Print a note on stderr, once per name, that a name has changed; the former name still works."""
     print(f"note: {where}{former} is now called {current}; the old name still works", file=sys.stderr)

@@ -72,7 +72,11 @@ async def submit(address: str, *words: str) -> bool:
             "name it by an absolute path: --store /shared/store",
         )
     registry.add_plugins(typed.get("plugin", ()))
-    what = suite.read_suite(file).digest if file.endswith(".toml") else public_files.files_content_digest(file)[:16]
+    what = (
+        suite.read_suite(file).digest
+        if file.lower().endswith(".toml")
+        else public_files.files_content_digest(file)[:16]
+    )
     options = sorted((name, str(value)) for name, value in typed.items())
     name = f"manyminds-{verb}-{what}-{zlib.crc32(repr(options).encode()):08x}"
     if requests.get(f"{address}/api/jobs/", timeout=30).ok and urlsplit(address).hostname not in LOOPBACK:

@@ -186,17 +186,18 @@ class ModelRaters(TextTask):
 def read_ratings_file(file: Path) -> pl.DataFrame:
     """Read the table of a csv or parquet file. Raises UserError if the file is missing or its table is unusable."""
     readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
-    if file.suffix not in readers:
+    suffix = file.suffix.lower()
+    if suffix not in readers:
         raise UserError(
             f"model_raters: {file} ends in {file.suffix or 'nothing'}",
             "set file to the path of a .csv or .parquet file",
         )
     files_content_digest(file)  # raises UserError where the file is missing
     try:
-        table = readers[file.suffix]()
+        table = readers[suffix]()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
-            f"{file} is not a {file.suffix[1:]} table: {str(error).splitlines()[0]}", "write the file again"
+            f"{file} is not a {suffix[1:]} table: {str(error).splitlines()[0]}", "write the file again"
         ) from error
     if twice := [name for name in table.columns if "_duplicated_" in name]:  # polars renames repeated columns
         raise UserError(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from harness.data import TEXT_SCHEMA, Items, PreferenceDataset, Splits, Truth
-from harness.errors import UserError
+from harness.errors import UserError, print_note
 from harness.inference.features import check_encoder, encode_items, encoder_field
 from harness.method import State, Users
 from harness.sources.hub import check_revision, hub_files, numbered_rows
@@ -79,6 +79,8 @@ ASPECTS = {
 # The parts that prompts are split into. "context" serves the contexts of new users and the queries of training users.
 RATED_PROMPT_PARTS = ("training", "context", "validation", "test")
 EITHER_KIND = 2  # a pair that may conflict or agree
+RATING_SCALE = (1, 5)  # of UltraFeedback's aspects
+MAX_OFF_SCALE_RATE = 0.05  # more ratings outside the scale mean that the file has another scale
 CANDIDATES_PER_PROMPT = 4  # responses among which methods choose; UltraFeedback has four per prompt
 FEATURE_NOISE = 0.2  # sd of the noise in the features of encoder "numbers", where scores have sd 1; as in `attributes`
 
@@ -367,7 +369,7 @@ def files_of_folder(file: str) -> list[Path]:
     Raises UserError where the folder has no such files.
     """
     path = Path(file)
-    found = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet")) if path.is_dir() else [path]
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in (".jsonl", ".parquet")) if path.is_dir() else [path]
     if not found:
         raise UserError(
             f"the folder {path} has no jsonl or parquet files", "set file to the folder with the data files"
@@ -376,8 +378,12 @@ def files_of_folder(file: str) -> list[Path]:
 
 
 def read_ultrafeedback(files: Sequence[Path], aspects: list[str]) -> pl.DataFrame:
-    """Read prompt, response and one float column per aspect, for all responses that have a rating of every aspect."""
-    found = []
+    """Read prompt, response and one float column per aspect, for all responses that have a rating of every aspect.
+
+    Responses with a rating outside UltraFeedback's scale are left out and counted in a note. Raises UserError where
+    they are more than MAX_OFF_SCALE_RATE of the responses.
+    """
+    found, off_scale = [], []
     for file in files:
         for number, row in numbered_rows(file):
             try:
@@ -387,12 +393,26 @@ def read_ultrafeedback(files: Sequence[Path], aspects: list[str]) -> pl.DataFram
                         texts = row["instruction"], answer["response"]
                         if not all(isinstance(text, str) for text in texts):
                             raise TypeError("instruction or response is not a text")
-                        found.append((*texts, *map(float, ratings)))
+                        scores = [float(rating) for rating in ratings]
+                        if all(RATING_SCALE[0] <= score <= RATING_SCALE[1] for score in scores):
+                            found.append((*texts, *scores))
+                        else:
+                            off_scale.append(f"{file}, row {number}: {dict(zip(aspects, scores, strict=True))}")
             except (KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"{file}, row {number}: does not follow UltraFeedback's schema ({type(error).__name__}: {error})",
                     "expected: instruction, completions: [{response, annotations: {helpfulness: {Rating}, ...}}]",
                 ) from error
+    if off_scale:
+        said = (
+            f"{len(off_scale)} of {len(off_scale) + len(found)} responses have a rating outside "
+            f"{RATING_SCALE[0]} to {RATING_SCALE[1]}; the first: {off_scale[0]}"
+        )
+        if len(off_scale) > MAX_OFF_SCALE_RATE * (len(off_scale) + len(found)):
+            raise UserError(
+                said, f"drop them, or bring all ratings to the scale of {RATING_SCALE[0]} to {RATING_SCALE[1]}"
+            )
+        print_note(f"left out: {said}")
     if not found:
         raise UserError(
             f"{', '.join(map(str, files))}: no response has a rating of {' and '.join(aspects)}",

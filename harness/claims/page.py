@@ -139,6 +139,6 @@ def write_claims_page(
 
 def _page_word(name: str) -> str:
     path = Path(name).resolve()
-    if not name.endswith(".toml") or path.parent == CLAIMS_FOLDER:
+    if not name.lower().endswith(".toml") or path.parent == CLAIMS_FOLDER:
         return path.stem
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"

@@ -72,7 +72,7 @@ def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, 
     if not names:
         return {file: {claim.id for claim in claims} for file, (_, claims) in known.items()}
     shipped = {file.resolve(): file for file in known}
-    paths = [Path(name).absolute() for name in names if name.endswith(".toml")]
+    paths = [Path(name).absolute() for name in names if name.lower().endswith(".toml")]
     own = {file: read_suite_claims(file) for file in (shipped.get(path.resolve(), path) for path in paths)}
     for file, (_, claims) in own.items():
         if not claims:
@@ -80,7 +80,7 @@ def choose_claims(names: list[str], folder: Path = CLAIMS_FOLDER) -> dict[Path, 
                 f"{file} has no claims", "add a [[claims]] table; harness/claims/schema.py describes its fields"
             )
     found: dict[Path, set[str]] = {}
-    for name in [name for name in names if not name.endswith(".toml")]:
+    for name in [name for name in names if not name.lower().endswith(".toml")]:
         asked = {file: {c.id for c in claims if c.id == name} for file, (_, claims) in own.items()}
         if not any(asked.values()):
             asked = {

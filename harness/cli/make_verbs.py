@@ -54,7 +54,7 @@ def generate(
 ) -> None:
     """Sample candidate responses to the prompts of a suite, or of a file's column `prompt` (and `system`)."""
     runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block, only="samples")
-    if what.suffix == ".toml":
+    if what.suffix.lower() == ".toml":
         _make_for_suite(what, runner, store, data, plugin, {"--generator": generator, "--out": out})
     else:
         from harness.inference import files
@@ -93,7 +93,7 @@ def encode(
 ) -> None:
     """Encode the texts of a suite, or of a file's column `response` (and `prompt`); equal texts are encoded once."""
     runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
-    if what.suffix == ".toml":
+    if what.suffix.lower() == ".toml":
         _make_for_suite(what, runner, store, data, plugin, {"--encoder": encoder, "--out": out})
     else:
         from harness.inference import files

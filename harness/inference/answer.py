@@ -30,7 +30,7 @@ MAX_QUESTION_ERROR_RATE = 0.05  # more unanswered questions mean a problem with 
 
 def parse_judge(name: str) -> LanguageModel:
     """Parse the name of a judge. Raises UserError for a wrong name or option."""
-    model = parse_model(name, JUDGE_DEFAULTS)
+    model = parse_model(name, JUDGE_DEFAULTS, inputs=("prompt", "system"))
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise UserError(
             f"{name!r}: dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, and max_length at least 2",
@@ -133,11 +133,14 @@ class AnswerRecipe:
     cpus: int = 0
 
     def check(self) -> None:
-        from harness.models.tokens import first_tokens, open_tokenizer
+        from harness.models.inputs import check_prompt_template, open_tokenizer
+        from harness.models.tokens import first_tokens
 
         model = parse_judge(self.name)
         model.check_available(self.store)
-        first_tokens(open_tokenizer(model.model_folder(self.store)), self.words)
+        tokenizer = open_tokenizer(model.model_folder(self.store))
+        check_prompt_template(tokenizer)
+        first_tokens(tokenizer, self.words)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokenise the questions (int32). Empty, undecodable and over-long questions become errors."""

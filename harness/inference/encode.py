@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow as pa
 from harness.errors import UserError
 from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
 from harness.inference.jobs import Job, NotCachedError, Worker
-from harness.inference.tokens import token_lists
+from harness.inference.tokens import token_lists, usable_inputs
 from harness.models.names import EXAMPLE_NAMES, LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
@@ -55,7 +55,7 @@ def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
             raise UserError(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
     if model["max_length"] < 1:
         raise UserError(f"{name!r}: max_length is below 1", "max_length=512")
-    return model
+    return replace(model, inputs=("conversation",)) if model["of"] == "both" else model
 
 
 def parse_encoding_model(name: str) -> LanguageModel:
@@ -116,23 +116,25 @@ class EncodeRecipe:
     cpus: int = 0
 
     def check(self) -> None:
-        parse_encoding_model(self.name).check_available(self.store)
+        from harness.models.inputs import check_conversation_template, open_tokenizer
+
+        model = parse_encoding_model(self.name)
+        model.check_available(self.store)
+        if reads_prompt(self.name):
+            check_conversation_template(open_tokenizer(model.model_folder(self.store)))
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Tokenise each text, int32; empty texts are errors."""
+        """Tokenise each text, int32; texts that are empty or would lose a part are errors."""
+        from harness.models.inputs import conversation_tokens, text_tokens
+
         model = parse_encoding_model(self.name)
-        tokens, limit = tokenizer_and_limit(model, model["max_length"], self.store)
-        both = reads_prompt(self.name)
-        texts = rendered_items(tokens, table) if both else table["response"].to_pylist()
-        ids = tokens(texts, truncation=True, max_length=limit, add_special_tokens=not both)["input_ids"]
-        empty = np.array([not text.strip() or not row for text, row in zip(texts, ids, strict=True)], dtype=bool)
-        if unread := [text for text, row in zip(texts, ids, strict=True) if text.strip() and not row]:
-            raise UserError(
-                f"{self.name}: the tokenizer returns no tokens for {unread[0][:80]!r}", "check the tokenizer's files"
-            )
-        ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-        bad = id_array(table["id"])[empty]
-        return ready.filter(pa.array(~empty)), error_table(bad, ["the text is empty"] * len(bad))
+        tokenizer, limit = tokenizer_and_limit(model, model["max_length"], self.store)
+        responses = table["response"].to_pylist()
+        if reads_prompt(self.name):
+            built = conversation_tokens(tokenizer, table["prompt"].to_pylist(), responses, limit)
+        else:
+            built = text_tokens(tokenizer, responses, limit)
+        return usable_inputs(table["id"], built)
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
@@ -192,17 +194,6 @@ class HashingEncoder:
             return vector_rows(id_array(ready["id"]), counts.toarray().astype(np.float32))
 
         return encode
-
-
-def rendered_items(tokenizer, table: pa.Table) -> list[str]:
-    """Join each prompt and response into one text by the tokenizer's chat template, or by a blank line without one."""
-    pairs = zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True)
-    if tokenizer.chat_template is None:
-        return [f"{prompt}\n\n{response}" for prompt, response in pairs]
-    turns = [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}] for prompt, response in pairs
-    ]
-    return tokenizer.apply_chat_template(turns, tokenize=False)
 
 
 def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.json
@@ -18,9 +20,12 @@ from harness.atomic import open_for_replacement
 from harness.errors import UserError
 from harness.inference.cache import RowIndex, id_array
 from harness.inference.generate import MAX_PROMPT_ERROR_RATE, SAMPLE_SCHEMA
+from harness.sources.hub import replace_half_characters
 
 ROWS_PER_BATCH = 16_384  # rows read at a time
 BYTES_PER_READ = 1 << 24  # read at a time from jsonl and csv; a row must fit
+MAX_TEXT_BYTES = 1 << 24  # of a text in parquet; longer ones are damaged files, and take memory many times over
+MAX_GROUP_BYTES = 1 << 28  # of a column of a row group that is read although a text in it must be too long
 TEXT_TYPE = pa.large_string()
 FILE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
@@ -29,61 +34,137 @@ def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
     """Yield the named text columns as large_string, at most ROWS_PER_BATCH rows at a time.
 
     A column named with a question mark, such as "system?", is optional: where the file lacks it, its values are null.
+    A null in a required column becomes the empty text, which is an error of that row alone. Bytes and escapes that are
+    not Unicode become U+FFFD.
 
-    Raises UserError for a missing or broken file, and for a required column that is missing, is not text, or has an
-    empty row; rows are counted from 0.
+    Raises UserError for a missing or broken file, for a required column that is missing or not text, and for a text of
+    more than MAX_TEXT_BYTES; rows are counted from 0.
     """
     if not path.is_file():
         raise UserError(f"the file {path} does not exist", "give a suite (.toml), or a .parquet, .jsonl or .csv file")
-    if path.suffix not in FILE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in FILE_SUFFIXES:
         raise UserError(
             f"{path} has an unknown file type", f"give a suite (.toml), or a file of type {', '.join(FILE_SUFFIXES)}"
         )
     names = [name.rstrip("?") for name in columns]
     needed = [name for name in columns if not name.endswith("?")]
     with _arrow_errors_as_user_errors(path):
-        there = pa.dataset.dataset(path, format=_file_format(path.suffix, [])).schema
+        there = _open_table(path, suffix, [])[0]
         if missing := [name for name in needed if name not in there.names]:
             raise UserError(
                 f"{path} has no column {', '.join(missing)}; its columns are {', '.join(there.names)}",
                 f"rename one of them to {missing[0]}",
             )
-        data = pa.dataset.dataset(path, format=_file_format(path.suffix, names))
-        found = [name for name in names if name in data.schema.names]
+        schema, batches = _open_table(path, suffix, names)
+        found = [name for name in names if name in schema.names]
         for name in found:
-            if not _is_text(data.schema.field(name).type):
-                kind = data.schema.field(name).type
+            if not _is_text(kind := schema.field(name).type):
                 raise UserError(
                     f"{path}: column {name} holds {kind}, not text", "turn each list of messages into one string"
                 )
         start = 0
-        for batch in data.to_batches(columns=found, batch_size=ROWS_PER_BATCH, batch_readahead=1, use_threads=False):
-            absent = pa.nulls(len(batch), TEXT_TYPE)
-            table = pa.table({n: _as_large_string(batch[n]) if n in found else absent for n in names})
-            for name in needed:
-                if table[name].null_count:
-                    row = start + table[name].is_null().index(True).as_py()
-                    raise UserError(f"{path}: row {row} of column {name} is empty", "fill it in, or drop the row")
-            start += len(table)
-            yield table
+        for batch in batches:
+            table = {name: pa.nulls(len(batch), TEXT_TYPE) for name in names}
+            for name in found:
+                if (row := _too_long_row(batch[name])) is not None:
+                    raise _too_long_error(path, f"row {start + row}", name)
+                table[name] = _as_large_string(batch[name])
+            start += len(batch)
+            yield pa.table(table | {name: table[name].fill_null("") for name in needed})
 
 
-def _file_format(suffix: str, names: list[str]) -> pa.dataset.FileFormat:
-    """Return the reader of a file type; the named columns stay text even if they look like dates or numbers."""
+def _open_table(path: Path, suffix: str, names: list[str]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return a file's schema, and its batches of at most ROWS_PER_BATCH rows with the named columns, where they exist.
+
+    In jsonl and csv, the named columns stay text even if they look like dates or numbers.
+    """
+    if suffix == ".jsonl":
+        text = pa.schema([(name, TEXT_TYPE) for name in names])
+        others = "ignore" if names else "infer"
+        reader = pa.json.open_json(
+            pa.PythonFile(WholeCharacters(path), mode="r"),
+            parse_options=pa.json.ParseOptions(explicit_schema=text, unexpected_field_behavior=others),
+            read_options=pa.json.ReadOptions(block_size=BYTES_PER_READ),
+        )
+        return reader.schema, (
+            batch.slice(at, ROWS_PER_BATCH) for batch in reader for at in range(0, len(batch), ROWS_PER_BATCH)
+        )
     if suffix == ".csv":
-        return pa.dataset.CsvFileFormat(
+        kind = pa.dataset.CsvFileFormat(
             parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, TEXT_TYPE)),
             read_options=pa.csv.ReadOptions(block_size=BYTES_PER_READ),
         )
-    if suffix == ".jsonl":
-        text = pa.schema([(name, TEXT_TYPE) for name in names])
-        others = "ignore" if names else "infer"
-        return pa.dataset.JsonFileFormat(
-            parse_options=pa.json.ParseOptions(explicit_schema=text, unexpected_field_behavior=others),
-            read_options=pa.json.ReadOptions(block_size=BYTES_PER_READ),
-        )
-    return pa.dataset.ParquetFileFormat()
+    else:
+        kind = pa.dataset.ParquetFileFormat()
+        _check_row_groups(path, names)
+    data = pa.dataset.dataset(path, format=kind)
+    return data.schema, data.to_batches(
+        columns=[name for name in names if name in data.schema.names],
+        batch_size=ROWS_PER_BATCH,
+        batch_readahead=1,
+        use_threads=False,
+    )
+
+
+class WholeCharacters(io.RawIOBase):
+    """A jsonl file for reading, with escapes that are half a character (lone surrogates) replaced by U+FFFD.
+
+    Arrow refuses a whole file for one of them. Programs that cut texts in the middle of an emoji write them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.waiting = path.open("rb"), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def read(self, size: int = -1) -> bytes:
+        while not self.waiting and (block := self.file.read(1 << 20)):
+            block += self.file.readline(BYTES_PER_READ)  # so that no escape is cut
+            self.waiting = replace_half_characters(block)
+        found = self.waiting if size < 0 else self.waiting[:size]
+        self.waiting = self.waiting[len(found) :]
+        return found
+
+
+def _check_row_groups(path: Path, names: list[str]) -> None:
+    """Raise UserError where a large row group of a parquet file must hold a text that is too long, without reading it.
+
+    A few kB can be unpacked to GBs.
+    """
+    metadata, start = pa.parquet.read_metadata(path), 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            size, name = column.total_uncompressed_size, column.path_in_schema
+            if name in names and size > max(MAX_GROUP_BYTES, MAX_TEXT_BYTES * group.num_rows):
+                raise _too_long_error(path, f"one of the rows {start} to {start + group.num_rows - 1}", name)
+        start += group.num_rows
+
+
+def _too_long_row(column: pa.Array) -> int | None:
+    """Return the first row with a text of more than MAX_TEXT_BYTES, or None."""
+    if pa.types.is_null(column.type):
+        return None
+    if pa.types.is_dictionary(column.type):
+        length = pa.compute.binary_length(column.dictionary.cast(TEXT_TYPE)).take(column.indices)
+    else:
+        length = pa.compute.binary_length(column.cast(TEXT_TYPE))
+    if (pa.compute.max(length).as_py() or 0) <= MAX_TEXT_BYTES:
+        return None
+    return pa.compute.index(pa.compute.greater(length, MAX_TEXT_BYTES), True).as_py()
+
+
+def _too_long_error(path: Path, row: str, name: str) -> UserError:
+    return UserError(
+        f"{path}: {row} of column {name} holds a text of more than {MAX_TEXT_BYTES >> 20} MiB",
+        "drop or shorten that text",
+    )
 
 
 def _as_large_string(column: pa.Array) -> pa.Array:
@@ -122,7 +203,7 @@ def check_output_path(path: Path | None, suffix: str) -> None:
     """Raise UserError where the output file cannot be written, before anything is computed for it."""
     if path is None:
         return
-    if path.suffix != suffix:
+    if path.suffix.lower() != suffix:
         raise UserError(f"--out writes {suffix} files, not {path.name}", f"--out {path.stem or 'out'}{suffix}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder {path.absolute().parent} does not exist", f"mkdir -p {path.absolute().parent}")

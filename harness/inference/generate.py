@@ -44,7 +44,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 def parse_generator(name: str) -> LanguageModel:
     """Parse the name of a generator. Raises UserError for a wrong name or option."""
-    model = parse_model(name, GENERATOR_DEFAULTS)
+    model = parse_model(name, GENERATOR_DEFAULTS, inputs=("prompt", "system"))
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise UserError(
             f"{name!r}: max_tokens is below 1, temperature or seed is below 0, or top_p is not in (0, 1]",
@@ -112,7 +112,11 @@ class GenerateRecipe:
     cpus: int = 0
 
     def check(self) -> None:
-        parse_generator(self.name).check_available(self.store)
+        from harness.models.inputs import check_prompt_template, open_tokenizer
+
+        model = parse_generator(self.name)
+        model.check_available(self.store)
+        check_prompt_template(open_tokenizer(model.model_folder(self.store)))
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokenise each prompt, int32; empty, undecodable and over-long prompts are errors."""

@@ -14,6 +14,8 @@ from harness.inference.cache import error_table, id_array
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from harness.models.inputs import BuiltInputs
+
 
 def token_lists(column: pa.ChunkedArray) -> Sequence[np.ndarray]:
     """Return int32 arrays, one per row, in copied memory: torch needs writable memory, and Arrow's is not writable."""
@@ -27,25 +29,33 @@ def tokenise_prompts(
 ) -> tuple[pa.Table, pa.Table]:
     """Tokenise prompts with their system prompts; return the columns id and tokens, list<int32>, and an error table.
 
-    Empty, undecodable and over-long prompts are errors. most: the largest number of tokens of a prompt. longer: the end
+    Prompts that are empty, undecodable or over-long, or would lose a part, are errors. most: the largest number of tokens of a prompt. longer: the end
     of the message for a prompt with more tokens, in which {} becomes `most`.
     """
-    from harness.models.tokens import render_prompt
+    from harness.models.inputs import BuiltInputs, LostTextError, render_prompt
 
-    ids, reasons = [], []
+    built = BuiltInputs([], [])
     for system, prompt in zip(table["system"].to_pylist(), table["prompt"].to_pylist(), strict=True):
-        ids.append(render_prompt(tokenizer, system, prompt) if prompt.strip() else [])
-        reasons.append(reason_unusable(prompt, len(ids[-1]), most, longer.format(most)))
-    bad = np.array([reason is not None for reason in reasons], dtype=bool)
-    ready = pa.table({"id": table["id"], "tokens": pa.array(ids, pa.list_(pa.int32()))})
-    why = [reason for reason in reasons if reason is not None]
-    return ready.filter(pa.array(~bad)), error_table(id_array(table["id"])[bad].tolist(), why)
+        tokens, reason = [], None
+        if not prompt.strip():
+            reason = "the prompt is empty"
+        elif "\ufffd" in prompt:
+            reason = "the prompt holds characters that could not be decoded (U+FFFD)"
+        else:
+            try:
+                tokens = render_prompt(tokenizer, system, prompt)
+            except LostTextError as error:
+                reason = error.message
+        if len(tokens) > most:
+            reason = f"the prompt has {len(tokens)} tokens, {longer.format(most)}"
+        built.tokens.append(tokens)
+        built.reasons.append(reason)
+    return usable_inputs(table["id"], built)
 
 
-def reason_unusable(prompt: str, length: int, most: int, longer: str) -> str | None:
-    """Return why a prompt of `length` tokens cannot be used, or None."""
-    if not prompt.strip():
-        return "the prompt is empty"
-    if "\ufffd" in prompt:
-        return "the prompt holds bytes that could not be decoded (U+FFFD)"
-    return f"the prompt has {length} tokens, {longer}" if length > most else None
+def usable_inputs(ids: pa.ChunkedArray, built: BuiltInputs) -> tuple[pa.Table, pa.Table]:
+    """Return the columns id and tokens, list<int32>, of the inputs that can be used, and an error table of the others."""
+    usable = np.array([reason is None for reason in built.reasons], dtype=bool)
+    ready = pa.table({"id": ids, "tokens": pa.array(built.tokens, pa.list_(pa.int32()))})
+    why = [reason for reason in built.reasons if reason is not None]
+    return ready.filter(pa.array(usable)), error_table(id_array(ids)[~usable].tolist(), why)

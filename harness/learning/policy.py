@@ -23,8 +23,9 @@ from harness import parallel
 from harness.data import Items
 from harness.errors import UserError
 from harness.method import Run
+from harness.models.inputs import open_tokenizer, render_prompt, response_tokens
 from harness.models.names import LanguageModel, parse_model
-from harness.models.tokens import batches_by_length, context_length, open_tokenizer, render_prompt
+from harness.models.tokens import batches_by_length, check_architecture, context_length, model_config
 from harness.store.store import Store, identity_hash
 
 # max_length: tokens of a prompt and its response together; a shorter context of the model takes precedence.
@@ -38,7 +39,7 @@ MAX_CPU_POLICY_TOKENS = 2048  # larger batches do not fit the CPU's caches
 
 def parse_policy_model(name: str) -> LanguageModel:
     """Parse the name of a language model. Raises UserError for a model that cannot be trained."""
-    model = parse_model(name, POLICY_MODEL_DEFAULTS, POLICY_RECIPE)
+    model = parse_model(name, POLICY_MODEL_DEFAULTS, POLICY_RECIPE, inputs=("prompt",))
     if model.engine != "transformers":
         raise UserError(f"{name!r}: policies are trained with transformers", f"transformers:{model.model}")
     if model["max_length"] < 2:
@@ -111,7 +112,7 @@ def tokenise_items(items: Items, model: LanguageModel, store: Store, max_respons
     if empty := [i for i, text in enumerate(responses) if not text.strip()]:
         raise ValueError(f"{len(empty)} responses are empty, for example that of item {empty[0]}")
     before = {prompt: render_prompt(tokenizer, None, prompt) for prompt in set(prompts)}
-    said = tokenizer(responses, add_special_tokens=False, verbose=False)["input_ids"]
+    said = response_tokens(tokenizer, responses)
     after = [
         ids[:max_response_tokens] if 0 < max_response_tokens < len(ids) else [*ids, tokenizer.eos_token_id]
         for ids in said
@@ -130,20 +131,13 @@ def tokenise_items(items: Items, model: LanguageModel, store: Store, max_respons
     return ItemTokens(ids, start, start[:-1] + [len(head) for head in heads])
 
 
-@lru_cache(8)
-def model_config(folder: Path):
-    """Return the transformers configuration of the language model in a folder."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
 def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> CausalLM:
     """Load the causal language model in a folder onto this process's device, without dropout."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    check_architecture(folder, "sample", "transformers")
     opened: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )

@@ -18,9 +18,10 @@ import torch
 
 from harness.method import GENERATED_SCHEMA
 from harness.models.base import MAX_BATCH_TOKENS, make_sample
+from harness.models.inputs import render_prompt
 from harness.models.on_transformers import MAX_CPU_BATCH_TOKENS
 from harness.models.sampling import DrawnSample, end_tokens, pad_tokens, sample_batch, token_positions
-from harness.models.tokens import batches_by_length, context_length, render_prompt, token_counts
+from harness.models.tokens import batches_by_length, context_length, token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,8 +22,8 @@ from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_
 from harness.learning.policy import Policy
 from harness.learning.policy_sampling import write_responses
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
+from harness.models.inputs import open_tokenizer
 from harness.models.names import LanguageModel
-from harness.models.tokens import open_tokenizer
 from harness.store.store import Store
 
 # Number of successive steps whose pairs are sorted by length together. It is large enough that the pairs of a step have

@@ -18,8 +18,9 @@ from harness.learning.networks import apply_mlp, initial_mlp, train_network
 from harness.learning.policy_sampling import write_responses
 from harness.method import Run, State, TaskFacts, Users
 from harness.methods.mixed_logit import MixedLogit
+from harness.models.inputs import open_tokenizer
 from harness.models.names import LanguageModel
-from harness.models.tokens import batches_by_length, open_tokenizer
+from harness.models.tokens import batches_by_length
 from harness.store.store import Store
 
 HIDDEN_WIDTH = 256  # of the value head's hidden layer

@@ -10,6 +10,7 @@ from harness.models.base import Engine
 from harness.models.names import EngineName
 from harness.models.on_transformers import Transformers
 from harness.models.on_vllm import VLLM
+from harness.models.tokens import check_architecture
 
 
 def open_engine(
@@ -27,6 +28,7 @@ def open_engine(
     tensor_parallel: number of GPUs that share the model, with vLLM only. Raises UnavailableError where vLLM is not
     installed.
     """
+    check_architecture(folder, use, engine)
     if engine == "vllm":
         return VLLM(folder, use, dtype, max_length, tensor_parallel)
     if tensor_parallel != 1:

@@ -36,11 +36,13 @@ class LanguageModel:
     Face hub, with the 40 hex digits of a commit; a folder on this machine, `./x` or `/x`; or `package:MODULE/FOLDER`, a
     folder inside an installed Python package.
     options: sorted (name, value) pairs of everything else that determines the result.
+    inputs: kinds of input that the model is given; see `inputs.changed_inputs`.
     """
 
     engine: EngineName
     model: str
     options: tuple[tuple[str, object], ...]
+    inputs: tuple[str, ...] = ()
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
@@ -58,13 +60,23 @@ class LanguageModel:
     def canonical_name(self) -> str:
         """Canonical name: the same string for the same model and options, with every option written out."""
         return f"{self.engine}:{self.content_id}?" + "&".join(
-            f"{name}={option_text(value)}" for name, value in self.options
+            f"{name}={option_text(value)}" for name, value in self.recorded_options.items()
         )
 
     @property
     def identity(self) -> dict[str, object]:
         """Everything that determines the model's results, as part of a result's key."""
-        return {"engine": self.engine, "model": self.content_id} | dict(self.options)
+        return {"engine": self.engine, "model": self.content_id} | self.recorded_options
+
+    @property
+    def recorded_options(self) -> dict[str, object]:
+        """The options; the recipe is the next one where this model's inputs differ from those of the first recipe."""
+        options = dict(self.options)
+        if self.inputs and self.model != "small":  # the inputs of the project's own model are as ever
+            folder = None if HUB_MODEL.fullmatch(self.model) else self._local_folder()
+            if not cached_changed_inputs(self.content_id, folder).isdisjoint(self.inputs):
+                options["recipe"] = self["recipe"] + 1
+        return options
 
     def check_available(self, store: Store) -> None:
         """Build or download the model. Raises UnavailableError where the engine or the model is unavailable."""
@@ -104,11 +116,13 @@ class LanguageModel:
         return folder.absolute()
 
 
-def parse_model(name: str, defaults: Mapping[str, object], recipe: int = 1) -> LanguageModel:
+def parse_model(
+    name: str, defaults: Mapping[str, object], recipe: int = 1, inputs: tuple[str, ...] = ()
+) -> LanguageModel:
     """Parse the name of a language model, whose options and their types are those of `defaults`.
 
     recipe: version of this project's own steps (rendering, pooling, seeding), raised whenever their results change. The
-    recipe is part of the identity, but not an option of a name.
+    recipe is part of the identity, but not an option of a name. inputs: see `LanguageModel`.
 
     Raises UserError for an unknown engine or option, and for a hub model without a revision.
     """
@@ -132,7 +146,7 @@ def parse_model(name: str, defaults: Mapping[str, object], recipe: int = 1) -> L
         raise UserError(
             f"{name!r}: {query!r} is not an option", f"{engine}:{model}?option=value; options: {', '.join(defaults)}"
         )
-    return LanguageModel(cast(EngineName, engine), model, tuple(sorted((options | {"recipe": recipe}).items())))
+    return LanguageModel(cast(EngineName, engine), model, tuple(sorted((options | {"recipe": recipe}).items())), inputs)
 
 
 def parse_option(value: str, default: object, where: str) -> object:
@@ -150,6 +164,11 @@ def option_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def user_cache_folder() -> Path:
+    """Return this user's folder of what is known about models; it can be removed at any time."""
+    return Path.home() / ".cache" / "manyminds" / "models"
+
+
 def model_folder_digest(folder: Path) -> str:
     """Return a digest, 16 hex digits, of the names and contents of the files that loading the model reads.
 
@@ -163,7 +182,7 @@ def model_folder_digest(folder: Path) -> str:
 @lru_cache(64)
 def _cached_folder_digest(folder: Path, stats: tuple) -> str:
     name = hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
-    known = Path.home() / ".cache" / "manyminds" / "models" / name
+    known = user_cache_folder() / name
     with contextlib.suppress(OSError):
         if re.fullmatch(r"[0-9a-f]{16}", found := known.read_text()):
             return found
@@ -175,6 +194,35 @@ def _cached_folder_digest(folder: Path, stats: tuple) -> str:
     with contextlib.suppress(OSError):  # without a writable home, the files are read again next time
         write_atomically(known, digest)
     return digest
+
+
+@lru_cache(64)
+def cached_changed_inputs(content_id: str, folder: Path | None) -> frozenset[str]:
+    """Return `inputs.changed_inputs` of a model, cached for this user, since opening a tokenizer takes seconds.
+
+    folder: of the model's files; None for a hub model, which counts as unchanged in a process that begins before its
+    files are in the hub's cache.
+    """
+    known = user_cache_folder() / f"{hashlib.sha256(content_id.encode()).hexdigest()[:16]}.inputs"
+    with contextlib.suppress(OSError, ValueError):
+        return frozenset(json.loads(known.read_text()))
+    try:
+        from harness.models.inputs import changed_inputs, open_tokenizer
+
+        found = changed_inputs(open_tokenizer(folder or _cached_hub_folder(content_id)))
+    except Exception:  # no tokenizer, or a broken one: `check_available` says so before the model is used
+        return frozenset()
+    with contextlib.suppress(OSError):
+        write_atomically(known, json.dumps(sorted(found)))
+    return frozenset(found)
+
+
+def _cached_hub_folder(name: str) -> Path:
+    """Return the folder of a hub model in the hub's cache. Raises an error of huggingface_hub where it is not there."""
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 def check_loadable(folder: Path) -> None:

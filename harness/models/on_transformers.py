@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
-from harness.models.tokens import batches_by_length, context_length, first_tokens, open_tokenizer, token_counts
+from harness.models.inputs import open_tokenizer
+from harness.models.tokens import batches_by_length, context_length, first_tokens, token_counts
 
 # Most tokens of a batch on a CPU where texts are only read. Batches of 16,384 exceed its caches and take a quarter
 # longer.
@@ -32,6 +33,8 @@ class Transformers(Engine):
         model: Any = kind.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
         self.model = model.to(self.device).eval()
         self.tokenizer = open_tokenizer(folder)
         self.context_length = context_length(self.model.config, self.tokenizer, max_length)

@@ -11,7 +11,8 @@ import numpy as np
 
 from harness.errors import UnavailableError, UserError
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
-from harness.models.tokens import context_length, first_tokens, open_tokenizer
+from harness.models.inputs import open_tokenizer
+from harness.models.tokens import context_length, first_tokens, model_config
 
 MAX_SAMPLES_PER_REQUEST = 128  # samples of a prompt in one vLLM request
 
@@ -31,12 +32,9 @@ class VLLM(Engine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import torch
-        from transformers import AutoConfig
 
         self.tokenizer = open_tokenizer(folder)
-        self.context_length = context_length(
-            AutoConfig.from_pretrained(folder, trust_remote_code=False), self.tokenizer, max_length
-        )
+        self.context_length = context_length(model_config(folder), self.tokenizer, max_length)
         self.options = {
             "model": str(folder),
             "dtype": dtype,

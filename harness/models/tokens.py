@@ -1,4 +1,4 @@
-"""Texts as tokens: tokenizers, chat templates, context lengths, and batches of similar lengths."""
+"""Numbers of tokens: context lengths, batches of similar lengths, and the tokens that begin two answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import UserError
+from harness.models.inputs import open_tokenizer
 from harness.models.names import LanguageModel
 from harness.store.store import Store
 
@@ -17,47 +18,38 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_CONTEXT_TOKENS = 2**20  # used where no limit is stated: a tokenizer without a limit reports 1e30
-
-
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Open the model's tokenizer without running any code from the folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:
-    """Return the tokens of a prompt up to where the model's answer begins.
-
-    The prompt is rendered by the tokenizer's chat template, if any. Without a template, or with one that has no system
-    role, the system line is put before the prompt.
-    """
-    from jinja2 import TemplateError
-
-    alone = f"{system}\n\n{prompt}" if system else prompt
-    if tokenizer.chat_template is None:
-        return tokenizer(f"{alone}\n")["input_ids"]
-    roles = [("system", system), ("user", prompt)] if system else [("user", prompt)]
-    try:
-        return chat_tokens(tokenizer, roles)
-    except TemplateError:
-        return chat_tokens(tokenizer, [("user", alone)])
-
-
-def chat_tokens(tokenizer: PreTrainedTokenizerBase, roles: list[tuple[str, str]]) -> list[int]:
-    """Return the tokens of (role, content) messages by the chat template, up to where the answer begins."""
-    messages = [{"role": role, "content": content} for role, content in roles]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+# Types of models that number positions from `pad_token_id + 1`, as RoBERTa does: so many positions hold no token.
+OFFSET_POSITIONS = {
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 
 
 def context_length(config, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> int:
     """Return the smallest context length that the model, its tokenizer and the user allow."""
-    limits = [
-        getattr(config.get_text_config(), "max_position_embeddings", None),
-        tokenizer.model_max_length,
-        max_length,
-    ]
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions and text_config.model_type in OFFSET_POSITIONS:
+        positions -= text_config.pad_token_id + 1
+    limits = [positions, tokenizer.model_max_length, max_length]
     return int(min(limit for limit in (*limits, MAX_CONTEXT_TOKENS) if limit))
+
+
+def model_config(folder: Path):
+    """Return the transformers configuration of the language model in a folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def check_architecture(folder: Path, use: str, engine: str) -> None:
+    """Raise UserError where the model in a folder cannot be used so: an encoder-decoder model only encodes."""
+    if model_config(folder).is_encoder_decoder and (use != "embed" or engine == "vllm"):
+        raise UserError(
+            f"{folder} holds an encoder-decoder model ({model_config(folder).model_type}), whose encoder can encode texts "
+            "with the engine transformers; it can neither write, answer nor be trained here",
+            f"--encoder transformers:{folder}, or name a model that only decodes",
+        )
 
 
 def token_counts(prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
@@ -75,7 +67,13 @@ def batches_by_length(length: np.ndarray, tokens: int) -> Iterator[np.ndarray]:
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, words: tuple[str, str]) -> tuple[int, int]:
     """Return the first token of each word. Raises UserError where both begin with the same token."""
-    first, second = (tokenizer.encode(word, add_special_tokens=False)[0] for word in words)
+    begun = [tokenizer.encode(word, add_special_tokens=False) for word in words]
+    if not all(begun):
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no token for {words[begun.index([])]!r}",
+            "use another model, or choose other answers",
+        )
+    first, second = begun[0][0], begun[1][0]
     if first == second:
         raise UserError(
             f"the answers {words[0]!r} and {words[1]!r} begin with the same token of this model",
@@ -89,10 +87,9 @@ def tokenizer_and_limit(
     model: LanguageModel, max_length: int | None, store: Store
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """Return the model's tokenizer and its context length; cached, since loading takes longer than a block of work."""
-    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # this project reports over-long texts itself
     folder = model.model_folder(store)
     tokens = open_tokenizer(folder)
-    return tokens, context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False), tokens, max_length)
+    return tokens, context_length(model_config(folder), tokens, max_length)

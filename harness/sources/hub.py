@@ -14,6 +14,12 @@ from harness.errors import UnavailableError, UserError
 
 HUB_TIMEOUT_SECONDS = 10.0  # the hub is unreachable if there is no answer by then; huggingface_hub's default
 COLUMN_TYPES = {str: pl.String, int: pl.Int64, bool: pl.Boolean}
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character, alone or in a pair
+# Escapes of JSON, read from the left: a pair of halves, a lone half, any other, such as that of a backslash.
+JSON_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 
 def check_revision(repo: str, revision: str) -> None:
@@ -70,13 +76,26 @@ def _hub_file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
         ) from error
 
 
+def replace_half_characters(json_text: bytes) -> bytes:
+    """Replace escapes of half a character (lone surrogates) in JSON by that of U+FFFD.
+
+    Programs that cut a text in the middle of an emoji write them; they are not Unicode, and no table can hold them.
+    """
+    if not SURROGATE.search(json_text):
+        return json_text
+    return JSON_ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], json_text)
+
+
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield each row of a parquet or jsonl file with its number, from 0. Raises UserError where it cannot be read."""
+    """Yield each row of a parquet or jsonl file with its number, from 0. Raises UserError where it cannot be read.
+
+    Half a character in a text becomes U+FFFD.
+    """
     if not path.is_file():
         raise UserError(
             f"the file {path} does not exist", "run from the folder that contains it, or give its full path"
         )
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             yield from enumerate(pl.read_parquet(path).iter_rows(named=True))
         except pl.exceptions.PolarsError as error:
@@ -86,7 +105,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(lines):
             try:
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, json.loads(replace_half_characters(line))
             except ValueError as error:  # not JSON, or not UTF-8
                 raise UserError(
                     f"{path}, row {number} is not JSON: {error}",

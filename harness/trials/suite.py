@@ -64,7 +64,7 @@ class Suite:
 def load_toml(path: Path) -> dict:
     """Read the file's tables. Raises UserError for a file that is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows write a byte order mark
     except FileNotFoundError as error:
         raise UserError(f"the suite {path} does not exist", _nearest_suite(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:

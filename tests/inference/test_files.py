@@ -90,13 +90,109 @@ def test_long_files_come_in_batches(tmp_path, suffix, monkeypatch):
     assert pa.concat_tables(batches)["response"].to_pylist() == texts
 
 
+ENCODERS = ("hashing-8", "transformers:{}", "transformers:{}?of=both")
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_a_row_without_text_is_named(tmp_path, suffix, monkeypatch):
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_null_is_an_error_of_its_row_like_an_empty_text(tmp_path, store, model, suffix, encoder):
+    null, empty = ["a"] * 37 + [None] + ["b"] * 5, ["a"] * 37 + [""] + ["b"] * 5
+    path = write(tmp_path / f"t{suffix}", {"response": null, "prompt": null, "system": null})
+    assert read(path, "response", "prompt", "system?") == {"response": empty, "prompt": empty, "system": null}
+    name = encoder.format(model)
+    job = encode.encode_job(name, lambda: files.read_text_columns(path, "response", "prompt"), store)
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    index = job.cached_rows(store).build_index()
+    said = files.describe_errors(index, job.batches(), "texts")
+    assert said.startswith("1 of 43 texts are errors; row 37: the ") and "is empty" in said
+    assert files.write_vectors(tmp_path / "v.npy", index, job.batches)[0] == 43
+    assert np.isnan(np.load(tmp_path / "v.npy")).any(axis=1).nonzero()[0].tolist() == [37]
+
+
+def test_a_null_prompt_is_an_error_of_its_row(tmp_path, store, model):
+    path = write(tmp_path / "t.jsonl", {"prompt": ["a"] * 30 + [None], "system": [None] * 31})
+    job = generate.generate_job(
+        f"transformers:{model}?max_tokens=2",
+        1,
+        lambda: map(generate.generator_inputs, files.read_text_columns(path, "prompt", "system?")),
+        store,
+    )
+    make_in_process(job.cached_rows(store), job.recipe, job.batches())
+    said = files.describe_errors(job.cached_rows(store).build_index(), job.batches(), "prompts")
+    assert said.startswith("1 of 31 prompts are errors; row 30: the prompt is empty")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_half_a_character_costs_no_other_row(tmp_path, model, encoder):
+    """31 rows, the last cut in the middle of an emoji, as programs that count UTF-16 units cut it."""
+    rows = [{"response": f"text number {i}", "prompt": "Why?"} for i in range(30)]
+    path, out = tmp_path / "t.jsonl", tmp_path / "v.npy"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"response": "cut \ud83d", "prompt": "Why?"}]))
+    run("encode", path, "--encoder", encoder.format(model), "--local", "--store", tmp_path / "store", "--out", out)
+    assert np.isfinite(np.load(out)).all() and np.load(out).shape[0] == 31
+
+
+def test_half_a_character_in_a_prompt_is_an_error_of_its_row(tmp_path, model):
+    path, out = tmp_path / "t.jsonl", tmp_path / "c.parquet"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in [*["Why?"] * 30, "cut \ud83d"]))
+    name = f"transformers:{model}?max_tokens=2"
+    run("generate", path, "--generator", name, "-n", 1, "--local", "--store", tmp_path / "store", "--out", out)
+    assert pl.read_parquet(out)["error"].is_not_null().arg_true().to_list() == [30]
+    assert "U+FFFD" in pl.read_parquet(out)["error"][30]
+
+
+HALVES = st.sampled_from(["\ud83d", "\ude00", "\udfff", "\ud800"])
+BROKEN = st.lists(
+    st.lists(HALVES | st.text(max_size=3) | st.sampled_from(["\\", "\\ud83d", '"', "\n"])).map("".join), max_size=9
+)
+
+
+@given(BROKEN, st.booleans(), st.integers(1, 60))
+def test_jsonl_is_read_like_json_with_half_characters_replaced(tmp_path_factory, texts, ascii, block):
+    """Escaped backslashes before a u are no escapes, and a pair of halves is one character."""
+    path = tmp_path_factory.mktemp("halves") / "t.jsonl"
+    wanted = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+    lines = [
+        json.dumps({"response": text if ascii else good}, ensure_ascii=ascii)
+        for text, good in zip(texts, wanted, strict=True)
+    ]
+    path.write_bytes("\n".join(['{"response": "first"}', *lines, ""]).encode())
+    with files.WholeCharacters(path) as opened:
+        parts = list(iter(lambda: opened.read(block), b""))
+    assert max(map(len, parts)) <= block
+    assert [json.loads(line)["response"] for line in b"".join(parts).splitlines()] == ["first", *wanted]
+    assert read(path, "response")["response"] == ["first", *wanted]
+
+
+@pytest.mark.parametrize("suffix", [".CSV", ".JSONL", ".PARQUET", ".Csv", ".JsonL"])
+def test_suffixes_may_be_in_capitals(tmp_path, suffix):
+    words = [text or "more" for text in TEXTS]
+    path = write(tmp_path / f"t{suffix.lower()}", {"response": words}).rename(tmp_path / f"T{suffix}")
+    assert read(path, "response") == {"response": words}
+    out = tmp_path / "V.NPY"
+    run("encode", path, "--encoder", "hashing-8", "--local", "--store", tmp_path / "store", "--out", out)
+    assert np.load(out).shape == (len(words), 8)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_huge_text_in_a_small_file_is_refused_with_its_row(tmp_path, kind, monkeypatch):
+    """A few kB of parquet unpack to any number of bytes; the text is refused before it is copied, hashed or tokenised."""
     monkeypatch.setattr(files, "ROWS_PER_BATCH", 10)
-    path = write(tmp_path / f"t{suffix}", {"response": ["a"] * 37 + [None] + ["b"] * 5, "prompt": ["c"] * 43})
-    with pytest.raises(UserError, match="row 37 of column response is empty"):
+    path = tmp_path / "t.parquet"
+    texts = [*["a"] * 36, None, "é" * (files.MAX_TEXT_BYTES // 2 + 1), *["b"] * 5]
+    pa.parquet.write_table(pa.table({"response": pa.array(texts, pa.string()).cast(kind)}), path, compression="zstd")
+    assert path.stat().st_size < 50_000
+    with pytest.raises(UserError, match="row 37 of column response holds a text of more than 16 MiB"):
         read(path, "response")
-    assert read(path, "prompt", "response?")["response"][37] is None
+
+
+def test_a_larger_text_is_refused_without_being_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_GROUP_BYTES", 1 << 25)
+    monkeypatch.setattr(files, "_too_long_row", None)  # would be called with the first rows read
+    path, texts = tmp_path / "t.parquet", ["a", "b", "c" * (1 << 26)]
+    pa.parquet.write_table(pa.table({"response": texts}), path, compression="zstd", row_group_size=2)
+    with pytest.raises(UserError, match="one of the rows 2 to 2 of column response holds a text of more than 16 MiB"):
+        read(path, "response")
 
 
 @pytest.mark.parametrize("suffix", files.FILE_SUFFIXES)

@@ -12,7 +12,7 @@ from harness.learning.policy_sampling import write_responses
 from harness.method import GENERATED_SCHEMA
 from harness.models import base
 from harness.models.engine import open_engine
-from harness.models.tokens import open_tokenizer, render_prompt
+from harness.models.inputs import open_tokenizer, render_prompt
 from harness.sources.text_world import PROMPTS
 
 PROMPTS = [*PROMPTS[::251], "Hm?", " ".join(PROMPTS[:9])]  # very different lengths

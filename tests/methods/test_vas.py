@@ -15,7 +15,7 @@ from harness.learning import policy
 from harness.method import Run, TaskFacts
 from harness.methods.mixed_logit import MixedLogit
 from harness.methods.vas import Vas, hidden_states, reward_axes
-from harness.models.tokens import open_tokenizer, render_prompt
+from harness.models.inputs import open_tokenizer, render_prompt
 from harness.store.store import Store
 from harness.task import split_in_order
 

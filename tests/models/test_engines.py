@@ -9,8 +9,9 @@ from harness.errors import UnavailableError, UserError
 from harness.models import on_transformers, on_vllm, small
 from harness.models.base import make_sample
 from harness.models.engine import open_engine
+from harness.models.inputs import open_tokenizer, render_prompt
 from harness.models.sampling import draw_tokens
-from harness.models.tokens import batches_by_length, open_tokenizer, render_prompt
+from harness.models.tokens import batches_by_length
 from harness.sources.text_world import PROMPTS, write_response
 
 TEXTS = [

@@ -161,6 +161,17 @@ def test_a_bad_row_is_named(tmp_path, line, says):
         read_typed_table(path, {"user": str, "turn": int})
 
 
+def test_half_a_character_is_replaced_and_suffixes_may_be_in_capitals(tmp_path):
+    path = tmp_path / "a.JSONL"
+    path.write_text(
+        json.dumps({"user": "cut \ud83d", "turn": 0}) + "\n" + json.dumps({"user": "😀 \\ud83d", "turn": 1})
+    )
+    found = read_typed_table(path, {"user": str, "turn": int})
+    assert found["user"].to_list() == ["cut \ufffd", "😀 \\ud83d"]
+    found.write_parquet(tmp_path / "a.PARQUET")
+    assert read_typed_table(tmp_path / "a.PARQUET", {"user": str, "turn": int}).equals(found)
+
+
 def test_no_file_and_no_table(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"a.parquet is not a parquet table"):

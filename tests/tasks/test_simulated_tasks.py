@@ -229,6 +229,8 @@ def test_a_score_may_turn_to_decimals_late(tmp_path):
     lines = [f"r{i},{i},{i % 7},{i % 5},{i % 3 + 0.5 * (i > 110)}" for i in range(120)]
     (tmp_path / "late.csv").write_text("\n".join(["response,m0,m1,m2,m3", *lines]))
     assert ModelRaters(file=str(tmp_path / "late.csv")).read_ratings()["m3"][-1] == 2.5
+    (tmp_path / "late.csv").rename(tmp_path / "LATE.CSV")
+    assert ModelRaters(file=str(tmp_path / "LATE.CSV")).read_ratings()["m3"][-1] == 2.5
 
 
 def test_numbers_of_prompts_are_no_rater(tmp_path):

@@ -564,6 +564,32 @@ class TestRatedAspects:
         assert 0.3 < data.truth.users[:, 0].mean() < 0.7
         assert np.array_equal(data.truth.gap(p) > 0, p.label == 1)
 
+    @pytest.mark.parametrize("rating", ["10", "45", "0", 5.5])
+    def test_ratings_outside_the_scale_are_left_out_and_counted(self, tmp_path, capsys, rating):
+        path, rows = tmp_path / "odd.jsonl", feedback()
+        rows[7]["completions"][1]["annotations"]["honesty"]["Rating"] = rating
+        path.write_text("\n".join(map(json.dumps, rows)))
+        found = rated_aspects.read_ultrafeedback([path], ["helpfulness", "honesty"])
+        assert len(found) == 179 and found["honesty"].is_between(1, 5).all()
+        assert found["helpfulness"].is_between(1, 5).all()
+        said = capsys.readouterr().err
+        assert f"1 of 180 responses have a rating outside 1 to 5; the first: {path}, row 7: " in said
+        assert str(float(rating)) in said
+        self.task(str(path)).build(0)
+        assert capsys.readouterr().err == ""  # said once
+        for row in rows[:12]:
+            row["completions"][0]["annotations"]["helpfulness"]["Rating"] = rating
+        path.write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(UserError, match="13 of 180 responses have a rating outside 1 to 5; the first: .*row 0"):
+            self.task(str(path)).build(0)
+
+    def test_half_a_character_in_a_response_costs_nothing(self, tmp_path):
+        path, rows = tmp_path / "half.jsonl", feedback()
+        rows[7]["completions"][1]["response"] = "An answer cut here \ud83d"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        texts = self.task(str(path)).build(0).pairs.items.text["response"].to_pylist()
+        assert "An answer cut here \ufffd" in texts and len(texts) == 180
+
     def test_a_parquet_file_is_read_alike(self, file, tmp_path):
         wide = tmp_path / "wide.jsonl"
         wide.write_text("\n\n".join(map(json.dumps, feedback())) + "\n\n")  # blank lines are ignored

@@ -45,6 +45,15 @@ def test_lists_are_grids(tmp_path):
     assert all(m.decay == 1.0 and type(m.decay) is float for m in found.methods)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_suite(tmp_path):
+    """Editors of Windows write one at the beginning of a file in UTF-8."""
+    text = 'title = "Größe"\nseeds = 1\n[[tasks]]\nname = "two_modes"\n'
+    plain = suite(tmp_path, text)
+    (tmp_path / "marked.toml").write_bytes(text.encode("utf-8-sig"))
+    marked = read_suite(tmp_path / "marked.toml")
+    assert marked.digest == plain.digest and marked.title == plain.title == "Größe"
+
+
 def test_controls_are_on_every_board(tmp_path):
     found = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\n[[methods]]\nname = "per_user"\nscale = 2')
     assert [m.name for m in found.methods] == [c for c in CONTROL_METHODS if c != "per_user"] + ["per_user"]

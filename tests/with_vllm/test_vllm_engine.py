@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.models import on_vllm, small
 from harness.models.base import make_sample
 from harness.models.engine import open_engine
-from harness.models.tokens import open_tokenizer, render_prompt
+from harness.models.inputs import open_tokenizer, render_prompt
 from harness.sources.text_world import PROMPTS, TOPICS, TRAITS, trait_scores, write_response
 
 pytestmark = pytest.mark.vllm
