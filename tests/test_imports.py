@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
     "cli": GROUND
     | CONTRACT
-    | {"api", "board", "check", "claims", "inference", "on_ray", "report", "sources", "store", "trials"},
+    | {"api", "board", "check", "claims", "inference", "on_ray", "report", "scores", "sources", "store", "trials"},
     "tasks": CONTRACT | {"errors", "inference", "sources", "store"},
     "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
 }

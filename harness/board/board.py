@@ -147,11 +147,14 @@ def _as_plain_value(value: object) -> object:
 
 
 def setting_labels(things: list) -> dict:
-    """Return a label for each task or method: its name and its non-default fields."""
+    """Return a label for each task or method: its name, its fields that are not default, and those in which settings differ."""
     found = {}
     for thing in things:
         default = field_values(type(thing)())
-        changed = {k: v for k, v in field_values(thing).items() if v != default[k]}
+        others = [field_values(other) for other in things if type(other) is type(thing)]
+        changed = {
+            k: v for k, v in field_values(thing).items() if v != default[k] or any(other[k] != v for other in others)
+        }
         shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
         found[thing] = f"{thing.name}({shown})" if shown else thing.name
     return found

@@ -22,6 +22,7 @@ from harness.task import Task
 from harness.trials.code_used import is_unchanged
 from harness.trials.plan import Plan
 from harness.trials.prepare import MAX_EQUAL_OPTIONS
+from harness.trials.suite import CONTROL_METHODS
 from harness.trials.trial import Trial
 
 METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest possible value
@@ -101,13 +102,18 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
     return TaskBoard(
         task=task,
         task_key=tasks[plan.suite.seeds[0]]["key"] if tasks else "",
-        label=setting_labels([task])[task],
+        label=setting_labels(list(plan.suite.tasks))[task],
         rows=tuple(order),
         people=plan.people[task],
         seeds=len(plan.suite.seeds),
         note=compared.note,
         verdict=compared.verdict,
-        refusals={names[r.method]: r.reason for r in plan.refusals if r.task == task},
+        # a privileged control that is on every board needs ground truth, which real people's data never has
+        refusals={
+            names[r.method]: r.reason
+            for r in plan.refusals
+            if r.task == task and not (r.method.privileged and r.method.name in CONTROL_METHODS)
+        },
         flags=(
             *_flag_code_versions(manifests),
             *_flag_changed_code(trials, manifests),

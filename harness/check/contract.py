@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 
 from threadpoolctl import threadpool_limits
@@ -45,13 +46,14 @@ def _findings_of_kind(kind: str, name: str, store: Store) -> Iterator[ContractFi
         else:
             battery = task_checks(thing(), store)
         for what, check in battery:
-            yield _run_check(f"{kind} {name}: {what}", check)
+            yield _run_check(f"{kind} {name}: {what}", check, inspect.getfile(thing))
 
 
-def _run_check(what: str, check: Callable[[], str | None]) -> ContractFinding:
+def _run_check(what: str, check: Callable[[], str | None], file: str | None = None) -> ContractFinding:
+    """Run one check. file: of the task or method, whose line an error names where it passed through it."""
     try:
         return ContractFinding(what, check())
     except UserError:
         raise
     except Exception as error:
-        return ContractFinding(what, describe_error(error))
+        return ContractFinding(what, describe_error(error, file))

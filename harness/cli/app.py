@@ -66,14 +66,20 @@ def set_data_folder(data: Path | None) -> None:
 
 
 def plan_with_progress(
-    suite: Path, store: Path, data: Path | None, plugin: list[Path] | None, make: MakeRows | None = None
+    suite: Path,
+    store: Path,
+    data: Path | None,
+    plugin: list[Path] | None,
+    make: MakeRows | None = None,
+    must_exist: bool = False,
 ) -> tuple[Plan, Store]:
     """Prepare a suite's tasks with a progress bar; return the plan and the opened store.
 
-    make: makes missing samples and vectors; without it, missing ones raise a UserError.
+    make: makes missing samples and vectors; without it, missing ones raise a UserError. must_exist: the store is only
+    read: it may be read-only, and a missing one raises UserError.
     """
     from harness import api
 
     set_data_folder(data)
-    opened = Store(store).open()
+    opened = Store(store).existing() if must_exist else Store(store).open()
     return api.plan_suite(suite, opened, plugins=plugin or [], make=make, progress=progress_bar), opened

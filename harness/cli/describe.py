@@ -19,7 +19,8 @@ import polars as pl
 
 from harness import registry
 from harness.errors import did_you_mean
-from harness.fields import recorded_name
+from harness.fields import names_by_recorded_name, recorded_name
+from harness.scores.metrics import METRICS_VERSION
 from harness.store.store import Store
 from harness.trials.trial import field_values, name_at_version
 
@@ -145,6 +146,25 @@ def needs_of(kind: str, cls: Any) -> list[str]:
     return needs + (["language model"] if cls.asks_model or cls.trains_model else [])
 
 
+def with_current_field_names(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a trial's identity with renamed fields under their current names, which suites use; facts as they are."""
+    current = dict(part)
+    for kind in ("task", "method"):
+        name = str(part.get(kind, "")).partition("@")[0]
+        if name in registry.list_names(kind):
+            names = names_by_recorded_name(registry.load_class(kind, name))
+            current[f"{kind}_fields"] = {names.get(k, k): v for k, v in part[f"{kind}_fields"].items()}
+    return current
+
+
+def accuracy_by_shots(store: Store, manifest: dict[str, Any]) -> dict[int, float]:
+    """Return a finished trial's mean accuracy on test people by number of shots; {} where its metrics are older."""
+    if manifest["facts"].get("metrics_version") != METRICS_VERSION:
+        return {}
+    table = pl.read_ipc(store.read_verified(manifest, "scores.arrow")).filter(panel="test", swapped=False)
+    return dict(table.group_by("shots").agg(pl.col("accuracy").mean()).sort("shots").iter_rows())
+
+
 def scores_in_store(kind: str, name: str, store: Store) -> pl.DataFrame:
     """Return a row per setting with finished trials: task, method, its fields that are not defaults, accuracy, seeds."""
     rows = []
@@ -152,8 +172,8 @@ def scores_in_store(kind: str, name: str, store: Store) -> pl.DataFrame:
         manifest = store.read_manifest("trials", key)
         if manifest is None or manifest["identity"][kind] != name:
             continue
-        table = pl.read_ipc(store.read_verified(manifest, "scores.arrow")).filter(panel="test", swapped=False)
-        accuracy = table.filter(pl.col("shots") == pl.col("shots").max())["accuracy"].mean()
+        if not (curve := accuracy_by_shots(store, manifest)):
+            continue
         identity = manifest["identity"]
         fields = {f"{part}.{k}": v for part in ("task", "method") for k, v in identity[f"{part}_fields"].items()}
         rows.append(
@@ -161,7 +181,7 @@ def scores_in_store(kind: str, name: str, store: Store) -> pl.DataFrame:
                 "task": identity["task"].partition("@")[0],
                 "method": identity["method"].partition("@")[0],
                 "fields": json.dumps(fields, sort_keys=True),
-                "accuracy": accuracy,
+                "accuracy": curve[max(curve)],
             }
         )
     if not rows:

@@ -67,9 +67,9 @@ class JobRunner:
         if as_json:
             print(json.dumps(self.told, indent=1))
         else:
-            print(
-                f"{sum(made['rows'] for made in self.told)} rows made in {self.store.root}; the rest was there already"
-            )
+            count = sum(made["rows"] for made in self.told)
+            what = f"{count} rows made in {self.store.root}; the rest was there already"
+            print(what if count else f"nothing to make: all rows are in {self.store.root} already")
 
 
 def sampling_totals(blocks: list[dict]) -> dict:

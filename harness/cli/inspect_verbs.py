@@ -85,13 +85,14 @@ def check(
     from harness.check.contract import check_name
 
     failed, findings = 0, []
+    told: set[str | None] = set()
     for found in check_name(name, Store(store)):
         failed += found.problem is not None
         findings.append(dataclasses.asdict(found))
         if not as_json:
-            print(
-                f"{'ok  ' if found.problem is None else 'FAIL'} {found.what}{f': {found.problem}' if found.problem else ''}"
-            )
+            problem = "the same as above" if found.problem in told else found.problem
+            told.add(found.problem)
+            print(f"{'FAIL' if problem else 'ok  '} {found.what}{f': {problem}' if problem else ''}")
     if as_json:
         print(json.dumps(findings, indent=1))
     stderr.print(f"{name}: {len(findings)} checks ran, {failed} failed")
@@ -168,6 +169,7 @@ def show(
 def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> None:
     """Print how a trial ran, or why it failed; with `save`, write the language model that it trained."""
     from harness.api.finished import find_trial
+    from harness.cli.describe import accuracy_by_shots, with_current_field_names
 
     found = find_trial(opened, key)
     if save:
@@ -183,13 +185,15 @@ def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> No
     for file in log_files(opened, found["log"]) if found.get("log") else ():
         print(f"{'log':24} {file}")
     for part in ("identity", "facts"):
-        for name, value in found.get(part, {}).items():
+        for name, value in with_current_field_names(found.get(part, {})).items():
             if name == "curves":
                 value = {curve: f"{len(points)} points, last {points[-1]:.4g}" for curve, points in value.items()}
             print(f"{name:24} {json.dumps(value)}")
     if "trace" in found:
         print(found["trace"], end="")
         return
+    for shots, accuracy in accuracy_by_shots(opened, found).items():
+        print(f"{f'accuracy at {shots} shots':24} {accuracy:.4f}")
     for name in found["files"]:
         print(f"{name:24} {opened.object_path(found, name)}")
     if "written.arrow" in found["files"]:

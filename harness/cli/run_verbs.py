@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -105,8 +105,8 @@ def board(
 ) -> None:
     """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
-    planned, opened = plan_with_progress(suite, store, data, plugin)
-    _show_board(planned, opened, as_json, axis_namer, JobRunner(Store(store).open(), local))
+    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True)
+    _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
 
 
 def reproduce(
@@ -156,7 +156,7 @@ def reproduce(
         if quick and not claims.has_quick_settings(file):
             stderr.print(f"{file.name} has no quick settings: it runs in full")
     with progress_bar("preparing", claims.count_tasks_to_prepare(wanted, quick)) as step:
-        parts = claims.plan_chapters(wanted, opened, quick, lambda: step(1), made)
+        parts = claims.plan_chapters(wanted, opened, quick, lambda: cast(None, step(1)), made)
     trials = claims.trials_of_chapters(parts)
     todo = [t for t in trials if opened.read_manifest("trials", t.key) is None]
     counted = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(parts), "suite"), (len(trials), "trial"))]
@@ -263,10 +263,12 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
 
         print_board(made)
         try:
-            page = write_html(made, opened, axis_namer)
+            page: object = write_html(made, opened, axis_namer)
         except NotCachedError as lacking:  # the language model has not named these axes yet
             make([lacking.job])
             page = write_html(made, opened, axis_namer)
+        except OSError as error:  # the store is read-only
+            page = f"no page was written: {error.strerror or error}"
         stderr.print(f"\nboard:   {page}")
     return made
 

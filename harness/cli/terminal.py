@@ -1,20 +1,67 @@
-"""Messages and progress bars on stderr, for people at a terminal."""
+"""Messages on stderr, and the progress of long steps: a bar at a terminal, lines in a log file."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+LINE_SECONDS = 30.0  # between two lines of progress in a log file
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int) -> Iterator:
-    """Show a progress bar, and yield a function to call with the number of steps newly done."""
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show the progress of a long step, and yield a function to call with the number of parts newly done.
+
+    A terminal gets a bar with the time spent and the time left; anything else a line every LINE_SECONDS.
+    """
+    if not stderr.is_terminal:
+        with _progress_lines(what, total) as step:
+            yield step
+        return
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, speed_estimate_period=600) as progress:
         task = progress.add_task(what, total=total)
         yield lambda n: progress.advance(task, n)
+
+
+@contextlib.contextmanager
+def _progress_lines(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    began, done, ended = time.monotonic(), 0, threading.Event()
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+
+    def report() -> None:
+        while not ended.wait(LINE_SECONDS):
+            spent = time.monotonic() - began
+            left = f", about {_in_words(spent / done * (total - done))} left" if done else ""
+            stderr.print(f"{what}: {done} of {total} in {_in_words(spent)}{left}")
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield step
+    finally:
+        ended.set()
+        reporter.join()
+
+
+def _in_words(seconds: float) -> str:
+    """Return a duration with one unit: `45 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

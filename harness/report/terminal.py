@@ -19,6 +19,7 @@ from harness.report.words import (
     format_rank,
     format_share,
     largest_candidate_count,
+    people_and_seeds,
     task_remarks,
     written_tables,
 )
@@ -50,7 +51,7 @@ def print_board(board: Board) -> None:
                 "" if row.worse is None else f"{row.worse:.0%}",
                 style="dim" if row.privileged else None,
             )
-        console.print(f"\n{escape(task.label)}  accuracy on {task.people} test people, {task.seeds} seeds")
+        console.print(f"\n{escape(task.label)}  accuracy on {people_and_seeds(task)}")
         console.print(table)
         for line in task_remarks(task):
             console.print(line, markup=False)

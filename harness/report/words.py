@@ -64,6 +64,12 @@ def format_share(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
+def people_and_seeds(task: TaskBoard) -> str:
+    """Return how many test people and seeds a table is of, and the encoder of the features where the task names one."""
+    encoder = getattr(task.task, "encoder", "")
+    return f"{task.people} test people, {task.seeds} seeds" + (f", features by {encoder}" if encoder else "")
+
+
 def task_remarks(task: TaskBoard) -> list[str]:
     """Return the verdict, and warnings about the table: no interval, missing trials, refusals, flags."""
     lines = [task.verdict]

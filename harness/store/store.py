@@ -126,6 +126,14 @@ class Store:
                         file.unlink()
         return self
 
+    def existing(self) -> Store:
+        """Return the store, opened where it can be written. Raises UserError where there is no store in its folder."""
+        if not (self.root / "trials").is_dir():
+            raise UserError(f"there is no store in {self.root}", "name the store of a finished run: --store DIR")
+        with contextlib.suppress(UserError):
+            self.open()
+        return self
+
     def read_manifest(self, kind: str, key: str) -> dict | None:
         """Return the manifest, or None where nothing is committed or one of its files is missing or truncated."""
         path = self.root / kind / f"{key}.json"

@@ -79,8 +79,10 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
         "data": digest,
     }
-    files = named | {"persons": person_digests(task, data, facts["population"])}
     key = identity_hash(identity)
+    if found := store.read_manifest("tasks", key):
+        return found
+    files = named | {"persons": person_digests(task, data, facts["population"])}
     store.commit(
         "tasks",
         key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from harness.trials.trial import field_values, identity_fields, name_at_version,
 
 # on every board unless `controls = false`
 CONTROL_METHODS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")
+
+
+MAX_SETTINGS = 10_000  # of one task or method in a suite: more are a mistyped list, and take minutes to make
+MAX_TRIALS = 1_000_000  # of a suite: a board of more does not fit into memory
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,14 @@ def load_toml(path: Path) -> dict:
         raise UserError(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
 
 
+def shipped_suite(path: Path) -> Path:
+    """Return the path, or the shipped suite of that name where there is no such file and the name has no suffix."""
+    if path.exists() or path.suffix or len(path.parts) != 1:
+        return path
+    folders = (PROJECT_ROOT / "jobs" / "suites", PROJECT_ROOT / "jobs" / "suites" / "claims")
+    return next((file for folder in folders if (file := folder / f"{path}.toml").is_file()), path)
+
+
 def _nearest_suite(path: Path) -> str:
     """Return a hint that names the shipped suite, or the TOML file in the current folder, of the most similar name."""
     shipped = [
@@ -92,7 +105,7 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
 
     Raises UserError for a file that is missing or malformed, and for unknown names, unknown fields and wrong types.
     """
-    path = Path(path)
+    path = shipped_suite(Path(path))
     content = load_toml(path)
     for key, value in content.items():
         if key not in SUITE_KEYS:
@@ -122,6 +135,10 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
         methods = [
             registry.make_instance("method", name, {}) for name in CONTROL_METHODS if name not in named
         ] + methods
+    if (count := len(tasks) * len(methods) * len(seeds)) > MAX_TRIALS:
+        raise UserError(
+            f"{path} has {count:,} trials, more than {MAX_TRIALS:,}", "divide its tasks or methods among several suites"
+        )
     margin = float(content.get("margin", Suite.margin))
     if not 0 <= margin < 1:
         raise UserError(f"{path}: margin = {margin} is not between 0 and 1", "for example margin = 0.01")
@@ -166,6 +183,11 @@ def _expand_settings(path: Path, kind: str, tables: list, less: dict[str, dict])
                 f"give {empty[0]} a value, or leave the line out",
             )
         grids = [v if registry.lists_several_settings(kind, table["name"], k, v) else [v] for k, v in fields.items()]
+        if (count := math.prod(map(len, grids))) > MAX_SETTINGS:
+            raise UserError(
+                f"{where}: its lists make {count:,} settings, more than {MAX_SETTINGS:,}",
+                "shorten the lists, or divide them among several suites",
+            )
         found += [
             registry.make_instance(kind, table["name"], dict(zip(fields, values, strict=True)))
             for values in product(*grids)

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from harness import registry
 from harness.board.make import make_board
 from harness.cli import main
 from harness.errors import UserError, note_former_name
@@ -476,9 +478,94 @@ def test_former_options_and_fields_work_and_are_said_to_be_old(call, tmp_path):
 
 def test_the_suite_or_plugin_that_was_meant_is_found(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, err = call("run", "people", "--store", tmp_path / "store")
+    code, _, err = call("run", "poeple", "--store", tmp_path / "store")
     assert code == 2 and "did you mean" in err and "jobs/suites/people.toml" in err
     (tmp_path / "my_task.py").write_text('"""A task."""\n')
     (tmp_path / "mine.toml").write_text('[[tasks]]\nname = "my_task"\n')
     code, _, err = call("plan", "mine.toml", "--store", tmp_path / "store")
     assert code == 2 and "add --plugin my_task.py" in err
+
+
+def test_a_log_file_gets_lines_of_progress(monkeypatch, capsys):
+    """Every so often a line says how much is done, in how long, and how long the rest will take."""
+    from harness.cli import terminal
+
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.05)
+    with terminal.progress_bar("running", 10) as step:
+        step(4)
+        time.sleep(0.3)
+    said = capsys.readouterr().err.splitlines()
+    assert 2 <= len(said) < 9 and said[-1].startswith("running: 4 of 10 in 0 s, about 0 s left")
+
+
+def test_a_shipped_suite_is_found_by_its_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "quick" in call("plan", "quick", "--store", tmp_path / "s")[1].splitlines()[0]
+    told(call("plan", "quikc", "--store", tmp_path / "s"), "does not exist", "did you mean")
+
+
+def test_far_too_many_settings_are_counted_and_refused(call, suite, tmp_path):
+    """52 million trials are refused at once, before any is made; an empty list is no setting."""
+    many = suite(f'[[tasks]]\nname = "low_rank"\nrank = {list(range(1, 500))}\nn_users = {list(range(5, 500))}')
+    told(call("plan", many, "--store", tmp_path / "s"), "its lists make 247,005 settings")
+    none = suite('[[tasks]]\nname = "low_rank"\nrank = []')
+    told(call("plan", none, "--store", tmp_path / "s"), "rank = [] has no value", "leave the line out")
+
+
+def test_a_board_of_a_store_that_cannot_be_written_or_is_none(tiny, call, tmp_path):
+    file, _, store = tiny
+    told(call("board", file, "--store", tmp_path / "mistyped"), "there is no store in")
+    assert not (tmp_path / "mistyped").exists()
+    if os.getuid():  # root may write anywhere
+        for folder in (store.root, *filter(Path.is_dir, store.root.iterdir())):
+            folder.chmod(0o500)
+        code, out, err = call("board", file, "--store", store.root)
+        assert code == 0 and "mixed_logit" in out and "no page was written" in err
+
+
+def test_show_names_fields_as_suites_do_and_tells_the_score(tiny, call):
+    _, plan, store = tiny
+    trial = next(t for t in plan.trials if t.method.name == "mixed_logit")
+    _, out, _ = call("show", trial.key, "--store", store.root)
+    assert '"elicitation": "random"' in out and '"elicit":' not in out and "accuracy at 4 shots" in out
+
+
+def test_one_fault_is_told_once(call, suite):
+    plugin = suite(
+        '"""A method that raises."""\nfrom harness.methods.chance import Chance\nclass Raises(Chance):\n    def fit(self, *a):\n        raise ValueError("mine")\n',
+        "raises_so.py",
+    )
+    code, out, _ = call("check", plugin)
+    assert code == 1 and out.count("ValueError: mine (raises_so.py:5)") == 1 and "the same as above" in out
+
+
+def test_a_missing_decorator_is_named(call, suite, tmp_path):
+    plugin = suite(
+        '"""A method whose field would be ignored."""\nfrom harness.methods.chance import Chance\nclass Forgets(Chance):\n    scale: float = 1.0\n',
+        "forgets.py",
+    )
+    told(call("check", plugin), "class Forgets declares scale", "@dataclass(frozen=True)")
+
+
+@pytest.mark.parametrize("name", ["statistics", "queue"])
+def test_a_plugin_replaces_no_module(call, suite, name):
+    plugin = suite(
+        '"""A plug-in named like a module."""\nfrom harness.methods.chance import Chance\nclass Own(Chance):\n    pass\n',
+        f"{name}.py",
+    )
+    assert call("check", plugin)[0] == 0
+    assert not hasattr(__import__(name), "Own")
+
+
+def test_a_plugin_that_cannot_be_imported_is_forgotten(call, suite):
+    broken = suite('"""Broken."""\n\nraise RuntimeError("not today")\n', "breaks.py")
+    told(call("check", broken), f"{broken}, line 3", "RuntimeError: not today")
+    assert "breaks" not in registry.PLUGINS
+
+
+@pytest.mark.parametrize("name", ["../linear", "linear/../chance", "__init__", ".hidden"])
+def test_a_path_is_no_name(call, suite, tmp_path, name):
+    told(
+        call("plan", suite(f'[[methods]]\nname = "{name}"\n[[tasks]]\nname = "low_rank"'), "--store", tmp_path),
+        "there is no method",
+    )
