@@ -9,18 +9,23 @@ import numpy as np
 import polars as pl
 
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\ufe0e\ufe0f]")  # widthless characters
+EMPTY_LINES = re.compile(r"\n{3,}")
 
 
 def same_writing(text: str) -> str:
-    """Return the text in one Unicode form (NFKC), without invisible characters, with single spaces and no outer ones."""
-    if text.isascii():  # has one form and nothing invisible
-        return " ".join(text.split())
-    return " ".join(INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).split())
+    """Return the text as it looks: in one Unicode form (NFC), without invisible characters and needless spaces.
+
+    Line breaks are kept, and an empty line is as good as several.
+    """
+    if not text.isascii():  # ASCII has one form and nothing invisible
+        text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip()
 
 
 def same_reading(text: str) -> str:
-    """Return the text as `same_writing` does, without the difference of upper and lower case."""
-    return same_writing(text).casefold()
+    """Return the text as it is read: as `same_writing`, without line breaks, case and forms such as full-width letters."""
+    return " ".join(unicodedata.normalize("NFKC", same_writing(text)).casefold().split())
 
 
 def group_equal_rows(frame: pl.DataFrame) -> np.ndarray:

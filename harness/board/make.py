@@ -133,8 +133,10 @@ def _cells_of_methods(
 
     numbers: by seed, each person's number (harness.store.prepared.person_numbers).
     """
-    # the first setting, if the suite has several settings of the reference method
-    reference_trials = next((found for method, found in trials.items() if method.name == REFERENCE_METHOD), [])
+    # of several settings of the reference method the first with all its trials, as for the gains
+    settings = [found for method, found in trials.items() if method.name == REFERENCE_METHOD]
+    complete = [found for found in settings if all(t.key in manifests for t in found)]
+    reference_trials = next(iter(complete + settings), [])
     references = {t.seed: t for t in reference_trials if t.key in manifests}
     finished = {method: [t for t in wanted if t.key in manifests] for method, wanted in trials.items()}
     return {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from threadpoolctl import threadpool_limits
 
 from harness import registry
-from harness.check.findings import ContractFinding, NamedCheck
+from harness.check.findings import ContractFinding, Measured, NamedCheck
 from harness.check.methods import method_checks, with_small_model
 from harness.check.tasks import task_checks
 from harness.errors import UserError, did_you_mean
@@ -52,7 +52,8 @@ def _findings_of_kind(kind: str, name: str, store: Store) -> Iterator[ContractFi
 def _run_check(what: str, check: Callable[[], str | None], file: str | None = None) -> ContractFinding:
     """Run one check. file: of the task or method, whose line an error names where it passed through it."""
     try:
-        return ContractFinding(what, check())
+        found = check()
+        return ContractFinding(what, None, found) if isinstance(found, Measured) else ContractFinding(what, found)
     except UserError:
         raise
     except Exception as error:

@@ -19,15 +19,23 @@ from harness.task import Task
 # another order change float32 results by about as much.
 TOLERANCE = 1e-4
 
-NamedCheck = tuple[str, Callable[[], str | None]]  # the rule, and a check that returns the problem or None
+NamedCheck = tuple[str, Callable[[], str | None]]  # the rule, and a check that returns the problem, Measured or None
+
+
+class Measured(str):
+    """What a check measured where it found no problem: it is printed beside the rule, and is false like None."""
+
+    def __bool__(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
 class ContractFinding:
-    """The result of one check: `what` is the rule, `problem` the violation or None."""
+    """The result of one check: `what` is the rule, `problem` the violation or None, `detail` what else was measured."""
 
     what: str
     problem: str | None
+    detail: str = ""
 
 
 def split_arrays(splits: Splits) -> dict[str, np.ndarray]:

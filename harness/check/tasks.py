@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.check.findings import (
+    Measured,
     NamedCheck,
     describe_missing_docstring,
     describe_unchecked_field,
@@ -17,6 +18,7 @@ from harness.check.findings import (
 )
 from harness.data import Pairs, PreferenceDataset, SplitLeakError, Splits, arrays_digest, named_arrays
 from harness.errors import UserError
+from harness.sameness import same_reading
 from harness.store.store import Store
 from harness.task import Task, build_task
 from harness.trials.prepare import (
@@ -28,6 +30,9 @@ from harness.trials.prepare import (
 )
 from harness.trials.trial import identity_hash, task_identity
 
+MIN_SHINGLE_OVERLAP = 0.9  # Jaccard; ten words of which one differs by a letter share about .85
+MAX_NEAR_DUPLICATES = 0.05  # share of queries
+MAX_COMPARED_USERS = 100  # test users whose pairs are compared; more add nothing to a share
 MAX_SPREAD_RATIO = 1000  # of columns in one unit; with more, a few columns decide every distance
 
 
@@ -77,6 +82,7 @@ class BuiltTask:
             ("the panels validation, seen and test exist", self.has_needed_panels),
             ("all parts of the split number the same items", self.has_one_table_of_items),
             ("no split leaks", self.has_no_leak),
+            ("no query nearly repeats a pair that its user was shown", self.has_no_near_duplicates),
             ("validation and test people are different", self.has_separate_people),
             ("every user has enough context pairs and a query", self.has_enough_pairs),
             ("features are finite numbers", self.has_finite_features),
@@ -122,6 +128,21 @@ class BuiltTask:
         except SplitLeakError as leak:
             return str(leak)
         return None
+
+    def has_no_near_duplicates(self) -> str | None:
+        """Return a problem where many test queries nearly repeat a pair of the same user's context.
+
+        Two pairs nearly repeat each other if both texts of one, in either order, share MIN_SHINGLE_OVERLAP of the shingles
+        (runs of four characters) with those of the other. Names, dates or typing errors may be all that differs.
+        """
+        if "test" not in self.splits.panels or self.data.pairs.items.text is None:
+            return None
+        context, query = self.splits.panels["test"].context, self.splits.panels["test"].query
+        share = near_duplicate_share(context, query)
+        said = f"{share:.1%} of the queries, those of {min(query.n_users, MAX_COMPARED_USERS)} people"
+        if share <= MAX_NEAR_DUPLICATES:
+            return Measured(said)
+        return f"{said}: a method that remembers texts would know the answer; keep such pairs on one side of the split"
 
     def has_separate_people(self) -> str | None:
         """Return the people who are in both validation and test, or None."""
@@ -172,7 +193,7 @@ class BuiltTask:
         """Return a problem where too many pairs have two options with equal features."""
         share = equal_options_share(self.query_pairs, prepared_features(self.data, self.splits))
         if share <= MAX_EQUAL_OPTIONS:
-            return None
+            return Measured(f"equal in {share:.1%} of the test panel's pairs")
         return (
             f"the two options have equal features in {share:.1%} of the test panel's pairs: the features, or the encoder, "
             "drop what people decide by, and no method can learn it"
@@ -198,6 +219,30 @@ class BuiltTask:
         if not once.any() or _resembles_coin_flips(label):
             return None
         return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
+
+
+def near_duplicate_share(context: Pairs, query: Pairs) -> float:
+    """Return the share of queries that nearly repeat a context pair of the same user, over MAX_COMPARED_USERS users."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    texts = [same_reading(text) for text in query.items.known_text["response"].to_pylist()]
+    vectorizer = HashingVectorizer(analyzer="char", ngram_range=(4, 4), binary=True, norm=None, alternate_sign=False)
+    shingles = vectorizer.transform(texts)
+    sizes = np.asarray(shingles.sum(axis=1)).ravel()
+
+    def overlap(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        both = (shingles[asked] @ shingles[shown].T).toarray()
+        return both / np.maximum(1, sizes[asked][:, None] + sizes[shown][None] - both)
+
+    repeated, n_queries = 0, 0
+    for user in range(min(query.n_users, MAX_COMPARED_USERS)):
+        shown, asked = context.of([user]), query.of([user])
+        if len(shown) and len(asked):
+            same = np.minimum(overlap(asked.left, shown.left), overlap(asked.right, shown.right))
+            swapped = np.minimum(overlap(asked.left, shown.right), overlap(asked.right, shown.left))
+            repeated += int((np.maximum(same, swapped).max(axis=1) >= MIN_SHINGLE_OVERLAP).sum())
+        n_queries += len(asked)
+    return repeated / max(1, n_queries)
 
 
 def _resembles_coin_flips(label: np.ndarray) -> bool:

@@ -96,16 +96,27 @@ def type_in_words(hint: Any) -> str:
 
 
 def field_comments(source: str) -> dict[str, str]:
-    """Return the comment at the end of each annotated line of a class, by the name that the line assigns."""
+    """Return the comment of each annotated assignment of a class, by its name: the lines above it, or the end of it."""
     source = textwrap.dedent(source)
-    ends = {
-        node.end_lineno: node.target.id
+    fields = {
+        node.target.id: node
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
     tokens = tokenize.generate_tokens(StringIO(source).readline)
-    comments = ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
-    return {ends[line]: text.lstrip("# ").strip() for line, text in comments if line in ends}
+    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for name, node in fields.items():
+        lines: list[str] = []
+        above = node.lineno - 1
+        while above in comments and not comments[above].line[: comments[above].start[1]].strip():
+            lines.insert(0, comments[above].string)
+            above -= 1
+        if node.end_lineno in comments:
+            lines = [comments[node.end_lineno].string]
+        if lines:
+            found[name] = " ".join(line.lstrip("# ").strip() for line in lines)
+    return found
 
 
 def _toml_value(value: object) -> str:

@@ -92,7 +92,8 @@ def check(
         if not as_json:
             problem = "the same as above" if found.problem in told else found.problem
             told.add(found.problem)
-            print(f"{'FAIL' if problem else 'ok  '} {found.what}{f': {problem}' if problem else ''}")
+            said = problem or found.detail
+            print(f"{'FAIL' if problem else 'ok  '} {found.what}{f': {said}' if said else ''}")
     if as_json:
         print(json.dumps(findings, indent=1))
     stderr.print(f"{name}: {len(findings)} checks ran, {failed} failed")

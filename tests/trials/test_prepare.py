@@ -211,10 +211,53 @@ def test_the_same_choice_written_in_another_way_is_the_same(store, writing):
         prepare_task(store, WrittenTwice(writing=writing, blind=True), 0)
 
 
+@dataclass(frozen=True)
+class NearlyTwice(WrittenTwice):
+    """A task in which every choice stands twice, the second time with another number in a long text."""
+
+    def build(self, seed):
+        rng, rows = np.random.default_rng(0), []
+        words = np.array(
+            [
+                "sure",
+                "here",
+                "is",
+                "the",
+                "plan",
+                "for",
+                "your",
+                "trip",
+                "we",
+                "start",
+                "early",
+                "and",
+                "walk",
+                "to",
+                "the",
+                "lake",
+            ]
+        )
+        for user in range(20):
+            for k in range(20):
+                a, b = (" ".join(rng.choice(words, 30)) for _ in range(2))
+                rows += [(f"p{user}", "q", f"{a} {k}", f"{b} {k}"), (f"p{user}", "q", f"{a} {k + 50}", f"{b} {k + 50}")]
+        frame = pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected"], orient="row")
+        return PreferenceDataset.from_choices(frame, lambda items: rng.normal(size=(len(items), 2)))
+
+
+def test_near_duplicates_are_measured(store):
+    """check says which share of queries nearly repeats what their user was shown; other texts are no repeats."""
+    rule = "no query nearly repeats a pair that its user was shown"
+    assert rule in broken_rules(NearlyTwice(blind=True)) and rule not in broken_rules(WrittenTwice())
+
+
 def test_options_that_differ_in_case_alone_are_a_choice(store):
     rows = [(f"p{u}", f"q{k}", "yes", "YES") for u in range(20) for k in range(9)]
     frame = pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected"], orient="row")
     assert len(PreferenceDataset.from_choices(frame).pairs) == 180
+    for other in ("yes\nplease", "yes please"), ("x\u00b2", "x2"):  # a line break and a raised figure can be seen
+        options = frame.with_columns(chosen=pl.lit(other[0]), rejected=pl.lit(other[1]))
+        assert len(PreferenceDataset.from_choices(options).pairs) == 180
     with pytest.raises(UserError, match=r"row 0 \(counting from 0\) has the same text in chosen and rejected"):
         PreferenceDataset.from_choices(frame.with_columns(rejected=pl.lit("yes ")))
 
