@@ -50,11 +50,12 @@ def canonical_encoder(name: str) -> str:
 def encode_items(table: pa.Table, name: str, store: Store | None = None) -> np.ndarray:
     """Return float32[n, dim]: features of items (columns prompt and response) from the encoder of that name.
 
-    `tfidf-svd-DIM`: TF-IDF of the responses' tokens (`words.visible_tokens`: words, case, punctuation, emoji, line breaks;
-    not their order), then truncated SVD (latent semantic analysis; Deerwester et al. 1990). The fit uses all texts of the
-    task, test users' included, but no labels. A token counts 1 + log(count). Texts are not scaled to length one: a longer text has a longer vector, and people's choices depend
-    on length. The other encoders are described in harness/inference/encode.py. A language model's vectors must be in
-    the store; otherwise NotCachedError carries the job that computes them.
+    `tfidf-svd-DIM`: TF-IDF of the responses' tokens (`words.visible_tokens`: words, case, punctuation, emoji, line
+    breaks, but no order), then truncated SVD (latent semantic analysis; Deerwester et al. 1990). The fit uses all texts
+    of the task, test users' included, but no labels. A token counts 1 + log(count). Texts are not scaled to length one: a
+    longer text has a longer vector, and people's choices depend on length. The other encoders are described in
+    harness/inference/encode.py. A language model's vectors must be in the store; otherwise NotCachedError carries the
+    job that computes them.
 
     All features are scaled by one number that makes the columns' mean variance 1/2. A dimension of the gap between two
     texts then has variance 1 on average, as in `low_rank`; leading columns have more, the last ones less. The columns'
@@ -80,9 +81,7 @@ def tfidf_svd(texts: list[str], dim: int, name: str) -> np.ndarray:
     try:
         counts = TfidfVectorizer(analyzer=visible_tokens, norm=None, sublinear_tf=True).fit_transform(texts)
     except ValueError as error:
-        raise UserError(
-            f"{name}: the {len(texts)} responses are empty", "check the column `response`"
-        ) from error
+        raise UserError(f"{name}: the {len(texts)} responses are empty", "check the column `response`") from error
     if dim >= min(counts.shape):
         raise UserError(
             f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words and marks are too few for {dim} dimensions",

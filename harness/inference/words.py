@@ -11,16 +11,17 @@ import regex
 
 WORDS_VERSION = 2  # raised whenever a text gets other tokens, or a token another weight; part of results' keys
 
-CAPITALISED, ALL_CAPITALS = " Aa", " AA"  # with a space, which no word has
-LIST_MARK = r"(?:[-*+•>#]+|\d+[.)])(?= )"  # - item, 1. item, # heading, > quotation
+CAPITALISED, ALL_CAPITALS = " Aa", " AA"  # unlike any other token: with a space, which no word has
+LIST_MARK = r"(?:[-*+•>#]+|\d+[.)])(?= )"  # as in "- item", "1. item", "# heading", "> quotation"
 CHUNK = re.compile(rf"\n+ *(?:{LIST_MARK})?|  +|\S+")  # the start of a line, a gap, or what stands between spaces
-MAX_CACHED_LENGTH, CACHED_CHUNKS = 24, 2**15  # characters, and chunks: some 50 MB at most
+MAX_CACHED_LENGTH, CACHED_CHUNKS = 24, 2**14  # characters, and chunks: up to 60 MB, if all are Chinese
 
-# Characters of scripts that are written without spaces between words, and of all others; digits are letters here
-UNSPACED = "".join(rf"\p{{Script_Extensions={script}}}" for script in ("Han", "Hiragana", "Katakana"))
-UNSPACED += "".join(rf"\p{{Script_Extensions={script}}}" for script in ("Thai", "Lao", "Khmer", "Myanmar"))
-LETTER = rf"[[\p{{L}}\p{{N}}]--[{UNSPACED}]]"
-WORD = rf"{LETTER}[{LETTER}\p{{M}}\u200C\u200D]*"  # with combining marks and the joiners of Persian and Indic scripts
+# Scripts that are written without spaces between words
+UNSPACED = "".join(
+    rf"\p{{Script_Extensions={name}}}" for name in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
+)
+LETTER = rf"[[\p{{L}}\p{{N}}]--[{UNSPACED}]]"  # or digit
+WORD = rf"{LETTER}[{LETTER}\p{{M}}\u200C\u200D]*"  # with accents, and the joiners of Persian and Indic scripts
 PIECE = regex.compile(
     rf"""(?V1x)
     (?P<word> {WORD} (?:['’]{WORD})? )  # with a contraction
@@ -28,68 +29,67 @@ PIECE = regex.compile(
     | (?P<marks> (?: (?![\p{{L}}\p{{N}}]) \X )+ )
     """
 )
-GRAPHEME = regex.compile(r"\X")  # what a reader takes for one character: an emoji with its modifiers, a letter with accents
-INVISIBLE = regex.compile(  # but joiners, variants and tags, which change how their neighbours look
+GRAPHEME = regex.compile(
+    r"\X"
+)  # what a reader takes for one character: an emoji with its modifiers, an accented letter
+INVISIBLE = regex.compile(  # leaves joiners, variants and tags, which change how their neighbours look
     r"(?V1)[[\p{Cc}\p{Default_Ignorable_Code_Point}]--[\u200C\u200D\p{Variation_Selector}\U000E0020-\U000E007F]]"
 )
 
 
 def visible_tokens(text: str) -> list[str]:
-    """Return the tokens of a text: texts that look different have different tokens, unless only their order differs.
+    """Return the tokens of a text. Texts that look different have different tokens, unless only their order differs.
 
-    - A word is a token in lower case, with its contraction and combining marks; a number is a word. A word with a capital
-      letter has a second token: CAPITALISED, ALL_CAPITALS or, as in "iPhone", the word as written.
-    - Scripts without spaces between words (UNSPACED): each character, and each two neighbours.
-    - Each mark that is no letter, digit or space: punctuation, symbols, an emoji with its modifiers. Of marks without a
-      space between them also each run of the same ("!!!", "**") and each two neighbouring runs (":)", "?!").
-    - Each line break, a run of several ("\\n\\n"), a list mark at the start of a line ("\\n-", "\\n#", "\\n1." for every
-      number), and a gap of two or more spaces, such as an indent.
+    - Each word in lower case, with its contraction and accents; a number is a word. A word with capitals adds a token for
+      its form: CAPITALISED, ALL_CAPITALS, or the word as written, such as "iPhone".
+    - Each character and each two neighbours, in scripts without spaces between words (UNSPACED).
+    - Each mark, that is, whatever is no letter, digit or space: punctuation, symbols, an emoji with its modifiers. Where
+      several marks stand together, also each run of the same ("!!!", "**"), and each two neighbouring runs (":)", "?!").
+    - Each line break, and several in a row ("\\n\\n"); a list mark at the start of a line ("\\n-", "\\n#", and "\\n1." for
+      every number); and a gap of two or more spaces, such as an indent.
 
-    Not seen: the order of tokens, which capitalised word it is of several, the kind of space, spaces at the end of lines,
-    and the difference of Unicode's composed and decomposed forms. A bag of tokens has no order; pairs of words would
-    have a little, but did not raise accuracies (see CHANGELOG.md).
+    The tokens do not tell the order of words, which of the words are capitalised, or one kind of space from another.
+    Spaces at the ends of lines change nothing, nor does Unicode's composed or decomposed form.
     """
     chunks = CHUNK.findall("\n" + as_displayed(text))
-    read = chunk_tokens.__wrapped__
-    of = [chunk_tokens(chunk) if len(chunk) <= MAX_CACHED_LENGTH else read(chunk) for chunk in chunks]
-    return list(chain.from_iterable(of))[1:]  # without the line break that was put before the first line
+    tokens = [_cached_tokens(chunk) if len(chunk) <= MAX_CACHED_LENGTH else chunk_tokens(chunk) for chunk in chunks]
+    return list(chain.from_iterable(tokens))[1:]  # without the line break put before the first line
 
 
 def as_displayed(text: str) -> str:
-    """Return the text without what a reader cannot see, in composed characters (NFC), with "\\n" between lines."""
+    """Return the text in composed characters (NFC), with "\\n" between lines and without what a reader cannot see."""
     if text.isascii() and text.isprintable():
         return text.strip()
     lines = unicodedata.normalize("NFC", text).replace("\t", "    ").splitlines()
     return "\n".join(re.sub(r"\s", " ", INVISIBLE.sub("", line)).rstrip() for line in lines).strip()
 
 
-@lru_cache(CACHED_CHUNKS)
-def chunk_tokens(chunk: str) -> tuple[str, ...]:
-    """Return the tokens of a chunk of text (see CHUNK)."""
+def chunk_tokens(chunk: str) -> list[str]:
+    """Return the tokens of a chunk of text, see CHUNK."""
     if chunk[0] in "\n ":
         return line_start_tokens(chunk)
-    tokens: list[str] = []
-    for piece in PIECE.finditer(chunk):
-        tokens += PIECE_TOKENS[piece.lastgroup](piece[0])
-    return tuple(tokens)
+    return [token for piece in PIECE.finditer(chunk) for token in PIECE_TOKENS[piece.lastgroup](piece[0])]
 
 
-def line_start_tokens(chunk: str) -> tuple[str, ...]:
+_cached_tokens = lru_cache(CACHED_CHUNKS)(chunk_tokens)
+
+
+def line_start_tokens(chunk: str) -> list[str]:
     """Return the tokens of line breaks, an indent and a list mark, or of a gap within a line."""
-    breaks, gap, mark = re.fullmatch(r"(\n*)( *)(.*)", chunk).groups()
+    rest = chunk.lstrip("\n")
+    mark = rest.lstrip(" ")
+    breaks, gap = chunk.removesuffix(rest), rest.removesuffix(mark)
     tokens = [*breaks, *(run for run in (breaks, gap) if len(run) > 1)]
-    if mark:
-        tokens += ["\n" + re.sub(r"\d+", "1", mark), *chunk_tokens(mark)]
-    return tuple(tokens)
+    return [*tokens, "\n" + re.sub(r"\d+", "1", mark), *chunk_tokens(mark)] if mark else tokens
 
 
 def word_tokens(word: str) -> list[str]:
-    """Return a word in lower case, and its form where it is another."""
+    """Return the word in lower case, its curly apostrophe, and its form where the word has capitals."""
     lower = word.lower()
-    tokens = [lower.replace("’", "'")] + ["’"] * ("’" in word)
-    if word != lower:
-        tokens.append(CAPITALISED if word == word.capitalize() else ALL_CAPITALS if word.isupper() else word)
-    return tokens
+    tokens = [lower.replace("’", "'")] + ["’"] * word.count("’")
+    if word == lower:
+        return tokens
+    return [*tokens, CAPITALISED if word == word.capitalize() else ALL_CAPITALS if word.isupper() else word]
 
 
 def unspaced_tokens(run: str) -> list[str]:

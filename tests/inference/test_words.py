@@ -45,7 +45,20 @@ def test_tokens(text, tokens):
     assert Counter(visible_tokens(text)) == Counter(tokens)
 
 
-WORDS = ["the", "lake", "don't", "straße", "größer", "e\u0301te\u0301", "湖边", "東京", "ラーメン", "สวัสดี", "привет", "7"]
+WORDS = [
+    "the",
+    "lake",
+    "don't",
+    "straße",
+    "größer",
+    "e\u0301te\u0301",
+    "湖边",
+    "東京",
+    "ラーメン",
+    "สวัสดี",
+    "привет",
+    "7",
+]
 MARKS = [".", ",", "!", "?", "!!!", "...", ":)", ":(", "**", "#", "-", "_", "`", "```", "(", "{", "=>", "…", "—", "“"]
 MARKS += ["。", "，", SMILE, THUMB, DARK_THUMB, CODER, FLAG, "❤", "❤\ufe0f", "🎉🎉"]
 SPACES = [" ", "\n", "\n\n", "\n- ", "\n1. ", "\n# ", "\n    "]
@@ -81,7 +94,9 @@ def test_a_visible_change_changes_the_tokens(pieces, data):
     assert bag(before) != bag(after)
 
 
-@given(pieces, st.sampled_from(["NFC", "NFD"]), st.sampled_from(["", " ", "\n", "\t \n"]), st.sampled_from(["\r\n", " \n"]))
+@given(
+    pieces, st.sampled_from(["NFC", "NFD"]), st.sampled_from(["", " ", "\n", "\t \n"]), st.sampled_from(["\r\n", " \n"])
+)
 def test_what_looks_the_same_has_the_same_tokens(pieces, form, end, line_break):
     text = joined(pieces)
     same = unicodedata.normalize(form, text).replace("\n", line_break).replace("the", "\u200bthe") + end
@@ -94,12 +109,16 @@ def test_every_text_has_tokens_unless_it_is_blank(text):
     assert all(visible_tokens(text)) and visible_tokens(text) == visible_tokens(as_displayed(text))
 
 
+ENGLISH = "sure here is the plan for your trip we start early and walk to the lake"
+CHINESE = "今天我们去湖边走走然后回家吃饭看书写信听歌"
+
+
 def plain(rng):
-    return " ".join(rng.choice("sure here is the plan for your trip we start early and walk to the lake".split(), 8))
+    return " ".join(rng.choice(ENGLISH.split(" "), 8))
 
 
 def chinese(rng):
-    return "".join(rng.choice(list("今天我们去湖边走走然后回家吃饭看书写信听歌"), 8))
+    return "".join(rng.choice(list(CHINESE), 8))
 
 
 def into(parts, mark, rng, space=" "):
