@@ -130,13 +130,13 @@ SITUATIONS = {  # what half of the people like and half dislike -> how to make a
     "emoji": lambda rng: ((text := plain(rng)), into(text.split(), "🎉", rng)),
     "case": lambda rng: ((text := plain(rng)), " ".join([*text.split()[:-1], text.split()[-1].upper()])),
     "capitals": lambda rng: ((text := plain(rng)), text[0].upper() + text[1:]),
-    "exclamation": lambda rng: ((text := plain(rng)) + "!", text + "!!!"),
+    "ellipsis": lambda rng: ((text := plain(rng)) + ".", text + "..."),
     "smile": lambda rng: ((text := plain(rng)), text + " :)"),
     "bold": lambda rng: ((text := plain(rng)), " ".join(["**" + text.split()[0] + "**", *text.split()[1:]])),
     "list": lambda rng: ((text := plain(rng)).replace(" the ", "\n"), "- " + text.replace(" the ", "\n- ")),
     "paragraphs": lambda rng: ((text := plain(rng)), text.replace(" ", "\n\n", 1)),
     "chinese": lambda rng: ((text := chinese(rng)), into(text, "请", rng, "")),
-    "code": lambda rng: ((text := plain(rng)), into(text.split(), "`f(x);`", rng)),
+    "code": lambda rng: ((text := plain(rng)), into(text.split(), "=> {};", rng)),
 }
 
 
