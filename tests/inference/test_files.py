@@ -257,9 +257,7 @@ def test_vectors_are_written_in_the_order_of_the_file(tmp_path_factory, texts, b
     found = np.load(folder / "v.npy")
     assert shape == found.shape == (len(columns), 32) and found.dtype == np.float32
     counts = (
-        HashingVectorizer(analyzer=visible_tokens, n_features=32, norm=None)
-        .transform([*texts, "some words"])
-        .toarray()
+        HashingVectorizer(analyzer=visible_tokens, n_features=32, norm=None).transform([*texts, "some words"]).toarray()
     )
     expected = np.sign(counts) * np.where(counts, 1 + np.log(np.maximum(abs(counts), 1)), 0)
     expected[[not text.strip() for text in [*texts, "some words"]]] = np.nan  # an empty text is an error
