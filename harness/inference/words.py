@@ -30,7 +30,7 @@ PIECE = regex.compile(
     """
 )
 GRAPHEME = regex.compile(r"\X")  # what a reader takes for one character, such as an emoji with its modifiers
-INVISIBLE = regex.compile(  # leaves joiners, variants and tags, which change how their neighbours look
+UNSEEN_CHARACTERS = regex.compile(  # leaves joiners, variants and tags, which change how their neighbours look
     r"(?V1)[[\p{Cc}\p{Default_Ignorable_Code_Point}]--[\u200C\u200D\p{Variation_Selector}\U000E0020-\U000E007F]]"
 )
 
@@ -59,7 +59,7 @@ def as_displayed(text: str) -> str:
     """Return the text in composed characters (NFC), with "\\n" between lines and without what a reader cannot see."""
     if text.isascii() and text.isprintable():
         return text.strip()
-    lines = (INVISIBLE.sub("", line) for line in text.replace("\t", "    ").splitlines())
+    lines = (UNSEEN_CHARACTERS.sub("", line) for line in text.replace("\t", "    ").splitlines())
     return "\n".join(re.sub(r"\s", " ", unicodedata.normalize("NFC", line)).rstrip() for line in lines).strip()
 
 

@@ -134,7 +134,6 @@ SITUATIONS = {  # what half of the people like and half dislike -> how to make a
     "smile": lambda rng: ((text := plain(rng)), text + " :)"),
     "bold": lambda rng: ((text := plain(rng)), " ".join(["**" + text.split()[0] + "**", *text.split()[1:]])),
     "list": lambda rng: ((text := plain(rng)).replace(" the ", "\n"), "- " + text.replace(" the ", "\n- ")),
-    "paragraphs": lambda rng: ((text := plain(rng)), text.replace(" ", "\n\n", 1)),
     "chinese": lambda rng: ((text := chinese(rng)), into(text, "请", rng, "")),
     "code": lambda rng: ((text := plain(rng)), into(text.split(), "=> {};", rng)),
 }
@@ -158,7 +157,9 @@ class Marks(TextTask):
                 rows.append((f"p{person}", "plan", *chosen))
         frame = pl.DataFrame(rows, ["user", "prompt", "chosen", "rejected"], orient="row")
         return PreferenceDataset.from_choices(
-            frame.unique(maintain_order=True), lambda items: encode_items(items.to_arrow(), self.encoder, store)
+            frame.unique(maintain_order=True),
+            lambda items: encode_items(items.to_arrow(), self.encoder, store),
+            columns_share_unit=True,
         )
 
 
