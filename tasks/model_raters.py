@@ -8,6 +8,7 @@ import polars as pl
 
 from harness.data import TEXT_SCHEMA, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
 from harness.errors import UserError
+from harness.inference.features import encode_items, encoder_field
 from harness.sources.public_files import files_content_digest
 from harness.store.store import Store
 from harness.task import TextTask, split_pairs_of_each_user
@@ -45,7 +46,7 @@ class ModelRaters(TextTask):
 
     file: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
     raters: tuple[str, ...] = ()
-    encoder: str = "tfidf-svd-128"
+    encoder: str = encoder_field()
     pairs_per_user: int = 500  # largest number of pairs for each rater in each part of the prompts
     n_candidates: int = 0  # largest number for each query prompt; 0: no candidates to choose from
 
@@ -123,8 +124,6 @@ class ModelRaters(TextTask):
         if features:
             values = table.select(features).cast(pl.Float64).to_numpy()
         else:
-            from harness.inference.features import encode_items  # imports scikit-learn, which is slow
-
             values = encode_items(text, self.encoder, store)
         drawn, counts = [], {}
         for number, name in enumerate(PROMPT_PARTS):

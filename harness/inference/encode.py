@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
 from harness.inference.jobs import Job, NotCachedError, Worker
 from harness.inference.tokens import token_lists, usable_inputs
+from harness.inference.words import WORDS_VERSION, visible_tokens
 from harness.models.names import EXAMPLE_NAMES, LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
@@ -31,7 +32,6 @@ ENCODER_OPTIONS = {
     "pooling": ("mean", "last"),
     "storage": ("float32", "float16"),
 }
-WORD_PATTERN = r"\w+(?:'\w+)?|[!?]"  # words, with contractions as one word, and the two marks that carry tone
 HASHING_NAME = re.compile(r"hashing-([1-9]\d*)")
 MAX_HASHING_DIM = 2**16  # a block of texts then takes 4 GB
 TEXTS_PER_BLOCK = 2048  # half a minute for a 7B model on one GPU, and 500 blocks for a million texts
@@ -160,10 +160,11 @@ class EncodeRecipe:
 
 @dataclass(frozen=True)
 class HashingEncoder:
-    """An encoder that counts words in `dim` signed columns by a hash of each word (Weinberger et al. 2009).
+    """An encoder that counts words and marks in `dim` signed columns by a hash of each (Weinberger et al. 2009).
 
-    The encoder needs no model and no fitting. A word counts 1 + log(count). Use the encoder for millions of texts;
-    up to some ten thousand texts, `tfidf-svd-DIM` is more informative.
+    The encoder sees the tokens of `words.visible_tokens`, which include case, punctuation, emoji and line breaks, but not
+    their order. The encoder needs no model and no fitting. A token counts 1 + log(count). Use the encoder for millions
+    of texts; up to some ten thousand texts, `tfidf-svd-DIM` is more informative.
     """
 
     dim: int
@@ -173,7 +174,7 @@ class HashingEncoder:
     @property
     def identity(self) -> dict[str, object]:
         """Everything that determines the vectors, as part of a result's key."""
-        return {"engine": "hashing", "dim": self.dim, "recipe": 1}  # see models.names.parse_model
+        return {"engine": "hashing", "dim": self.dim, "recipe": WORDS_VERSION}  # see models.names.parse_model
 
     def check(self) -> None:
         """Do nothing: the encoder always runs."""
@@ -186,7 +187,7 @@ class HashingEncoder:
     def start(self) -> Worker:
         from sklearn.feature_extraction.text import HashingVectorizer
 
-        counter = HashingVectorizer(token_pattern=WORD_PATTERN, n_features=self.dim, norm=None)
+        counter = HashingVectorizer(analyzer=visible_tokens, n_features=self.dim, norm=None)
 
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             counts = counter.transform(ready["response"].to_pylist())

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from harness.errors import UserError
 from harness.inference.encode import (
-    WORD_PATTERN,
+    HASHING_NAME,
     HashingEncoder,
     encoder_inputs,
     parse_encoder,
@@ -18,6 +18,7 @@ from harness.inference.encode import (
     stored_vectors,
 )
 from harness.inference.jobs import require_store
+from harness.inference.words import WORDS_VERSION, visible_tokens
 from harness.store.store import Store
 
 TFIDF_NAME = re.compile(r"tfidf-svd-([1-9]\d*)")
@@ -30,23 +31,31 @@ def check_encoder(name: str) -> None:
 
 
 def encoder_field(default: str = "tfidf-svd-128") -> str:
-    """Return a task's field `encoder`. The task's identity contains a local model's content, not its path."""
+    """Return a task's field `encoder`. The task's identity contains the canonical name, see `canonical_encoder`."""
     return field(default=default, metadata={"identity": canonical_encoder})
 
 
 def canonical_encoder(name: str) -> str:
-    """Return the canonical name of an encoder."""
-    return parse_encoding_model(name).canonical_name if ":" in name else name
+    """Return a name that determines the vectors: of a local model the content, not the path.
+
+    The name of an encoder that counts words ends in the version of `words.visible_tokens`. Other names, such as
+    "numbers" of the task `attributes`, are returned as they are.
+    """
+    if ":" in name:
+        return parse_encoding_model(name).canonical_name
+    counts_words = TFIDF_NAME.fullmatch(name) or HASHING_NAME.fullmatch(name)
+    return f"{name}?words={WORDS_VERSION}" if counts_words else name
 
 
 def encode_items(table: pa.Table, name: str, store: Store | None = None) -> np.ndarray:
     """Return float32[n, dim]: features of items (columns prompt and response) from the encoder of that name.
 
-    `tfidf-svd-DIM`: TF-IDF of lower-case unigrams of the responses, then truncated SVD (latent semantic analysis;
-    Deerwester et al. 1990). The fit uses all texts of the task, test users' included, but no labels. A word counts
-    1 + log(count). Texts are not scaled to length one: a longer text has a longer vector, and people's choices depend
-    on length. The other encoders are described in harness/inference/encode.py. A language model's vectors must be in
-    the store; otherwise NotCachedError carries the job that computes them.
+    `tfidf-svd-DIM`: TF-IDF of the responses' tokens (`words.visible_tokens`: words, case, punctuation, emoji, line
+    breaks, but no order), then truncated SVD (latent semantic analysis; Deerwester et al. 1990). The fit uses all texts
+    of the task, test users' included, but no labels. A token counts 1 + log(count). Texts are not scaled to length one: a
+    longer text has a longer vector, and people's choices depend on length. The other encoders are described in
+    harness/inference/encode.py. A language model's vectors must be in the store; otherwise NotCachedError carries the
+    job that computes them.
 
     All features are scaled by one number that makes the columns' mean variance 1/2. A dimension of the gap between two
     texts then has variance 1 on average, as in `low_rank`; leading columns have more, the last ones less. The columns'
@@ -70,14 +79,12 @@ def tfidf_svd(texts: list[str], dim: int, name: str) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     try:
-        counts = TfidfVectorizer(token_pattern=WORD_PATTERN, norm=None, sublinear_tf=True).fit_transform(texts)
+        counts = TfidfVectorizer(analyzer=visible_tokens, norm=None, sublinear_tf=True).fit_transform(texts)
     except ValueError as error:
-        raise UserError(
-            f"{name}: the {len(texts)} responses contain no words", "check the column `response`"
-        ) from error
+        raise UserError(f"{name}: the {len(texts)} responses are empty", "check the column `response`") from error
     if dim >= min(counts.shape):
         raise UserError(
-            f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words are too few for {dim} dimensions",
+            f"{name}: {len(texts)} texts of {counts.shape[1]} distinct words and marks are too few for {dim} dimensions",
             f'use at most encoder = "tfidf-svd-{min(counts.shape) - 1}"',
         )
     return TruncatedSVD(dim, random_state=0).fit_transform(counts)

@@ -87,8 +87,8 @@ class TestEncoder:
     def test_too_many_dimensions_are_explained(self):
         with pytest.raises(UserError, match="too few for 500 dimensions"):
             encode_items(table(sentences(30)), "tfidf-svd-500")
-        with pytest.raises(UserError, match="contain no words"):
-            encode_items(table(["...", "--"]), "tfidf-svd-1")
+        with pytest.raises(UserError, match="2 responses are empty"):
+            encode_items(table(["", " \n"]), "tfidf-svd-1")
 
 
 class TestControls:
