@@ -231,7 +231,8 @@ def test_figures_are_the_same_twice(tiny):
 
 def test_labels_tell_settings_apart():
     methods = [make_instance("method", "rfm", {}), make_instance("method", "rfm", {"dim": 8})]
-    assert list(setting_labels(methods).values()) == ["rfm", "rfm(dim=8)"]
+    assert list(setting_labels(methods).values()) == ["rfm(dim=32)", "rfm(dim=8)"]
+    assert list(setting_labels(methods[:1]).values()) == ["rfm"]
 
 
 def test_numbers_read_as_in_papers(tiny):

@@ -134,6 +134,7 @@ SITUATIONS = {  # what half of the people like and half dislike -> how to make a
     "smile": lambda rng: ((text := plain(rng)), text + " :)"),
     "bold": lambda rng: ((text := plain(rng)), " ".join(["**" + text.split()[0] + "**", *text.split()[1:]])),
     "list": lambda rng: ((text := plain(rng)).replace(" the ", "\n"), "- " + text.replace(" the ", "\n- ")),
+    "paragraphs": lambda rng: ((text := f"{plain(rng)} so {plain(rng)}"), text.replace(" so ", "\n\nso ")),
     "chinese": lambda rng: ((text := chinese(rng)), into(text, "请", rng, "")),
     "code": lambda rng: ((text := plain(rng)), into(text.split(), "=> {};", rng)),
 }
