@@ -48,6 +48,8 @@ class JobRunner:
             made = {"what": job.what} | job.identity | self._run_job(job)
             if job.what == "samples":
                 made |= sampling_totals(job.cached_rows(self.store).block_facts())
+            if job.what == "vectors":
+                made["cut"] = sum(block.get("cut", 0) for block in job.cached_rows(self.store).block_facts())
             self.told.append(made)
             stderr.print(made_summary(made))
         if self.only and any(job.what != self.only for job in jobs):
@@ -88,4 +90,6 @@ def made_summary(made: dict) -> str:
     if made.get("samples"):
         parts.append(f"{made['stopped'] / made['samples']:.1%} of texts ended by themselves")
         parts.append(f"{made['same']} of {made['again']} prompts that were sampled again gave the same texts")
+    if made.get("cut"):
+        parts.append(f"{made['cut']} texts of this encoder fill its max_length: what they have beyond was not read")
     return "; ".join(parts)

@@ -149,11 +149,15 @@ class EncodeRecipe:
             tensor_parallel=self.tensor_parallel,
         )
 
+        _, limit = tokenizer_and_limit(model, model["max_length"], self.store)
+
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
-            found = engine.embed(token_lists(ready["tokens"]), model["pooling"])
+            tokens = token_lists(ready["tokens"])
+            found = engine.embed(tokens, model["pooling"])
             if model["normalize"]:
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-            return vector_rows(id_array(ready["id"]), found.astype(model["storage"]))
+            rows, wrong, _ = vector_rows(id_array(ready["id"]), found.astype(model["storage"]))
+            return rows, wrong, {"cut": sum(len(row) >= limit for row in tokens)}
 
         return encode
 

@@ -24,6 +24,7 @@ from harness.data import Items
 from harness.errors import UserError
 from harness.method import Run
 from harness.models.inputs import open_tokenizer, render_prompt, response_tokens
+from harness.models.loading import loading_errors_as_user_errors
 from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import batches_by_length, check_architecture, context_length, model_config
 from harness.store.store import Store, identity_hash
@@ -119,8 +120,8 @@ def tokenise_items(items: Items, model: LanguageModel, store: Store, max_respons
     ]
     if long := [i for i, ids in enumerate(after) if len(ids) >= room]:
         raise ValueError(
-            f"{len(long)} responses are longer than the context of {room} tokens, for example item {long[0]} "
-            f"with {len(after[long[0]])}: set max_response_tokens = {room // 2} to cut them, or use a model with a longer context"
+            f"{len(long)} responses leave no room for a prompt in the context of {room} tokens, for example item {long[0]} "
+            f"with {len(after[long[0]])} tokens: set max_response_tokens = {room // 2} to cut them, or use a model with a longer context"
         )
     heads = [before[prompt][-(room - len(ids)) :] for prompt, ids in zip(prompts, after, strict=True)]
     length = np.array([len(head) + len(ids) for head, ids in zip(heads, after, strict=True)])
@@ -138,9 +139,10 @@ def load_language_model(folder: Path, dtype: torch.dtype = torch.float32) -> Cau
 
     logging.disable_progress_bar()
     check_architecture(folder, "sample", "transformers")
-    opened: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    with loading_errors_as_user_errors(folder):
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     return opened.to(torch_device()).eval()
 
 

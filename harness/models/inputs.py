@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import UserError
+from harness.models.loading import loading_errors_as_user_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Open the model's tokenizer without running any code from the folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with loading_errors_as_user_errors(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, prompt: str) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
 from harness.models.inputs import open_tokenizer
+from harness.models.loading import loading_errors_as_user_errors
 from harness.models.tokens import batches_by_length, context_length, first_tokens, token_counts
 
 # Most tokens of a batch on a CPU where texts are only read. Batches of 16,384 exceed its caches and take a quarter
@@ -30,9 +31,10 @@ class Transformers(Engine):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens = MAX_BATCH_TOKENS if self.device.type == "cuda" or use == "sample" else MAX_CPU_BATCH_TOKENS
         kind = AutoModel if use == "embed" else AutoModelForCausalLM
-        model: Any = kind.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-        )
+        with loading_errors_as_user_errors(folder):
+            model: Any = kind.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            )
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self.model = model.to(self.device).eval()

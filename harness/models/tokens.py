@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.models.inputs import open_tokenizer
+from harness.models.loading import loading_errors_as_user_errors
 from harness.models.names import LanguageModel
 from harness.store.store import Store
 
@@ -39,7 +40,8 @@ def model_config(folder: Path):
     """Return the transformers configuration of the language model in a folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with loading_errors_as_user_errors(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_architecture(folder: Path, use: str, engine: str) -> None:

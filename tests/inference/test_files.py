@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from harness.cli.inference_jobs import made_summary
 from harness.cli.verbs import app
 from harness.errors import UserError
 from harness.inference import encode, files, generate
@@ -417,6 +418,34 @@ def test_a_second_run_needs_neither_ray_nor_a_model(tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[-1] == "[]" and out.read_bytes() == first
+
+
+def test_cut_texts_are_counted(model, tmp_path, capsys):
+    """The end of a text beyond max_length decides nothing: the command says of how many texts."""
+    path = write(tmp_path / "t.csv", {"response": ["a short text", "word " * 50, "word " * 51]})
+    encoder = f"transformers:{model}?max_length=8"
+    CliRunner().invoke(
+        app,
+        [
+            "encode",
+            str(path),
+            "--encoder",
+            encoder,
+            "--local",
+            "--store",
+            str(tmp_path / "s"),
+            "--out",
+            str(tmp_path / "v.npy"),
+        ],
+    )
+    vectors = np.load(tmp_path / "v.npy")
+    assert (vectors[1] == vectors[2]).all()
+    job = encode.encode_job(encoder, lambda: files.read_text_columns(path, "response"), Store(tmp_path / "s"))
+    (facts,) = job.cached_rows(Store(tmp_path / "s")).block_facts()
+    assert facts["cut"] == 2
+    assert "2 texts of this encoder fill its max_length" in made_summary(
+        {"what": "vectors", "rows": 3, "errors": 0, "seconds": 1.0, "start_seconds": 0.0, **facts}
+    )
 
 
 def test_npy_files_are_as_numpy_writes_them(store, tmp_path):

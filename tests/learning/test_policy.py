@@ -198,7 +198,7 @@ def changed(train, row, response):
     ("response", "says"),
     [
         ("  ", "1 responses are empty, for example that of item 5"),
-        ("a " * 3000, "1 responses are longer than the context of 1024"),
+        ("a " * 3000, "1 responses leave no room for a prompt in the context of 1024"),
     ],
 )
 def test_responses_that_cannot_be_used_are_named(base, train, run, response, says):

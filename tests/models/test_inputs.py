@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config, T5Model
 
+from harness.cli import main
 from harness.data import TEXT_SCHEMA, Items
 from harness.errors import UserError
 from harness.inference import answer, encode, generate
@@ -406,3 +408,18 @@ def test_an_encoder_decoder_model_encodes_and_does_nothing_else(folder, store, t
     with pytest.raises(UserError, match="encoder-decoder model"):
         policy.load_language_model(tmp_path / "t5")
     assert json.loads((tmp_path / "t5" / "config.json").read_text())["is_encoder_decoder"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("content", [b"\0" * 1000, b"", b"{"])
+def test_damaged_files_of_a_model_are_named_by_their_folder(tmp_path, capsys, monkeypatch, file, content):
+    small.build_small_model(tmp_path / "model", steps=0)
+    (tmp_path / "model" / file).write_bytes(content)
+    (tmp_path / "texts.csv").write_text("response\nhello\n")
+    encoder = f"transformers:{tmp_path}/model"
+    words = ["encode", tmp_path / "texts.csv", "--encoder", encoder, "--out", tmp_path / "v.npy", "--local"]
+    monkeypatch.setattr(sys, "argv", ["manyminds", *map(str, words), "--store", str(tmp_path / "store")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"{tmp_path}/model" in said and "\n\nhint: " in said, said
