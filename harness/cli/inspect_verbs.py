@@ -116,8 +116,12 @@ def plan(
         print(json.dumps(told, indent=1))
         return
     print(f"{planned.suite.title}  [{planned.suite.name} {planned.suite.digest}]")
+    guessed = (
+        f" (a guess for {told['guessed']} trials, of which none like them has run here)" if told["guessed"] else ""
+    )
     print(
-        f"trials: {told['trials']}, of which {told['finished']} are finished; about {told['seconds_left']:.0f} s of work left"
+        f"trials: {told['trials']}, of which {told['finished']} are finished; "
+        f"about {told['seconds_left']:.0f} s of one core's work left{guessed}"
     )
     for task in told["tasks"]:
         print(

@@ -81,7 +81,7 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
     axis_namer: the language model that names the learned axes. Raises NotCachedError where its answers are not in the
     store.
     """
-    path = store.board_page(board.suite.name)
+    path = store.board_page(store.name_of_suite(board.suite.name, board.suite.file))
     namer = generate.parse_generator(learned_axes.with_namer_options(axis_namer)).canonical_name if axis_namer else None
     digest = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), namer]).encode())
     for file in sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in (".py", ".html")):

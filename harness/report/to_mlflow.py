@@ -373,7 +373,7 @@ class Publisher:
 
     def _experiment_id(self, client) -> str:
         """Return the id of the suite's experiment, which is created, or restored if it was deleted."""
-        name = f"manyminds/{self.plan.suite.name}"
+        name = f"manyminds/{self.store.name_of_suite(self.plan.suite.name, self.plan.suite.file)}"
         place = None if self.uri.startswith("http") else self.artifacts.as_uri()
         found = client.get_experiment_by_name(name)
         if found is None:

@@ -15,6 +15,7 @@
     Copies of results, which can be removed and made again.
 
     boards/<name>.html            pages of boards and claims
+    boards/<name>.suite           path of the suite file that the page of this name belongs to
     mlflow.db, mlflow-artifacts/  MLflow's database and files
     mlflow.env                    settings of the MLflow server that shows them
     mlflow.lock                   lock of the one process that writes to MLflow
@@ -75,6 +76,20 @@ class Store:
     def board_page(self, name: str) -> Path:
         """Return the path of the page of a board or of claims."""
         return self.root / "boards" / f"{name}.html"
+
+    def name_of_suite(self, name: str, file: str) -> str:
+        """Return the name under which a suite's page and MLflow experiment are kept: its own, if no other suite has it.
+
+        The first file of a name that uses the store keeps the name as long as it exists; another file of the same name gets
+        six digits of its path behind it. file: the suite's path, "" for a suite made in Python.
+        """
+        note = self.root / "boards" / f"{name}.suite"
+        with self.os_errors_as_user_errors():
+            owner = note.read_text() if note.is_file() else ""
+            if owner in ("", file) or not Path(owner).is_file():
+                write_atomically(note, file)
+                return name
+        return f"{name}-{hashlib.sha256(file.encode()).hexdigest()[:6]}"
 
     def checkpoint_folder(self, key: str) -> Path:
         """Return the folder where a trial's training saves what it needs to resume after a kill."""

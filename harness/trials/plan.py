@@ -109,26 +109,34 @@ def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
 
     The estimate is the median of finished trials of the same method and task, or else the method's own guess.
     """
+    known = known_seconds(store)
+    return {t: known.get(_task_and_method(t), t.method.estimated_seconds) for t in trials}
+
+
+def _task_and_method(trial: Trial) -> tuple[str, str]:
+    return name_at_version(trial.task), name_at_version(trial.method)
+
+
+def known_seconds(store: Store) -> dict[tuple[str, str], float]:
+    """Return the median seconds of finished trials, by task and method."""
     taken: dict[tuple[str, str], list[float]] = {}
     for key in store.committed_keys("trials"):
         if manifest := store.read_manifest("trials", key):
             identity = manifest["identity"]
             taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
-    known = {pair: median(seconds) for pair, seconds in taken.items()}
-    return {
-        t: known.get((name_at_version(t.task), name_at_version(t.method)), t.method.estimated_seconds) for t in trials
-    }
+    return {pair: median(seconds) for pair, seconds in taken.items()}
 
 
 def describe_plan(plan: Plan, store: Store) -> dict:
     """Return everything that `manyminds plan` prints, as plain values."""
-    left = unfinished_trials(plan, store)
+    left, known = unfinished_trials(plan, store), known_seconds(store)
     return {
         "suite": plan.suite.name,
         "digest": plan.suite.digest,
         "trials": len(plan.trials),
         "finished": len(plan.trials) - len(left),
-        "seconds_left": sum(estimate_seconds(left, store).values()),
+        "seconds_left": sum(known.get(_task_and_method(t), t.method.estimated_seconds) for t in left),
+        "guessed": sum(_task_and_method(t) not in known for t in left),  # trials of which none like them has run here
         "tasks": [
             {
                 "task": task.name,

@@ -58,6 +58,7 @@ class Suite:
     tasks: tuple[Task, ...]
     methods: tuple[Method, ...]
     margin: float = 0.01
+    file: str = ""  # the path that it was read from, "" for one made in Python
 
     @property
     def digest(self) -> str:
@@ -142,7 +143,8 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     margin = float(content.get("margin", Suite.margin))
     if not 0 <= margin < 1:
         raise UserError(f"{path}: margin = {margin} is not between 0 and 1", "for example margin = 0.01")
-    return Suite(path.stem, content.get("title", path.stem), tuple(seeds), tuple(tasks), tuple(methods), margin)
+    title = content.get("title", path.stem)
+    return Suite(path.stem, title, tuple(seeds), tuple(tasks), tuple(methods), margin, str(path.absolute()))
 
 
 def _check_quick(path: Path, content: dict) -> None:

@@ -512,6 +512,29 @@ def test_far_too_many_settings_are_counted_and_refused(call, suite, tmp_path):
     told(call("plan", none, "--store", tmp_path / "s"), "rank = [] has no value", "leave the line out")
 
 
+def test_two_suites_of_one_name_have_two_pages_and_experiments(call, tmp_path):
+    """The one that came first keeps the name; a third run of each finds its own again."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/m.db"
+    for folder, seeds in (("a", 3), ("b", 4)) * 2:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        text = "controls = false\n" + TINY.replace("seeds = 3", f"seeds = {seeds}") + '[[methods]]\nname = "chance"\n'
+        (tmp_path / folder / "mine.toml").write_text(text)
+        code, _, err = call(
+            "run", tmp_path / folder / "mine.toml", "--local", "--store", tmp_path / "s", "--mlflow", uri
+        )
+        assert code == 0 and "mine" in err
+    pages = sorted(page.name for page in (tmp_path / "s" / "boards").glob("*.html"))
+    assert len(pages) == 2 and pages[1] == "mine.html" and pages[0].startswith("mine-")
+    texts = [(tmp_path / "s" / "boards" / page).read_text() for page in pages]
+    assert "4 seeds" in texts[0] and "3 seeds" in texts[1]
+    experiments = [
+        e.name for e in MlflowClient(tracking_uri=uri).search_experiments() if e.name.startswith("manyminds/")
+    ]
+    assert sorted(experiments) == sorted(f"manyminds/{page.removesuffix('.html')}" for page in pages)
+
+
 def test_a_board_of_a_store_that_cannot_be_written_or_is_none(tiny, call, tmp_path):
     file, _, store = tiny
     told(call("board", file, "--store", tmp_path / "mistyped"), "there is no store in")
