@@ -94,7 +94,9 @@ def load_class(kind: str, name: str) -> Any:
         known = list_names(kind)
         here = [*Path().glob(f"{name}.py"), *Path().glob(f"*/{name}.py")] if re.fullmatch(r"\w+", name) else []
         if here:
-            raise UserError(f"there is no {kind} {name!r}", f"add --plugin {here[0]}")
+            raise UserError(
+                f"there is no {kind} {name!r}", f"add --plugin {here[0]}, in Python plugins=[{str(here[0])!r}]"
+            )
         hint = did_you_mean(name, known, f"`manyminds list` shows all names; {kind}s: {', '.join(known)}")
         raise UserError(f"there is no {kind} {name!r}", hint)
     found = _classes_of_kind(

@@ -200,8 +200,8 @@ def _compare_methods(
             rows[m] = dataclasses.replace(rows[m], users=users, **_gain_fields(gains, i, users))
         verdict = f"no verdict: only {REFERENCE_METHOD} has a rank"
         if len(ranked) > 1:
-            own, swapped = [float(values.mean()) for values in top], [rows[m].swapped for m in ranked]
-            verdict = verdict_text(gains, margin, [rows[m].label for m in ranked], own, swapped)
+            losses = _swap_losses(top, ranked, cells, last, gains)
+            verdict = verdict_text(gains, losses, margin, [rows[m].label for m in ranked])
     return _Comparison(list(rows.values()), differences, note, early or verdict)
 
 
@@ -464,14 +464,13 @@ def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names:
     ]
 
 
-def verdict_text(
-    gains: stats.Gains, margin: float, names: list[str], own: list[float], swapped: list[float | None]
-) -> str:
+def verdict_text(gains: stats.Gains, losses: stats.SwapLosses | None, margin: float, names: list[str]) -> str:
     """Return the task's verdict.
 
-    A gain is personal if answering with another user's state (the swap control) loses at least the margin.
+    A method personalises where its gain is surely above the margin, and so is its loss when people are answered with
+    another person's state (the swap control): otherwise the gain may come from a better reward for everybody.
 
-    own, swapped: each method's accuracy, and its accuracy with another user's state.
+    losses: None where the swap control is not known, as with one person in a panel.
     """
     if gains.note:
         return f"no verdict: gains have no interval ({gains.note})"
@@ -480,23 +479,25 @@ def verdict_text(
         value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
         return f"{value:+.3f} over {REFERENCE_METHOD}, simultaneous limits {low:+.3f} to {high:+.3f}"
 
-    def is_personal(i: int) -> bool:
-        with_another = swapped[i]
-        return with_another is None or own[i] - with_another >= margin
+    def loss_of(i: int) -> str:
+        assert losses is not None
+        value, low, high = (np.clip(x[i], -1, 1) for x in (losses.value, losses.low, losses.high))
+        return f"{value:+.3f} of accuracy, {low:+.3f} to {high:+.3f}, with another person's state"
 
     found = stats.gain_verdict(gains, margin)
     best = names[found.best]
     if found.text == "gain":
-        sure = [int(i) for i in np.flatnonzero(gains.family) if gains.joint_low[i] > margin]
-        personal = [i for i in sure if is_personal(i)]
-        if not personal:
-            kept = f"accuracy {swapped[found.best]:.3f} instead of {own[found.best]:.3f}"
-            return (
-                f"better, but not personal: {best} gains {gain_of(found.best)} (margin {margin:g}), but loses less than "
-                f"the margin when queries are answered with another person's state ({kept})"
-            )
-        most = max(personal, key=lambda i: gains.value[i])
-        return f"personalising pays: {names[most]} gains {gain_of(most)} (margin {margin:g})"
+        better = f"{best} gains {gain_of(found.best)} (margin {margin:g})"
+        if losses is None:
+            return f"better, perhaps not personal: {better}, and there is nobody to swap people's states with"
+        personal = np.flatnonzero((losses.gain_low > margin) & (losses.low > margin))
+        if len(personal):
+            most = int(personal[np.argmax(gains.value[personal])])
+            return f"personalising pays: {names[most]} gains {gain_of(most)}, and loses {loss_of(most)} (margin {margin:g})"
+        sure = np.flatnonzero(gains.family & (gains.joint_low > margin))
+        if (losses.high[sure] < margin).all():
+            return f"better, but not personal: {better}, and loses {loss_of(found.best)}"
+        return f"better, perhaps not personal: {better}, but loses {loss_of(found.best)}"
     if found.text == "cannot tell":
         enough = f"about {found.people} people, or more seeds," if found.people else "more seeds"
         return (
@@ -508,6 +509,18 @@ def verdict_text(
         f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} "
         f"(margin {margin:g})"
     )
+
+
+def _swap_losses(
+    top: np.ndarray, ranked: list[Method], cells: dict[Method, _MethodCells], last: int, gains: stats.Gains
+) -> stats.SwapLosses | None:
+    """Return what methods lose by the swap; None where not every cell has been swapped: a person who is alone has nobody."""
+    swapped = [cells[m].blocks.get((last, True)) for m in ranked]
+    first = cells[ranked[0]]
+    if any(block is None or len(block) != len(first.person) for block in swapped):
+        return None
+    accuracy = np.stack([block["accuracy"].to_numpy() for block in swapped if block is not None])
+    return stats.swap_losses(top, accuracy, first.person, first.seed, gains)
 
 
 def _finite_or_none(value: float) -> float | None:

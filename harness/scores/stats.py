@@ -8,13 +8,15 @@ functions are deterministic, and independent of tasks, methods and Ray.
 **Variance.** Take each cell's deviation from the row's mean, and total the deviations by seed, by person or by cell.
 With Σ² the sum of the squared totals divided by C²,
 
-    V = S/(S-1) · [ Σ²_seed  +  U/(U-1) · max(0, Σ²_person - Σ²_cell) ]      S seeds, U people
+    V = f · Σ²_seed  +  S/(S-1) · U/(U-1) · max(0, Σ²_person - Σ²_cell)      S seeds, U people
 
 is the two-way clustered variance of Cameron, Gelbach and Miller (2011, "Robust inference with multiway clustering"),
 written as the part of seeds plus the part of people who appear under several seeds, so that V is never negative. The
-two factors correct for the shrinkage of deviations from an estimated mean. Where people are crossed with seeds, or
+factors correct for the shrinkage of deviations from an estimated mean. f is S/(S-1) where seeds have equally many cells;
+with shares w of the cells it is Σw² / (Σw² - 2Σw³ + (Σw²)²), which is exact where the spread of seeds dominates. Where people are crossed with seeds, or
 nested in them in equal numbers, V is unbiased up to 1/U and the floor at 0. Limits are value ± t·√V, with
-Satterthwaite's degrees of freedom: S-1 for the part of seeds, and for the part of people the effective number of people
+Satterthwaite's degrees of freedom: 1/Σw² - 1 for the part of seeds, which is S-1 for equal seeds (Kish's effective
+number), and for the part of people the effective number of people
 who appear under several seeds, minus one. With people nested in seeds in equal numbers, this is the textbook t interval
 of the S seed means.
 
@@ -102,7 +104,10 @@ def _clustered_estimate(value: np.ndarray, squares: list[np.ndarray], person: np
         few = "one seed" if seeds == 1 else "two seeds"
         return Estimate(value, none, none, none, people, few if seeds < 3 else "one person")
     by_person, by_seed, by_cell = squares
-    seed_part = by_seed * seeds / (seeds - 1)
+    share = np.unique(seed, return_counts=True)[1] / len(seed)
+    square, cube = (share**2).sum(), (share**3).sum()
+    seed_part = by_seed * square / (square - 2 * cube + square**2)
+    seed_df = max(1 / square - 1, 1)
     person_part = np.maximum(by_person - by_cell, 0) * seeds / (seeds - 1) * people / (people - 1)
     variance = seed_part + person_part
     # Pairs of cells that share a person; their spread gives the effective number of people.
@@ -110,7 +115,7 @@ def _clustered_estimate(value: np.ndarray, squares: list[np.ndarray], person: np
     person_df = max(_ratio_or_zero(repeats.sum() ** 2, (repeats**2).sum()) - 1, 1)
 
     def satterthwaite(share):
-        return 1 / ((1 - share) ** 2 / (seeds - 1) + share**2 / person_df)
+        return 1 / ((1 - share) ** 2 / seed_df + share**2 / person_df)
 
     df = satterthwaite(_ratio_or_zero(person_part, variance))
     pooled = satterthwaite(_ratio_or_zero(person_part.sum(), variance.sum()))
@@ -218,6 +223,47 @@ def gains_over_reference(
     return Gains(
         value, se, low, high, value - half, value + half, p, adjusted, family, reference, every.people, every.note
     )
+
+
+class SwapLosses(NamedTuple):
+    """What methods lose when people are answered with another person's state, each float64[M]; NaN outside the family.
+
+    All limits hold at once for the gains and the losses of the whole family.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gain_low: np.ndarray  # lower limits of the gains
+
+
+def swap_losses(
+    values: np.ndarray, swapped: np.ndarray, person: np.ndarray, seed: np.ndarray, gains: Gains, level: float = 0.95
+) -> SwapLosses:
+    """Return every method's paired loss from the swap, with limits that hold together with those of the gains.
+
+    swapped: float64[M, C], scores with another person's state; rows outside the family are not read.
+
+    A method personalises where both its gain and its loss are surely large enough. Such a statement is false if one of the
+    two is not, so over K methods it needs limits for 2 K comparisons at once.
+    """
+    rows = np.flatnonzero(gains.family)
+    count = len(rows)
+    stacked = np.vstack([np.asarray(values)[rows], np.asarray(swapped)[rows], np.asarray(values)[[gains.reference]]])
+    own = np.arange(count)
+    every = paired_differences(stacked, person, seed)
+    first, second = np.concatenate([own, own]), np.concatenate([np.full(count, 2 * count), own + count])
+    found = [np.full(len(gains.value), np.nan) for _ in range(4)]
+    if not every.note and count:
+        each = simultaneous_level(stacked, person, seed, (first, second), level)
+        value, se, df = (x[first, second] for x in (every.value, every.se, every.family_df))
+        half = stats.t.ppf(1 - each / 2, df) * se
+        loss = slice(count, None)
+        for target, part in zip(
+            found, (value[loss], (value - half)[loss], (value + half)[loss], (value - half)[:count]), strict=True
+        ):
+            target[rows] = part
+    return SwapLosses(*found)
 
 
 class Ranks(NamedTuple):

@@ -41,7 +41,8 @@ class PublicFile:
     def _find_under(self, folder: Path) -> Path:
         if not folder.is_dir():
             raise UnavailableError(
-                f"the data folder {folder} does not exist", f"give the folder that contains {self.file}: --data DIR"
+                f"the data folder {folder} does not exist",
+                f"give the folder that contains {self.file}: --data DIR, in Python data=DIR",
             )
         found = sorted(folder.rglob(self.file))
         if not found:
@@ -57,7 +58,7 @@ class PublicFile:
         except (OSError, HTTPException) as error:  # HTTPException: the connection was cut
             raise UnavailableError(
                 f"no data folder is set, and {self.file} could not be downloaded from {self.url} ({error})",
-                f"copy the file here and give its folder: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
+                f"copy the file here and give its folder: --data DIR, in Python data=DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
             ) from error
 
     def _checked(self, path: Path) -> Path:
@@ -134,5 +135,5 @@ class PublicTable(PublicFile):
     def _unavailable(self, message: str) -> UnavailableError:
         return UnavailableError(
             f"{message}: it is a table made from {self.url}",
-            f"give the folder that contains it: --data DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
+            f"give the folder that contains it: --data DIR, in Python data=DIR, or set {DATA_FOLDER_VARIABLE}=DIR",
         )

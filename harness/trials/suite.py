@@ -141,8 +141,11 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
             f"{path} has {count:,} trials, more than {MAX_TRIALS:,}", "divide its tasks or methods among several suites"
         )
     margin = float(content.get("margin", Suite.margin))
-    if not 0 <= margin < 1:
-        raise UserError(f"{path}: margin = {margin} is not between 0 and 1", "for example margin = 0.01")
+    if not 0 < margin < 1:
+        raise UserError(
+            f"{path}: margin = {margin:g} is not between 0 and 1: it is the smallest gain that matters",
+            "for example margin = 0.01",
+        )
     title = content.get("title", path.stem)
     return Suite(path.stem, title, tuple(seeds), tuple(tasks), tuple(methods), margin, str(path.absolute()))
 

@@ -36,6 +36,12 @@ def crossed(rng, people, seeds):
     return np.tile(np.arange(people), seeds), np.repeat(np.arange(seeds), people)
 
 
+def uneven(rng, people, seeds):
+    """Return new people for each seed, few under most seeds and many under one: 4, 4, 4, 30 and 60 for 5 seeds."""
+    counts = [people // 25 or 1] * (seeds - 2) + [people // 3, 2 * people // 3]
+    return np.arange(sum(counts)), np.repeat(np.arange(seeds), counts)
+
+
 DESIGNS = {
     "31 people, 5 folds": (folds, 31, 5),
     "31 people, a fifth, 5 seeds": (fifth, 31, 5),
@@ -81,6 +87,49 @@ def test_intervals_cover_the_truth(design, mix):
         low, high = stats.estimate_means(equal_methods(rng, rows, person, seed, MIXES[mix]), person, seed).interval()
         covered.append((low < 0) & (high > 0))
     assert 0.93 <= np.mean(covered) <= 0.97, np.mean(covered)
+
+
+@pytest.mark.parametrize("mix", ["noise", "seeds", "seeds and noise"])
+@pytest.mark.parametrize("people", [100, 60])
+def test_intervals_are_wide_enough_where_seeds_test_unequal_numbers(people, mix):
+    """With S/(S-1) and S-1 degrees of freedom, 95 % intervals covered 76 to 88 % here."""
+    person, seed = uneven(None, people, 5)
+    low, high = stats.estimate_means(
+        equal_methods(np.random.default_rng(21), 8000, person, seed, MIXES[mix]), person, seed
+    ).interval()
+    assert np.mean((low < 0) & (high > 0)) > 0.94
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "people", "seeds"),
+    [(fresh, 10, 3), (fresh, 10, 5), (folds, 31, 5), (folds, 31, 10), (fresh, 50, 5), (uneven, 90, 5)],
+)
+def test_personalising_pays_is_rarely_said_falsely(make, people, seeds, monkeypatch):
+    """At most 5 % of 500 boards say so where one method has a gain and no personal part, and another the reverse.
+
+    Both are at the edge: the first loses exactly the margin by the swap, the second gains exactly the margin.
+    """
+    from harness.board.make import verdict_text
+
+    monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)
+    rng = np.random.default_rng([people, seeds])
+
+    def accuracy(mean):
+        spread = 0.08 * rng.standard_normal(person.max() + 1)[person] + 0.03 * rng.standard_normal(seeds)[seed]
+        return rng.binomial(20, np.clip(mean + spread, 0, 1)) / 20
+
+    said = []
+    for _ in range(500):
+        person, seed = make(rng, people, seeds)
+        own = np.stack([accuracy(mean) for mean in (0.6, 0.75, 0.61, 0.6)])
+        swapped = np.stack([own[0], *(accuracy(mean) for mean in (0.74, 0.41, 0.6))])
+        gains = stats.gains_over_reference(own, person, seed)
+        losses = stats.swap_losses(own, swapped, person, seed, gains)
+        said.append(
+            verdict_text(gains, losses, 0.01, ["shared", "common", "little", "none"]).startswith("personalising")
+        )
+    assert np.mean(said) <= 0.05, np.mean(said)
 
 
 def test_percentiles_of_the_pigeonhole_bootstrap_do_not():
