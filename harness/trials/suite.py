@@ -23,6 +23,7 @@ from harness.trials.trial import field_values, identity_fields, name_at_version,
 CONTROL_METHODS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")
 
 
+EXAMPLE_SUITE = PROJECT_ROOT / "jobs" / "suites" / "quick.toml"
 MAX_SETTINGS = 10_000  # of one task or method in a suite: more are a mistyped list, and take minutes to make
 MAX_TRIALS = 1_000_000  # of a suite: a board of more does not fit into memory
 
@@ -74,7 +75,7 @@ def load_toml(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"the suite {path} does not exist", _nearest_suite(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not TOML: {error}", "compare with jobs/suites/quick.toml") from error
+        raise UserError(f"{path} is not TOML: {error}", f"compare with {_seen_from_here(EXAMPLE_SUITE)}") from error
 
 
 def shipped_suite(path: Path) -> Path:
@@ -85,16 +86,19 @@ def shipped_suite(path: Path) -> Path:
     return next((file for folder in folders if (file := folder / f"{path}.toml").is_file()), path)
 
 
+def _seen_from_here(file: Path) -> str:
+    """Return a path as one would type it in the current folder."""
+    here = Path.cwd()
+    return (file.relative_to(here) if file.is_relative_to(here) else file).as_posix()
+
+
 def _nearest_suite(path: Path) -> str:
     """Return a hint that names the shipped suite, or the TOML file in the current folder, of the most similar name."""
     shipped = [
         file for folder in ("jobs/suites", "jobs/suites/claims") for file in (PROJECT_ROOT / folder).glob("*.toml")
     ]
-    here = Path.cwd()
-    files = {file.stem: file for file in [*shipped, *here.glob("*.toml")]}
-    shown = {
-        stem: (file.relative_to(here) if file.is_relative_to(here) else file).as_posix() for stem, file in files.items()
-    }
+    files = {file.stem: file for file in [*shipped, *Path.cwd().glob("*.toml")]}
+    shown = {stem: _seen_from_here(file) for stem, file in files.items()}
     every = ", ".join(sorted(shown[file.stem] for file in shipped if file.parent.name == "suites"))
     return did_you_mean(path.stem, shown, f"name a TOML file: {every}", shown=shown)
 
@@ -114,7 +118,9 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
                 f"{path}: unknown key {key!r}", did_you_mean(key, SUITE_KEYS, f"known: {', '.join(SUITE_KEYS)}")
             )
         if not isinstance(value, SUITE_KEYS[key]) or isinstance(value, bool) != (SUITE_KEYS[key] is bool):
-            raise UserError(f"{path}: {key} = {value!r} has the wrong type", "compare with jobs/suites/quick.toml")
+            raise UserError(
+                f"{path}: {key} = {value!r} has the wrong type", f"compare with {_seen_from_here(EXAMPLE_SUITE)}"
+            )
     _check_quick(path, content)
     less = content.get("quick", {}) if quick else {}
     seeds = less.get("seeds", content.get("seeds", 5))
