@@ -124,13 +124,14 @@ def plan(
         f"about {told['seconds_left']:.0f} s of one core's work left{guessed}"
     )
     for task in told["tasks"]:
+        gain = task["detectable"]
+        detects = "detects nothing: intervals need three seeds" if gain is None else f"detects a gain of {gain:.3f}"
         print(
-            f"  {task['task']}: {task['people']} test people, {task['queries']} queries each, {task['seeds']} seeds; "
-            f"detects a gain of {task['detectable']:.3f} (margin {planned.suite.margin:g})"
+            f"  {task['task']}: {task['people']} test people, {task['queries']} queries each, {task['seeds']} seeds; {detects}"
         )
     print(
-        "detects: with 80 % power at the 5 % level, if two methods differ on a fifth of the queries "
-        "(correlation of .05 within a person)"
+        f"detects: limits for all methods at once then exclude the margin of {planned.suite.margin:g} with 80 % power, if two "
+        "methods differ on a fifth of the queries (correlation of .05 within a person) and seeds differ no more than their people"
     )
     for refusal in told["refusals"]:
         print(f"  {refusal['method']} does not run on {refusal['task']}: {refusal['reason']}")

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse, special, stats
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.spatial.distance import cdist
 
 BOOTSTRAP_DRAWS = 2000  # the familywise error rate of 5 % then has a standard error of 0.5 %
@@ -339,16 +339,28 @@ def gain_verdict(gains: Gains, margin: float) -> Verdict:
 
 
 def detectable_difference(
-    people: int, per_person: int, disagree: float, icc: float, alpha: float = 0.05, power: float = 0.8
+    people: int,
+    per_person: int,
+    disagree: float,
+    icc: float,
+    seeds: int,
+    comparisons: int = 1,
+    alpha: float = 0.05,
+    power: float = 0.8,
 ) -> float:
-    """Return the smallest accuracy difference that a paired test of level `alpha` finds with probability `power`.
+    """Return the smallest accuracy difference whose joint limits exclude 0 with probability `power`; NaN below three seeds.
 
-    `people` are asked `per_person` queries each. The two methods disagree on a share `disagree` of queries, whose
-    results correlate within a person by `icc` (Miller 2024, "Adding error bars to evals"). The variance between seeds
-    is not included.
+    `people` are asked `per_person` queries each, over all seeds. The two methods disagree on a share `disagree` of queries,
+    whose results correlate within a person by `icc` (Miller 2024, "Adding error bars to evals"). The test is the board's: t
+    with as many degrees of freedom as seeds allow, at level alpha / `comparisons`, which is at most a little stricter than
+    max-t. A spread between seeds beyond that of their people is not included.
     """
-    z = stats.norm.isf(alpha / 2) + stats.norm.isf(1 - power)
-    return z * np.sqrt(disagree * (1 + (per_person - 1) * icc) / (people * per_person))
+    if seeds < 3:
+        return np.nan
+    df = seeds - 1
+    critical = stats.t.isf(alpha / comparisons / 2, df)
+    shift = brentq(lambda shift: stats.nct.sf(critical, df, shift) - power, 0, 100 + 10 * critical)
+    return float(shift * np.sqrt(disagree * (1 + (per_person - 1) * icc) / (people * per_person)))
 
 
 class WorstUsers(NamedTuple):

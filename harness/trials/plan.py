@@ -127,6 +127,16 @@ def known_seconds(store: Store) -> dict[tuple[str, str], float]:
     return {pair: median(seconds) for pair, seconds in taken.items()}
 
 
+def _detectable_gain(plan: Plan, task: Task) -> float | None:
+    """Return the smallest gain whose limits on the board exclude the margin with 80 % power; None without intervals."""
+    judged = {
+        t.method for t in plan.trials if t.task == task and not t.method.privileged and t.method.family != "control"
+    }
+    seeds, people = len(plan.suite.seeds), plan.people[task]
+    assumed = (task.queries, ASSUMED_DISAGREEMENT, ASSUMED_CORRELATION, seeds, max(1, len(judged)))
+    return plan.suite.margin + detectable_difference(people, *assumed) if seeds > 2 else None
+
+
 def describe_plan(plan: Plan, store: Store) -> dict:
     """Return everything that `manyminds plan` prints, as plain values."""
     left, known = unfinished_trials(plan, store), known_seconds(store)
@@ -143,9 +153,7 @@ def describe_plan(plan: Plan, store: Store) -> dict:
                 "people": people,
                 "queries": task.queries,
                 "seeds": len(plan.suite.seeds),
-                "detectable": float(
-                    detectable_difference(people, task.queries, ASSUMED_DISAGREEMENT, ASSUMED_CORRELATION)
-                ),
+                "detectable": _detectable_gain(plan, task),
             }
             for task, people in plan.people.items()
         ],

@@ -1,6 +1,9 @@
 """TOML suites: grids, controls, refusals, and errors of users."""
 
+import dataclasses
+
 import pytest
+import scipy.stats
 
 from harness import registry
 from harness.errors import UserError
@@ -158,8 +161,11 @@ def test_forecast(tiny):
     told = describe_plan(plan, store)
     assert told["trials"] == told["finished"] == 18 and told["seconds_left"] == 0
     assert told["tasks"][0]["people"] == 3 * 10  # each of three seeds draws ten new people
-    z = 1.959964 + 0.841621
-    assert told["tasks"][0]["detectable"] == pytest.approx(z * (0.2 * (1 + 9 * 0.05) / (30 * 10)) ** 0.5, rel=1e-4)
+    shift = (told["tasks"][0]["detectable"] - 0.01) / (0.2 * (1 + 9 * 0.05) / (30 * 10)) ** 0.5  # 0.01: the margin
+    needed = scipy.stats.t.isf(0.025 / 3, 2)  # three methods that are no controls, three seeds
+    assert scipy.stats.nct.sf(needed, 2, shift) == pytest.approx(0.8, abs=1e-4)
+    one = make_plan(dataclasses.replace(plan.suite, seeds=(0,)), store)
+    assert describe_plan(one, store)["tasks"][0]["detectable"] is None
 
 
 def test_every_suite_of_the_project_can_be_read():
