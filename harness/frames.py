@@ -35,8 +35,25 @@ def read_table(path: Path) -> pl.DataFrame:
         raise UserError(
             "the file is empty", "its first line must name the columns: user, prompt, chosen, rejected"
         ) from error
+    except pl.exceptions.ComputeError as error:
+        if "utf-8" in str(error).lower():
+            raise UserError("the file is not UTF-8", "save it again with the encoding UTF-8") from error
+        raise _unreadable(path, error) from error
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"the file cannot be read: {error}", "check that it is complete and of that type") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error for a file that cannot be read; a csv file with another separator than commas is recognised."""
+    with path.open("rb") as file:
+        first = file.readline()
+    for separator, name in ((b";", "semicolons"), (b"\t", "tabs")):
+        if path.suffix.lower() == ".csv" and first.count(separator) > first.count(b","):
+            return UserError(f"its columns are separated by {name}", "save it with commas between the columns")
+    said = str(error).strip().splitlines()[0]
+    return UserError(
+        f"the file cannot be read: {said}", "check that it is complete, and that every line has all columns"
+    )
 
 
 def as_polars(frame: Any) -> pl.DataFrame:

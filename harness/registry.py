@@ -59,7 +59,7 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
     given: dict[str, Path] = {}
     for file in map(Path, files):
         if not file.is_file():
-            raise UserError(f"the plug-in {file} does not exist", "give the path of a Python file: --plugin my_task.py")
+            raise UserError(f"the plug-in {file} does not exist", "give the path of a Python file, such as my_task.py")
         name = file.stem
         if not re.fullmatch(NAME_PATTERN, name) or file.suffix != ".py":
             raise UserError(

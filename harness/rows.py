@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from harness.errors import UserError
 from harness.sameness import same_writing
 
 ID_TYPES = (str, int, np.integer, uuid.UUID)
+DECIMAL_ENDING = re.compile(r"(?<=\d)\.0+$")  # 2.0 for 2: what is left where ids were numbers in between
 AS_TEXT = 'read the ids as text, for example pl.read_csv(file, schema_overrides={"user": pl.String})'
 
 
@@ -83,10 +85,10 @@ def _no_ids(dtype: object) -> UserError:
 
 
 def _check_different_people(names: list[str]) -> None:
-    """Raise UserError where two ids differ only in spaces, invisible characters or the Unicode form of a letter."""
+    """Raise UserError where two ids differ only in spaces, invisible characters, the Unicode form of a letter, or in `.0`."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(same_writing(name), name)
+        other = seen.setdefault(DECIMAL_ENDING.sub("", same_writing(name)), name)
         if other is not name:
             raise UserError(
                 f"users {other!r} and {name!r} look the same: one person's id written in two ways would count as two people",
@@ -175,7 +177,7 @@ def text_columns(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
         elif column.dtype not in (pl.String, pl.Null):
             hint = "turn each list of messages into one string" if column.dtype.is_nested() else f"read {name} as text"
             raise UserError(f"column {name} holds {column.dtype}, not text", hint)
-        hint = f'fill in the text, or drop such rows with frame.drop_nulls("{name}")'
+        hint = "fill in the text, or drop such rows"
         raise_for_first_bad(column.is_null().to_numpy(), f"no text in column {name}", column, hint)
     return frame.select(names)
 

@@ -1,5 +1,6 @@
 """Ids of people: two different ones never become one person, and one person never becomes two in silence."""
 
+import re
 import uuid
 
 import numpy as np
@@ -17,7 +18,7 @@ from harness.sameness import same_writing
 LOOKS_LIKE_NUMBERS = [
     "1",
     "01",
-    "1.0",
+    "1.5",
     "1e0",
     "1E0",
     "+1",
@@ -51,7 +52,7 @@ def test_any_text_is_an_id(ids):
     try:
         names, number = user_numbers(ids)
     except UserError as error:
-        forms = {same_writing(name) for name in ids}
+        forms = {re.sub(r"(?<=\d)\.0+$", "", same_writing(name)) for name in ids}
         assert len(forms) < len(set(ids)) or "" in forms, error
         return
     assert [names[i] for i in number] == ids and len(set(names)) == len(names)
@@ -79,6 +80,7 @@ def test_whole_numbers_are_in_numeric_order():
         (pl.Series([{"id": 1}, {"id": 2}]), "Struct.*, not names"),
         ([["a"], ["b"]], "neither text nor a whole number"),
         ([b"a", b"b"], "neither text nor a whole number"),
+        (["1", "2", "1.0"], "'1' and '1.0' look the same"),
         (["ann", "bob", "ann "], "'ann' and 'ann ' look the same"),
         (["Zo\u00eb", "Zoe\u0308"], "look the same"),
         (["ann", "an\u200bn"], "look the same"),

@@ -127,7 +127,8 @@ def fit(
 ) -> FittedMethod:
     """Fit one method to everybody in a data set.
 
-    data: a PreferenceDataset, or any data frame with the columns user, prompt, chosen and rejected. method: its name, with
+    data: a PreferenceDataset, or any data frame, or a csv, jsonl or parquet file, with the columns user, prompt, chosen and
+    rejected. method: its name, with
     its `fields`, or an instance. features: maps items (columns prompt, response) to float32[n, d]; it must give the same
     numbers to the same item whatever stands beside it, since new people's items pass through it too. columns_share_unit: as
     for Items. store: where a policy

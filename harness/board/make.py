@@ -499,7 +499,7 @@ def verdict_text(gains: stats.Gains, losses: stats.SwapLosses | None, margin: fl
             return f"better, but not personal: {better}, and loses {loss_of(found.best)}"
         return f"better, perhaps not personal: {better}, but loses {loss_of(found.best)}"
     if found.text == "cannot tell":
-        enough = f"about {found.people} people, or more seeds," if found.people else "more seeds"
+        enough = f"more seeds, or about {found.people} people," if found.people else "more seeds"
         return (
             f"cannot tell whether a gain exceeds the margin: {best} gains {gain_of(found.best)} "
             f"(margin {margin:g}; {enough} might be enough to tell)"

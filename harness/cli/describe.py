@@ -192,7 +192,9 @@ def scores_in_store(kind: str, name: str, store: Store) -> pl.DataFrame:
                 "task": identity["task"].partition("@")[0],
                 "method": identity["method"].partition("@")[0],
                 "fields": json.dumps(fields, sort_keys=True),
+                "seed": identity["seed"],
                 "accuracy": curve[max(curve)],
+                "committed": store.committed_at("trials", key),
             }
         )
     if not rows:
@@ -213,7 +215,9 @@ def scores_in_store(kind: str, name: str, store: Store) -> pl.DataFrame:
         }
         row["setting"] = ", ".join(f"{name.partition('.')[2]}={value}" for name, value in changed.items())
     other = "method" if kind == "task" else "task"
-    frame = pl.DataFrame(rows).group_by(other, "setting").agg(pl.col("accuracy").mean(), seeds=pl.len())
+    # of results on data that have changed in between, the latest counts
+    latest = pl.DataFrame(rows).sort("committed").unique([other, "setting", "seed"], keep="last")
+    frame = latest.group_by(other, "setting").agg(pl.col("accuracy").mean(), seeds=pl.len())
     return frame.sort("accuracy", descending=True)
 
 

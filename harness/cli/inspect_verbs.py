@@ -90,7 +90,7 @@ def check(
         failed += found.problem is not None
         findings.append(dataclasses.asdict(found))
         if not as_json:
-            problem = "the same as above" if found.problem in told else found.problem
+            problem = "the same as above" if found.problem and found.problem in told else found.problem
             told.add(found.problem)
             said = problem or found.detail
             print(f"{'FAIL' if problem else 'ok  '} {found.what}{f': {said}' if said else ''}")

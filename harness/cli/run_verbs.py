@@ -53,7 +53,11 @@ def run(
     as_json: JsonOutput = False,
 ) -> None:
     """Run the trials of a suite that are not finished, then show the board. Without a suite, run the quick one."""
+    from harness.trials.suite import read_suite
+
     began = time.monotonic()
+    registry.add_plugins(plugin or [])
+    read_suite(suite)  # before a store is made: a mistake in it leaves nothing behind
     made = JobRunner(Store(store).open(), local)
     _check_axis_namer(axis_namer, made.store)
     if local and workers_per_policy > 1:

@@ -48,7 +48,8 @@ def _progress_lines(what: str, total: int) -> Iterator[Callable[[int], object]]:
     def report() -> None:
         while not ended.wait(LINE_SECONDS):
             spent = time.monotonic() - began
-            left = f", about {_in_words(spent / done * (total - done))} left" if done else ""
+            known = done >= max(3, total / 10)  # before that, the first and slowest steps would be taken for all
+            left = f", about {_in_words(spent / done * (total - done))} left" if known else ""
             stderr.print(f"{what}: {done} of {total} in {_in_words(spent)}{left}")
 
     reporter = threading.Thread(target=report, daemon=True)

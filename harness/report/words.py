@@ -107,7 +107,9 @@ def format_interval(point: Point, signed: bool = False) -> str:
 
 def format_p_value(p: float | None) -> str:
     """Format a p-value, for example `.032` or `<.001`; "" for None."""
-    return "" if p is None else "<.001" if p < 0.001 else format_number(p)
+    if p is None or p < 0.001:
+        return "" if p is None else "<.001"
+    return format_number(p, digits=4 if abs(p - 0.05) < 0.0005 else 3)  # .0498 is not .050: the limits exclude 0
 
 
 def format_rank(row: Row) -> str:

@@ -124,7 +124,8 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     _check_quick(path, content)
     less = content.get("quick", {}) if quick else {}
     seeds = less.get("seeds", content.get("seeds", 5))
-    seeds = list(range(seeds)) if isinstance(seeds, int) else seeds
+    if isinstance(seeds, int):
+        seeds = list(range(min(seeds, MAX_TRIALS + 1)))  # more are refused below
     if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(
             f"{path}: seeds must be a number of seeds, or a list of different whole numbers from 0 on",

@@ -1,5 +1,6 @@
 """The command line as a person meets it: what a mistake says, and that nothing is lost by it."""
 
+import contextlib
 import json
 import os
 import re
@@ -560,6 +561,10 @@ def test_one_fault_is_told_once(call, suite):
     )
     code, out, _ = call("check", plugin)
     assert code == 1 and out.count("ValueError: mine (raises_so.py:5)") == 1 and "the same as above" in out
+    code, out, err = call("check", "chance")
+    assert (
+        code == 0 and "FAIL" not in out and out.count("ok  ") == int(re.search(r"(\d+) checks ran, 0 failed", err)[1])
+    )
 
 
 def test_a_missing_decorator_is_named(call, suite, tmp_path):
@@ -592,3 +597,48 @@ def test_a_path_is_no_name(call, suite, tmp_path, name):
         call("plan", suite(f'[[methods]]\nname = "{name}"\n[[tasks]]\nname = "low_rank"'), "--store", tmp_path),
         "there is no method",
     )
+
+
+def test_a_mistake_in_a_suite_leaves_nothing_behind(call, suite, tmp_path):
+    told(call("run", suite("[["), "--store", tmp_path / "s"), "is not TOML")
+    assert not (tmp_path / "s").exists()
+    told(
+        call("plan", suite('seeds = 1000000000\n[[tasks]]\nname = "low_rank"'), "--store", tmp_path / "s"),
+        "trials, more than",
+    )
+
+
+def test_show_counts_a_seed_once_though_its_data_have_changed(call, suite, tmp_path):
+    """A task is run, its data change, and it is run again: the scores shown are those of the later data, of three seeds."""
+    text = BAD_TASK.format('label = label if __import__("os").path.exists("later") else 1 - label')
+    plugin, file = (
+        suite(text, "bad_task.py"),
+        suite(
+            'seeds = 3\ncontrols = false\n[[tasks]]\nname = "bad_task"\nshots = [0, 5]\n[[methods]]\nname = "per_user"'
+        ),
+    )
+    where = ["--plugin", plugin, "--store", tmp_path / "s"]
+    for name in ("first", "later"):
+        (tmp_path / name).touch()
+        with contextlib.chdir(tmp_path):
+            assert call("run", file, *where, "--local", "--mlflow", f"sqlite:///{tmp_path}/m.db")[0] == 0
+    assert len(Store(tmp_path / "s").committed_keys("trials")) == 6
+    assert "(3 seeds)" in call("show", "bad_task", *where)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("user;prompt;chosen;rejected\nann;p;a, b;c", "separated by semicolons"),
+        ("user,prompt,chosen,rejected\nann,p,caf\xe9,c".encode("latin-1"), "is not UTF-8"),
+        ("user,prompt,chosen,rejected\nann,p,a,c,d,e", "cannot be read"),
+        ("", "the file is empty"),
+    ],
+)
+def test_csv_files_that_cannot_be_read(tmp_path, text, says):
+    from harness.data import PreferenceDataset
+
+    (tmp_path / "choices.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=says) as caught:
+        PreferenceDataset.from_choices(tmp_path / "choices.csv")
+    assert caught.value.message.startswith(f"{tmp_path}/choices.csv: ")
