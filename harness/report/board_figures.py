@@ -29,9 +29,7 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
     curves = "Accuracy against shots, with 95 % bands over people and seeds."
     if any(row.privileged for row in task.rows):
         curves += " Thin grey: privileged methods, which read the ground truth."
-    ranks = (
-        "All ranks that are possible for each method, at 95 % for all methods at once; the mark is the rank by score."
-    )
+    ranks = "All ranks that are possible for each method, told apart at 95 % as the notes on this page say; the mark is the rank by score."
     gains = (
         f"Each person's gain over {REFERENCE_METHOD} at {task.shots} shots, people sorted; "
         "people below zero are worse off."
