@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,17 +18,18 @@ def read_table(path: Path) -> pl.DataFrame:
 
     Raises UserError for a file that is missing, of another kind, or cannot be read.
     """
-    readers = {
-        ".csv": lambda: pl.read_csv(path, infer_schema=False),
-        ".jsonl": lambda: pl.read_ndjson(path, infer_schema_length=None),
-        ".parquet": lambda: pl.read_parquet(path),
+    readers: dict[str, Callable[[IO[bytes]], pl.DataFrame]] = {
+        ".csv": lambda file: pl.read_csv(file, infer_schema=False),
+        ".jsonl": lambda file: pl.read_ndjson(file, infer_schema_length=None),
+        ".parquet": lambda file: pl.read_parquet(file),
     }
     if path.suffix.lower() not in readers:
         raise UserError(
             f"{path.suffix or 'no suffix'} is no file type known here", f"give a file of type {', '.join(readers)}"
         )
     try:
-        return readers[path.suffix.lower()]()
+        with path.open("rb") as file:  # of a path polars would take [1] for a pattern, and read another file
+            frame = readers[path.suffix.lower()](file)
     except FileNotFoundError as error:
         raise UserError(
             "the file does not exist", "run from the folder that contains it, or give its full path"
@@ -41,6 +44,13 @@ def read_table(path: Path) -> pl.DataFrame:
         raise _unreadable(path, error) from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
+    if twice := [name for name in frame.columns if DUPLICATED.sub("", name) in set(frame.columns) - {name}]:
+        name = DUPLICATED.sub("", twice[0])
+        raise UserError(f"two columns are named {name}", "rename one of them, or remove it")
+    return frame
+
+
+DUPLICATED = re.compile(r"_duplicated_\d+$")  # how polars names the second of two columns of one name
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

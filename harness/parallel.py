@@ -1,5 +1,7 @@
 """Communication between the workers of one trial, by plain torch.distributed; a single worker sends nothing."""
 
+import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -71,6 +73,21 @@ def have_all_workers_failed(key: str, reason: str) -> bool:
         return all(met.get(name).decode() == reason for name in told)
     except (distributed.DistError, ValueError):  # ValueError: the process group is already shut down
         return False
+
+
+@contextlib.contextmanager
+def standard_torch_state() -> Iterator[None]:
+    """Run a trial with torch's own defaults, and restore them: a method or plug-in may have changed them for all others."""
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.use_deterministic_algorithms(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.use_deterministic_algorithms(False)
 
 
 class one_torch_thread:

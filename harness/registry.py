@@ -146,7 +146,7 @@ def _import_plugin(name: str) -> types.ModuleType:
         sys.path.append(str(file.parent))  # last, so that it hides no other module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(file)]
         lines += [error.lineno] if isinstance(error, SyntaxError) and error.filename == str(file) else []

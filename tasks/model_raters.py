@@ -184,7 +184,10 @@ class ModelRaters(TextTask):
 
 def read_ratings_file(file: Path) -> pl.DataFrame:
     """Read the table of a csv or parquet file. Raises UserError if the file is missing or its table is unusable."""
-    readers = {".csv": lambda: pl.read_csv(file, infer_schema_length=None), ".parquet": lambda: pl.read_parquet(file)}
+    readers = {
+        ".csv": lambda: pl.read_csv(file, infer_schema_length=None, glob=False),
+        ".parquet": lambda: pl.read_parquet(file, glob=False),
+    }
     suffix = file.suffix.lower()
     if suffix not in readers:
         raise UserError(

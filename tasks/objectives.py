@@ -64,7 +64,7 @@ class Objectives(TextTask):
         parts = []
         for objective, source in (("helpful", HELPFUL_TABLE), ("harmless", HARMLESS_TABLE)):
             first, second = (pl.col("responses").list.get(side) for side in (0, 1))
-            judged = pl.read_ndjson(source.local_path(), schema=SCHEMA).filter(first != second)
+            judged = pl.read_ndjson(source.local_path().read_bytes(), schema=SCHEMA).filter(first != second)
             judged = judged.select(
                 "prompt",
                 chosen=pl.col("responses").list.get(pl.col("label")),

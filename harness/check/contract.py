@@ -56,5 +56,5 @@ def _run_check(what: str, check: Callable[[], str | None], file: str | None = No
         return ContractFinding(what, None, found) if isinstance(found, Measured) else ContractFinding(what, found)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return ContractFinding(what, describe_error(error, file))

@@ -97,7 +97,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
         )
     if path.suffix.lower() == ".parquet":
         try:
-            yield from enumerate(pl.read_parquet(path).iter_rows(named=True))
+            yield from enumerate(pl.read_parquet(path, glob=False).iter_rows(named=True))
         except pl.exceptions.PolarsError as error:
             raise UserError(f"{path} is not a parquet table: {error}", "write the file again") from error
         return

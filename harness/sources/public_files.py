@@ -76,7 +76,8 @@ def read_csv_columns(path: Path, columns: Mapping[str, type[pl.DataType]]) -> pl
 
     Raises UserError for a missing column or a wrong value.
     """
-    frame = pl.read_csv(path, infer_schema=False)
+    with path.open("rb") as file:  # in a path polars would take [1] for a pattern
+        frame = pl.read_csv(file, infer_schema=False)
     if missing := [name for name in columns if name not in frame.columns]:
         raise UserError(
             f"{path.name} has no column {', '.join(missing)}; "
@@ -116,7 +117,7 @@ class PublicTable(PublicFile):
 
         Raises UserError for a missing or changed file, or a missing column.
         """
-        frame = pl.read_parquet(self.local_path())
+        frame = pl.read_parquet(self.local_path(), glob=False)
         if missing := [name for name in columns if name not in frame.columns]:
             raise UserError(
                 f"{self.file} has no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}",

@@ -7,6 +7,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import safetensors.numpy
 import safetensors.torch
@@ -20,7 +21,7 @@ from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.export import export_metadata
 from harness.trials.questions import answers_from_store
-from harness.trials.run import run_trial
+from harness.trials.run import TrialResult, run_trial
 from harness.trials.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,12 @@ def finish_trial(trial: Trial, store: Store) -> bool:
     try:
         # opened for every trial: a method that writes into the arrays by mistake spoils only its own trial
         prepared = open_prepared_task(store, trial.task_key)
-        with threadpool_limits(1), one_torch_thread():
+        with threadpool_limits(1), one_torch_thread(), parallel.standard_torch_state():
             result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answers_from_store(store))
+        files = _result_files(trial, result)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method that ends the process would end all other trials silently
         if not alone and parallel.is_lost_connection(error):
             raise
         reason = f"{type(error).__name__}: {error}"
@@ -62,8 +64,20 @@ def finish_trial(trial: Trial, store: Store) -> bool:
         return False
     if parallel.worker_rank() > 0:
         return True
+    if not store.commit("trials", trial.key, trial.identity, files, result.facts):
+        log.warning("trial %s: another process had committed it", what)
+    log.info("trial %s: finished in %.1f s", what, result.facts["seconds"])
+    if checkpoint:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return True
+
+
+def _result_files(trial: Trial, result: TrialResult) -> dict[str, bytes | memoryview]:
+    """Return the files of a result: name -> content."""
+    # contiguous copies, because safetensors writes the memory of an array that is a view, not its values
+    predictions = {name: np.ascontiguousarray(values) for name, values in result.predictions.items()}
     files: dict[str, bytes | memoryview] = {
-        "predictions.safetensors": safetensors.numpy.save(result.predictions),
+        "predictions.safetensors": safetensors.numpy.save(predictions),
         "scores.arrow": compressed_arrow_file(result.scores),
     }
     if result.learned:
@@ -71,12 +85,7 @@ def finish_trial(trial: Trial, store: Store) -> bool:
         files["learned.safetensors"] = safetensors.torch.save(result.learned, settings)
     if result.written is not None:
         files["written.arrow"] = compressed_arrow_file(result.written)
-    if not store.commit("trials", trial.key, trial.identity, files, result.facts):
-        log.warning("trial %s: another process had committed it", what)
-    log.info("trial %s: finished in %.1f s", what, result.facts["seconds"])
-    if checkpoint:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return True
+    return files
 
 
 def finish_trials(

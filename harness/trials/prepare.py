@@ -168,14 +168,14 @@ def _call_task(task: Task, step: str, function: Callable[..., T], *arguments: ob
         if type(error) is UserError and not error.message.startswith((task.name, f"task {task.name}")):
             error.message = f"task {task.name}: {error.message}"
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"task {task.name}: {step} raised {describe_error(error, inspect.getfile(type(task)))}",
             "check that its field values fit together; `manyminds check` builds it with its defaults",
         ) from error
 
 
-def describe_error(error: Exception, file: str | None = None) -> str:
+def describe_error(error: BaseException, file: str | None = None) -> str:
     """Return the error's type, message, file and line; the last line in `file`, if the error passed through it."""
     places = traceback.extract_tb(error.__traceback__)
     own = [place for place in places if place.filename == file] or places

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.numpy
 
 from harness import registry
 from harness.board.make import make_board
@@ -290,3 +291,93 @@ def test_an_error_names_the_task_and_its_own_line(store, tmp_path):
     )
     with pytest.raises(UserError, match=rf"task reads: build raised FileNotFoundError: .*\(reads.py:{line}\)"):
         prepare_task(store, task, 0)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_name_with_brackets_is_that_file(tmp_path, suffix):
+    """A browser names the second download `choices[1].csv`; as a pattern that would be `choices1.csv`."""
+    frame = pl.DataFrame(
+        [(f"p{i // 2}", "q", f"a{i}", f"b{i}") for i in range(4)],
+        ["user", "prompt", "chosen", "rejected"],
+        orient="row",
+    )
+    writers = {".csv": frame.write_csv, ".jsonl": frame.write_ndjson, ".parquet": frame.write_parquet}
+    writers[suffix](tmp_path / f"choices[1]{suffix}")
+    (tmp_path / f"choices1{suffix}").write_text("another file")
+    assert len(PreferenceDataset.from_choices(tmp_path / f"choices[1]{suffix}").pairs) == 4
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "twice.csv").write_text("user,prompt,chosen,rejected,chosen\na,q,x,y,z\na,q,u,v,w\n")
+    with pytest.raises(UserError, match=r"twice.csv: two columns are named chosen"):
+        PreferenceDataset.from_choices(tmp_path / "twice.csv")
+
+
+ODD = '''"""A method that does something odd."""
+from dataclasses import dataclass
+import sys
+import torch
+from harness.methods.per_user import PerUser
+
+@dataclass(frozen=True)
+class Odd(PerUser):
+    def fit(self, train, validation, run):
+        state = super().fit(train, validation, run)
+        {}
+        return state
+
+    def score(self, state, users, query):
+        z = super().score(state, users, query)
+        return torch.stack([z, -z], 1)[:, 0]
+'''
+
+
+def odd_plan(tmp_path, store, line, others=("lore", "shared")):
+    (tmp_path / "odd.py").write_text(ODD.format(line))
+    registry.add_plugins([tmp_path / "odd.py"])
+    methods = tuple(registry.make_instance("method", name, {}) for name in ("odd", *others))
+    return make_plan(Suite("s", "s", (0,), (People(pairs=20),), methods), store)
+
+
+def test_stored_predictions_are_the_values_and_not_the_memory(store, tmp_path):
+    """One column of two is a view; what is stored of it scores as the board says."""
+    from harness.scores.metrics import score_table
+    from harness.store.prepared import open_prepared_task
+
+    (trial,) = odd_plan(tmp_path, store, "", others=()).trials
+    assert all(good for _, good in finish_trials([trial], store))
+    manifest = store.read_manifest("trials", trial.key)
+    predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))
+    again = score_table(predictions, open_prepared_task(store, trial.task_key).splits, None)
+    assert pl.DataFrame(again).equals(pl.read_ipc(store.read_verified(manifest, "scores.arrow")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_grad_enabled(False)",
+        "torch.use_deterministic_algorithms(True)",
+    ],
+)
+def test_a_method_that_changes_torch_for_all_changes_no_other(store, tmp_path, line):
+    plan, alone = odd_plan(tmp_path, store, line), Store(tmp_path / "alone").open()
+    list(finish_trials(plan.trials, store))
+    clean = odd_plan(tmp_path, alone, "")
+    list(finish_trials(clean.trials, alone))
+    for trial in plan.trials:
+        if trial.method.name != "odd":
+            assert (
+                store.read_manifest("trials", trial.key)["files"] == alone.read_manifest("trials", trial.key)["files"]
+            )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("sys.exit()", "SystemExit"), ("state['spectrum'] = torch.zeros(2, dtype=torch.complex128)", "complex")],
+)
+def test_a_method_that_ends_the_process_or_cannot_be_stored_fails_alone(store, tmp_path, line, said):
+    plan = odd_plan(tmp_path, store, line)
+    assert [good for _, good in finish_trials(plan.trials, store)].count(False) == 1
+    (failed,) = [t for t in plan.trials if store.read_failure(t.key)]
+    assert failed.method.name == "odd" and said in store.read_failure(failed.key)["reason"]
