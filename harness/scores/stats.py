@@ -218,7 +218,8 @@ def gains_over_reference(
         drawn = smallest_p_draws(np.asarray(values)[kept], person, seed, (np.arange(len(rows)), last))
         within = gain.p_values(gain.family_df)[rows]
         adjusted[rows] = (1 + (drawn[:, None] <= within).sum(0)) / (1 + len(drawn))
-        each = np.quantile(drawn, 1 - level)
+        # the draw below which an adjusted p-value is below 1 - level, so that limits and p-values agree exactly
+        each = np.sort(drawn)[int((1 - level) * (1 + len(drawn)) - 1)]
         half[rows] = (stats.t.ppf(1 - each / 2, gain.family_df) * gain.se)[rows]
     return Gains(
         value, se, low, high, value - half, value + half, p, adjusted, family, reference, every.people, every.note
