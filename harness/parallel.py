@@ -77,7 +77,12 @@ def have_all_workers_failed(key: str, reason: str) -> bool:
 
 @contextlib.contextmanager
 def standard_torch_state() -> Iterator[None]:
-    """Run a trial with torch's own defaults, and restore them: a method or plug-in may have changed them for all others."""
+    """Use torch's own default settings inside this context, and restore the process's settings after it.
+
+    A method or plug-in that changes a setting then changes no other trial.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.use_deterministic_algorithms(False)
@@ -85,9 +90,9 @@ def standard_torch_state() -> Iterator[None]:
         with torch.enable_grad():
             yield
     finally:
-        torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
-        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None if device.type == "cpu" else device)  # a default slows every call of torch
+        torch.use_deterministic_algorithms(deterministic)
 
 
 class one_torch_thread:

@@ -60,9 +60,8 @@ class Row:
     curves: dict[str, dict[int, Point]] = field(default_factory=dict)  # metric -> shots -> score
     # in accuracy over the reference, paired; limits hold for all methods at once, those of a control for itself alone
     gain: Point | None = None
-    p: float | None = (
-        None  # the gain's p-value, adjusted over all methods but controls; below .05 where limits exclude 0
-    )
+    # the gain's p-value, adjusted over all methods but controls; below .05 exactly where its limits exclude 0
+    p: float | None = None
     swapped: float | None = None  # accuracy when a user's queries are answered with another user's adaptation
     worse: float | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
@@ -148,13 +147,16 @@ def _as_plain_value(value: object) -> object:
 
 def setting_labels(things: list) -> dict:
     """Return a label for each task or method: its name, its fields that are not default, and those in which settings differ."""
+    seen: dict[type, dict[str, list]] = {}  # the different values of each field
+    for thing in things:
+        of_class = seen.setdefault(type(thing), {})
+        for name, value in field_values(thing).items():
+            if value not in (values := of_class.setdefault(name, [])):
+                values.append(value)
     found = {}
     for thing in things:
-        default = field_values(type(thing)())
-        others = [field_values(other) for other in things if type(other) is type(thing)]
-        changed = {
-            k: v for k, v in field_values(thing).items() if v != default[k] or any(other[k] != v for other in others)
-        }
+        default, values_of = field_values(type(thing)()), seen[type(thing)]
+        changed = {k: v for k, v in field_values(thing).items() if v != default[k] or len(values_of[k]) > 1}
         shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
         found[thing] = f"{thing.name}({shown})" if shown else thing.name
     return found

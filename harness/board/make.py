@@ -12,14 +12,21 @@ import polars as pl
 
 from harness.board import best_of, text_worth
 from harness.board.board import REFERENCE_METHOD, BestOf, Board, Point, Row, TaskBoard, WrittenScores, setting_labels
+from harness.board.flags import (
+    flag_changed_code,
+    flag_code_versions,
+    flag_equal_options,
+    flag_order_dependence,
+    flag_reference_below_chance,
+)
 from harness.board.results import committed_manifest, load_scores
+from harness.board.verdict import judged_at_once, verdict_text
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
 from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.code_used import is_unchanged
 from harness.trials.plan import Plan
 from harness.trials.prepare import MAX_EQUAL_OPTIONS
 from harness.trials.suite import CONTROL_METHODS
@@ -115,11 +122,11 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             if r.task == task and not (r.method.privileged and r.method.name in CONTROL_METHODS)
         },
         flags=(
-            *_flag_code_versions(manifests),
-            *_flag_changed_code(trials, manifests),
-            *_flag_order_dependence(manifests),
-            *_flag_equal_options(equal_options),
-            *_flag_reference_below_chance(rows, task),
+            *flag_code_versions(manifests),
+            *flag_changed_code(trials, manifests),
+            *flag_order_dependence(manifests),
+            *flag_equal_options(equal_options),
+            *flag_reference_below_chance(rows, task),
             *diverged,
         ),
         differences=pl.DataFrame(compared.differences),
@@ -186,7 +193,7 @@ def _compare_methods(
     reference = next((i for i, m in enumerate(ranked) if m.name == REFERENCE_METHOD), None)
     gains = None
     if reference is not None:
-        gains = stats.gains_over_reference(top, first.person, first.seed, reference, family=_judged_at_once(ranked))
+        gains = stats.gains_over_reference(top, first.person, first.seed, reference, family=judged_at_once(ranked))
     if ranked:
         found = stats.rank_intervals(top, first.person, first.seed, gains=gains)
         note = found.note
@@ -205,16 +212,6 @@ def _compare_methods(
     return _Comparison(list(rows.values()), differences, note, early or verdict)
 
 
-def _judged_at_once(methods: list[Method]) -> np.ndarray:
-    """Return bool[methods]: those whose gains the verdict is about.
-
-    These are the suite's methods other than controls, such as `chance`, or all where there are only controls. Another
-    control on the board therefore changes no verdict.
-    """
-    judged = np.array([method.family != "control" for method in methods])
-    return judged if judged.any() else np.array([method.name != REFERENCE_METHOD for method in methods])
-
-
 def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
     """Return a ranked row's gain over the reference method, its p-value, and the share of people who are worse off."""
     return {
@@ -227,55 +224,6 @@ def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
 def _share_below_zero(values: np.ndarray | pl.Series) -> float:
     """Return the share of values below 0, not counting rounding errors."""
     return float((np.asarray(values) < -1e-12).mean())
-
-
-def _flag_code_versions(manifests: dict[str, dict]) -> list[str]:
-    codes = sorted({m["facts"]["code"] for m in manifests.values()})
-    if len(codes) < 2:
-        return []
-    return [f"the results come from {len(codes)} different versions of the code: {', '.join(codes)}"]
-
-
-def _flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
-    """Report how often a language model that plays the users answers the same in both orders of two responses."""
-    readings = [m["facts"].get("readings", {}) for m in manifests.values()]
-    agree = [r["orders_agree"] for r in readings if "orders_agree" in r]
-    if not agree:
-        return []
-    return [f"a language model plays the users: its answers in both orders agree for {np.mean(agree):.0%} of the pairs"]
-
-
-def _flag_equal_options(share: float) -> list[str]:
-    """Report the share of test pairs that no method can decide, from one in two hundred on."""
-    if share < 0.005:
-        return []
-    return [f"both options have equal features in {share:.1%} of the test pairs: there all methods score one half"]
-
-
-def _flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str]:
-    """Report where the baseline of every gain is worse than guessing."""
-    below = []
-    for method, row in rows.items():
-        if method.name == REFERENCE_METHOD and row.curves:
-            point = row.curves["accuracy"][max(task.shots)]
-            if point.high is not None and point.high < 0.5:
-                below.append(
-                    f"{row.label} is below chance ({point.value:.3f}): a gain over it may be none over guessing"
-                )
-    return below
-
-
-def _flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
-    """Report every task or method whose code has changed since its results were made."""
-    found = []
-    for method, wanted in trials.items():
-        sources = [manifests[t.key]["facts"]["source"] for t in wanted if t.key in manifests]
-        for kind, thing in (("task", wanted[0].task), ("method", method)):
-            if not all(is_unchanged(source[kind], type(thing)) for source in sources):
-                found.append((kind, thing.name))
-    advice = "its code, or code that it imports, has changed since its results were made"
-    hint = "if its scores should change, raise its `version`"
-    return [f"{kind} {name}: {advice}; {hint}" for kind, name in dict.fromkeys(found)]
 
 
 def _final_accuracy(row: Row, task: Task) -> float:
@@ -462,53 +410,6 @@ def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names:
         for b in range(len(names))
         if a != b
     ]
-
-
-def verdict_text(gains: stats.Gains, losses: stats.SwapLosses | None, margin: float, names: list[str]) -> str:
-    """Return the task's verdict.
-
-    A method personalises where its gain is surely above the margin, and so is its loss when people are answered with
-    another person's state (the swap control): otherwise the gain may come from a better reward for everybody.
-
-    losses: None where the swap control is not known, as with one person in a panel.
-    """
-    if gains.note:
-        return f"no verdict: gains have no interval ({gains.note})"
-
-    def gain_of(i: int) -> str:
-        value, low, high = (np.clip(x[i], -1, 1) for x in (gains.value, gains.joint_low, gains.joint_high))
-        return f"{value:+.3f} over {REFERENCE_METHOD}, simultaneous limits {low:+.3f} to {high:+.3f}"
-
-    def loss_of(i: int) -> str:
-        assert losses is not None
-        value, low, high = (np.clip(x[i], -1, 1) for x in (losses.value, losses.low, losses.high))
-        return f"{value:+.3f} of accuracy, {low:+.3f} to {high:+.3f}, with another person's state"
-
-    found = stats.gain_verdict(gains, margin)
-    best = names[found.best]
-    if found.text == "gain":
-        better = f"{best} gains {gain_of(found.best)} (margin {margin:g})"
-        if losses is None:
-            return f"better, perhaps not personal: {better}, and there is nobody to swap people's states with"
-        personal = np.flatnonzero((losses.gain_low > margin) & (losses.low > margin))
-        if len(personal):
-            most = int(personal[np.argmax(gains.value[personal])])
-            return f"personalising pays: {names[most]} gains {gain_of(most)}, and loses {loss_of(most)} (margin {margin:g})"
-        sure = np.flatnonzero(gains.family & (gains.joint_low > margin))
-        if (losses.high[sure] < margin).all():
-            return f"better, but not personal: {better}, and loses {loss_of(found.best)}"
-        return f"better, perhaps not personal: {better}, but loses {loss_of(found.best)}"
-    if found.text == "cannot tell":
-        enough = f"more seeds, or about {found.people} people," if found.people else "more seeds"
-        return (
-            f"cannot tell whether a gain exceeds the margin: {best} gains {gain_of(found.best)} "
-            f"(margin {margin:g}; {enough} might be enough to tell)"
-        )
-    highest = gains.joint_high[gains.family].max()
-    return (
-        f"nothing to personalise here: no method gains more than {highest:+.3f} over {REFERENCE_METHOD} "
-        f"(margin {margin:g})"
-    )
 
 
 def _swap_losses(

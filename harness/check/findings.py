@@ -64,6 +64,15 @@ def describe_unequal_runs(a: str, b: str) -> str | None:
     return None if a == b else "two runs with the same seed differ"
 
 
+def problem_raised(check: Callable[[], object]) -> str | None:
+    """Return the message of the UserError that a check raises, or None."""
+    try:
+        check()
+    except UserError as mistake:
+        return mistake.message
+    return None
+
+
 def joined_or_none(names: Iterable[Any]) -> str | None:
     """Join the names, sorted; return None where there are none."""
     return ", ".join(map(str, sorted(names))) or None

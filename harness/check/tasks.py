@@ -14,10 +14,10 @@ from harness.check.findings import (
     describe_unchecked_field,
     describe_unequal_runs,
     joined_or_none,
+    problem_raised,
     split_arrays,
 )
-from harness.data import Pairs, PreferenceDataset, SplitLeakError, Splits, arrays_digest, named_arrays
-from harness.errors import UserError
+from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
 from harness.sameness import same_reading
 from harness.store.store import Store
 from harness.task import Task, build_task
@@ -115,19 +115,11 @@ class BuiltTask:
 
     def has_one_table_of_items(self) -> str | None:
         """Return a problem where a panel has items of its own."""
-        try:
-            check_one_table_of_items(self.task, self.data, self.splits)
-        except UserError as mistake:
-            return mistake.message
-        return None
+        return problem_raised(lambda: check_one_table_of_items(self.task, self.data, self.splits))
 
     def has_no_leak(self) -> str | None:
         """Return the leak of a split, or None."""
-        try:
-            self.splits.check_for_leaks(self.ids)
-        except SplitLeakError as leak:
-            return str(leak)
-        return None
+        return problem_raised(lambda: self.splits.check_for_leaks(self.ids))
 
     def has_no_near_duplicates(self) -> str | None:
         """Return a problem where many test queries nearly repeat a pair of the same user's context.
@@ -151,11 +143,7 @@ class BuiltTask:
 
     def has_enough_pairs(self) -> str | None:
         """Return a problem where a user has too few context pairs or no query."""
-        try:
-            check_enough_context(self.task, self.splits, self.ids)
-        except UserError as mistake:
-            return mistake.message
-        return None
+        return problem_raised(lambda: check_enough_context(self.task, self.splits, self.ids))
 
     @property
     def query_pairs(self) -> Pairs:
@@ -169,11 +157,7 @@ class BuiltTask:
             return None if items.text is not None else "items have neither features nor text"
         if items.features.dtype.kind not in "iuf" or not np.isfinite(items.features).all():
             return f"features are {items.features.dtype}, or not all finite"
-        try:
-            prepared_features(self.data, self.splits)
-        except UserError as mistake:
-            return mistake.message
-        return None
+        return problem_raised(lambda: prepared_features(self.data, self.splits))
 
     def has_comparable_columns(self) -> str | None:
         """Return a problem where columns that are declared to share a unit have very different spreads."""

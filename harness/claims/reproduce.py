@@ -110,7 +110,7 @@ def plan_chapters(
     wanted: dict[Path, set[str]],
     store: Store,
     quick: bool,
-    on_prepared: Callable[[], None] = lambda: None,
+    on_prepared: Callable[[], object] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> list[Chapter]:
     """Plan the suites of the wanted claims. Where a task's data is unavailable, the chapter keeps the error.

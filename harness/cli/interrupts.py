@@ -13,7 +13,7 @@ RETRY_SECONDS = 0.05  # between two looks at whether an import has ended
 
 
 class Interrupted(KeyboardInterrupt):
-    """The command was told to end, by Ctrl-C or SIGTERM."""
+    """The exception that ends the command after Ctrl-C or SIGTERM."""
 
 
 @contextmanager

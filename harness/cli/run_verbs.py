@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -160,7 +160,7 @@ def reproduce(
         if quick and not claims.has_quick_settings(file):
             stderr.print(f"{file.name} has no quick settings: it runs in full")
     with progress_bar("preparing", claims.count_tasks_to_prepare(wanted, quick)) as step:
-        parts = claims.plan_chapters(wanted, opened, quick, lambda: cast(None, step(1)), made)
+        parts = claims.plan_chapters(wanted, opened, quick, lambda: step(1), made)
     trials = claims.trials_of_chapters(parts)
     todo = [t for t in trials if opened.read_manifest("trials", t.key) is None]
     counted = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(parts), "suite"), (len(trials), "trial"))]

@@ -34,8 +34,9 @@ from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 # A page is made again when a .py or .html file in these folders changes.
 PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(learned_axes.__file__).parent)
 COLUMN_EXPLANATIONS = {
-    "rank": "the rank by score; in brackets the ranks that are possible for all methods at once. Two methods are told "
-    f"apart at 95 %: with {REFERENCE_METHOD} as the gains are, and among each other in all pairs at once. Not ranked: privileged methods, which read the ground truth of a simulator, and incomplete methods, "
+    "rank": "the rank by score; in brackets the best and the worst rank that the data allow. A method is placed above or "
+    f"below {REFERENCE_METHOD} where the limits of its gain exclude 0, and above or below another method where all pairs "
+    "of methods are tested at once at 95 %. Not ranked: privileged methods, which read the ground truth of a simulator, and incomplete methods, "
     "which have trials without a result",
     "accuracy": "share of observed labels that are predicted, averaged over people, with a 95 % interval over people "
     "and seeds; a tie scores one half",

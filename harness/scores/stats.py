@@ -12,13 +12,13 @@ With Σ² the sum of the squared totals divided by C²,
 
 is the two-way clustered variance of Cameron, Gelbach and Miller (2011, "Robust inference with multiway clustering"),
 written as the part of seeds plus the part of people who appear under several seeds, so that V is never negative. The
-factors correct for the shrinkage of deviations from an estimated mean. f is S/(S-1) where seeds have equally many cells;
-with shares w of the cells it is Σw² / (Σw² - 2Σw³ + (Σw²)²), which is exact where the spread of seeds dominates. Where people are crossed with seeds, or
-nested in them in equal numbers, V is unbiased up to 1/U and the floor at 0. Limits are value ± t·√V, with
-Satterthwaite's degrees of freedom: 1/Σw² - 1 for the part of seeds, which is S-1 for equal seeds (Kish's effective
-number), and for the part of people the effective number of people
-who appear under several seeds, minus one. With people nested in seeds in equal numbers, this is the textbook t interval
-of the S seed means.
+factors correct for the shrinkage of deviations from an estimated mean. f is S/(S-1) where seeds have equally many
+cells; where seeds have the shares w of the cells it is Σw² / (Σw² - 2Σw³ + (Σw²)²), which is exact where the spread of
+seeds dominates. Where people are crossed with seeds, or nested in them in equal numbers, V is unbiased up to 1/U and the
+floor at 0. Limits are value ± t·√V, with Satterthwaite's degrees of freedom: for the part of seeds 1/Σw² - 1 (Kish's
+effective number minus one), which is S-1 for equal seeds, and for the part of people the effective number of people who
+appear under several seeds, minus one. With people nested in seeds in equal numbers, this is the textbook t interval of
+the S seed means.
 
 **Why not a percentile bootstrap.** Weighting a cell by w_person·w_seed (the pigeonhole bootstrap, Owen 2007) counts
 the noise of a cell three times and does not use the t distribution. With equal methods, its nominal 95 % interval
@@ -254,17 +254,14 @@ def swap_losses(
     own = np.arange(count)
     every = paired_differences(stacked, person, seed)
     first, second = np.concatenate([own, own]), np.concatenate([np.full(count, 2 * count), own + count])
-    found = [np.full(len(gains.value), np.nan) for _ in range(4)]
+    found = SwapLosses(*np.full((4, len(gains.value)), np.nan))
     if not every.note and count:
         each = simultaneous_level(stacked, person, seed, (first, second), level)
         value, se, df = (x[first, second] for x in (every.value, every.se, every.family_df))
         half = stats.t.ppf(1 - each / 2, df) * se
-        loss = slice(count, None)
-        for target, part in zip(
-            found, (value[loss], (value - half)[loss], (value + half)[loss], (value - half)[:count]), strict=True
-        ):
-            target[rows] = part
-    return SwapLosses(*found)
+        (_, found.value[rows]), (gain_low, found.low[rows]) = np.split(value, 2), np.split(value - half, 2)
+        found.high[rows], found.gain_low[rows] = np.split(value + half, 2)[1], gain_low
+    return found
 
 
 class Ranks(NamedTuple):

@@ -25,10 +25,10 @@ class PreparedTask:
 
 
 def person_numbers(store: Store, manifests: Sequence[Mapping]) -> list[np.ndarray]:
-    """Return for every prepared build of a task int64[people]: a number for each person, the same in all builds.
+    """Return int64[people] for each manifest: a number for each person, the same wherever that person occurs.
 
-    manifests: of the task under each seed, in the same order in every call. People who are drawn anew under every seed
-    have numbers of their own; people of one data set, of which a seed draws other pairs, keep theirs.
+    manifests: one prepared build of the same task per seed; their order decides the numbers. A simulator that draws new
+    people under each seed gets new numbers. A data set of fixed people, of which seeds draw different pairs, does not.
     """
     populations = dict.fromkeys(manifest["facts"]["population"] for manifest in manifests)
     counts = [manifest["facts"]["people"] for manifest in manifests]

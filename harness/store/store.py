@@ -81,14 +81,16 @@ class Store:
         """Return the name under which a suite's page and MLflow experiment are kept: its own, if no other suite has it.
 
         The first file of a name that uses the store keeps the name as long as it exists; another file of the same name gets
-        six digits of its path behind it. file: the suite's path, "" for a suite made in Python.
+        six digits of its path behind it. file: the suite's path, "" for a suite made in Python. Raises OSError where the
+        store has to be written and cannot be.
         """
         note = self.root / "boards" / f"{name}.suite"
-        with self.os_errors_as_user_errors():
-            owner = note.read_text() if note.is_file() else ""
-            if owner in ("", file) or not Path(owner).is_file():
-                write_atomically(note, file)
-                return name
+        owner = note.read_text() if note.is_file() else None
+        if owner == file:
+            return name
+        if not owner or not Path(owner).is_file():
+            write_atomically(note, file)
+            return name
         return f"{name}-{hashlib.sha256(file.encode()).hexdigest()[:6]}"
 
     def checkpoint_folder(self, key: str) -> Path:

@@ -43,7 +43,7 @@ class Plan:
 
 
 def prepare_tasks(
-    suite: Suite, store: Store, on_prepared: Callable[[], None], make: Callable[[list[Job]], None] | None
+    suite: Suite, store: Store, on_prepared: Callable[[], object], make: Callable[[list[Job]], None] | None
 ) -> dict[tuple[Task, int], dict]:
     """Prepare every task under every seed, and return their manifests.
 
@@ -73,7 +73,7 @@ def prepare_tasks(
 def make_plan(
     suite: Suite,
     store: Store,
-    on_prepared: Callable[[], None] = lambda: None,
+    on_prepared: Callable[[], object] = lambda: None,
     make: Callable[[list[Job]], None] | None = None,
 ) -> Plan:
     """Prepare the suite's tasks, let methods refuse tasks, and list the trials.

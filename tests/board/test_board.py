@@ -165,7 +165,7 @@ def test_a_missing_verdict_names_its_reason(tiny):
 
 def test_a_gain_that_survives_the_swap_is_not_personal():
     """The verdict tells a better reward for all from a personal one, on 200 people under 5 seeds."""
-    from harness.board.make import verdict_text
+    from harness.board.verdict import verdict_text
 
     rng = np.random.default_rng(0)
     person, seed = np.arange(1000), np.repeat(np.arange(5), 200)

@@ -110,7 +110,7 @@ def test_personalising_pays_is_rarely_said_falsely(make, people, seeds, monkeypa
 
     Both are at the edge: the first loses exactly the margin by the swap, the second gains exactly the margin.
     """
-    from harness.board.make import verdict_text
+    from harness.board.verdict import verdict_text
 
     monkeypatch.setattr(stats, "BOOTSTRAP_DRAWS", 500)
     rng = np.random.default_rng([people, seeds])

@@ -1,0 +1,60 @@
+"""Flags of a board: what a reader should know before believing a table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.board.board import REFERENCE_METHOD, Row
+from harness.method import Method
+from harness.task import Task
+from harness.trials.code_used import is_unchanged
+from harness.trials.trial import Trial
+
+
+def flag_code_versions(manifests: dict[str, dict]) -> list[str]:
+    codes = sorted({m["facts"]["code"] for m in manifests.values()})
+    if len(codes) < 2:
+        return []
+    return [f"the results come from {len(codes)} different versions of the code: {', '.join(codes)}"]
+
+
+def flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
+    """Report how often a language model that plays the users answers the same in both orders of two responses."""
+    readings = [m["facts"].get("readings", {}) for m in manifests.values()]
+    agree = [r["orders_agree"] for r in readings if "orders_agree" in r]
+    if not agree:
+        return []
+    return [f"a language model plays the users: its answers in both orders agree for {np.mean(agree):.0%} of the pairs"]
+
+
+def flag_equal_options(share: float) -> list[str]:
+    """Report the share of test pairs that no method can decide, from one in two hundred on."""
+    if share < 0.005:
+        return []
+    return [f"both options have equal features in {share:.1%} of the test pairs: there all methods score one half"]
+
+
+def flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str]:
+    """Report where the baseline of every gain is worse than guessing."""
+    below = []
+    for method, row in rows.items():
+        if method.name == REFERENCE_METHOD and row.curves:
+            point = row.curves["accuracy"][max(task.shots)]
+            if point.high is not None and point.high < 0.5:
+                below.append(
+                    f"{row.label} is below chance ({point.value:.3f}): a gain over it may be none over guessing"
+                )
+    return below
+
+
+def flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
+    """Report every task or method whose code has changed since its results were made."""
+    found = []
+    for method, wanted in trials.items():
+        sources = [manifests[t.key]["facts"]["source"] for t in wanted if t.key in manifests]
+        for kind, thing in (("task", wanted[0].task), ("method", method)):
+            if not all(is_unchanged(source[kind], type(thing)) for source in sources):
+                found.append((kind, thing.name))
+    advice = "its code, or code that it imports, has changed since its results were made"
+    hint = "if its scores should change, raise its `version`"
+    return [f"{kind} {name}: {advice}; {hint}" for kind, name in dict.fromkeys(found)]
