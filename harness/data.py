@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from harness.errors import UserError, error_prefix
-from harness.frames import as_polars, read_table
+from harness.frames import as_polars
 from harness.rows import (
     check_columns,
     check_labels,
@@ -28,6 +28,7 @@ from harness.rows import (
     with_numbers,
 )
 from harness.sameness import group_equal_rows, same_reading
+from harness.table_files import read_table
 
 TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
 

@@ -7,10 +7,11 @@ import numpy as np
 import polars as pl
 
 from harness.data import TEXT_SCHEMA, Items, Pairs, Panel, PreferenceDataset, Splits, Truth
-from harness.errors import UserError
+from harness.errors import UserError, error_prefix
 from harness.inference.features import encode_items, encoder_field
 from harness.sources.public_files import files_content_digest
 from harness.store.store import Store
+from harness.table_files import read_table
 from harness.task import TextTask, split_pairs_of_each_user
 
 MIN_RATERS = 4  # two to train on, one for validation, one for the test
@@ -20,7 +21,7 @@ PROMPT_PARTS = ("training", "shown", "asked")  # half, a quarter and a quarter o
 
 @dataclass(frozen=True)
 class ModelRaters(TextTask):
-    """A task from a csv or parquet table with a row per response and a column of numbers per reward model.
+    """A task from a csv, jsonl or parquet table with a row per response and a column of numbers per reward model.
 
     `raters` names the score columns. If `raters` is empty, the score columns are all columns of numbers except
     `prompt`, `response` and those whose names begin with `feature_`. Columns `feature_*` are the items' features;
@@ -41,6 +42,7 @@ class ModelRaters(TextTask):
     methods that need a ground truth can also run.
     """
 
+    version = 2  # prompts and responses of a csv are read as text
     family = "written by models"
     paper = "Barreto et al. 2025, Reward-Feature Models"
 
@@ -92,7 +94,7 @@ class ModelRaters(TextTask):
         for name in texts:
             if table[name].null_count():
                 raise UserError(
-                    f"{self.file}: row {table[name].is_null().arg_true()[0] + 1} of column {name} is empty",
+                    f"{self.file}: row {table[name].is_null().arg_true()[0]} (counting from 0) of column {name} is empty",
                     "fill it in or drop the row",
                 )
         same = texts if "response" in texts else texts + features
@@ -183,26 +185,9 @@ class ModelRaters(TextTask):
 
 
 def read_ratings_file(file: Path) -> pl.DataFrame:
-    """Read the table of a csv or parquet file. Raises UserError if the file is missing or its table is unusable."""
-    readers = {
-        ".csv": lambda: pl.read_csv(file, infer_schema_length=None, glob=False),
-        ".parquet": lambda: pl.read_parquet(file, glob=False),
-    }
-    suffix = file.suffix.lower()
-    if suffix not in readers:
-        raise UserError(
-            f"model_raters: {file} ends in {file.suffix or 'nothing'}",
-            "set file to the path of a .csv or .parquet file",
-        )
-    files_content_digest(file)  # raises UserError where the file is missing
-    try:
-        table = readers[suffix]()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{file} is not a {suffix[1:]} table: {str(error).splitlines()[0]}", "write the file again"
-        ) from error
-    if twice := [name for name in table.columns if "_duplicated_" in name]:  # polars renames repeated columns
-        raise UserError(f"{file}: two columns are named {twice[0].partition('_duplicated_')[0]!r}", "rename one")
+    """Read the table of a csv, jsonl or parquet file. Raises UserError if its table is missing or unusable."""
+    with error_prefix(str(file)):
+        table = read_table(file)
     if not len(table):
         raise UserError(f"{file} has no rows", "the table needs a row per response")
     return table
@@ -226,7 +211,7 @@ def check_numbers(file: str, table: pl.DataFrame, names: list[str]) -> None:
         if bad.any():
             row = int(bad.argmax())
             raise UserError(
-                f"{file}: row {row + 1} of column {name} holds {table[name][row]!r}, which is not a finite number; "
+                f"{file}: row {row} (counting from 0) of column {name} holds {table[name][row]!r}, which is not a finite number; "
                 f"{bad.sum()} such rows in all",
                 "drop these rows, or the column",
             )

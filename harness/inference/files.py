@@ -17,10 +17,11 @@ import pyarrow.json
 import pyarrow.parquet
 
 from harness.atomic import open_for_replacement
-from harness.errors import UserError
+from harness.errors import UserError, error_prefix
 from harness.inference.cache import RowIndex, id_array
 from harness.inference.generate import MAX_PROMPT_ERROR_RATE, SAMPLE_SCHEMA
 from harness.sources.hub import replace_half_characters
+from harness.table_files import check_csv
 
 ROWS_PER_BATCH = 16_384  # rows read at a time
 BYTES_PER_READ = 1 << 24  # read at a time from jsonl and csv; a row must fit
@@ -47,6 +48,9 @@ def read_text_columns(path: Path, *columns: str) -> Iterator[pa.Table]:
         raise UserError(
             f"{path} has an unknown file type", f"give a suite (.toml), or a file of type {', '.join(FILE_SUFFIXES)}"
         )
+    if suffix == ".csv":
+        with error_prefix(str(path)):
+            check_csv(path)
     names = [name.rstrip("?") for name in columns]
     needed = [name for name in columns if not name.endswith("?")]
     with _arrow_errors_as_user_errors(path):

@@ -262,29 +262,29 @@ def test_a_table_may_name_raters_and_bring_features(tmp_path):
         (
             lambda t: t,
             {"raters": ("m0", "m1", "m2", "response")},
-            "row 1 of column response holds '.*', which is not a finite number",
+            r"row 0 \(counting from 0\) of column response holds '.*', which is not a finite number",
         ),
         (lambda t: t.drop("m0", "m1"), {}, "too few"),
         (lambda t: t.drop("response"), {}, "neither columns feature_"),
         (
             lambda t: t.with_columns(m2=pl.when(pl.int_range(80) == 7).then(None).otherwise("m2")),
             {},
-            "row 8 of column m2",
+            r"row 7 \(counting from 0\) of column m2",
         ),
         (
             lambda t: t.with_columns(m2=pl.when(pl.int_range(80) == 7).then(pl.lit("n/a")).otherwise("m2")),
             {},
-            "row 8 of column m2 holds 'n/a'",
+            r"row 7 \(counting from 0\) of column m2 holds 'n/a'",
         ),
         (
             lambda t: t.with_columns(response=pl.when(pl.int_range(80) == 7).then(None).otherwise("response")),
             {},
-            "row 8 of column response is empty",
+            r"row 7 \(counting from 0\) of column response is empty",
         ),
         (
             lambda t: t.with_columns(prompt=pl.when(pl.int_range(80) > 8).then(None).otherwise("prompt")),
             {},
-            "row 10 of column prompt is empty",
+            r"row 9 \(counting from 0\) of column prompt is empty",
         ),
         (
             lambda t: t.with_columns(prompt=pl.int_range(80).cast(pl.String) + "p"),
@@ -305,11 +305,11 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path, change, fields, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("empty.csv", b"", "is not a csv table"),
-        ("ragged.csv", b"a,b\n1,2,3\n", "is not a csv table"),
-        ("twice.csv", b"m0,m0\n1,2\n", "two columns are named 'm0'"),
-        ("broken.parquet", b"PAR1", "is not a parquet table"),
-        ("scores.txt", b"m0,m1\n1,2\n", "ends in .txt"),
+        ("empty.csv", b"", "empty.csv: the file is empty"),
+        ("ragged.csv", b"a,b\n1,2,3\n", "line 2 has 3 columns"),
+        ("twice.csv", b"m0,m0\n1,2\n", "two columns are named m0"),
+        ("broken.parquet", b"PAR1", "cannot be read"),
+        ("scores.txt", b"m0,m1\n1,2\n", ".txt is no file type"),
     ],
 )
 def test_a_file_that_is_no_table_says_so(tmp_path, name, content, said):
