@@ -38,9 +38,7 @@ def read_table(path: Path) -> pl.DataFrame:
             "the file does not exist", "run from the folder that contains it, or give its full path"
         ) from error
     except pl.exceptions.NoDataError as error:
-        raise UserError(
-            "the file is empty", "its first line must name the columns"
-        ) from error
+        raise UserError("the file is empty", "its first line must name the columns") from error
     except pl.exceptions.ComputeError as error:
         if "utf-8" in str(error).lower():
             raise _not_utf8() from error
@@ -103,14 +101,18 @@ def _read_jsonl(file: IO[bytes]) -> pl.DataFrame:
 
     polars would keep the last of two keys, and make one text of 7 and "7".
     """
-    options = pa.json.ReadOptions(block_size=min(Path(file.name).stat().st_size + 1, 2**31 - 1))  # one block: rows count
+    options = pa.json.ReadOptions(
+        block_size=min(Path(file.name).stat().st_size + 1, 2**31 - 1)
+    )  # one block: rows count
     try:
         pa.json.read_json(file, read_options=options)
     except pa.ArrowInvalid as error:
         found = re.search(r"Column\(/?(?P<column>.*?)\) (?P<what>changed from|was specified twice)", str(error))
         if found:
             said = str(error).removeprefix("JSON parse error: ").replace(f"Column(/{found['column']})", found["column"])
-            raise UserError(f"column {said} (counting from 0)", "write every row with the same columns and types") from error
+            raise UserError(
+                f"column {said} (counting from 0)", "write every row with the same columns and types"
+            ) from error
     file.seek(0)
     return pl.read_ndjson(file, infer_schema_length=None)
 

@@ -17,7 +17,7 @@ from tasks.model_raters import read_ratings_file
 NAMES = ["user", "prompt", "chosen", "rejected"]
 HEAD = ",".join(NAMES) + "\n"
 # text as people write it: quotes, commas, backslashes, line breaks, signs of several bytes
-TEXTS = st.text(st.sampled_from('ab",\\\n\r;\t \'é🙂7'), max_size=8)
+TEXTS = st.text(st.sampled_from("ab\",\\\n\r;\t 'é🙂7"), max_size=8)
 
 
 @pytest.mark.parametrize(

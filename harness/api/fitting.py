@@ -21,6 +21,7 @@ from harness.task import split_pairs_of_each_user
 
 Features = Callable[[pl.DataFrame], np.ndarray]  # items (columns prompt, response) -> float32[n, d]
 
+OWN_SHARE = 0.02  # of a column's spread: by so much sums in half precision may differ between batches
 VALIDATION_PEOPLE = 5  # one person in five chooses settings, as in the benchmark's own splits
 
 
@@ -104,8 +105,11 @@ class AdaptedPeople:
 
     def _items(self, frame: pl.DataFrame) -> Items:
         features = self.fitted.features
-        text = frame.select("prompt", "response").to_arrow()
-        return Items(None if features is None else np.asarray(features(frame)), text)
+        items = Items(
+            None if features is None else np.asarray(features(frame)), frame.select("prompt", "response").to_arrow()
+        )
+        items.check_content()
+        return items
 
     def _row(self, user: object) -> int:
         if user is None and len(self.ids) == 1:
@@ -128,17 +132,17 @@ def fit(
     """Fit one method to everybody in a data set.
 
     data: a PreferenceDataset, or any data frame, or a csv, jsonl or parquet file, with the columns user, prompt, chosen and
-    rejected. method: its name, with
-    its `fields`, or an instance. features: maps items (columns prompt, response) to float32[n, d]; it must give the same
-    numbers to the same item whatever stands beside it, since new people's items pass through it too. columns_share_unit: as
-    for Items. store: where a policy
-    keeps its language model. One person in five is held out to choose settings.
+    rejected. method: its name, with its `fields`, or an instance. features: maps items (columns prompt, response) to
+    float32[n, d]; it must give the same numbers to the same item whatever stands beside it, since new people's items pass
+    through it too. columns_share_unit: as for Items. store: where a policy keeps its language model. One person in five is
+    held out to choose settings.
 
-    Raises UserError where the method cannot use the data, and says why.
+    Raises UserError where the method cannot use the data, and where features depends on the items beside.
     """
     made = registry.make_instance("method", method, fields) if isinstance(method, str) else method
     if not isinstance(data, PreferenceDataset):
         data = PreferenceDataset.from_choices(data, features, columns_share_unit=columns_share_unit)
+    check_features_of_one_item(data.pairs.items, features)
     if data.pairs.n_users < VALIDATION_PEOPLE:
         raise UserError(
             f"{data.pairs.n_users} people are too few to fit a method to", f"bring at least {VALIDATION_PEOPLE} people"
@@ -164,6 +168,23 @@ def fit(
     resources = contextlib.ExitStack()
     predictor = resources.enter_context(made.open_predictor(state, run))
     return FittedMethod(made, state, run, _scaled(features, scale), predictor, resources)
+
+
+def check_features_of_one_item(items: Items, features: Features | None) -> None:
+    """Raise UserError where an item alone has other features than among all items, as after scaling by their own mean."""
+    if features is None or items.text is None or items.features is None:
+        return
+    x = items.features.astype(np.float64)
+    deviation, spread = x - x.mean(axis=0), x.std(axis=0)
+    far = int(np.abs(deviation / np.where(spread > 0, spread, 1)).sum(axis=1).argmax())  # where a scale shows most
+    frame = pl.DataFrame(pl.from_arrow(items.text.slice(far, 1))).select("prompt", "response")
+    with np.errstate(all="ignore"):
+        alone = np.asarray(features(frame), dtype=np.float64)
+    if alone.shape != (1, x.shape[1]) or not (np.abs(alone[0] - x[far]) <= OWN_SHARE * spread + 1e-9).all():
+        raise UserError(
+            "features gives an item other numbers when it is alone than beside other items",
+            "compute means, spreads and vocabularies once, before, and use them inside the function",
+        )
 
 
 def _scaled(features: Features | None, scale: ColumnScale | None) -> Features | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from harness.board.board import REFERENCE_METHOD, Row
 from harness.method import Method
+from harness.scores.stats import resembles_coin_flips
 from harness.task import Task
 from harness.trials.code_used import is_unchanged
 from harness.trials.trial import Trial
@@ -32,6 +35,21 @@ def flag_equal_options(share: float) -> list[str]:
     if share < 0.005:
         return []
     return [f"both options have equal features in {share:.1%} of the test pairs: there all methods score one half"]
+
+
+def flag_uneven_sides(tasks: Iterable[dict]) -> list[str]:
+    """Report test pairs whose left option wins so often, or so rarely, that its place tells the answer.
+
+    tasks: manifests of one task's prepared data. Stores of older versions lack the share.
+    """
+    known = [task["facts"] for task in tasks if "left_wins" in task["facts"]]
+    uneven = [f["left_wins"] for f in known if not resembles_coin_flips(f["left_wins"], f["pairs"]["test/query"])]
+    if not uneven:
+        return []
+    return [
+        f"the left option wins in {np.mean(uneven):.0%} of the test pairs: its place tells the answer, "
+        "so draw at random which option is left"
+    ]
 
 
 def flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str]:

@@ -18,6 +18,7 @@ from harness.board.flags import (
     flag_equal_options,
     flag_order_dependence,
     flag_reference_below_chance,
+    flag_uneven_sides,
 )
 from harness.board.results import committed_manifest, load_scores
 from harness.board.verdict import judged_at_once, verdict_text
@@ -126,6 +127,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             *flag_changed_code(trials, manifests),
             *flag_order_dependence(manifests),
             *flag_equal_options(equal_options),
+            *flag_uneven_sides(tasks.values()),
             *flag_reference_below_chance(rows, task),
             *diverged,
         ),
@@ -214,8 +216,9 @@ def _compare_methods(
 
 def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
     """Return a ranked row's gain over the reference method, its p-value, and the share of people who are worse off."""
+    low, high = np.clip([gains.joint_low[i], gains.joint_high[i]], -1, 1)  # no gain in accuracy is larger
     return {
-        "gain": Point(float(gains.value[i]), _finite_or_none(gains.joint_low[i]), _finite_or_none(gains.joint_high[i])),
+        "gain": Point(float(gains.value[i]), _finite_or_none(low), _finite_or_none(high)),
         "p": _finite_or_none(gains.adjusted[i]),
         "worse": None if i == gains.reference else _share_below_zero(users["gain"]),
     }
@@ -396,7 +399,7 @@ def _user_table(cells: _MethodCells, shots: int, gain: np.ndarray) -> pl.DataFra
 
 def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names: list[str]) -> list[dict]:
     found = stats.paired_differences(values, cells.person, cells.seed)
-    low, high = found.interval()
+    low, high = np.clip(found.interval(), -1, 1)  # no difference in accuracy is larger
     return [
         {
             "shots": shots,

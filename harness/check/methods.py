@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from harness import registry
 from harness.check.findings import (
@@ -32,7 +31,7 @@ from harness.method import Method, Predictor, Questions, Run, State, TaskFacts
 from harness.models import small
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.outputs import checked_per_pair, score_queries
+from harness.trials.outputs import checked_per_pair, checked_state, checked_users, score_queries
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial, field_values, identity_hash
 
@@ -175,12 +174,11 @@ class MethodOnTask:
     def returns_tensors(self) -> str | None:
         """Return a problem unless `fit` returns a dict of tensors and `adapt` a tuple of tensors."""
         state, predictor = self.fitted_method
-        users = predictor.adapt(state, self.context, self.run)
-        n = self.context.n_users
-        if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == n for t in users):
-            return "adapt must return a tuple of tensors with leading dimension n_users"
-        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-            return "fit must return a dict of tensors"
+        try:
+            checked_state(state, self.method.name)
+            checked_users(predictor.adapt(state, self.context, self.run), self.context.n_users, self.method.name)
+        except TypeError as error:
+            return str(error)
         return None
 
     def keeps_no_state(self) -> str | None:

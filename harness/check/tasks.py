@@ -19,6 +19,7 @@ from harness.check.findings import (
 )
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
 from harness.sameness import same_reading
+from harness.scores.stats import resembles_coin_flips
 from harness.store.store import Store
 from harness.task import Task, build_task
 from harness.trials.prepare import (
@@ -191,7 +192,11 @@ class BuiltTask:
     def has_uninformative_sides(self) -> str | None:
         """Return a problem where left wins too often or too rarely."""
         label = self.data.pairs.label
-        return None if _resembles_coin_flips(label) else f"left wins {label.mean():.3f} of {len(label)} pairs"
+        return (
+            None
+            if resembles_coin_flips(label.mean(), len(label))
+            else f"left wins {label.mean():.3f} of {len(label)} pairs"
+        )
 
     def has_uninformative_numbers(self) -> str | None:
         """Return a problem where the item with the lower number wins too often or too rarely."""
@@ -200,7 +205,7 @@ class BuiltTask:
         # Only pairs whose items are in no other pair: an item that wins many pairs would count as many coin flips.
         once = (times[left] == 1) & (times[right] == 1)
         label = np.where(left < right, self.data.pairs.label, 1 - self.data.pairs.label)[once]
-        if not once.any() or _resembles_coin_flips(label):
+        if not once.any() or resembles_coin_flips(label.mean(), len(label)):
             return None
         return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
 
@@ -227,11 +232,3 @@ def near_duplicate_share(context: Pairs, query: Pairs) -> float:
             repeated += int((np.maximum(same, swapped).max(axis=1) >= MIN_SHINGLE_OVERLAP).sum())
         n_queries += len(asked)
     return repeated / max(1, n_queries)
-
-
-def _resembles_coin_flips(label: np.ndarray) -> bool:
-    """Return whether the mean label is within 4.5 standard errors of one half.
-
-    The standard error is that of coin flips, the largest that labels in [0, 1] can have.
-    """
-    return bool(abs(label.mean() - 0.5) < 4.5 * 0.5 / np.sqrt(len(label)))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from harness.cli.terminal import progress_bar, stderr
+from harness.cli.terminal import print_json, progress_bar, stderr
 from harness.inference.cache import RowIndex
 from harness.inference.jobs import Job
 from harness.store.store import Store
@@ -67,7 +66,7 @@ class JobRunner:
     def print_made(self, as_json: bool) -> None:
         """Print how many rows were made, or as JSON the counts and speed of every job."""
         if as_json:
-            print(json.dumps(self.told, indent=1))
+            print_json(self.told)
         else:
             count = sum(made["rows"] for made in self.told)
             what = f"{count} rows made in {self.store.root}; the rest was there already"

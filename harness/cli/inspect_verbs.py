@@ -13,7 +13,7 @@ import typer
 from harness import registry
 from harness.cli.app import plan_with_progress, set_data_folder
 from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir, SuiteArgument
-from harness.cli.terminal import stderr
+from harness.cli.terminal import print_json, stderr
 from harness.errors import UserError
 from harness.store.logs import log_files
 from harness.store.store import Store
@@ -39,7 +39,7 @@ def list_(
         if not any(kinds.values()):
             raise UserError("no task or method fits all of these filters", _filter_hint())
     if as_json:
-        print(json.dumps(kinds, indent=1))
+        print_json(kinds)
         return
     width = max(len(name) for known in kinds.values() for name in known)
     for kind, known in kinds.items():
@@ -95,7 +95,7 @@ def check(
             said = problem or found.detail
             print(f"{'FAIL' if problem else 'ok  '} {found.what}{f': {said}' if said else ''}")
     if as_json:
-        print(json.dumps(findings, indent=1))
+        print_json(findings)
     stderr.print(f"{name}: {len(findings)} checks ran, {failed} failed")
     raise typer.Exit(1 if failed else 0)
 
@@ -113,7 +113,7 @@ def plan(
 
     told = describe_plan(planned, opened)
     if as_json:
-        print(json.dumps(told, indent=1))
+        print_json(told)
         return
     print(f"{planned.suite.title}  [{planned.suite.name} {planned.suite.digest}]")
     guessed = (
@@ -186,7 +186,7 @@ def _show_trial(key: str, opened: Store, save: Path | None, as_json: bool) -> No
         print(save_trained_model(opened, found, save))
         return
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
         return
     for file in log_files(opened, found["log"]) if found.get("log") else ():
         print(f"{'log':24} {file}")
@@ -221,7 +221,7 @@ def doctor(store: StoreDir = Path("store"), data: DataDir = None, as_json: JsonO
 
     findings = list(examine_machine(Store(store)))
     if as_json:
-        print(json.dumps([dataclasses.asdict(f) for f in findings], indent=1))
+        print_json([dataclasses.asdict(f) for f in findings])
     else:
         for f in findings:
             print(f"{f.state:4} {f.what}: {f.detail}{f'  hint: {f.hint}' if f.hint else ''}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +22,7 @@ from harness.cli.options import (
     SuiteArgument,
     TrackingUri,
 )
-from harness.cli.terminal import progress_bar, stderr
+from harness.cli.terminal import print_json, progress_bar, stderr
 from harness.errors import UserError
 from harness.store.store import Store
 
@@ -171,7 +170,7 @@ def reproduce(
         _run_trials(todo, opened, plugin, local, workers, made)
     found = claims.judge_chapters(parts)
     if as_json:
-        print(json.dumps([judged.as_dict() for judged in found], indent=1, allow_nan=False))
+        print_json([judged.as_dict() for judged in found])
     else:
         print_verdicts(found)
         page = (
@@ -259,7 +258,7 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
 
     made = make_board(planned, opened)
     if as_json:
-        print(json.dumps(made.as_dict(), indent=1))
+        print_json(made.as_dict())
     else:
         from harness.inference.jobs import NotCachedError
         from harness.report.html import write_html

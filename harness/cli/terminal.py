@@ -1,17 +1,39 @@
-"""Messages on stderr, and the progress of long steps: a bar at a terminal, lines in a log file."""
+"""Messages on stderr, results as JSON on stdout, and the progress of long steps: a bar at a terminal, lines in a log file."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+json_stream: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)  # None: stdout
 LINE_SECONDS = 30.0  # between two lines of progress in a log file
+
+
+@contextlib.contextmanager
+def only_json_on_stdout() -> Iterator[None]:
+    """Send to stderr what anybody prints inside the block, such as a plug-in, except by `print_json`."""
+    token = json_stream.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        json_stream.reset(token)
+
+
+def print_json(value: object) -> None:
+    """Print a command's result as JSON on stdout; NaN and infinity, which JSON does not have, become null."""
+    plain = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    print(json.dumps(plain, indent=1), file=json_stream.get())
 
 
 @contextlib.contextmanager

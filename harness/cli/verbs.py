@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.cli.app import app
 from harness.cli.inspect_verbs import check, doctor, list_, plan, show
 from harness.cli.make_verbs import encode, generate, prepare
 from harness.cli.run_verbs import board, publish, reproduce, run
-from harness.cli.terminal import stderr
+from harness.cli.terminal import only_json_on_stdout, stderr
 from harness.errors import UserError, did_you_mean, note_former_name
 from harness.store.secrets import without_secrets
 
@@ -56,7 +57,8 @@ def with_current_options(words: Sequence[str]) -> list[str]:
 def run_command_line(words: Sequence[str]) -> int:
     """Run the command line without the program's name; print user errors, and return the exit code."""
     try:
-        return app(with_current_options(words), prog_name="manyminds", standalone_mode=False) or 0
+        with only_json_on_stdout() if "--json" in words else contextlib.nullcontext():
+            return app(with_current_options(words), prog_name="manyminds", standalone_mode=False) or 0
     except UserError as mistake:
         error = mistake
     except UsageError as mistake:

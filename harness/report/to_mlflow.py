@@ -109,11 +109,16 @@ class Publisher:
         if self.uri.startswith("sqlite:///"):
             self.uri = f"sqlite:///{Path(self.uri.removeprefix('sqlite:///')).absolute()}"
         if not re.fullmatch(SUPPORTED_URIS, self.uri):
-            possible = (
+            if self.own:
+                raise UserError(
+                    f"the store is {store.root}, and MLflow can keep its database in no folder with % or ? in its name",
+                    "name another folder: --store DIR; or another place for MLflow: --mlflow sqlite:////folder/mlflow.db",
+                )
+            raise UserError(
+                f"MLflow cannot store results at {_without_password(self.uri)}, which --mlflow or MLFLOW_TRACKING_URI names",
                 "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
-                "without --mlflow, results go to a file in the store"
+                "without either, results go to a file in the store",
             )
-            raise UserError(f"MLflow cannot store results at {_without_password(self.uri)}", possible)
         self.artifacts = store.mlflow_paths["artifacts"]  # used with a database; a server chooses its own folder
         for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)

@@ -422,3 +422,11 @@ def fixed_derangement(n: int) -> np.ndarray:
     other = np.empty(n, dtype=np.int64)
     other[ring] = np.roll(ring, 1)
     return other
+
+
+def resembles_coin_flips(share: float, n: int) -> bool:
+    """Return whether a share of n labels is within 4.5 standard errors of one half.
+
+    The standard error is that of coin flips, the largest that labels in [0, 1] can have.
+    """
+    return bool(abs(share - 0.5) < 4.5 * 0.5 / np.sqrt(n))

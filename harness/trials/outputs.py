@@ -1,4 +1,4 @@
-"""Checks of what methods return: one finite number for each pair, one text for each prompt."""
+"""Checks of what methods return: tensors from `fit` and `adapt`, one finite number for each pair, one text for each prompt."""
 
 from __future__ import annotations
 
@@ -10,11 +10,37 @@ from harness.data import Pairs
 from harness.method import GENERATED_SCHEMA, Answerer, Method, Predictor, State, Users
 
 
+def checked_state(state: State, who: str) -> State:
+    """Return what `fit` of the method `who` returned. Raises TypeError unless it is a dict of tensors."""
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise TypeError(f"{who}.fit returned {_described(state)}, not a dict of tensors")
+    return state
+
+
+def checked_users(users: Users, n_users: int, who: str) -> Users:
+    """Return what `adapt` of the method `who` returned. Raises TypeError unless it is a tuple of tensors with a row a user."""
+    if not isinstance(users, tuple) or not all(isinstance(t, torch.Tensor) and len(t) == n_users for t in users):
+        raise TypeError(
+            f"{who}.adapt returned {_described(users)}, not a tuple of tensors with {n_users} rows, one a user"
+        )
+    return users
+
+
+def _described(value: object) -> str:
+    """Describe a value by its type, its parts' types and their shapes."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{type(value).__name__}{list(value.shape)}"
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else None
+    return type(value).__name__ + ("" if parts is None else f" of {', '.join(map(_described, parts)) or 'nothing'}")
+
+
 def checked_per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
     """Return the answer of the function `who` as float32[n], one number for each of n pairs.
 
-    Raises ValueError for another shape and for numbers that are not finite.
+    Raises TypeError for what is no tensor, ValueError for another shape and for numbers that are not finite.
     """
+    if not isinstance(answer, torch.Tensor):
+        raise TypeError(f"{who} returned {_described(answer)}, not a tensor with a number for each pair")
     values = answer.detach().to("cpu", torch.float32).numpy()
     if values.shape != (n,):
         raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")

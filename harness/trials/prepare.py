@@ -72,6 +72,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "shares_pairs": shares_pairs(splits),
         "can_choose": can_choose(task, splits),
         "equal_options": equal_options_share(splits.panels["test"].query, features),
+        "left_wins": float(splits.panels["test"].query.label.mean(dtype=np.float64)),
         "items": len(items),
         "people": data.pairs.n_users,
         "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not

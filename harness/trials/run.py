@@ -21,7 +21,7 @@ from harness.store import provenance
 from harness.store.store import Store
 from harness.trials.choose import choose_candidates
 from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_digests
-from harness.trials.outputs import checked_per_pair, score_queries
+from harness.trials.outputs import checked_per_pair, checked_state, checked_users, score_queries
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write_texts
 
@@ -116,7 +116,7 @@ def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
     shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
     before = _last_save(run.checkpoint)
     try:
-        return trial.method.fit(splits.train, shown, run)
+        return checked_state(trial.method.fit(splits.train, shown, run), trial.method.name)
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -170,6 +170,7 @@ class PanelRunner:
         for shots in counts:
             started = time.perf_counter()
             users = self.predictor.adapt(self.state, context.first(shots), self.run)
+            users = checked_users(users, query.n_users, self.trial.method.name)
             found.adapt_seconds_per_user = (time.perf_counter() - started) / max(1, query.n_users)
             found.bytes_per_user = sum(t.nbytes for t in users) / max(1, query.n_users)
             found.users = users

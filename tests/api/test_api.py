@@ -5,6 +5,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -64,6 +65,50 @@ def test_every_kind_of_frame_gives_the_same_data(kind):
 def test_what_is_not_a_frame_is_refused():
     with pytest.raises(UserError, match="int is not a data frame"):
         as_polars(3)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            lambda: datasets.DatasetDict(
+                {name: datasets.Dataset.from_dict({"user": ["a"]}) for name in ("train", "b")}
+            ),
+            r"several tables: train, b\n\nhint: give one of them: data\['train'\]",
+        ),
+        (lambda: pd.DataFrame([["a", "b"]], columns=["user", "user"]), "DataFrame cannot be read as one table"),
+        (lambda: pd.DataFrame({"user": [7, "7"]}), "DataFrame cannot be read as one table"),
+        (lambda: pa.table([[1], [2]], names=["user", "user"]), "Table cannot be read as one table"),
+        (lambda: {"user": [7, "7"]}, "dict cannot be read as one table"),
+        (lambda: {"user": ["a", "b"], "prompt": ["p"]}, "dict cannot be read as one table"),
+        (lambda: pl.LazyFrame({"user": ["a"]}).select("person"), "LazyFrame cannot be read as one table"),
+    ],
+)
+def test_a_table_that_is_several_or_none_is_refused(table, says):
+    with pytest.raises(UserError, match=says):
+        as_polars(table())
+
+
+def test_features_that_depend_on_the_items_beside_are_refused():
+    """Lengths scaled by their own mean and spread: a new person's one item would always be 0 / 0."""
+
+    def scaled(items):
+        x = length(items)
+        return (x - x.mean()) / x.std()
+
+    with pytest.raises(UserError, match="other numbers when it is alone"):
+        fit(choices(), features=scaled)
+
+
+def test_a_feature_that_is_missing_for_a_new_item_is_refused():
+    def long_only(items):
+        x = length(items)
+        return np.where(x == 1, np.nan, x)
+
+    data = choices().filter(pl.col("chosen").str.len_chars() > 1, pl.col("rejected").str.len_chars() > 1)
+    person = fit(data, features=long_only).adapt(data.filter(pl.col("user") == data["user"][0]).drop("user"))
+    with pytest.raises(UserError, match=r"item 1 .*NaN or infinite feature"):
+        person.rewards({"prompt": ["?", "?"], "response": ["xxx", "x"]})
 
 
 def test_a_new_person_is_learned_from_a_few_choices():

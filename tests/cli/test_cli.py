@@ -17,45 +17,14 @@ import pytest
 
 from harness import registry
 from harness.board.make import make_board
-from harness.cli import main
 from harness.errors import UserError, note_former_name
 from harness.registry import PROJECT_ROOT
 from harness.sources.public_files import PublicFile
 from harness.store.store import CRASH_POINTS, Store
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
+from tests.cli.conftest import told
 from tests.conftest import TINY
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["manyminds", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out = capsys.readouterr()
-        assert "Traceback" not in out.err
-        return ended.value.code or 0, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
-def suite(tmp_path):
-    def write(text, name="suite.toml"):
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write
-
-
-def told(answer, *said):
-    """Exit code 2, the message, a blank line, and a hint."""
-    code, out, err = answer
-    err = " ".join(err.split("\x1b")[0].split(" "))
-    assert code == 2 and out == "" and "\n\nhint: " in err, err
-    for words in said:
-        assert words in err, err
 
 
 def test_unknown_names(call, suite, tmp_path):

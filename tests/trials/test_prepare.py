@@ -1,5 +1,6 @@
 """Preparation of tasks: nothing stale, nothing that leaks, and what cannot be judged is refused or counted."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -381,3 +382,63 @@ def test_a_method_that_ends_the_process_or_cannot_be_stored_fails_alone(store, t
     assert [good for _, good in finish_trials(plan.trials, store)].count(False) == 1
     (failed,) = [t for t in plan.trials if store.read_failure(t.key)]
     assert failed.method.name == "odd" and said in store.read_failure(failed.key)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("def fit(self, *_): return None", "odd.fit returned NoneType, not a dict of tensors"),
+        (
+            "def fit(self, *_): return {'w': np.ones(3)}",
+            r"odd.fit returned dict of ndarray\[3\], not a dict of tensors",
+        ),
+        (
+            "def adapt(self, state, context, run): return torch.zeros(context.n_users, 2)",
+            r"odd.adapt returned Tensor\[\d+, 2\], not a tuple of tensors with \d+ rows",
+        ),
+        ("def adapt(self, *_): return (torch.zeros(3),)", r"odd.adapt returned tuple of Tensor\[3\]"),
+        ("def adapt(self, *_): return None", "odd.adapt returned NoneType"),
+        ("def score(self, state, users, query): return np.zeros(len(query))", r"odd.score returned ndarray\[\d+\]"),
+        ("def score(self, state, users, query): return None", "odd.score returned NoneType"),
+    ],
+)
+def test_what_a_method_returns_of_a_wrong_type_is_named_with_its_hook(store, tmp_path, hook, said):
+    text = ODD[: ODD.index("    def fit")].replace("import torch", "import numpy as np\nimport torch") + f"    {hook}\n"
+    (tmp_path / "odd.py").write_text(text)
+    registry.add_plugins([tmp_path / "odd.py"])
+    plan = make_plan(Suite("s", "s", (0,), (People(pairs=20),), (registry.make_instance("method", "odd", {}),)), store)
+    assert not any(good for _, good in finish_trials(plan.trials, store))
+    assert re.match(f"TypeError: {said}", store.read_failure(plan.trials[0].key)["reason"])
+
+
+@pytest.mark.parametrize(("left", "flagged"), [(1.0, True), (0.7, True), (0.5, False)])
+def test_a_task_whose_left_option_wins_is_flagged_on_its_board(store, tmp_path, left, flagged):
+    """The sides of a fair task are turned, so that left wins so often."""
+    (tmp_path / "sided.py").write_text(
+        '''"""A task whose left option wins too often."""
+from dataclasses import dataclass, replace
+import numpy as np
+from tasks.low_rank import LowRank
+
+@dataclass(frozen=True)
+class Sided(LowRank):
+    left: float = 1.0
+
+    def build(self, seed):
+        data = super().build(seed)
+        pairs, draw = data.pairs, np.random.default_rng(seed).random(len(data.pairs))
+        wins = (draw < self.left) == (pairs.label > 0.5)
+        turned = pairs.swapped()
+        both = {name: np.where(wins, getattr(pairs, name), getattr(turned, name)) for name in ("left", "right", "label")}
+        return replace(data, pairs=replace(pairs, **both))
+'''
+    )
+    registry.add_plugins([tmp_path / "sided.py"])
+    task = registry.make_instance(
+        "task", "sided", {"left": left, "n_users": 30, "new_users": 20, "pairs_per_user": 40, "shots": [0, 5]}
+    )
+    shared = registry.make_instance("method", "shared", {})
+    plan = make_plan(Suite("s", "s", (0, 1), (task,), (shared,)), store)
+    list(finish_trials(plan.trials, store))
+    flags = " ".join(make_board(plan, store).tasks[0].flags)
+    assert ("the left option wins in" in flags) == flagged
