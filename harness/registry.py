@@ -92,13 +92,8 @@ def load_class(kind: str, name: str) -> Any:
     built_in = re.fullmatch(NAME_PATTERN, name) and (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file()
     if not built_in and name not in PLUGINS:
         known = list_names(kind)
-        here = [*Path().glob(f"{name}.py"), *Path().glob(f"*/{name}.py")] if re.fullmatch(r"\w+", name) else []
-        if here:
-            raise UserError(
-                f"there is no {kind} {name!r}", f"add --plugin {here[0]}, in Python plugins=[{str(here[0])!r}]"
-            )
         hint = did_you_mean(name, known, f"`manyminds list` shows all names; {kind}s: {', '.join(known)}")
-        raise UserError(f"there is no {kind} {name!r}", hint)
+        raise UserError(f"there is no {kind} {name!r}", forgotten_plugin(name) or hint)
     found = _classes_of_kind(
         _import_plugin(name) if name in PLUGINS else importlib.import_module(f"{BUILT_IN_FOLDERS[kind][0]}.{name}"),
         kind,
@@ -110,6 +105,12 @@ def load_class(kind: str, name: str) -> Any:
             raise UserError(f"{name}.py: the hook `{former}` is now called `{current}`", f"rename it in {name}.py")
     _check_is_dataclass(found[0], name)
     return found[0]
+
+
+def forgotten_plugin(name: str) -> str | None:
+    """Return the option to type where a file of this name lies in this folder or in one below it, else None."""
+    here = [*Path().glob(f"{name}.py"), *Path().glob(f"*/{name}.py")] if re.fullmatch(r"\w+", name) else []
+    return f"add --plugin {here[0]}, in Python plugins=[{str(here[0])!r}]" if here else None
 
 
 def _check_is_dataclass(cls: type, name: str) -> None:

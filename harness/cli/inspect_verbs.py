@@ -162,7 +162,8 @@ def show(
         _show_trial(what, opened, save, as_json)
         return
     if not kinds and lines is None:
-        raise UserError(f"there is no task, method, claim or trial {what!r}", describe.near_names(what))
+        hint = registry.forgotten_plugin(what) or describe.near_names(what)
+        raise UserError(f"there is no task, method, claim or trial {what!r}", hint)
     if save or as_json:
         option = "--save" if save else "--json"
         raise UserError(f"{option} is for trials, and {what!r} is not a key", "manyminds board SUITE --json lists keys")

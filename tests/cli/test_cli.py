@@ -454,6 +454,8 @@ def test_the_suite_or_plugin_that_was_meant_is_found(call, tmp_path, monkeypatch
     (tmp_path / "mine.toml").write_text('[[tasks]]\nname = "my_task"\n')
     code, _, err = call("plan", "mine.toml", "--store", tmp_path / "store")
     assert code == 2 and "add --plugin my_task.py" in err
+    code, _, err = call("show", "my_task", "--store", tmp_path / "store")
+    assert code == 2 and "add --plugin my_task.py" in err
 
 
 def test_a_log_file_gets_lines_of_progress(monkeypatch, capsys):
