@@ -35,11 +35,11 @@ def snacks_board(store: Path) -> str:
 
 def board_in_readme() -> str:
     """Return the board that README.md shows."""
-    return README.read_text().partition(START)[2].partition(END)[0]
+    return README.read_text("utf-8").partition(START)[2].partition(END)[0]
 
 
 if __name__ == "__main__":
-    text = README.read_text()
+    text = README.read_text("utf-8")
     found = snacks_board(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))
     before, after = text.partition(START)[0], text.partition(END)[2]
-    README.write_text(before + START + found + END + after)
+    README.write_text(before + START + found + END + after, "utf-8")

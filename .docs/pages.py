@@ -33,7 +33,7 @@ REFERENCE = {
 
 for document in DOCUMENTS:
     with mkdocs_gen_files.open(document, "w") as page:
-        page.write((ROOT / document).read_text())
+        page.write((ROOT / document).read_text("utf-8"))
 for name, (title, modules) in REFERENCE.items():
     with mkdocs_gen_files.open(f"reference/{name}.md", "w") as page:
         page.write(f"# {title}\n\n" + "\n".join(f"## `{module}`\n\n::: {module}\n" for module in modules))

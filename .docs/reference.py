@@ -41,13 +41,13 @@ def _table(title: str, cls: type) -> Iterator[str]:
 
 def main() -> int:
     """Write the reference into jobs/README.md, or compare it with what stands there."""
-    text = FILE.read_text()
+    text = FILE.read_text("utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     wanted = before + START + "\n" + "\n".join(reference()) + END + after
     if "--check" in sys.argv:
         return int(text != wanted)
-    FILE.write_text(wanted)
+    FILE.write_text(wanted, "utf-8")
     return 0
 
 

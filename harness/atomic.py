@@ -14,7 +14,7 @@ from typing import IO
 def private_path(path: Path, folder: Path | None = None) -> Path:
     """Return a path beside `path` (or in `folder`) that no other process uses, on any node that shares the folder."""
     unique = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-    return (folder or path.parent) / f".{path.name}.{unique}.part"
+    return (folder or path.parent) / f".{path.name[:60]}.{unique}.part"  # a name has at most 255 bytes
 
 
 @contextlib.contextmanager

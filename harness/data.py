@@ -97,7 +97,12 @@ class Items:
             )
         if x is None:
             return
-        if x.ndim != 2 or x.dtype.kind not in "iuf" or (self.text is not None and len(x) != len(self.text)):
+        if (
+            x.ndim != 2
+            or not x.shape[1]
+            or x.dtype.kind not in "iuf"
+            or (self.text is not None and len(x) != len(self.text))
+        ):
             raise UserError(
                 f"features are {x.dtype} of shape {x.shape}"
                 + ("" if self.text is None else f" for {len(self.text)} texts"),
@@ -435,6 +440,15 @@ def named_arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
     if data.truth is not None:
         found |= {f"truth.{name}": getattr(data.truth, name) for name in ("users", "items", "population")}
         found["truth.temperature"] = np.float64(data.truth.temperature)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
+    """Return all arrays of the training pairs and of the panels' contexts and queries under stable names."""
+    parts = {"train": splits.train}
+    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
+    columns = ("user", "people", "left", "right", "label", "seconds")
+    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
     return {name: value for name, value in found.items() if value is not None}
 
 

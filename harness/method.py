@@ -110,8 +110,9 @@ class Predictor:
 
         Labels in `query` are hidden.
         """
-        left = self.reward(state, users, query.items, query.user, query.left)
-        return left - self.reward(state, users, query.items, query.user, query.right)
+        sides = (self.reward(state, users, query.items, query.user, side) for side in (query.left, query.right))
+        left, right = (reward if reward.is_floating_point() else reward.double() for reward in sides)
+        return left - right  # of whole numbers without sign, the difference would wrap around
 
     def questions(self, state: State, users: Users, query: Pairs) -> Questions:
         """Return the questions to a language model about the pairs of `query`, where `asks_model = True`."""

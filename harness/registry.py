@@ -49,7 +49,7 @@ def list_names(kind: str) -> dict[str, str]:
 
 def _first_docstring_line(file: Path) -> str:
     try:
-        return (ast.get_docstring(ast.parse(file.read_text())) or "(no docstring)").splitlines()[0]
+        return (ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "(no docstring)").splitlines()[0]
     except SyntaxError as error:
         raise UserError(f"{file} is not Python: {error}", f"fix line {error.lineno}") from error
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from harness.errors import UserError
+from harness.sources.hub import replace_half_characters
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -55,6 +56,8 @@ def _read_csv(file: IO[bytes]) -> pl.DataFrame:
     """Read a csv file, each column as text. Raises UserError where polars would guess."""
     n_rows = check_csv(Path(file.name))
     frame = pl.read_csv(file, infer_schema=False)
+    if len(frame) > n_rows:  # polars reads an empty line as a row without values
+        frame = frame.filter(~pl.all_horizontal(pl.all().is_null()))
     if len(frame) != n_rows:
         raise UserError(
             f"its lines end in several ways: {len(frame)} rows, or {n_rows}", "save it again with one kind of line ends"
@@ -66,11 +69,13 @@ def check_csv(path: Path) -> int:
     """Read a csv file by the strict rules of the format, and return its number of rows.
 
     Readers that are made for speed guess where a quote is not doubled, or a line has too few columns. Raises UserError for
-    the first such line, and for a line that repeats the names of the columns, as joined files have it.
+    the first such line, and for a line that repeats the names of the columns, in any order, as joined files have it.
     """
     with path.open("rb") as raw:
         first = raw.readline()
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")):  # the mark of UTF-16
+    if first.startswith(b"\x1f\x8b"):
+        raise UserError("it is compressed by gzip", "unpack it with gunzip")
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first:  # UTF-16, with its mark or without
         raise _not_utf8()
     if b"\r" in first.rstrip(b"\r\n"):
         raise UserError("its lines end in a carriage return alone", "save it again with line ends of Windows or Unix")
@@ -80,12 +85,14 @@ def check_csv(path: Path) -> int:
             rows = csv.reader(file, strict=True)
             names = next(rows, [])
             for row in rows:
+                if not row:
+                    continue  # an empty line
                 n_rows += 1
-                if row == names:
+                if row == names or (len(row) > 1 and set(map(_plain, row)) == set(map(_plain, names))):
                     raise UserError(
                         f"line {rows.line_num} repeats the names of the columns", "remove it, and join files without it"
                     )
-                if len(row) != len(names) and (row or len(names) > 1):
+                if len(row) != len(names):
                     raise _unreadable(path, f"line {rows.line_num} has {len(row)} columns, the first has {len(names)}")
     except csv.Error as error:
         raise UserError(
@@ -96,16 +103,28 @@ def check_csv(path: Path) -> int:
     return n_rows
 
 
+def _plain(name: str) -> str:
+    """Return a column's name without what programs add: spaces, capitals, the mark of UTF-8."""
+    return name.strip("\ufeff \t").casefold()
+
+
 def _read_jsonl(file: IO[bytes]) -> pl.DataFrame:
     """Read a jsonl file. Raises UserError for a key that comes twice in a row, and for a column of numbers and texts.
 
     polars would keep the last of two keys, and make one text of 7 and "7".
     """
-    options = pa.json.ReadOptions(
-        block_size=min(Path(file.name).stat().st_size + 1, 2**31 - 1)
-    )  # one block: rows count
+    content = file.read().removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8
+    if content.lstrip()[:1] == b"[":
+        raise UserError("it is one JSON array", "write one object a line, without brackets and commas between them")
+    for row, line in enumerate(content.splitlines() if replace_half_characters(content) != content else ()):
+        if replace_half_characters(line) != line:
+            raise UserError(
+                f"row {row} (counting from 0) holds half a character, so two different texts would be read as one",
+                "write whole characters: a text was cut in the middle of one, such as an emoji",
+            )
+    options = pa.json.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1))  # one block, so that rows are counted
     try:
-        pa.json.read_json(file, read_options=options)
+        pa.json.read_json(pa.BufferReader(content), read_options=options)
     except pa.ArrowInvalid as error:
         found = re.search(r"Column\(/?(?P<column>.*?)\) (?P<what>changed from|was specified twice)", str(error))
         if found:
@@ -113,8 +132,7 @@ def _read_jsonl(file: IO[bytes]) -> pl.DataFrame:
             raise UserError(
                 f"column {said} (counting from 0)", "write every row with the same columns and types"
             ) from error
-    file.seek(0)
-    return pl.read_ndjson(file, infer_schema_length=None)
+    return pl.read_ndjson(content, infer_schema_length=None)
 
 
 def _not_utf8() -> UserError:
@@ -126,6 +144,8 @@ DUPLICATED = re.compile(r"_duplicated_\d+$")  # how polars names the second of t
 
 def _unreadable(path: Path, error: Exception | str) -> UserError:
     """Return the error for a file that cannot be read; a csv file with another separator than commas is recognised."""
+    if path.is_dir():
+        return UserError("it is a folder", "give the file inside it")
     with path.open("rb") as file:
         first = file.readline()
     for separator, name in ((b";", "semicolons"), (b"\t", "tabs")):

@@ -50,9 +50,9 @@ class FinishedTrial:
 
         Raises UserError where the stored table is of older metrics, which only a board computes again.
         """
-        if self.facts["metrics_version"] != METRICS_VERSION:
+        if self.facts.get("metrics_version") != METRICS_VERSION:
             raise UserError(
-                f"the scores of {self.key} are of metrics {self.facts['metrics_version']}, not {METRICS_VERSION}",
+                f"the scores of {self.key} are of metrics {self.facts.get('metrics_version')}, not {METRICS_VERSION}",
                 "SuiteRun.scores, or manyminds board SUITE, computes them again from the predictions",
             )
         return pl.read_ipc(self.store.read_verified(self.manifest, "scores.arrow"))

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+import torch
 
 from harness import registry
 from harness.data import Items, Pairs, Panel, PreferenceDataset
 from harness.errors import UserError
 from harness.frames import as_polars
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
+from harness.rows import text_columns
 from harness.scaling import ColumnScale
 from harness.store.store import Store
 from harness.task import split_pairs_of_each_user
+from harness.trials.outputs import checked_per_pair, checked_state, checked_users
+from harness.trials.plan import refusal
 
+T = TypeVar("T")
 Features = Callable[[pl.DataFrame], np.ndarray]  # items (columns prompt, response) -> float32[n, d]
 
 OWN_SHARE = 0.02  # of a column's spread: by so much sums in half precision may differ between batches
@@ -36,6 +41,7 @@ class FittedMethod:
     state: State
     run: Run
     features: Features | None
+    needs_features: bool
     predictor: Predictor
     resources: contextlib.ExitStack = field(repr=False)
 
@@ -55,11 +61,14 @@ class FittedMethod:
         choices: any data frame with the columns prompt, chosen and rejected; `user` where it holds several people, and
         `label` and `seconds` as in PreferenceDataset.from_choices.
         """
+        if self.features is None and self.needs_features:
+            raise UserError("the features of new items are unknown", "give fit the function: features=...")
         frame = as_polars(choices)
         if "user" not in frame.columns:
             frame = frame.with_columns(user=pl.lit("this person"))
         data = PreferenceDataset.from_choices(frame, self.features, min_pairs=1)
         users = self.predictor.adapt(self.state, data.pairs, self.run)
+        users = _checked(lambda: checked_users(users, data.pairs.n_users, self.method.name))
         return AdaptedPeople(self, tuple(data.users["id"].to_pylist()), users)
 
 
@@ -83,7 +92,7 @@ class AdaptedPeople:
         found = self.fitted.predictor.reward(
             self.fitted.state, self.users, self._items(frame), row, np.arange(len(frame))
         )
-        return found.detach().double().cpu().numpy()
+        return self._numbers(found, len(frame), "reward")
 
     def log_odds(self, pairs: Any, user: object = None) -> np.ndarray:
         """Return float64[n]: log-odds that the person prefers `left` to `right`, not calibrated.
@@ -101,7 +110,12 @@ class AdaptedPeople:
             label=np.full(n, np.nan, dtype=np.float32),
             items=self._items(pl.concat(sides)),
         )
-        return self.fitted.predictor.score(self.fitted.state, self.users, query).detach().double().cpu().numpy()
+        return self._numbers(self.fitted.predictor.score(self.fitted.state, self.users, query), n, "score")
+
+    def _numbers(self, answer: torch.Tensor, n: int, hook: str) -> np.ndarray:
+        """Return the method's answer as float64[n]. Raises UserError where it is none."""
+        who = f"{self.fitted.method.name}.{hook}"
+        return _checked(lambda: checked_per_pair(answer, n, who)).astype(np.float64)
 
     def _items(self, frame: pl.DataFrame) -> Items:
         features = self.fitted.features
@@ -140,6 +154,10 @@ def fit(
     Raises UserError where the method cannot use the data, and where features depends on the items beside.
     """
     made = registry.make_instance("method", method, fields) if isinstance(method, str) else method
+    if not isinstance(made, Method):
+        raise UserError(f"{made!r} is no method", "give its name, or an instance such as MyMethod()")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed!r} is not a whole number from 0 on", "for example seed=0")
     if not isinstance(data, PreferenceDataset):
         data = PreferenceDataset.from_choices(data, features, columns_share_unit=columns_share_unit)
     check_features_of_one_item(data.pairs.items, features)
@@ -152,7 +170,7 @@ def fit(
             f"{made.name} fits nothing and asks a language model about every pair",
             "run it in a suite: harness.api.run_suite collects its questions first",
         )
-    if reason := made.refuses(_facts(data)):
+    if reason := refusal(made, _facts(data)):
         raise UserError(f"{made.name} cannot use this data: it {reason}", "give features, or choose another method")
     run = Run(seed, truth=data.truth if made.privileged else None, store=store)
     people = np.random.default_rng([seed, data.pairs.n_users]).permutation(data.pairs.n_users)
@@ -165,9 +183,19 @@ def fit(
         train, held_out = replace(train, items=items), replace(held_out, items=items)
     context, query = split_pairs_of_each_user(held_out, np.random.default_rng(seed), lambda counts: counts // 2)
     state = made.fit(train, Panel(context, query), run)
+    _checked(lambda: checked_state(state, made.name))
     resources = contextlib.ExitStack()
     predictor = resources.enter_context(made.open_predictor(state, run))
-    return FittedMethod(made, state, run, _scaled(features, scale), predictor, resources)
+    needs_features = data.pairs.items.features is not None
+    return FittedMethod(made, state, run, _scaled(features, scale), needs_features, predictor, resources)
+
+
+def _checked(check: Callable[[], T]) -> T:
+    """Return what a check returns. Raises UserError where the method's own code returned what it must not."""
+    try:
+        return check()
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error), "`manyminds check my_method.py` shows every rule of a method") from error
 
 
 def check_features_of_one_item(items: Items, features: Features | None) -> None:
@@ -176,15 +204,18 @@ def check_features_of_one_item(items: Items, features: Features | None) -> None:
         return
     x = items.features.astype(np.float64)
     deviation, spread = x - x.mean(axis=0), x.std(axis=0)
-    far = int(np.abs(deviation / np.where(spread > 0, spread, 1)).sum(axis=1).argmax())  # where a scale shows most
-    frame = pl.DataFrame(pl.from_arrow(items.text.slice(far, 1))).select("prompt", "response")
-    with np.errstate(all="ignore"):
-        alone = np.asarray(features(frame), dtype=np.float64)
-    if alone.shape != (1, x.shape[1]) or not (np.abs(alone[0] - x[far]) <= OWN_SHARE * spread + 1e-9).all():
-        raise UserError(
-            "features gives an item other numbers when it is alone than beside other items",
-            "compute means, spreads and vocabularies once, before, and use them inside the function",
-        )
+    distance = np.abs(deviation / np.where(spread > 0, spread, 1)).sum(axis=1)
+    for item in np.argsort(distance)[
+        [0, len(x) // 2, -1]
+    ]:  # a mean shows at the last, a maximum or a rank at the others
+        frame = pl.DataFrame(pl.from_arrow(items.text.slice(int(item), 1))).select("prompt", "response")
+        with np.errstate(all="ignore"):
+            alone = np.asarray(features(frame), dtype=np.float64)
+        if alone.shape != (1, x.shape[1]) or not (np.abs(alone[0] - x[item]) <= OWN_SHARE * spread + 1e-9).all():
+            raise UserError(
+                "features gives an item other numbers when it is alone than beside other items",
+                "compute means, spreads, largest values and vocabularies once, before, and use them inside the function",
+            )
 
 
 def _scaled(features: Features | None, scale: ColumnScale | None) -> Features | None:
@@ -218,4 +249,4 @@ def _columns(frame: Any, *names: str) -> pl.DataFrame:
         raise UserError(
             f"the frame has no column {', '.join(missing)}; it has {', '.join(found.columns)}", "rename a column"
         )
-    return found.select(names)
+    return text_columns(found, *names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from harness.method import Method
 from harness.scores.stats import resembles_coin_flips
 from harness.task import Task
 from harness.trials.code_used import is_unchanged
+from harness.trials.suite import CONTROL_METHODS
 from harness.trials.trial import Trial
 
 
@@ -35,6 +36,32 @@ def flag_equal_options(share: float) -> list[str]:
     if share < 0.005:
         return []
     return [f"both options have equal features in {share:.1%} of the test pairs: there all methods score one half"]
+
+
+def flag_other_builds(tasks: Collection[dict]) -> list[str]:
+    """Report a task that built other data before under the same settings, whose results are no longer shown."""
+    count = max((task["facts"].get("other_builds", 0) for task in tasks), default=0)
+    if not count:
+        return []
+    return [
+        f"this task has built other data before ({count} time{'s' if count > 1 else ''}) under the same settings: its input has "
+        "changed, or `build` and `split` are not the same in every process; results of other data are not shown"
+    ]
+
+
+def flag_tied_labels(share: float) -> list[str]:
+    """Report the share of test pairs whose label is one half, from one in two hundred on."""
+    return [f"{share:.1%} of the test labels are ties, which say nothing"] if share >= 0.005 else []
+
+
+def flag_tied_predictions(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
+    """Report methods that answer one half to more than a twentieth of the test pairs, as lost precision makes them."""
+    flags = []
+    for method, row in rows.items():
+        ties = [manifests[key]["facts"].get("tied_predictions", 0.0) for key in row.keys]
+        if ties and method.name not in CONTROL_METHODS and np.mean(ties) > 0.05:
+            flags.append(f"{row.label} answers one half to {np.mean(ties):.0%} of the test pairs: each counts one half")
+    return flags
 
 
 def flag_uneven_sides(tasks: Iterable[dict]) -> list[str]:

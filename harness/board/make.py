@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
 from typing import cast
@@ -17,7 +18,10 @@ from harness.board.flags import (
     flag_code_versions,
     flag_equal_options,
     flag_order_dependence,
+    flag_other_builds,
     flag_reference_below_chance,
+    flag_tied_labels,
+    flag_tied_predictions,
     flag_uneven_sides,
 )
 from harness.board.results import committed_manifest, load_scores
@@ -29,7 +33,7 @@ from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
-from harness.trials.prepare import MAX_EQUAL_OPTIONS
+from harness.trials.prepare import MAX_EQUAL_OPTIONS, MAX_TIED_LABELS
 from harness.trials.suite import CONTROL_METHODS
 from harness.trials.trial import Trial
 
@@ -81,8 +85,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
     }
     tasks = {t.seed: committed_manifest(store, "tasks", t.task_key) for wanted in trials.values() for t in wanted}
     numbers = dict(zip(tasks, person_numbers(store, list(tasks.values())), strict=True)) if tasks else {}
-    shares = [manifest["facts"].get("equal_options", 0.0) for manifest in tasks.values()]
-    equal_options = sum(shares) / max(1, len(shares))
+    equal_options, tied_labels = (_mean_fact(tasks.values(), name) for name in ("equal_options", "tied_labels"))
     cells = _cells_of_methods(store, trials, manifests, numbers)
     rows = {}
     for method, wanted in trials.items():
@@ -97,6 +100,9 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             f"no verdict: both options have equal features in {equal_options:.0%} of the test pairs, "
             "so no method that reads features can learn them"
         )
+        compared = dataclasses.replace(compared, verdict=verdict)
+    elif tied_labels > MAX_TIED_LABELS:
+        verdict = f"no verdict: {tied_labels:.0%} of the test labels are ties, which say nothing about people"
         compared = dataclasses.replace(compared, verdict=verdict)
     order = sorted(
         compared.rows, key=lambda r: (r.rank is None, r.rank or (0,), not r.privileged, -_final_accuracy(r, task))
@@ -127,12 +133,20 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             *flag_changed_code(trials, manifests),
             *flag_order_dependence(manifests),
             *flag_equal_options(equal_options),
+            *flag_tied_labels(tied_labels),
+            *flag_tied_predictions(rows, manifests),
             *flag_uneven_sides(tasks.values()),
+            *flag_other_builds(tasks.values()),
             *flag_reference_below_chance(rows, task),
             *diverged,
         ),
         differences=pl.DataFrame(compared.differences),
     )
+
+
+def _mean_fact(tasks: Collection[dict], name: str) -> float:
+    """Return the mean of a fact of prepared tasks over seeds; 0 where an older store lacks it."""
+    return sum(manifest["facts"].get(name, 0.0) for manifest in tasks) / max(1, len(tasks))
 
 
 def _cells_of_methods(

@@ -25,7 +25,7 @@ def committed_manifest(store: Store, kind: str, key: str) -> dict:
 
 def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
     """Return a finished trial's score table, recomputed from its predictions if the metrics have changed since."""
-    if manifest["facts"]["metrics_version"] == METRICS_VERSION:
+    if manifest["facts"].get("metrics_version") == METRICS_VERSION:
         return pl.read_ipc(store.read_verified(manifest, "scores.arrow"))
     predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))
     prepared = open_prepared_task(store, trial.task_key)

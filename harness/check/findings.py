@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from harness.data import Splits
 from harness.errors import UserError
 from harness.method import Method
 from harness.task import Task
@@ -36,15 +35,6 @@ class ContractFinding:
     what: str
     problem: str | None
     detail: str = ""
-
-
-def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
-    """Return all arrays of the training pairs and of the panels' contexts and queries under stable names."""
-    parts = {"train": splits.train}
-    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
-    columns = ("user", "people", "left", "right", "label", "seconds")
-    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def describe_difference(found: np.ndarray, wanted: np.ndarray) -> str | None:

@@ -22,9 +22,8 @@ from harness.check.findings import (
     describe_not_finite,
     describe_unchecked_field,
     joined_or_none,
-    split_arrays,
 )
-from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
+from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
 from harness.inference.answer import question_table
 from harness.inference.cache import id_array
 from harness.method import Method, Predictor, Questions, Run, State, TaskFacts

@@ -15,9 +15,8 @@ from harness.check.findings import (
     describe_unequal_runs,
     joined_or_none,
     problem_raised,
-    split_arrays,
 )
-from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
+from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
 from harness.sameness import same_reading
 from harness.scores.stats import resembles_coin_flips
 from harness.store.store import Store

@@ -1,5 +1,6 @@
 """The `manyminds` command."""
 
+import io
 import sys
 
 
@@ -10,6 +11,9 @@ def main() -> None:
     """
     from harness.cli.interrupts import Interrupted, raising_interrupts
 
+    for stream in (sys.stdout, sys.stderr):  # texts are UTF-8, whatever the locale says
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
     with raising_interrupts() as received:
         try:
             from harness.cli.verbs import run_command_line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -22,12 +23,17 @@ LINE_SECONDS = 30.0  # between two lines of progress in a log file
 @contextlib.contextmanager
 def only_json_on_stdout() -> Iterator[None]:
     """Send to stderr what anybody prints inside the block, such as a plug-in, except by `print_json`."""
-    token = json_stream.set(sys.stdout)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        json_stream.reset(token)
+    with contextlib.ExitStack() as stack:
+        stdout = sys.stdout
+        if stdout is sys.__stdout__ and stdout:  # what other processes and libraries in C write goes to the file itself
+            stdout.flush()
+            stdout = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+            stack.callback(os.dup2, stdout.fileno(), 1)
+            os.dup2(2, 1)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        token = json_stream.set(stdout)
+        stack.callback(json_stream.reset, token)
+        yield
 
 
 def print_json(value: object) -> None:

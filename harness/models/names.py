@@ -184,7 +184,7 @@ def _cached_folder_digest(folder: Path, stats: tuple) -> str:
     name = hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
     known = user_cache_folder() / name
     with contextlib.suppress(OSError):
-        if re.fullmatch(r"[0-9a-f]{16}", found := known.read_text()):
+        if re.fullmatch(r"[0-9a-f]{16}", found := known.read_text("utf-8")):
             return found
     total = hashlib.sha256()
     for name, _, _ in stats:
@@ -205,7 +205,7 @@ def cached_changed_inputs(content_id: str, folder: Path | None) -> frozenset[str
     """
     known = user_cache_folder() / f"{hashlib.sha256(content_id.encode()).hexdigest()[:16]}.inputs"
     with contextlib.suppress(OSError, ValueError):
-        return frozenset(json.loads(known.read_text()))
+        return frozenset(json.loads(known.read_text("utf-8")))
     try:
         from harness.models.inputs import changed_inputs, open_tokenizer
 
@@ -236,7 +236,7 @@ def check_loadable(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         with contextlib.suppress(FileNotFoundError):
             try:
-                said = json.loads((folder / name).read_text())
+                said = json.loads((folder / name).read_text("utf-8"))
             except ValueError as error:
                 raise UserError(f"{folder / name} is not JSON: {error}", hint) from error
             if said.get("auto_map"):

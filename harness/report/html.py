@@ -88,7 +88,7 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
     for file in sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in (".py", ".html")):
         digest.update(file.read_bytes())
     stamp = f"<!-- {digest.hexdigest()} -->"
-    if path.exists() and path.read_text().startswith(stamp):
+    if path.exists() and path.read_text("utf-8").startswith(stamp):
         return path
     html = render_page(
         board,

@@ -163,7 +163,7 @@ class Publisher:
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
         }
         file = self.store.mlflow_paths["settings"]
-        file.write_text("".join(f"{name}={_dotenv_quoted(value)}\n" for name, value in settings.items()))
+        file.write_text("".join(f"{name}={_dotenv_quoted(value)}\n" for name, value in settings.items()), "utf-8")
         beside = Path(sys.executable).with_name("mlflow")
         command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
         address = f"http://{SERVER_SETTINGS['MLFLOW_HOST']}:{SERVER_SETTINGS['MLFLOW_PORT']}{self.page}"
@@ -491,7 +491,7 @@ def _publishing_lock(path: Path) -> Iterator[None]:
 
     On a file system without locks a run may be written twice; the next publishing deletes one of them.
     """
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -18,7 +18,7 @@ seeds dominates. Where people are crossed with seeds, or nested in them in equal
 floor at 0. Limits are value ± t·√V, with Satterthwaite's degrees of freedom: for the part of seeds 1/Σw² - 1 (Kish's
 effective number minus one), which is S-1 for equal seeds, and for the part of people the effective number of people who
 appear under several seeds, minus one. With people nested in seeds in equal numbers, this is the textbook t interval of
-the S seed means.
+the S seed means. V is at least LEAST_VARIANCE of what independent cells would give.
 
 **Why not a percentile bootstrap.** Weighting a cell by w_person·w_seed (the pigeonhole bootstrap, Owen 2007) counts
 the noise of a cell three times and does not use the t distribution. With equal methods, its nominal 95 % interval
@@ -38,6 +38,9 @@ from scipy import sparse, special, stats
 from scipy.optimize import brentq, minimize
 from scipy.spatial.distance import cdist
 
+# Least variance of a mean, as a share of what independent cells would give. Three seeds whose means agree by chance would
+# otherwise have limits of no width; 5 % of draws without any effect of seeds lie below it.
+LEAST_VARIANCE = 0.05
 BOOTSTRAP_DRAWS = 2000  # the familywise error rate of 5 % then has a standard error of 0.5 %
 
 
@@ -109,7 +112,7 @@ def _clustered_estimate(value: np.ndarray, squares: list[np.ndarray], person: np
     seed_part = by_seed * square / (square - 2 * cube + square**2)
     seed_df = max(1 / square - 1, 1)
     person_part = np.maximum(by_person - by_cell, 0) * seeds / (seeds - 1) * people / (people - 1)
-    variance = seed_part + person_part
+    variance = np.maximum(seed_part + person_part, LEAST_VARIANCE * by_cell)
     # Pairs of cells that share a person; their spread gives the effective number of people.
     repeats = times * (times - 1)
     person_df = max(_ratio_or_zero(repeats.sum() ** 2, (repeats**2).sum()) - 1, 1)

@@ -65,7 +65,9 @@ class Store:
     """A store in a folder, which any number of processes on any number of machines may read and write at once."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).absolute()
+        if not str(root).strip():
+            raise UserError("the store has no name", "name a folder: --store DIR")
+        self.root = Path(root).expanduser().absolute()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and other.root == self.root
@@ -85,7 +87,7 @@ class Store:
         store has to be written and cannot be.
         """
         note = self.root / "boards" / f"{name}.suite"
-        owner = note.read_text() if note.is_file() else None
+        owner = note.read_text("utf-8", "replace") if note.is_file() else None
         if owner == file:
             return name
         if not owner or not Path(owner).is_file():
@@ -156,7 +158,7 @@ class Store:
         path = self.root / kind / f"{key}.json"
         try:
             manifest = json.loads(path.read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):  # missing or truncated: the result has to be made again
+        except (FileNotFoundError, ValueError):  # missing, truncated or damaged: the result has to be made again
             return None
         _check_manifest(manifest, kind, key, path)
         for file in manifest["files"].values():
@@ -230,6 +232,7 @@ class Store:
             _crash_point("placed")
             _sync_folder(self.root / "objects")
             manifest = {"key": key, "identity": identity, "files": listed, "facts": facts}
+            manifest["seal"] = _seal(manifest)
             first = self._link_manifest(kind, f"{key}.json", manifest)
             if not first:
                 winner = self.read_manifest(kind, key)
@@ -269,9 +272,10 @@ class Store:
     def read_failure(self, key: str) -> dict | None:
         """Return the record of the trial's last failure, or None."""
         try:
-            return json.loads((self.root / "failures" / f"{key}.json").read_bytes())
-        except FileNotFoundError:
+            note = json.loads((self.root / "failures" / f"{key}.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # missing, truncated or damaged
             return None
+        return note if isinstance(note, dict) and "reason" in note else None
 
     def has_diverged(self, key: str) -> bool:
         """Return whether a later run of the same trial had a different result."""
@@ -333,6 +337,9 @@ def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
         isinstance(manifest, dict)
         and {"key", "identity", "files", "facts"} <= manifest.keys()
         and manifest["key"] == key
+        and isinstance(manifest["files"], dict)
+        and isinstance(manifest["facts"], dict)
+        and manifest.get("seal", _seal(manifest)) == _seal(manifest)  # older manifests have none
         and all(re.fullmatch("[0-9a-f]{64}", str(file.get("sha256"))) for file in manifest["files"].values())
         and (kind not in NAMED_BY_IDENTITY or identity_hash(manifest["identity"]) == key)
     )
@@ -341,6 +348,12 @@ def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
             f"{path} was changed after it was committed, or was never committed: its name is not that of its content",
             f"rm {shlex.quote(str(path))}, then run the suite again, which makes the result again",
         )
+
+
+def _seal(manifest: Mapping) -> str:
+    """Return 16 hex digits of a manifest's files and facts, so that a change by hand is noticed."""
+    sealed = json.dumps([manifest["files"], manifest["facts"]], sort_keys=True)
+    return hashlib.sha256(sealed.encode()).hexdigest()[:16]
 
 
 def _manifest_json(manifest: Mapping) -> bytes:

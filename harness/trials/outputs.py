@@ -41,11 +41,16 @@ def checked_per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
     """
     if not isinstance(answer, torch.Tensor):
         raise TypeError(f"{who} returned {_described(answer)}, not a tensor with a number for each pair")
-    values = answer.detach().to("cpu", torch.float32).numpy()
+    if answer.is_complex():
+        raise TypeError(f"{who} returned complex numbers, not log-odds")
+    given = answer.detach().cpu()
+    values = given.to(torch.float32).numpy()
     if values.shape != (n,):
         raise ValueError(f"{who} returned shape {values.shape} for {n} pairs")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{who} returned {int((~np.isfinite(values)).sum())} numbers that are not finite")
+    if not given.isfinite().all():
+        raise ValueError(f"{who} returned {int((~given.isfinite()).sum())} numbers that are not finite")
+    if not np.isfinite(values).all() or ((values == 0) & (given.numpy() != 0)).any():
+        raise ValueError(f"{who} returned numbers beyond the range of single precision: scale them")
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -9,13 +10,14 @@ from statistics import median
 
 import numpy as np
 
+from harness.errors import UserError
 from harness.inference.jobs import Job, NotCachedError, merge_jobs
-from harness.method import Method
+from harness.method import Method, TaskFacts
 from harness.scores.stats import detectable_difference
 from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
-from harness.trials.prepare import prepare_task, task_facts
+from harness.trials.prepare import describe_error, prepare_task, task_facts
 from harness.trials.suite import Suite
 from harness.trials.trial import Trial, name_at_version
 
@@ -70,6 +72,20 @@ def prepare_tasks(
     return manifests
 
 
+def refusal(method: Method, facts: TaskFacts) -> str | None:
+    """Return why the method does not run on a task, or None. Raises UserError where its `refuses` fails."""
+    try:
+        reason = method.refuses(facts)
+    except Exception as error:
+        raise UserError(
+            f"{method.name}.refuses raised {describe_error(error, inspect.getfile(type(method)))}",
+            "fix it: `manyminds check` calls it too",
+        ) from error
+    if reason is not None and not isinstance(reason, str):
+        raise UserError(f"{method.name}.refuses returned {reason!r}", "return the reason as text, or None")
+    return reason
+
+
 def make_plan(
     suite: Suite,
     store: Store,
@@ -88,7 +104,7 @@ def make_plan(
             manifest = manifests[task, seed]
             facts = manifest["facts"]
             for method in suite.methods:
-                if reason := method.refuses(task_facts(manifest)):
+                if reason := refusal(method, task_facts(manifest)):
                     refusals[task, method] = Refusal(task, method, reason)
                 else:
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))

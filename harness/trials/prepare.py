@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # Above this share of pairs that no method can decide, gains shrink by so much that a verdict would be about the
 # features, not about people.
 MAX_EQUAL_OPTIONS = 0.2
+MAX_TIED_LABELS = 0.5  # share of test pairs whose label says nothing; above it too little is left to judge by
+SMALLEST_GAP = 1e-18  # between features that share a unit: squares of smaller ones are 0 in single precision
 EQUAL_GAP = 1e-3  # a gap shorter than this part of the median gap cannot be told from rounding
 
 
@@ -49,6 +51,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         data = _call_task(task, "build", build_task, task, seed, store)
         splits = _call_task(task, "split", task.split, data, seed)
     ids = data.users["id"].to_pylist()
+    check_parts(task, splits)
+    check_items_differ(task, data)
     check_one_table_of_items(task, data, splits)
     splits.check_for_leaks(ids)
     check_enough_context(task, splits, ids)
@@ -61,8 +65,10 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     if features is not None:
         named["features"] = features
     items, digest = data.pairs.items, arrays_digest(named)
+    other_builds = 0
     if not names_its_input(task):
-        identity |= {"files": digest}
+        settings, identity = identity, identity | {"files": digest}
+        other_builds = _count_other_builds(store, settings, digest)
     facts: dict[str, Any] = {
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
         "has_text": items.text is not None,
@@ -72,6 +78,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "shares_pairs": shares_pairs(splits),
         "can_choose": can_choose(task, splits),
         "equal_options": equal_options_share(splits.panels["test"].query, features),
+        "tied_labels": float((splits.panels["test"].query.label == 0.5).mean()),
         "left_wins": float(splits.panels["test"].query.label.mean(dtype=np.float64)),
         "items": len(items),
         "people": data.pairs.n_users,
@@ -79,6 +86,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
         "data": digest,
+        "other_builds": other_builds,
     }
     key = identity_hash(identity)
     if found := store.read_manifest("tasks", key):
@@ -98,6 +106,38 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
             "run the command again, and check that nothing else removes files there",
         )
     return prepared
+
+
+def _count_other_builds(store: Store, settings: dict, digest: str) -> int:
+    """Return how often a task of these settings, which does not name its input, has built other data in this store."""
+    manifests = (store.read_manifest("tasks", key) for key in store.committed_keys("tasks"))
+    others = (found["identity"] for found in manifests if found)
+    same = identity_hash(settings)
+    return sum(
+        identity_hash({name: value for name, value in other.items() if name != "files"}) == same
+        for other in others
+        if other.get("files", digest) != digest
+    )
+
+
+def check_parts(task: Task, splits: Splits) -> None:
+    """Raise UserError where a split has no training pairs, or lacks a panel, or the panel has no queries."""
+    for name in ("train", "validation", "test"):
+        panel = splits.panels.get(name)
+        if not len(splits.train) if name == "train" else panel is None or not len(panel.query):
+            raise UserError(
+                f"task {task.name}: the split has no {'training pairs' if name == 'train' else f'queries in a panel {name!r}'}",
+                "`manyminds check` lists the parts that a split needs",
+            )
+
+
+def check_items_differ(task: Task, data: PreferenceDataset) -> None:
+    """Raise UserError where all items have the same features: they would all count as one item."""
+    features = data.pairs.items.features
+    if features is not None and len(features) and (features == features[0]).all():
+        raise UserError(
+            f"task {task.name}: all items have the same features", "check the columns of numbers that the task reads"
+        )
 
 
 def names_its_input(task: Task) -> bool:
@@ -131,6 +171,12 @@ def prepared_features(data: PreferenceDataset, splits: Splits) -> np.ndarray | N
         return None
     if items.columns_share_unit:
         check_magnitude(items.features, items.features)
+        gap = np.abs(items.features[splits.train.left] - items.features[splits.train.right]).max(initial=0)
+        if 0 < gap < SMALLEST_GAP:
+            raise UserError(
+                f"features differ by {gap:.3g} at most, and the square of that is 0 in single precision",
+                "multiply all features by one large number",
+            )
         return items.features.astype(np.float32, copy=False)
     scale = ColumnScale.of_pairs(items.features, splits.train.left, splits.train.right)
     return scale.apply(items.features)
@@ -180,7 +226,15 @@ def describe_error(error: BaseException, file: str | None = None) -> str:
     """Return the error's type, message, file and line; the last line in `file`, if the error passed through it."""
     places = traceback.extract_tb(error.__traceback__)
     own = [place for place in places if place.filename == file] or places
-    return f"{type(error).__name__}: {error} ({Path(own[-1].filename).name}:{own[-1].lineno})"
+    return f"{type(error).__name__}: {_said(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's message, also where its own code cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
 
 
 def check_enough_context(task: Task, splits: Splits, ids: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from harness import parallel
-from harness.data import Pairs, Panel, Splits, Truth
+from harness.data import Pairs, Panel, Splits, Truth, arrays_digest, split_arrays
 from harness.errors import UserError
 from harness.method import Answerer, Method, Predictor, Run, State, Users, equal_users
 from harness.scores.metrics import METRICS_VERSION, score_table
@@ -77,6 +77,7 @@ def run_trial(
     torch.manual_seed(trial.seed)
     reset_peak_memory(device)
     began = time.perf_counter()
+    given = pairs_digest(splits)
     state = _fit_method(trial, splits, run)
     fit_seconds = time.perf_counter() - began
     with method.open_predictor(state, run) as predictor:
@@ -98,11 +99,22 @@ def run_trial(
         "readings": {k: float(v) for k, v in trial.task.diagnostics(splits, truth, state, test.users).items()},
         "seconds": time.perf_counter() - began,
         "source": source_digests(trial),
+        "tied_predictions": float((predictions[f"test/{max(trial.task.shots)}"] == 0).mean()),
         "world_size": parallel.worker_count(),
         "written_tokens_per_second": test.tokens_per_second,
     } | provenance.provenance_facts()
+    if pairs_digest(splits) != given:
+        raise ValueError(
+            f"{method.name} wrote into the pairs or items it was given, so its scores would be of other questions: "
+            "copy an array before changing it"
+        )
     scores = score_table(predictions, splits, truth)
     return TrialResult(predictions, scores, facts, _learned_tensors(method, state, test.users), test.written)
+
+
+def pairs_digest(splits: Splits) -> str:
+    """Return a digest of all pairs: their users, items, labels and times."""
+    return arrays_digest(split_arrays(splits))
 
 
 def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:

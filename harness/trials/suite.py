@@ -126,9 +126,9 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     seeds = less.get("seeds", content.get("seeds", 5))
     if isinstance(seeds, int):
         seeds = list(range(min(seeds, MAX_TRIALS + 1)))  # more are refused below
-    if not seeds or not all(type(s) is int and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
+    if not seeds or not all(type(s) is int and 0 <= s < 2**32 for s in seeds) or len(set(seeds)) < len(seeds):
         raise UserError(
-            f"{path}: seeds must be a number of seeds, or a list of different whole numbers from 0 on",
+            f"{path}: seeds must be a number of seeds, or a list of different whole numbers from 0 to 2^32 - 1",
             "for example seeds = 5",
         )
     tasks = _expand_settings(path, "task", content.get("tasks", []), less.get("tasks", {}))

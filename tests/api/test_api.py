@@ -1,5 +1,7 @@
 """The Python door: suites as objects, boards as frames, one method fitted to any kind of frame, finished trials read back."""
 
+from typing import ClassVar
+
 import datasets
 import nbformat
 import numpy as np
@@ -15,7 +17,7 @@ from harness.api.running import make_suite
 from harness.data import PreferenceDataset
 from harness.errors import UserError
 from harness.frames import as_polars
-from harness.method import Run
+from harness.method import Method, Run
 from harness.registry import PROJECT_ROOT, make_instance
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -89,15 +91,63 @@ def test_a_table_that_is_several_or_none_is_refused(table, says):
         as_polars(table())
 
 
-def test_features_that_depend_on_the_items_beside_are_refused():
-    """Lengths scaled by their own mean and spread: a new person's one item would always be 0 / 0."""
-
-    def scaled(items):
-        x = length(items)
-        return (x - x.mean()) / x.std()
-
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda x: (x - x.mean()) / x.std(),  # one item alone would be 0 / 0
+        lambda x: x / x.max(),  # and here always 1
+        lambda x: x.argsort(0).argsort(0) / len(x),
+        lambda x: x / np.linalg.norm(x),
+    ],
+)
+def test_features_that_depend_on_the_items_beside_are_refused(scaled):
     with pytest.raises(UserError, match="other numbers when it is alone"):
-        fit(choices(), features=scaled)
+        fit(choices(), features=lambda items: scaled(length(items)))
+
+
+class Odd(Method):
+    """A method whose hooks return what each test wants."""
+
+    answer: ClassVar = {"fit": {}, "adapt": None, "reward": None}
+
+    def fit(self, train, validation, run):
+        return self.answer["fit"]
+
+    def adapt(self, state, context, run):
+        return (torch.zeros(context.n_users),) if self.answer["adapt"] is None else self.answer["adapt"]
+
+    def reward(self, state, users, items, user, item):
+        return torch.ones(len(item)) if self.answer["reward"] is None else self.answer["reward"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer", "says"),
+    [
+        ("fit", None, "fit returned NoneType"),
+        ("fit", [1], "fit returned list"),
+        ("adapt", [torch.zeros(3)], "adapt returned list"),
+        ("reward", torch.full((2,), np.nan), "2 numbers that are not finite"),
+        ("reward", np.zeros(2), r"reward returned ndarray\[2\]"),
+        ("reward", torch.zeros(3), r"shape \(3,\) for 2 pairs"),
+        ("reward", torch.zeros(2, dtype=torch.complex64), "complex numbers"),
+        ("reward", torch.full((2,), 1e-60, dtype=torch.float64), "beyond the range of single precision"),
+        ("reward", torch.full((2,), 1e60, dtype=torch.float64), "beyond the range of single precision"),
+    ],
+)
+def test_hooks_are_checked_here_as_in_a_suite(monkeypatch, hook, answer, says):
+    monkeypatch.setattr(Odd, "answer", Odd.answer | {hook: answer})
+    with pytest.raises(UserError, match=says):
+        fit(choices(), Odd(), features=length).adapt(choices(2, 3)).rewards(
+            {"prompt": ["?"] * 2, "response": ["a", "b"]}, 0
+        )
+
+
+def test_whole_numbers_without_sign_do_not_wrap_around(monkeypatch):
+    monkeypatch.setattr(
+        Odd, "reward", lambda self, state, users, items, user, item: torch.from_numpy(item).to(torch.uint8)
+    )
+    person = fit(choices(), Odd(), features=length).adapt(choices(1, 3))
+    assert (person.log_odds({"prompt": ["?"], "left": ["a"], "right": ["b"]}) == -1).all()
 
 
 def test_a_feature_that_is_missing_for_a_new_item_is_refused():
@@ -137,6 +187,17 @@ def test_one_person_needs_no_name_and_one_choice_is_enough():
     [
         (lambda: fit(choices(), "mixed_logit"), "cannot use this data: it needs items with numeric features"),
         (lambda: fit(choices(3)), "3 people are too few"),
+        (lambda: fit(choices(), Method, features=length), "is no method"),
+        (lambda: fit(choices(), features=length, seed=-1), "seed = -1 is not a whole number"),
+        (lambda: fit(choices(), features=lambda items: np.zeros((len(items), 0))), "one row of numbers for each item"),
+        (
+            lambda: fit(PreferenceDataset.from_choices(choices(), length)).adapt(choices(1, 3)),
+            "features of new items are unknown",
+        ),
+        (
+            lambda: fit(choices(), features=length).adapt(choices(1, 3)).rewards({"prompt": ["?"], "response": [None]}),
+            "column response holds|no text in column response",
+        ),
         (lambda: fit(choices(), "in_context", features=length), "asks a language model"),
         (lambda: fit(choices(), "mixed_logitt", features=length), "there is no method 'mixed_logitt'"),
         (lambda: fit(choices(), features=length).adapt({"prompt": ["?"]}), "no column chosen, rejected"),

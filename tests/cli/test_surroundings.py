@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.registry import PROJECT_ROOT
+from harness.store.store import Store
 from tests.cli.conftest import told
 
 
@@ -68,3 +70,51 @@ def test_a_machine_without_a_home_folder(suite, tmp_path):
     )
     assert ended.returncode == 0 and "MLflow:" in ended.stderr and "Traceback" not in ended.stderr
     assert not Path((tmp_path / "home").read_text()).exists()
+
+
+def manyminds(*words, **variables):
+    command = [sys.executable, "-m", "harness.cli", *map(str, words)]
+    environment = os.environ | variables
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", cwd=PROJECT_ROOT)
+
+
+def test_what_other_processes_print_leaves_the_json_alone(suite, tmp_path):
+    plugin = suite(
+        '''"""A method whose helper talks, in C and in a process of its own."""
+import os
+import subprocess
+from dataclasses import dataclass
+from harness.methods.shared import Shared
+os.write(1, b"in C\\n")
+subprocess.run(["echo", "a process"], check=True)
+
+@dataclass(frozen=True)
+class Talks(Shared):
+    pass
+''',
+        "talks.py",
+    )
+    ended = manyminds("list", "--plugin", plugin, "--json")
+    assert ended.returncode == 0 and any("talks" in names for names in json.loads(ended.stdout).values())
+    assert "in C" in ended.stderr and "a process" in ended.stderr
+
+
+def test_files_are_read_as_utf_8_under_any_locale(suite, tmp_path):
+    """As on a machine without any locale, where Python takes all text for ASCII."""
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = manyminds("list", **plain)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr
+    text = '"""A task whose author is called Müller."""\nfrom tasks.two_modes import TwoModes\nclass Own(TwoModes):\n    pass\n'
+    (tmp_path / "own.py").write_text(text, "utf-8")
+    shown = manyminds("show", "own", "--plugin", tmp_path / "own.py", "--store", tmp_path / "s", **plain)
+    assert shown.returncode == 0 and "Müller" in shown.stdout
+
+
+def test_a_store_is_named(call, suite):
+    told(call("board", "quick", "--store", " "), "the store has no name")
+    assert Store("~/results").root == Path.home() / "results"
+
+
+def test_seeds_beyond_what_generators_take_are_refused(call, suite, tmp_path):
+    file = suite(f'seeds = [{2**64}]\ncontrols = false\n[[tasks]]\nname = "two_modes"\n[[methods]]\nname = "shared"')
+    told(call("plan", file, "--store", tmp_path / "s"), "whole numbers from 0 to 2^32 - 1")

@@ -472,3 +472,13 @@ def test_worst_users_of_small_and_extreme_groups():
     assert stats.worst_users_accuracy([4, 5], [9, 9]) == stats.worst_users_accuracy([4, 5], [9, 9])
     with pytest.raises(ValueError, match="at least one query"):
         stats.worst_users_accuracy([0, 1], [0, 1])
+
+
+def test_seeds_that_agree_by_chance_give_no_limits_without_width():
+    """Three seeds of five people whose means are all .3: the people differ, so the limits have a width."""
+    gain = np.array([0.1, 0.2, 0.3, 0.4, 0.5] * 3)
+    found = stats.estimate_means(gain[None], np.arange(15), np.repeat(np.arange(3), 5))
+    spread = np.sqrt(stats.LEAST_VARIANCE * ((gain - 0.3) ** 2).sum()) / 15
+    assert found.se[0] == pytest.approx(spread) and found.p_values()[0] > 1e-4
+    low, high = found.interval()
+    assert high[0] - low[0] == pytest.approx(2 * scipy_stats.t.ppf(0.975, 2) * spread)

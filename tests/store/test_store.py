@@ -94,6 +94,9 @@ def test_of_rivals_one_wins_and_a_difference_is_noted(store, same):
         lambda manifest: manifest.update(key="0" * 16),
         lambda manifest: manifest["files"]["a"].update(sha256="../../../etc/passwd"),
         lambda manifest: manifest.pop("facts"),
+        lambda manifest: manifest.update(files=[]),
+        lambda manifest: manifest["files"].update(a=manifest["files"]["b"]),
+        lambda manifest: manifest["facts"].update(seconds=1),
     ],
 )
 def test_a_forged_manifest_is_refused_by_its_own_name(store, change):
@@ -144,10 +147,18 @@ def test_lost_files_are_made_anew_even_if_they_differ(store):
 
 def test_a_manifest_cut_short_is_made_anew(store):
     store.commit("references", "k" * 16, {}, FILES, {})
-    (store.root / "references" / ("k" * 16 + ".json")).write_text("{")
-    assert store.read_manifest("references", "k" * 16) is None
-    store.commit("references", "k" * 16, {}, FILES, {})
-    assert contents(store) == FILES
+    for damage in (b"{", b"", b"\xff{}"):
+        (store.root / "references" / ("k" * 16 + ".json")).write_bytes(damage)
+        assert store.read_manifest("references", "k" * 16) is None
+        store.commit("references", "k" * 16, {}, FILES, {})
+        assert contents(store) == FILES
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[]", b"{}"])
+def test_a_damaged_note_of_a_failure_is_none(store, damage):
+    store.record_failure("f" * 16, {"of": 2}, "ValueError: no", "trace")
+    (store.root / "failures" / ("f" * 16 + ".json")).write_bytes(damage)
+    assert store.read_failure("f" * 16) is None
 
 
 def test_a_changed_file_is_told(store):
@@ -189,7 +200,7 @@ def test_a_store_that_cannot_be_made_is_told(tmp_path):
 def test_manifests_are_plain_json(store):
     store.commit("references", "k" * 16, {"of": 1}, FILES, {"by": "me"})
     told = json.loads((store.root / "references" / ("k" * 16 + ".json")).read_text())
-    assert set(told) == {"key", "identity", "files", "facts"}
+    assert set(told) == {"key", "identity", "files", "facts", "seal"}
 
 
 def test_a_removed_file_is_said_to_be_gone(tmp_path):

@@ -442,3 +442,93 @@ class Sided(LowRank):
     list(finish_trials(plan.trials, store))
     flags = " ".join(make_board(plan, store).tasks[0].flags)
     assert ("the left option wins in" in flags) == flagged
+
+
+@pytest.mark.parametrize("line", ["users and query.user.fill(0)", "query.left.sort()"])
+def test_a_method_that_writes_into_its_questions_fails_by_name(store, tmp_path, line):
+    """Otherwise its answers, and then the board, would be about other questions."""
+    text = ODD[: ODD.index("    def fit")] + f"    def score(self, state, users, query):\n        {line}\n"
+    (tmp_path / "odd.py").write_text(text + "        return super().score(state, users, query)\n")
+    registry.add_plugins([tmp_path / "odd.py"])
+    methods = tuple(registry.make_instance("method", name, {}) for name in ("odd", "shared"))
+    plan = make_plan(Suite("s", "s", (0,), (People(pairs=20),), methods), store)
+    assert [good for _, good in finish_trials(plan.trials, store)].count(False) == 1
+    assert "odd wrote into the pairs" in store.read_failure(plan.trials[0].key)["reason"]
+    make_board(plan, store)
+
+
+@dataclass(frozen=True)
+class Odds(Task):
+    """People whose data are odd in the way that `how` says."""
+
+    shots: tuple[int, ...] = (0, 5)
+    queries: int = 5
+    how: str = ""
+
+    def build(self, seed):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(40, 2)) * (1e-42 if self.how == "tiny" else 1)
+        x = np.ones_like(x) if self.how == "equal" else x
+        left = rng.integers(40, size=600)
+        right = (left + rng.integers(1, 40, 600)) % 40
+        label = np.full(600, 0.5) if self.how == "ties" else (rng.random(600) < 0.5).astype(float)
+        items = Items(x, columns_share_unit=True)
+        return PreferenceDataset.from_pairs(np.repeat(np.arange(20), 30), left, right, label, items)
+
+    def split(self, data, seed):
+        splits = super().split(data, seed)
+        if self.how == "no test":
+            return Splits(splits.train, {n: p for n, p in splits.panels.items() if n != "test"})
+        if self.how == "no training":
+            return Splits(splits.train.take(np.zeros(len(splits.train), bool)), splits.panels)
+        return splits
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("equal", "all items have the same features"),
+        ("tiny", "the square of that is 0 in single precision"),
+        ("no test", "the split has no queries in a panel 'test'"),
+        ("no training", "the split has no training pairs"),
+    ],
+)
+def test_data_that_no_method_can_use_are_refused(store, how, says):
+    with pytest.raises(UserError, match=says):
+        prepare_task(store, Odds(how=how), 0)
+
+
+def test_ties_alone_give_no_verdict(store):
+    methods = tuple(registry.make_instance("method", name, {}) for name in ("shared", "per_user"))
+    plan = make_plan(Suite("s", "s", (0, 1, 2), (Odds(how="ties"),), methods), store)
+    list(finish_trials(plan.trials, store))
+    (task,) = make_board(plan, store).tasks
+    assert task.verdict.startswith("no verdict: 100% of the test labels are ties")
+    assert any("of the test labels are ties" in flag for flag in task.flags)
+
+
+def test_a_task_that_builds_other_data_each_time_is_flagged(store, monkeypatch):
+    """As a split by the order of a set of texts, which differs between processes."""
+    methods = (registry.make_instance("method", "shared", {}),)
+    build = Odds.build
+    for time, flagged in ((0, False), (1, True)):
+        monkeypatch.setattr(Odds, "build", lambda self, seed, time=time: build(self, seed + time))
+        plan = make_plan(Suite("s", "s", (0,), (Odds(),), methods), store)
+        (task,) = make_board(plan, store).tasks
+        assert any("has built other data before (1 time)" in flag for flag in task.flags) == flagged
+
+
+@pytest.mark.parametrize(
+    ("refuses", "says"),
+    [
+        (lambda self, task: True, "odd.refuses returned True"),
+        (lambda self, task: 1 / 0, "odd.refuses raised ZeroDivisionError"),
+    ],
+)
+def test_a_method_that_cannot_say_why_it_refuses_is_named(store, tmp_path, refuses, says):
+    (tmp_path / "odd.py").write_text(ODD.format(""))
+    registry.add_plugins([tmp_path / "odd.py"])
+    odd = registry.make_instance("method", "odd", {})
+    type(odd).refuses = refuses
+    with pytest.raises(UserError, match=says):
+        make_plan(Suite("s", "s", (0,), (People(pairs=20),), (odd,)), store)
