@@ -19,6 +19,7 @@ from harness.board.board import Board
 from harness.board.make import make_board
 from harness.inference.jobs import Job, make_in_process
 from harness.method import Method
+from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES
 from harness.sources.public_files import DATA_FOLDER_VARIABLE
 from harness.store.logs import log_to_store, run_name
 from harness.store.store import Store
@@ -156,6 +157,7 @@ def run_trials(
     plugins: Sequence[str | Path] = (),
     workers: int | None = None,
     workers_per_policy: int = 1,
+    trial_minutes: float = DEFAULT_TRIAL_MINUTES,
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     progress: Progress = silent,
 ) -> None:
@@ -163,7 +165,8 @@ def run_trials(
 
     make: makes the answers of language models that methods will ask for; they are made before any trial runs.
     workers: Ray Train workers in all, by default one per core. workers_per_policy: workers that train each language-model
-    policy together. on_group: called with the trials of each group that Ray has finished.
+    policy together. trial_minutes: on Ray, a trial that takes longer is ended and fails. on_group: called with the trials
+    of each group that Ray has finished. Raises UserError where trials did not run.
     """
     for method in {trial.method for trial in trials}:
         method.prepare_models(store)
@@ -185,6 +188,7 @@ def run_trials(
             on_progress=step,
             on_group=on_group,
             workers_per_policy=workers_per_policy,
+            trial_minutes=trial_minutes,
         )
 
 
@@ -197,13 +201,14 @@ def run_suite(
     data: str | Path | None = None,
     workers: int | None = None,
     workers_per_policy: int = 1,
+    trial_minutes: float = DEFAULT_TRIAL_MINUTES,
     progress: Progress = silent,
 ) -> SuiteRun:
     """Run what a suite has not finished yet, and return its results.
 
     suite: a TOML file, or a Suite (see make_suite). store: the folder of results; a second run computes nothing twice.
     on_ray: on the cluster that RAY_ADDRESS names, or a Ray of this machine; otherwise in this process. data: the folder
-    of public data files. Failed trials raise nothing: `SuiteRun.trials` lists them with their reasons.
+    of public data files. trial_minutes: on Ray, a trial that takes longer is ended and fails. Failed trials raise nothing: `SuiteRun.trials` lists them with their reasons.
     """
     opened = _open_store(store)
 
@@ -222,6 +227,7 @@ def run_suite(
                 plugins=plugins,
                 workers=workers,
                 workers_per_policy=workers_per_policy,
+                trial_minutes=trial_minutes,
                 progress=progress,
             )
     return SuiteRun(plan, opened)

@@ -43,6 +43,10 @@ GpusPerEngine = Annotated[int, typer.Option(min=1, help="GPUs for one model, if 
 BlockMinutes = Annotated[
     float, typer.Option(min=0.1, help="Restart a worker that needs more minutes than this for a block of texts.")
 ]
+TrialMinutes = Annotated[
+    float,
+    typer.Option(min=0.01, help="End a trial that takes longer, and note it as failed. With --local nothing ends it."),
+]
 SuiteOrTexts = Annotated[
     Path, typer.Argument(help="A suite (.toml), or texts: a .parquet, .jsonl or .csv file.", show_default=False)
 ]

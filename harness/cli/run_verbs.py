@@ -21,9 +21,11 @@ from harness.cli.options import (
     StoreDir,
     SuiteArgument,
     TrackingUri,
+    TrialMinutes,
 )
 from harness.cli.terminal import print_json, progress_bar, stderr
 from harness.errors import UserError
+from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def run(
     workers_per_policy: Annotated[
         int, typer.Option(min=1, help="Workers that train one language-model policy together, on a GPU or core each.")
     ] = 1,
+    trial_minutes: TrialMinutes = DEFAULT_TRIAL_MINUTES,
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Stop with an error if there is no GPU to train policies on.")
     ] = False,
@@ -78,8 +81,9 @@ def run(
     from harness.report.to_mlflow import Publisher
 
     publisher = Publisher(planned, opened, mlflow)
+    trouble = None
     if todo:
-        _run_trials(
+        trouble = _run_trials(
             todo,
             opened,
             plugin,
@@ -88,13 +92,16 @@ def run(
             made,
             on_group=publisher.publish_trials,
             workers_per_policy=workers_per_policy,
+            trial_minutes=trial_minutes,
         )
     failed = unfinished_trials(planned, opened)
+    if trouble and len(failed) == len(planned.trials):
+        raise trouble
     shown = _show_board(planned, opened, as_json, axis_namer, made)
     _publish_or_warn(publisher, shown, quiet=as_json)
     if not as_json:
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
-    _report_failures(failed, opened)
+    _report_failures(failed, opened, trouble)
 
 
 def board(
@@ -128,6 +135,7 @@ def reproduce(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Ray Train workers. Default: one per core.", show_default=False)
     ] = None,
+    trial_minutes: TrialMinutes = DEFAULT_TRIAL_MINUTES,
     as_json: JsonOutput = False,
 ) -> None:
     """Run the trials that published claims need, and judge whether each claim holds."""
@@ -166,8 +174,9 @@ def reproduce(
     stderr.print(f"{': '.join(counted)}, {len(trials) - len(todo)} finished before")
     if todo and unwritable:
         raise unwritable
+    trouble = None
     if todo and made:
-        _run_trials(todo, opened, plugin, local, workers, made)
+        trouble = _run_trials(todo, opened, plugin, local, workers, made, trial_minutes=trial_minutes)
     found = claims.judge_chapters(parts)
     if as_json:
         print_json([judged.as_dict() for judged in found])
@@ -178,7 +187,7 @@ def reproduce(
         )
         stderr.print(f"\npage:    {page}")
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
-    _report_failures([t for t in trials if opened.read_manifest("trials", t.key) is None], opened)
+    _report_failures([t for t in trials if opened.read_manifest("trials", t.key) is None], opened, trouble)
 
 
 def _list_claims() -> None:
@@ -214,29 +223,41 @@ def _run_trials(
     workers: int | None,
     made: JobRunner,
     **options,
-) -> None:
-    """Run the trials with a progress bar. options: further arguments of harness.api.run_trials."""
+) -> UserError | None:
+    """Run the trials with a progress bar; return the error that kept some from running, so that others can be shown.
+
+    options: further arguments of harness.api.run_trials.
+    """
     from harness import api
 
     if not local:
         stderr.print("starting Ray, which takes about 15 s")
-    api.run_trials(
-        todo,
-        opened,
-        make=made,
-        on_ray=not local,
-        plugins=plugin or [],
-        workers=workers,
-        progress=progress_bar,
-        **options,
-    )
+    try:
+        api.run_trials(
+            todo,
+            opened,
+            make=made,
+            on_ray=not local,
+            plugins=plugin or [],
+            workers=workers,
+            progress=progress_bar,
+            **options,
+        )
+    except UserError as mistake:
+        return mistake
+    return None
 
 
-def _report_failures(failed, opened: Store) -> None:
+def _report_failures(failed: list[Trial], opened: Store, trouble: UserError | None) -> None:
+    """Say why trials failed. Raises the error that kept others from running, which says how many they are."""
     for trial in failed:
-        reason = (opened.read_failure(trial.key) or {"reason": "did not run"})["reason"]
-        stderr.print("failed", style="red", end=" ")
-        stderr.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
+        note = opened.read_failure(trial.key)
+        if note or not trouble:
+            reason = note["reason"] if note else "another run tries it again"
+            stderr.print("failed", style="red", end=" ")
+            stderr.print(f"{trial.key} {trial.method.name} on {trial.task.name}, seed {trial.seed}: {reason}")
+    if trouble:
+        raise trouble
     if failed:
         stderr.print(
             f"\nhint: manyminds show {failed[0].key} --store {opened.root} prints the traceback; "

@@ -9,11 +9,11 @@ import contextlib
 import faulthandler
 import logging
 import os
+import queue
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,7 @@ from harness.inference.jobs import (
 )
 from harness.machine import core_count
 from harness.on_ray import session
+from harness.on_ray.watch import call_watched
 from harness.store.store import Store
 
 MAX_START_DEATHS = 5  # after this many worker deaths while the model is loaded, loading is taken to be impossible
@@ -74,19 +75,28 @@ def make_on_ray(
         if not left.sizes:
             return found
         recipe.check()
-        with (
-            contextlib.ExitStack() as afterwards,
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stdout(nowhere),  # Ray reports dead workers there, which are handled here
-            session.ray_session(rows.store, core_count() + 1, OBJECT_STORE_BYTES),  # one CPU for Ray Data
-        ):
-            afterwards.callback(clear_counted_tries, rows.store, run)  # called after Ray and its workers have ended
-            ready = float("inf")
+        ready, made = float("inf"), queue.SimpleQueue[dict]()
+
+        def work() -> None:
             for done in _run_blocks(rows, recipe, left, workers, gpus, minutes, run):
+                made.put(done)
+
+        def look() -> None:
+            nonlocal ready
+            while not made.empty():
+                done = made.get()
                 ready = min(ready, done["ready"])
                 found["rows"] += done["rows"]
                 found["errors"] += done["errors"]
                 on_progress(done["rows"])
+
+        with (
+            contextlib.ExitStack() as afterwards,
+            session.without_ray_reports(),
+            session.ray_session(rows.store, core_count() + 1, OBJECT_STORE_BYTES),  # one CPU for Ray Data
+        ):
+            afterwards.callback(clear_counted_tries, rows.store, run)  # called after Ray and its workers have ended
+            call_watched(work, look)
             ended = time.time()
     return found | {"start_seconds": ready - began, "seconds": ended - ready}
 

@@ -12,13 +12,14 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from harness.errors import UserError
 from harness.store.store import Store
@@ -33,10 +34,15 @@ RAY_SETTINGS = {  # read while Ray is imported or started; Ray forwards the RAY_
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the handler would turn Ctrl-C into an ordinary return
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2: the end of a group, or of a worker, is noticed sooner
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # no thread that goes on after the session starts another Ray
+    # Default 60: then a process that waits for Ray's control service ends without a word. The driver notices sooner that
+    # it is gone (harness/on_ray/watch.py), and needs time to show what is finished.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
 }
 # Begins the name of a session's folder, which goes on with the process id. It names the machine, shortly because of the
 # limit on paths: on a store that machines share, others' folders are left alone.
 SESSION_PREFIX = f"manyminds-{zlib.crc32(socket.gethostname().encode()):08x}-"
+RAY_REPORTER = "ray_listen_error_messages"  # name of the thread that prints on standard output
 SINGLE_NODE_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # this machine is never pre-empted
 LOCAL_SETTINGS = {  # without RAY_ADDRESS, when Ray of this machine is started
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port listens on 127.0.0.1 alone, as on Windows and macOS
@@ -143,6 +149,27 @@ def _silent_standard_error() -> Iterator[None]:
         os.close(kept)
 
 
+@contextmanager
+def without_ray_reports() -> Iterator[None]:
+    """Keep Ray's reports of dead processes off standard output, which is for results; causes are told otherwise."""
+    with contextlib.redirect_stdout(cast(IO[str], _WithoutRayReports(sys.stdout))):
+        yield
+
+
+class _WithoutRayReports:
+    """A stream that ignores what Ray's thread of reports writes."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write the text, unless it is from Ray."""
+        return len(text) if threading.current_thread().name == RAY_REPORTER else self.stream.write(text)
+
+
 def _set_single_node_defaults() -> None:
     for name, value in SINGLE_NODE_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -150,9 +177,12 @@ def _set_single_node_defaults() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # otherwise Ray writes one to the home folder
 
 
-def user_error_within(error: BaseException | None) -> UserError | None:
-    """Return the UserError that errors of Ray, Tune, Train or Ray Data are wrapped around; None without one."""
-    while error is not None:
+def user_error_within(error: object) -> UserError | None:
+    """Return the UserError that errors of Ray, Tune, Train or Ray Data are wrapped around; None without one.
+
+    error: an exception, or the text of one, as Tune sometimes has it.
+    """
+    while isinstance(error, BaseException):
         inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
         if isinstance(error, UserError) and not isinstance(inner, BaseException):
             return error

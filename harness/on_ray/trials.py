@@ -8,26 +8,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import socket
-import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import UserError
 from harness.machine import core_count
+from harness.on_ray.causes import cause_in_words
+from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES, GroupMarks
+from harness.on_ray.watch import RayLostError, StoreWatch, call_watched
 from harness.store.logs import current_run_name, log_to_store
 from harness.store.provenance import code_state
 from harness.store.store import Store
 
 from harness.on_ray import session  # first: it sets variables that Ray reads while it is imported  # isort: skip
+from harness.on_ray.deaths import DeathCounter, GroupEndedError  # isort: skip
 
 import ray
 import ray.train
 import ray.tune
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.progress_reporter import TrialProgressCallback
 
@@ -36,15 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A group is restarted after this many worker deaths; one more is taken to mean that a trial kills its worker. In a team
-# the deaths are counted for each trial.
-MAX_FAILURES = 3
-DIED_REASON = (
-    "this trial was running when a worker died, perhaps out of memory; "
-    f"after {MAX_FAILURES + 1} worker deaths a run does not try it again"
-)
+HEALTH_SECONDS = 600  # a worker that holds the interpreter's lock answers no health check until its trial's limit
 MIN_GROUP_SECONDS = 60.0  # of work on one core; a smaller group is not worth its start, which takes 6-30 s
-POLL_SECONDS = 0.5  # between two searches of the store for trials that have ended
 TEAM_TIMEOUT_SECONDS = 600  # for which a worker of a team waits for another, which may be saving a checkpoint
 TRIAL_VARIABLES = (  # environment variables that workers get from the driver
     "HF_HOME",
@@ -66,6 +61,7 @@ def run_trials_on_ray(
     on_group: Callable[[list[Trial]], object] = lambda trials: None,
     per_method: bool | None = None,
     workers_per_policy: int = 1,
+    trial_minutes: float = DEFAULT_TRIAL_MINUTES,
 ) -> None:
     """Finish the trials, whose tasks are prepared: afterwards each trial's result, or its failure, is in the store.
 
@@ -74,10 +70,11 @@ def run_trials_on_ray(
     on_group: called in this thread with the trials of a group that has ended.
     per_method: one group per method instead of one for all; by default where there are several nodes.
     workers_per_policy: workers that train each language-model policy, on a GPU each if there are any, else a core each.
+    trial_minutes: a trial that takes longer is ended, with its worker, and fails.
 
     Joins the cluster that RAY_ADDRESS names (`ray job submit` sets it); there the store must be a folder that all nodes
-    share. Without RAY_ADDRESS, starts a local Ray and ends it. Raises the UserError of a worker, and a UserError where
-    workers died too often.
+    share. Without RAY_ADDRESS, starts a local Ray and ends it. Raises the UserError of a worker, and a UserError that
+    says why where trials did not run.
     """
     log.info("%d trials on Ray", len(trials))
     for trial in trials:  # failures recorded from here on belong to this run
@@ -86,27 +83,37 @@ def run_trials_on_ray(
     if has_policies and "RAY_ADDRESS" not in os.environ:
         _check_enough_devices(workers_per_policy, here, local_gpu_count())
     cores = min(workers or here, len(trials))
-    with session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as ray_storage:
+    with (
+        session.without_ray_reports(),
+        session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as ray_storage,
+    ):
         groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
-        watch = _StoreWatcher(store, [group.trials for group in groups], on_progress, on_group)
-        run = secrets.token_hex(8)
-        errors = _schedule_groups(groups, _worker_settings(store, plugins, run, ray_storage), watch, ray_storage)
+        watch = StoreWatch(store, [group.trials for group in groups], on_progress, on_group)
+        work = _work_of_groups(groups, store, plugins, trial_minutes, ray_storage)
+        errors: Sequence[object]
+        try:
+            errors = call_watched(
+                lambda: _schedule_groups(work, watch, ray_storage),
+                watch.look,
+                lambda nodes: _shortage([group for group in groups if watch.is_pending(group.trials)], nodes),
+            )
+        except RayLostError as lost:
+            errors = [lost]
     for error in errors:
-        log.error("a group of trials ended with %r", error)
-        if mistake := session.user_error_within(error):
+        log.error("a group of trials ended early: %s", error)
+        mistake = session.user_error_within(error)
+        if mistake and not isinstance(mistake, (GroupEndedError, RayLostError)):
             raise mistake
-    for trial in trials:
-        if (begun := _start_marker(store, trial, run)).exists():
-            begun.unlink(missing_ok=True)
-            if trial.key in watch.pending:
-                store.record_failure(trial.key, trial.identity, DIED_REASON, "", current_run_name())
-    watch.look()
-    if watch.pending:
-        raise UserError(
-            f"{len(watch.pending)} trials did not run: workers of their group died {MAX_FAILURES + 1} times",
-            "if memory is short, try fewer --workers; run with --local to find the trial that kills its worker. "
-            "Finished trials are kept",
-        ) from next(iter(errors), None)
+    if watch.pending and errors:
+        raise _early_end(len(watch.pending), errors)
+
+
+def _early_end(count: int, errors: Sequence[object]) -> UserError:
+    """Return the error that says how many trials did not run, and why."""
+    known = [session.user_error_within(error) for error in errors]
+    why = dict.fromkeys(m.message if m else cause_in_words(e) for m, e in zip(known, errors, strict=True))
+    hints = [m.hint for m in known if m] or ["repeat the command, which runs them; what is finished is kept"]
+    return UserError(f"{count} trials did not run: {'; '.join(why)}", hints[0])
 
 
 @dataclass(frozen=True)
@@ -148,48 +155,61 @@ def plan_groups(
     ]
 
 
-def _worker_settings(store: Store, plugins: Sequence[str | Path], run: str, ray_storage: str) -> dict[str, object]:
-    """Return settings for all workers, as plain values that can be sent to them.
+def _work_of_groups(
+    groups: list[Group], store: Store, plugins: Sequence[str | Path], trial_minutes: float, ray_storage: str
+) -> list[dict]:
+    """Return what each group's processes have to know, as plain values that can be sent to them.
 
-    ray_storage: the folder for the files of Tune and Train.
+    ray_storage: the folder for the files of Tune and Train, and for marks.
     """
     environment = {n: os.environ[n] for n in TRIAL_VARIABLES if n in os.environ}
-    return {
-        "store": str(store.root),
-        "plugins": [str(p) for p in plugins],
-        "environment": environment | {"MANYMINDS_CODE": code_state()},
-        "run": run,
-        "log": current_run_name(),
-        "ray_storage": ray_storage,
-    }
-
-
-def _schedule_groups(
-    groups: list[Group], common: dict[str, object], watch: _StoreWatcher, ray_storage: str
-) -> Sequence[BaseException]:
-    """Schedule the groups by Ray Tune; return the errors of groups that ended with one."""
-    work = [
-        common
-        | {
+    return [
+        {
+            "store": str(store.root),
+            "plugins": [str(p) for p in plugins],
+            "environment": environment | {"MANYMINDS_CODE": code_state()},
+            "log": current_run_name(),
+            "ray_storage": ray_storage,
+            "marks": f"{ray_storage}/marks/{number}",
+            "trial_minutes": trial_minutes,
             "trials": [_trial_as_dict(t) for t in group.trials],
             "seconds": group.seconds,
             "workers": group.workers,
             "in_team": group.in_team,
             "gpu": group.gpu,
         }
-        for group in groups
+        for number, group in enumerate(groups)
     ]
+
+
+def _schedule_groups(work: list[dict], watch: StoreWatch, ray_storage: str) -> Sequence[object]:
+    """Schedule the groups by Ray Tune; return the errors, or their texts, of groups that ended with one."""
     # Control processes stay on the head node and do little work, so they reserve no core.
     runnable = ray.tune.with_resources(
         ray.tune.with_parameters(_run_group, work=work), {"node:__internal_head__": 0.001}
     )
-    ended = ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         runnable,
-        param_space={"group": ray.tune.grid_search(list(range(len(groups))))},
-        run_config=ray.tune.RunConfig(storage_path=ray_storage, verbose=0, callbacks=[watch]),
-    ).fit()
-    watch.look()
-    return cast(Sequence[BaseException], ended.errors)
+        param_space={"group": ray.tune.grid_search(list(range(len(work))))},
+        run_config=ray.tune.RunConfig(storage_path=ray_storage, verbose=0, callbacks=[_GroupReporter(watch)]),
+    )
+    try:
+        return cast(Sequence[object], tuner.fit().errors)
+    except Exception as error:  # for example where Ray killed Tune's actor for a full memory, before it could say so
+        log.exception("Ray Tune failed")
+        return [error]
+
+
+def _shortage(groups: list[Group], nodes: list[dict]) -> str:
+    """Return what the nodes lack for any of the groups to run, or "" where one can."""
+    lacking = ""
+    for group in groups:
+        kind, what = ("GPU", "GPUs") if group.gpu else ("CPU", "cores")
+        there = sum(node["Resources"].get(kind, 0) for node in nodes)
+        if group.workers <= there:
+            return ""
+        lacking = f"{group.workers} workers need {group.workers} {what}, and the cluster has {there:g}"
+    return lacking
 
 
 def make_groups(
@@ -255,13 +275,13 @@ def balanced_shares(seconds: Sequence[float], workers: int) -> list[list[int]]:
 
 def _run_group(config: dict, work: list[dict]) -> None:
     """Run one group of trials in a Train worker group; this is the function that Tune calls."""
-    group = work[config["group"]]
-    backend, failures = None, MAX_FAILURES
+    group, backend = work[config["group"]], None
+    # read by Train's controller, which takes a worker for dead after that time without an answer
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(60 * group["trial_minutes"] + HEALTH_SECONDS)
     if group["in_team"]:
         from ray.train.torch import TorchConfig  # makes the trainer below a TorchTrainer
 
         backend = TorchConfig(timeout_s=TEAM_TIMEOUT_SECONDS, backend="nccl" if group["gpu"] else "gloo")
-        failures = (MAX_FAILURES + 1) * len(group["trials"])  # `_turn_of_trial` limits the worker deaths at each trial
     DataParallelTrainer(
         _run_worker_share,
         train_loop_config=group,
@@ -273,8 +293,8 @@ def _run_group(config: dict, work: list[dict]) -> None:
         ),
         run_config=ray.train.RunConfig(
             storage_path=group["ray_storage"],
-            failure_config=ray.train.FailureConfig(max_failures=failures),
-            callbacks=cast(Any, [_StopAtUserError()]),  # RunConfig's type hint omits UserCallback
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # the callback ends the group
+            callbacks=cast(Any, [DeathCounter(group)]),  # RunConfig's type hint omits UserCallback
         ),
     ).fit()
 
@@ -300,48 +320,32 @@ def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainConte
     from harness.trials.finish import finish_trials
 
     registry.add_plugins(group["plugins"])
+    rank, marks = context.get_world_rank(), GroupMarks(group["marks"])
     mine = list(range(len(group["trials"])))
     if not group["in_team"]:
-        mine = balanced_shares(group["seconds"], context.get_world_size())[context.get_world_rank()]
+        mine = balanced_shares(group["seconds"], context.get_world_size())[rank]
     trials = [_trial_from_dict(group["trials"][i]) for i in mine]
-    turns = [parallel.first_workers_value(_turn_of_trial(store, trial, group)) for trial in trials]
+    turns = [parallel.first_workers_value(_turn_of_trial(store, trial, marks)) for trial in trials]
 
-    def begin(trial: Trial) -> None:
-        if parallel.worker_rank() == 0:
-            with _start_marker(store, trial, group["run"]).open("a") as starts:
-                starts.write(".")
+    def marked(trial: Trial) -> AbstractContextManager[None]:
+        return marks.running(rank, trial.key, group["trial_minutes"])
 
     for now in (FIRST, LAST):
-        for trial, _ in finish_trials([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, begin):
-            if parallel.worker_rank() == 0:
-                _start_marker(store, trial, group["run"]).unlink(missing_ok=True)  # swept as stale after a day
+        for _ in finish_trials([t for t, turn in zip(trials, turns, strict=True) if turn == now], store, marked):
+            pass
 
 
 DONE, FIRST, LAST = range(3)
 
 
-def _turn_of_trial(store: Store, trial: Trial, group: dict) -> int:
+def _turn_of_trial(store: Store, trial: Trial, marks: GroupMarks) -> int:
     """Return when the trial runs: DONE (finished or failed), FIRST or LAST.
 
-    A trial that was running when a worker died comes last, so that it cannot keep others from running. In a team, where
-    no other trial runs at the same time, the trial fails after more than MAX_FAILURES such deaths.
+    A trial that was running when a worker died comes last, so that it cannot keep others from running.
     """
     if store.read_manifest("trials", trial.key) or store.read_failure(trial.key):
         return DONE
-    begun = _start_marker(store, trial, group["run"])
-    starts = begun.stat().st_size if begun.exists() else 0
-    if group["in_team"] and starts > MAX_FAILURES:
-        store.record_failure(trial.key, trial.identity, DIED_REASON, "", current_run_name())
-        return DONE
-    return LAST if starts else FIRST
-
-
-def _start_marker(store: Store, trial: Trial, run: str) -> Path:
-    """Return the file that exists while the trial runs. A worker that dies leaves it behind.
-
-    run: names this run, since several may use one store.
-    """
-    return store.scratch_folder / f"begun.{trial.key}.{run}"
+    return LAST if marks.deaths(trial.key) else FIRST
 
 
 def _trial_as_dict(trial: Trial) -> dict:
@@ -350,7 +354,8 @@ def _trial_as_dict(trial: Trial) -> dict:
     things = {
         kind: [thing.name, field_values(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))
     }
-    return things | {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
+    named = {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
+    return things | named | {"key": trial.key, "identity": trial.identity}
 
 
 def _trial_from_dict(spec: dict) -> Trial:
@@ -364,18 +369,6 @@ def _trial_from_dict(spec: dict) -> Trial:
         spec["data"],
         spec["task_key"],
     )
-
-
-class _StopAtUserError(UserCallback):
-    """A callback that ends a group at a UserError, which another try would raise again.
-
-    After other errors, such as the death of a worker, Train starts the group again.
-    """
-
-    def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if isinstance(error, UserError):
-                raise error
 
 
 def check_gpus(workers_per_policy: int, store: Store) -> None:
@@ -410,37 +403,20 @@ def _check_enough_devices(workers_per_policy: int, cores: int, gpus: int) -> Non
         )
 
 
-class _StoreWatcher(TrialProgressCallback):
-    """A callback that counts finished trials in the store, called in Tune's loop about ten times a second.
+class _GroupReporter(TrialProgressCallback):
+    """A callback in Tune's thread that says which groups have ended. The class replaces Tune's own, which prints."""
 
-    The class replaces Tune's own reporter, which prints.
-    """
-
-    def __init__(self, store: Store, groups: list[list[Trial]], on_progress: Callable, on_group: Callable) -> None:
-        self.store, self.groups, self.on_progress, self.on_group = store, groups, on_progress, on_group
-        self.pending = {trial.key for group in groups for trial in group}
-        self.looked = time.monotonic()
-
-    def look(self) -> None:
-        """Report the trials that have ended since the last look."""
-        done = {key for key in self.pending if self.store.has_ended(key)}
-        self.pending -= done
-        self.looked = time.monotonic()
-        if done:
-            self.on_progress(len(done))
+    def __init__(self, watch: StoreWatch) -> None:
+        self.watch = watch
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         pass
 
-    def on_step_end(self, iteration, trials, **info) -> None:
-        if time.monotonic() - self.looked > POLL_SECONDS:
-            self.look()
-
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.look()
-        self.on_group(self.groups[trial.config["group"]])
+        self.watch.ended.put((trial.config["group"], True))
 
-    on_trial_error = on_trial_complete
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        self.watch.ended.put((trial.config["group"], False))
 
     def __getstate__(self) -> dict:
-        return {}  # Tune pickles its callbacks, but progress bars hold locks, which cannot be pickled
+        return {}  # Tune pickles its callbacks, but queues hold locks, which cannot be pickled

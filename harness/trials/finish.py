@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
@@ -89,15 +91,18 @@ def _result_files(trial: Trial, result: TrialResult) -> dict[str, bytes | memory
 
 
 def finish_trials(
-    trials: Iterable[Trial], store: Store, before: Callable[[Trial], object] = lambda trial: None
+    trials: Iterable[Trial],
+    store: Store,
+    around: Callable[[Trial], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Iterator[tuple[Trial, bool]]:
     """Finish trials one after another, task by task, and yield each with whether it succeeded.
 
-    before: called with each trial before it starts.
+    around: returns the context in which the trial runs.
     """
     for trial in sorted(trials, key=lambda t: t.task_key):
-        before(trial)
-        yield trial, finish_trial(trial, store)
+        with around(trial):
+            succeeded = finish_trial(trial, store)
+        yield trial, succeeded
 
 
 def compressed_arrow_file(table: pa.Table) -> memoryview:

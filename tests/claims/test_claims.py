@@ -461,6 +461,18 @@ def test_reproduce_prints_every_claim_with_source_value_interval_and_controls(sh
     assert quick["beside"][0]["value"] != every[0]["beside"][0]["value"]  # five queries, not ten
 
 
+def test_what_can_be_judged_is_shown_before_the_error_of_a_run_that_ended_early(shelf, tmp_path, monkeypatch):
+    def run_trials(trials, store, **options):
+        assert options["trial_minutes"] == 7
+        list(finish_trials([t for t in trials if t.method.name == "chance"], store))
+        raise UserError("2 trials did not run: Ray is gone", "start Ray again")
+
+    monkeypatch.setattr("harness.api.run_trials", run_trials)
+    ended = command("somebody", "--store", str(tmp_path / "store"), "--trial-minutes", "7")
+    assert isinstance(ended.exception, UserError) and "Ray is gone" in ended.exception.message
+    assert "does not reproduce" in ended.stdout
+
+
 def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
     store = ("--local", "--store", str(tmp_path / "store"))
     for words in (["--all"], ["X1", "X2"], ["X1", "--quick"], ["--all", "--quick"], [str(shelf / "tiny.toml")]):

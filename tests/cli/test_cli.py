@@ -21,6 +21,7 @@ from harness.errors import UserError, note_former_name
 from harness.registry import PROJECT_ROOT
 from harness.sources.public_files import PublicFile
 from harness.store.store import CRASH_POINTS, Store
+from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
 from tests.cli.conftest import told
@@ -186,11 +187,11 @@ def test_a_full_disk_keeps_what_is_finished(call, suite, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.getsignal(signal.SIGXFSZ)
     try:
-        answer = call("run", full, *where, "--plugin", plugin)
+        code, out, err = call("run", full, *where, "--plugin", plugin)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    told(answer, "is full")
+    assert code == 2 and "is full\n\nhint: " in err and "no verdict yet" in out
     assert Store(tmp_path / "s").committed_keys("trials")
     code, out, _ = call("run", file, *where)
     assert code == 0 and "incomplete" not in out
@@ -324,6 +325,23 @@ def test_two_drivers_on_one_store(tiny, tmp_path):
     assert [driver.returncode for driver in both] == [0, 0], outs
     assert results(Store(tmp_path / "both")) == results(undisturbed)
     assert outs[0][0] == outs[1][0]
+
+
+def test_what_is_finished_is_shown_before_the_error_of_a_run_that_ended_early(call, suite, tmp_path, monkeypatch):
+    given = {}
+
+    def run_trials(trials, store, **options):
+        given.update(options)
+        list(finish_trials(trials[:count], store))
+        raise UserError("2 trials did not run: Ray is gone", "start Ray again")
+
+    monkeypatch.setattr("harness.api.run_trials", run_trials)
+    for count in (0, 1):
+        words = (suite(TINY + '\n[[methods]]\nname = "chance"\n'), "--store", tmp_path / "s", "--trial-minutes", 7)
+        code, out, err = call("run", *words)
+        assert code == 2 and given["trial_minutes"] == 7
+        assert err.endswith("error: 2 trials did not run: Ray is gone\n\nhint: start Ray again\n")
+        assert ("no verdict yet" in out) == bool(count) and "failed" not in err
 
 
 def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):

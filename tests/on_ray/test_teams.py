@@ -294,19 +294,6 @@ def test_only_a_failure_that_comes_again_costs_the_checkpoint(tmp_path, fails, k
         assert (folder / "state.pt").exists() == (times <= kept)
 
 
-def test_a_policy_that_kills_its_workers_is_given_up(tmp_path):
-    store, trials, _ = ready(tmp_path, 4, '{ name = "team" }')
-    group = {"run": "r", "in_team": True}
-    for trial, starts in zip(trials, (0, 1, 3, 4), strict=True):
-        if starts:
-            trials_module._start_marker(store, trial, "r").write_text("." * starts)
-    turns = [trials_module._turn_of_trial(store, trial, group) for trial in trials]
-    assert turns == [trials_module.FIRST, trials_module.LAST, trials_module.LAST, trials_module.DONE]
-    assert [bool(store.read_failure(trial.key)) for trial in trials] == [False, False, False, True]
-    assert trials_module._turn_of_trial(store, trials[3], {"run": "r", "in_team": False}) == trials_module.DONE
-    assert "was running when a worker died" in store.read_failure(trials[3].key)["reason"]
-
-
 def test_teams_hold_every_policy_once():
     seconds = {name: cost for cost, name in enumerate("abcdefg", 1)}
     for together, cores, gpus, teams in ((2, 4, 0, 2), (2, 1, 0, 1), (1, 4, 3, 3), (4, 8, 4, 1), (1, 2, 16, 7)):

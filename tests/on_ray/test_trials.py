@@ -89,13 +89,28 @@ class Deadly(Chance):
         return super().fit(train, validation, run)
 '''
 
+HANGING = '''"""Sleeps where the seed is one; where it is two, sleeps with the interpreter's lock held."""
+import ctypes, time
+from dataclasses import dataclass
+from harness.methods.chance import Chance
+
+@dataclass(frozen=True)
+class Hanging(Chance):
+    def fit(self, train, validation, run):
+        if run.seed in (1, 2):
+            (time.sleep if run.seed == 1 else ctypes.PyDLL(None).sleep)(3600)
+        return super().fit(train, validation, run)
+'''
+
 
 def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, list[Trial], Path]:
     """A store under the folder with a small suite prepared, its unfinished trials, and the plug-in of that name."""
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     plugin = folder / f"{name}.py"
-    plugin.write_text({"counted": COUNTED, "raising": RAISING, "full": FULL, "deadly": DEADLY}[name])
+    plugin.write_text(
+        {"counted": COUNTED, "raising": RAISING, "full": FULL, "deadly": DEADLY, "hanging": HANGING}[name]
+    )
     registry.add_plugins([plugin])
     suite = folder / "suite.toml"
     suite.write_text(
