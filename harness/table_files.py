@@ -14,7 +14,13 @@ import pyarrow as pa
 import pyarrow.json
 
 from harness.errors import UserError
-from harness.sources.hub import replace_half_characters
+
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character, alone or in a pair
+# Escapes of JSON, read from the left: a pair of halves, a lone half, any other, such as that of a backslash.
+JSON_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 
 def read_table(path: Path) -> pl.DataFrame:
@@ -133,6 +139,16 @@ def _read_jsonl(file: IO[bytes]) -> pl.DataFrame:
                 f"column {said} (counting from 0)", "write every row with the same columns and types"
             ) from error
     return pl.read_ndjson(content, infer_schema_length=None)
+
+
+def replace_half_characters(json_text: bytes) -> bytes:
+    """Replace escapes of half a character (lone surrogates) in JSON by that of U+FFFD.
+
+    Programs that cut a text in the middle of an emoji write them; they are not Unicode, and no table can hold them.
+    """
+    if not SURROGATE.search(json_text):
+        return json_text
+    return JSON_ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], json_text)
 
 
 def _not_utf8() -> UserError:

@@ -20,8 +20,7 @@ from harness.atomic import open_for_replacement
 from harness.errors import UserError, error_prefix
 from harness.inference.cache import RowIndex, id_array
 from harness.inference.generate import MAX_PROMPT_ERROR_RATE, SAMPLE_SCHEMA
-from harness.sources.hub import replace_half_characters
-from harness.table_files import check_csv
+from harness.table_files import check_csv, replace_half_characters
 
 ROWS_PER_BATCH = 16_384  # rows read at a time
 BYTES_PER_READ = 1 << 24  # read at a time from jsonl and csv; a row must fit

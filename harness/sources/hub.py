@@ -11,15 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from harness.errors import UnavailableError, UserError
+from harness.table_files import replace_half_characters
 
 HUB_TIMEOUT_SECONDS = 10.0  # the hub is unreachable if there is no answer by then; huggingface_hub's default
 COLUMN_TYPES = {str: pl.String, int: pl.Int64, bool: pl.Boolean}
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character, alone or in a pair
-# Escapes of JSON, read from the left: a pair of halves, a lone half, any other, such as that of a backslash.
-JSON_ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
-)
 
 
 def check_revision(repo: str, revision: str) -> None:
@@ -74,16 +69,6 @@ def _hub_file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
             f'on a machine with a network, run {command} --local-dir DIR and set file = "DIR" in the task; or omit '
             "--local-dir, which fills the cache (the folder that HF_HOME names)",
         ) from error
-
-
-def replace_half_characters(json_text: bytes) -> bytes:
-    """Replace escapes of half a character (lone surrogates) in JSON by that of U+FFFD.
-
-    Programs that cut a text in the middle of an emoji write them; they are not Unicode, and no table can hold them.
-    """
-    if not SURROGATE.search(json_text):
-        return json_text
-    return JSON_ESCAPE.sub(lambda found: b"\\ufffd" if found["half"] else found[0], json_text)
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
