@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from harness.claims.figures.kinds import check_figures, read_figures
 from harness.claims.judge import (
-    CANNOT_BE_REPRODUCED,
     CANNOT_TELL,
+    NOT_TESTABLE,
     JudgedClaim,
     check_panels,
     check_selections,
@@ -157,10 +157,10 @@ def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
     found = []
     for part in parts:
         for claim in part.claims:
-            if claim.cannot:
-                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_BE_REPRODUCED, claim.cannot))
-            elif part.results:
+            if part.results:
                 found.append(judge_claim(claim, part.paper, part.results))
+            elif claim.cannot:
+                found.append(JudgedClaim(claim, part.paper, part.suite.name, NOT_TESTABLE, claim.cannot))
             else:
                 why = f"{part.missing.message} (hint: {part.missing.hint})" if part.missing else ""
                 found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why))
