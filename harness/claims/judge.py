@@ -64,6 +64,7 @@ class JudgedClaim:
     checks: tuple[CheckResult, ...] = ()
     beside: tuple[CheckResult, ...] = ()  # the controls: shown, but without influence on the verdict
     seeds: int = 0
+    registered: str = ""  # when what the claim expects was last changed, and which results were known then
 
     @property
     def ground(self) -> str:
@@ -73,7 +74,7 @@ class JudgedClaim:
     def as_dict(self) -> dict:
         """Return plain values for JSON; infinite numbers become None, since JSON has no infinity."""
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
-        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "ground", "reason", "seeds")}
+        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "ground", "reason", "seeds", "registered")}
         found = {
             k: [{n: _json_value(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
         }

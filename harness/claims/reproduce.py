@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from harness.claims.judge import (
     check_selections,
     judge_claim,
 )
+from harness.claims.register import describe_registration
 from harness.claims.results import Results
 from harness.claims.schema import CLAIMS_FOLDER, Claim, read_claims
 from harness.errors import UnavailableError, UserError, did_you_mean
@@ -158,12 +159,15 @@ def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
     for part in parts:
         for claim in part.claims:
             if part.results:
-                found.append(judge_claim(claim, part.paper, part.results))
+                judged = judge_claim(claim, part.paper, part.results)
             elif claim.cannot:
-                found.append(JudgedClaim(claim, part.paper, part.suite.name, NOT_TESTABLE, claim.cannot))
+                judged = JudgedClaim(claim, part.paper, part.suite.name, NOT_TESTABLE, claim.cannot)
             else:
                 why = f"{part.missing.message} (hint: {part.missing.hint})" if part.missing else ""
-                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why))
+                judged = JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why)
+            if claim.checks:
+                judged = replace(judged, registered=describe_registration(Path(part.suite.file), claim.id))
+            found.append(judged)
     return found
 
 
