@@ -104,7 +104,7 @@ def test_features_that_depend_on_the_items_beside_are_refused():
 def test_a_feature_that_is_missing_for_a_new_item_is_refused():
     def long_only(items):
         x = length(items)
-        return np.where(x == 1, np.nan, x)
+        return np.where(x == 0.1, np.nan, x)  # a response of one character
 
     data = choices().filter(pl.col("chosen").str.len_chars() > 1, pl.col("rejected").str.len_chars() > 1)
     person = fit(data, features=long_only).adapt(data.filter(pl.col("user") == data["user"][0]).drop("user"))
