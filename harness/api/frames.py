@@ -16,7 +16,8 @@ def scores_frame(board: Board) -> pl.DataFrame:
 
     state is `ranked`, `privileged` (knows the ground truth, never ranked) or the reason why trials are missing. gain is the
     paired gain in accuracy over `shared`; p its p-value, adjusted over all methods but controls; swapped the accuracy under
-    another user's state; worse the share of people worse off than under `shared`.
+    another user's state; worse the share of people with a lower accuracy than under `shared`, worse_by_chance the share to expect if all people
+    had the same true gain, truly_worse a model's estimate of the share with a truly lower accuracy.
     """
     return pl.DataFrame([_score_row(task, row) for task in board.tasks for row in task.rows], infer_schema_length=None)
 
@@ -36,7 +37,9 @@ def _score_row(task: TaskBoard, row: Row) -> dict[str, Any]:
         **_limits("gain", row.gain),
         "p": row.p,
         "swapped": row.swapped,
-        "worse": row.worse,
+        "worse": row.worse and row.worse.naive,
+        "worse_by_chance": row.worse and row.worse.null,
+        "truly_worse": row.worse and row.worse.fitted,
         "fit_seconds": row.costs.get("fit_seconds"),
         "adapt_seconds_per_user": row.costs.get("adapt_seconds_per_user"),
         "bytes_per_user": row.costs.get("bytes_per_user"),

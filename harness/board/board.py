@@ -63,7 +63,7 @@ class Row:
     # the gain's p-value, adjusted over all methods but controls; below .05 exactly where its limits exclude 0
     p: float | None = None
     swapped: float | None = None  # accuracy when a user's queries are answered with another user's adaptation
-    worse: float | None = None  # share of people worse off than under the reference
+    worse: stats.WorseOff | None = None  # share of people worse off than under the reference
     worst: stats.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
     written: dict[int, WrittenScores] = field(default_factory=dict)  # of policies: by shots, the smallest and largest
@@ -140,7 +140,7 @@ class Board:
 def _as_plain_value(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, stats.WorstUsers):
+    if isinstance(value, stats.WorstUsers | stats.WorseOff):
         return value._asdict()
     return {k: _as_plain_value(v) for k, v in value.items()} if isinstance(value, dict) else value
 

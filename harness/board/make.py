@@ -220,7 +220,8 @@ def _compare_methods(
         per_person = _means_by_person(first, top)
         for i, m in enumerate(ranked):
             users = _user_table(cells[m], last, per_person[i] - per_person[gains.reference])
-            rows[m] = dataclasses.replace(rows[m], users=users, **_gain_fields(gains, i, users))
+            worse = None if i == gains.reference else _worse_off(cells, m, ranked[gains.reference], last)
+            rows[m] = dataclasses.replace(rows[m], users=users, worse=worse, **_gain_fields(gains, i))
         verdict = f"no verdict: only {REFERENCE_METHOD} has a rank"
         if len(ranked) > 1:
             losses = _swap_losses(top, ranked, cells, last, gains)
@@ -228,14 +229,20 @@ def _compare_methods(
     return _Comparison(list(rows.values()), differences, note, early or verdict)
 
 
-def _gain_fields(gains: stats.Gains, i: int, users: pl.DataFrame) -> dict:
-    """Return a ranked row's gain over the reference method, its p-value, and the share of people who are worse off."""
+def _gain_fields(gains: stats.Gains, i: int) -> dict:
+    """Return a ranked row's gain over the reference method, and its p-value."""
     low, high = np.clip([gains.joint_low[i], gains.joint_high[i]], -1, 1)  # no gain in accuracy is larger
     return {
         "gain": Point(float(gains.value[i]), _finite_or_none(low), _finite_or_none(high)),
         "p": _finite_or_none(gains.adjusted[i]),
-        "worse": None if i == gains.reference else _share_below_zero(users["gain"]),
     }
+
+
+def _worse_off(cells: dict[Method, _MethodCells], method: Method, reference: Method, shots: int) -> stats.WorseOff:
+    """Return the share of people worse off under a method than under the reference method."""
+    of_both = [cells[m].blocks[shots, False]["credit"] for m in (method, reference)]
+    credit, other = (column.explode().to_numpy().astype(np.float64) for column in of_both)
+    return stats.worse_off(credit - other, np.repeat(cells[method].person, of_both[0].list.len().to_numpy()))
 
 
 def _share_below_zero(values: np.ndarray | pl.Series) -> float:

@@ -5,9 +5,12 @@ difference of two scores is paired (harness/scores/stats.py). For all other numb
 interval, except for the measures `spread` (Pitman and Morgan) and `answers` (inversion, see `measures._answers_needed`).
 For a ratio, `of / over`, it is the t interval of the ratio's logarithm.
 
-A check *holds* where its 95 % interval lies within `expected` (either end may be inf) widened by `tolerance`. A check
-*does not reproduce* where the interval lies wholly outside. Otherwise the verdict is *cannot tell*. Where any one of g
-conditions (`when`) is enough for a claim, there are g chances to be wrong, so their limits are at 1 - 5 % / g.
+A check *holds* where its interval lies within `expected` (either end may be inf) widened by `tolerance`. It *does not
+hold* where the interval lies wholly outside. Otherwise nobody *can tell*. It is *vacuous* where it bounds a share by a
+number of one or more, as every share is. A claim with m checks has m chances to be wrong, so its limits are at 1 - 5 % / m:
+all of them hold at once with 95 %.
+
+A part of a claim holds where all its checks do. A claim holds where all its parts do, and *in part* where some do.
 """
 
 from __future__ import annotations
@@ -18,19 +21,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.board.results import committed_manifest
-from harness.claims.measures import measure_check, sweep_of_trend
+from harness.claims.measures import Measurement, measure_check, sweep_of_trend
 from harness.claims.results import NoNumberError, Results
 from harness.claims.schema import SHARE_METRICS, Check, Claim, Selection
 from harness.errors import UserError, did_you_mean
 from harness.trials.suite import Suite
 
-HOLDS, HOLDS_WITH_CONDITION, DOES_NOT_REPRODUCE, CANNOT_TELL, CANNOT_BE_REPRODUCED = (
-    "holds",
-    "holds with a condition",
-    "does not reproduce",
-    "cannot tell",
-    "cannot be reproduced here",
-)
+HOLDS = "holds"
+HOLDS_IN_PART = "holds in part"
+DOES_NOT_HOLD = "does not hold"
+CANNOT_TELL = "cannot tell"
+VACUOUS = "vacuous"
+NOT_TESTABLE = "not testable here"
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class CheckResult:
     high: float | None
     expected: tuple[float, ...] | None
     tolerance: float
-    when: str
+    part: str
     verdict: str
     note: str = ""
     level: float = 0.95  # confidence level of the limits
+    power: float | None = None  # how often the check would hold if the published value were true; None: not known
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,21 @@ class JudgedClaim:
     paper: str
     suite: str
     verdict: str
-    condition: str
+    reason: str = ""  # why there is no verdict on the whole claim: parts that hold and do not, or what is missing
     checks: tuple[CheckResult, ...] = ()
     beside: tuple[CheckResult, ...] = ()  # the controls: shown, but without influence on the verdict
     seeds: int = 0
+    registered: str = ""  # when what the claim expects was last changed, and which results were known then
+
+    @property
+    def ground(self) -> str:
+        """What the verdict was reached on."""
+        return f"on a stand-in: {self.claim.stand_in}" if self.claim.stand_in else "on the paper's own material"
 
     def as_dict(self) -> dict:
         """Return plain values for JSON; infinite numbers become None, since JSON has no infinity."""
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
-        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "condition", "seeds")}
+        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "ground", "reason", "seeds", "registered")}
         found = {
             k: [{n: _json_value(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
         }
@@ -129,58 +138,66 @@ def _added_selections(selection: Selection) -> list[Selection]:
 
 
 def judge_claim(claim: Claim, paper: str, results: Results) -> JudgedClaim:
-    """Judge a claim that has checks."""
-    conditions = len({check.when for check in claim.checks} - {""})
-    checks = tuple(_judge_check(c, results, 1 - 0.05 / conditions if c.when else 0.95) for c in claim.checks)
+    """Judge a claim by its checks; one without checks cannot be tested, but may have controls."""
+    level = 1 - 0.05 / max(1, len(claim.checks))
+    checks = tuple(_judge_check(check, results, level) for check in claim.checks)
     beside = tuple(_judge_check(check, results) for check in claim.beside)
-    text, condition = verdict_on_claim(checks, claim.condition)
-    return JudgedClaim(claim, paper, results.suite.name, text, condition, checks, beside, len(results.suite.seeds))
+    verdict, reason = (NOT_TESTABLE, claim.cannot) if claim.cannot else verdict_on_claim(checks)
+    return JudgedClaim(claim, paper, results.suite.name, verdict, reason, checks, beside, len(results.suite.seeds))
 
 
 def _judge_check(check: Check, results: Results, level: float = 0.95) -> CheckResult:
+    told = {"says": check.says, "expected": check.expected, "tolerance": check.tolerance, "part": check.part}
     try:
-        value, low, high, note = measure_check(check, results, level)
+        found = measure_check(check, results, level)
+        verdict = "" if check.expected is None else _verdict_on_range(found, check.expected, check.tolerance)
+        if verdict == HOLDS and _is_vacuous(check, results):
+            verdict = VACUOUS
     except NoNumberError as why:
-        return CheckResult(
-            check.says, None, None, None, check.expected, check.tolerance, check.when, CANNOT_TELL, str(why), level
-        )
-    text = "" if check.expected is None else _verdict_on_range(low, high, check.expected, check.tolerance)
-    alone = check.measure == "value" and check.minus is check.over is None and not check.of.less
-    if alone and check.of.metric in SHARE_METRICS and low is not None and high is not None:
+        none: dict[str, None] = dict.fromkeys(("value", "low", "high"))
+        return CheckResult(**told, **none, verdict=CANNOT_TELL, note=str(why), level=level)
+    low, high, power = found.low, found.high, None
+    if check.neutral is None and check.of.metric in SHARE_METRICS and low is not None and high is not None:
         low, high = max(low, 0.0), min(high, 1.0)  # for display only: the verdict above uses the unclipped limits
-    return CheckResult(check.says, value, low, high, check.expected, check.tolerance, check.when, text, note, level)
+    if check.published_value is not None and check.expected is not None:
+        ends = check.expected[0] - check.tolerance, check.expected[1] + check.tolerance
+        power = found.power(check.published_value, *ends, level)
+    return CheckResult(
+        **told, value=found.value, low=low, high=high, verdict=verdict, note=found.note, level=level, power=power
+    )
 
 
-def _verdict_on_range(low: float | None, high: float | None, expected: tuple[float, ...], tolerance: float) -> str:
+def _is_vacuous(check: Check, results: Results) -> bool:
+    """Return whether a check bounds a share from above by a number that no share can exceed."""
+    if check.minus is None or check.of.metric not in SHARE_METRICS or check.expected is None:
+        return False
+    least = results.selected_values(check.minus).value.min() + check.expected[1] + check.tolerance
+    return check.expected[0] == -math.inf and least >= 1
+
+
+def _verdict_on_range(found: Measurement, expected: tuple[float, ...], tolerance: float) -> str:
+    low, high = found.low, found.high
     if low is None or high is None or np.isnan([low, high]).any():
         return CANNOT_TELL
     least, most = expected[0] - tolerance, expected[1] + tolerance
-    return HOLDS if least <= low and high <= most else DOES_NOT_REPRODUCE if high < least or low > most else CANNOT_TELL
+    return HOLDS if least <= low and high <= most else DOES_NOT_HOLD if high < least or low > most else CANNOT_TELL
 
 
-def verdict_on_claim(checks: tuple[CheckResult, ...], condition: str = "") -> tuple[str, str]:
-    """Return the verdict of all checks together, and the condition under which it holds ("" without one).
+def verdict_on_claim(checks: tuple[CheckResult, ...]) -> tuple[str, str]:
+    """Return the verdict of all checks together, and what it says of each part where the parts differ."""
+    parts = verdicts_on_parts(checks)
+    found = list(dict.fromkeys(parts.values()))
+    if len(found) == 1:
+        return found[0], ""
+    told = "; ".join(f"{verdict}: {', '.join(p for p, v in parts.items() if v == verdict)}" for verdict in found)
+    if HOLDS in found:
+        return HOLDS_IN_PART, told
+    return next(verdict for verdict in (DOES_NOT_HOLD, VACUOUS, CANNOT_TELL) if verdict in found), told
 
-    Checks without a `when` must all hold. Among the conditions (`when`), one whose checks all hold is enough: the claim
-    then holds with that condition, or without any condition where all conditions hold.
-    """
-    unconditional = [c.verdict for c in checks if not c.when]
-    if DOES_NOT_REPRODUCE in unconditional:
-        return DOES_NOT_REPRODUCE, ""
-    if CANNOT_TELL in unconditional:
-        return CANNOT_TELL, ""
-    under: dict[str, set[str]] = {}
-    for check in checks:
-        if check.when:
-            under.setdefault(check.when, set()).add(check.verdict)
-    hold = [when for when, found in under.items() if found == {HOLDS}]
-    fail = [when for when, found in under.items() if DOES_NOT_REPRODUCE in found]
-    undecided = [when for when in under if when not in hold + fail]
-    if under and not hold:
-        return (CANNOT_TELL if undecided else DOES_NOT_REPRODUCE), ""
-    parts = [condition] if condition else []
-    if fail or undecided:
-        parts.append(" and ".join(hold))
-        parts += [f"not {' or '.join(fail)}"] if fail else []
-        parts += [f"cannot tell: {' or '.join(undecided)}"] if undecided else []
-    return (HOLDS_WITH_CONDITION, "; ".join(parts)) if parts else (HOLDS, "")
+
+def verdicts_on_parts(checks: tuple[CheckResult, ...]) -> dict[str, str]:
+    """Return the verdict on each part of a claim: of its own checks, and of those that belong to every part."""
+    parts = list(dict.fromkeys(check.part for check in checks if check.part)) or [""]
+    found = {part: {check.verdict for check in checks if check.part in ("", part)} for part in parts}
+    order = (DOES_NOT_HOLD, CANNOT_TELL, VACUOUS, HOLDS)  # a part is as good as its worst check
+    return {part: next(verdict for verdict in order if verdict in verdicts) for part, verdicts in found.items()}

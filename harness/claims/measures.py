@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
@@ -15,7 +15,36 @@ from harness.errors import UserError
 from harness.scores import stats
 from harness.trials.trial import field_values
 
-Measurement = tuple[float, float | None, float | None, str]  # value, lower and upper limit, and a note
+POWER_DRAWS = 20_000  # the standard error of a power is then below .004
+
+
+class Measurement(NamedTuple):
+    """A number with its confidence limits, None where there are none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    se: float | None = None  # standard error, None where the limits are not those of a t interval
+    df: float = np.inf  # degrees of freedom of the t interval
+    logarithmic: bool = False  # the interval is that of the logarithm
+
+    def power(self, truth: float, least: float, most: float, level: float) -> float | None:
+        """Return how often an interval of this precision would lie between `least` and `most` if `truth` were true.
+
+        The estimate varies by its standard error, and the standard error by its degrees of freedom, as measured here.
+        None where the precision is unknown.
+        """
+        if self.se is None or not np.isfinite(self.se):
+            return None
+        rng = np.random.default_rng(0)
+        values = self.se * rng.standard_normal(POWER_DRAWS)
+        spread = np.sqrt(rng.chisquare(self.df, POWER_DRAWS) / self.df) if np.isfinite(self.df) else 1.0
+        half = self.se * spread * t_distribution.ppf((1 + level) / 2, self.df)
+        if self.logarithmic:
+            with np.errstate(divide="ignore"):
+                truth, least, most = (float(np.log(max(x, 0.0))) for x in (truth, least, most))
+        return float(((truth + values - half >= least) & (truth + values + half <= most)).mean())
 
 
 def measure_check(check: Check, results: Results, level: float = 0.95) -> Measurement:
@@ -43,17 +72,19 @@ def _interval_over_seeds(values: np.ndarray, seeds: np.ndarray, level: float) ->
 
 
 def _with_limits(found: stats.Estimate, level: float) -> Measurement:
-    low, high = (None if found.note else float(x[0]) for x in found.interval(level))
-    return float(found.value[0]), low, high, found.note or ""
+    if found.note:
+        return Measurement(float(found.value[0]), note=found.note)
+    low, high = (float(x[0]) for x in found.interval(level))
+    return Measurement(float(found.value[0]), low, high, se=float(found.se[0]), df=float(found.df[0]))
 
 
 def _ratio_of_values(a: SelectedValues, b: SelectedValues, level: float) -> Measurement:
     """Return the geometric mean of the seeds' ratios, with a t interval of their logarithms."""
     if min(a.value.min(), b.value.min()) <= 0:
         raise NoNumberError("a ratio needs numbers above 0 under every seed, and one is 0 or negative")
-    value, low, high, note = _interval_over_seeds(np.log(a.value / b.value), a.seeds, level)
-    low, high = (None if x is None else float(np.exp(x)) for x in (low, high))
-    return float(np.exp(value)), low, high, note
+    found = _interval_over_seeds(np.log(a.value / b.value), a.seeds, level)
+    low, high = (None if x is None else float(np.exp(x)) for x in (found.low, found.high))
+    return found._replace(value=float(np.exp(found.value)), low=low, high=high, logarithmic=True)
 
 
 def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement:
@@ -67,7 +98,7 @@ def _ratio_of_spreads(a: np.ndarray, b: np.ndarray, level: float) -> Measurement
     ratio, r, n = float(a.std(ddof=1) / b.std(ddof=1)), np.corrcoef(a, b)[0, 1], len(a)
     k = 1 + 2 * (1 - r**2) * t_distribution.ppf((1 + level) / 2, n - 2) ** 2 / (n - 2)
     factor = float(np.sqrt(k + np.sqrt(k**2 - 1)))
-    return ratio, ratio / factor, ratio * factor, ""
+    return Measurement(ratio, ratio / factor, ratio * factor)
 
 
 def sweep_of_trend(check: Check, results: Results) -> tuple[list[float], list[Selection]]:
@@ -132,9 +163,9 @@ def _answers_needed(check: Check, results: Results, level: float) -> Measurement
         (reached[0], "") if len(reached) else (shots[-1], f"a lower bound: not reached with {shots[-1]:.0f} answers")
     )
     if found.note:
-        return float(value / goal_shots), None, None, "; ".join(filter(None, (note, found.note)))
+        return Measurement(float(value / goal_shots), note="; ".join(filter(None, (note, found.note))))
     low, high = found.interval(level)
     not_below, not_above = shots[high >= 0], shots[low <= 0]  # not significantly below, or above, the goal
     least = 0.0 if high[0] >= 0 else not_below[0] if len(not_below) else shots[-1]
     most = np.inf if low[-1] <= 0 else not_above[-1] if len(not_above) else shots[0]
-    return float(value / goal_shots), float(least / goal_shots), float(most / goal_shots), note
+    return Measurement(float(value / goal_shots), float(least / goal_shots), float(most / goal_shots), note)

@@ -12,11 +12,12 @@ from rich.markup import escape
 from harness.atomic import write_atomically
 from harness.claims.figures.kinds import figures_of_claim
 from harness.claims.judge import (
-    CANNOT_BE_REPRODUCED,
     CANNOT_TELL,
-    DOES_NOT_REPRODUCE,
+    DOES_NOT_HOLD,
     HOLDS,
-    HOLDS_WITH_CONDITION,
+    HOLDS_IN_PART,
+    NOT_TESTABLE,
+    VACUOUS,
     CheckResult,
     JudgedClaim,
 )
@@ -27,10 +28,11 @@ from harness.store.store import Store
 
 VERDICT_COLORS = {
     HOLDS: "green",
-    HOLDS_WITH_CONDITION: "green",
-    DOES_NOT_REPRODUCE: "red",
+    HOLDS_IN_PART: "cyan",
+    DOES_NOT_HOLD: "red",
     CANNOT_TELL: "yellow",
-    CANNOT_BE_REPRODUCED: "dim",
+    VACUOUS: "dim",
+    NOT_TESTABLE: "dim",
 }
 
 
@@ -40,11 +42,12 @@ def print_verdicts(found: list[JudgedClaim]) -> None:
     for judged in found:
         claim = judged.claim
         color = VERDICT_COLORS[judged.verdict]
-        title = f"\n[bold]{escape(claim.id)}[/bold]  [{color}]{judged.verdict}[/{color}]  {escape(claim.title)}"
+        word = f"{judged.verdict} on a stand-in" if claim.stand_in else judged.verdict
+        title = f"\n[bold]{escape(claim.id)}[/bold]  [{color}]{word}[/{color}]  {escape(claim.title)}"
         console.print(title, soft_wrap=True)
         for text in source_lines(judged):
             console.print(f"    {escape(text)}", soft_wrap=True)
-        names = [f"{c.says} ({c.when})" if c.when else c.says for c in judged.checks + judged.beside]
+        names = [f"{c.says} ({c.part})" if c.part else c.says for c in judged.checks + judged.beside]
         width = max(map(len, names), default=0)
         for i, (name, check) in enumerate(zip(names, judged.checks + judged.beside, strict=True)):
             text = escape(f"{name:{width}}  {format_result(check)}")
@@ -54,11 +57,13 @@ def print_verdicts(found: list[JudgedClaim]) -> None:
 
 
 def source_lines(judged: JudgedClaim) -> list[str]:
-    """Return lines with the claim's source, published value, condition and note."""
+    """Return lines with the claim's source and published value, what it was judged on, the verdict's reason and the note."""
     claim = judged.claim
-    lines = [f"{claim.source}", f"published: {claim.published}"]
-    if judged.condition:
-        lines.append(f"{'condition' if judged.verdict == HOLDS_WITH_CONDITION else 'because'}: {judged.condition}")
+    lines = [f"{claim.source}", f"published: {claim.published}", judged.ground]
+    if judged.registered:
+        lines.append(f"ranges set: {judged.registered}")
+    if judged.reason:
+        lines.append(f"because: {judged.reason}")
     return lines + ([f"note: {claim.note}"] if claim.note else [])
 
 
@@ -69,6 +74,7 @@ def format_result(found: CheckResult) -> str:
     text = f"{format_value(found.value)}{format_limits(found)}"
     if found.expected is not None:
         text += f"  expected {format_expected(found)}  {found.verdict}"
+        text += "" if found.power is None else f"  (power {found.power:.0%})"
     return text + (f"  [{found.note}]" if found.note else "")
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.claims.figures.kinds import check_figures, read_figures
 from harness.claims.judge import (
-    CANNOT_BE_REPRODUCED,
     CANNOT_TELL,
+    NOT_TESTABLE,
     JudgedClaim,
     check_panels,
     check_selections,
     judge_claim,
 )
+from harness.claims.register import describe_registration
 from harness.claims.results import Results
 from harness.claims.schema import CLAIMS_FOLDER, Claim, read_claims
 from harness.errors import UnavailableError, UserError, did_you_mean
@@ -157,13 +158,16 @@ def judge_chapters(parts: list[Chapter]) -> list[JudgedClaim]:
     found = []
     for part in parts:
         for claim in part.claims:
-            if claim.cannot:
-                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_BE_REPRODUCED, claim.cannot))
-            elif part.results:
-                found.append(judge_claim(claim, part.paper, part.results))
+            if part.results:
+                judged = judge_claim(claim, part.paper, part.results)
+            elif claim.cannot:
+                judged = JudgedClaim(claim, part.paper, part.suite.name, NOT_TESTABLE, claim.cannot)
             else:
                 why = f"{part.missing.message} (hint: {part.missing.hint})" if part.missing else ""
-                found.append(JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why))
+                judged = JudgedClaim(claim, part.paper, part.suite.name, CANNOT_TELL, why)
+            if claim.checks:
+                judged = replace(judged, registered=describe_registration(Path(part.suite.file), claim.id))
+            found.append(judged)
     return found
 
 

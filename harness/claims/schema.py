@@ -3,17 +3,19 @@
 A claim is a `[[claims]]` table in a suite file:
 
     id, title, source, published     the statement and where it was published
-    condition                        the condition, if any, under which the claim can hold here at all
-    cannot                           why the claim cannot be reproduced here; such a claim has no checks
+    stand_in                         what stands in for the paper's own material here; empty where nothing does
+    cannot                           why the claim cannot be tested here; such a claim has no checks
     note                             anything else that readers should know
-    [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, when
-    [[claims.beside]]                controls: checks without the last three fields, reported but never judged
+    [[claims.checks]]                says, measure, of, minus, over, along, expected, tolerance, part, published_value
+    [[claims.beside]]                controls: checks without the last four fields, reported but never judged
     [[claims.figures]]               see harness/claims/figures/kinds.py
 
-`expected` is a range; either end may be infinite, as in [0.8, inf]. `when` states the condition under which a check is
-made, in any words. Checks with the same words belong together; of several conditions one is enough. The file may also
-name its `paper`. A `quick` table gives the seeds that a quick run uses instead, and, under the name of a task or method,
-the field values that it uses instead.
+`expected` is a range; either end may be infinite, as in [0.8, inf]. A comparison needs a smallest difference that
+counts: [0.01, inf] and not [0, inf], which two equal methods would meet. Checks with the same words in `part` are a part
+of the claim, with a verdict of its own; checks without a part belong to every part. `published_value` is the published
+number, if there is one for just this check: it gives the check's power. The file may also name its `paper`. A `quick`
+table gives the seeds that a quick run uses instead, and, under the name of a task or method, the field values that it
+uses instead.
 
 A *selection* (`of`, `minus`, `over`) selects one result of the suite's trials. `task` and `method` are a name, or a
 table of the name and some fields. If the suite has several settings of that task or method that match, the one whose
@@ -145,7 +147,8 @@ class Check:
     along: str | None = None  # for a trend: the field of tasks or methods that the suite sweeps
     expected: tuple[float, ...] | None = None  # the range, either end may be inf; missing for a control
     tolerance: float = 0.0  # widens the range on both sides
-    when: str = ""  # the condition of this check, in any words; checks with the same words belong together
+    part: str = ""  # the part of the claim that the check belongs to, in any words; parts have verdicts of their own
+    published_value: float | None = None  # the published number, which gives the check's power
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURE_OPERANDS:
@@ -170,10 +173,22 @@ class Check:
             )
         if self.expected is not None and not (len(self.expected) == 2 and self.expected[0] <= self.expected[1]):
             raise UserError(f"expected = {list(self.expected)} is not a range", "for example expected = [0.8, inf]")
+        if self.expected is not None and self.neutral in self.expected and not all(map(math.isfinite, self.expected)):
+            raise UserError(
+                f"expected = {list(self.expected)} is met by two that are equal, at {self.neutral:g}",
+                f"state the smallest difference that counts, for example expected = [{self.neutral + 0.01:g}, inf]",
+            )
         if not 0 <= self.tolerance < math.inf:
             raise UserError(
                 f"tolerance = {self.tolerance} must be finite, and 0 or more", "for example tolerance = 0.01"
             )
+
+    @property
+    def neutral(self) -> float | None:
+        """The value where the two that are compared are equal: 0, or 1 for a ratio; None where nothing is compared."""
+        if self.measure in ("spread", "answers") or self.over is not None:
+            return 1.0
+        return 0.0 if self.measure == "trend" or self.minus is not None or self.of.less else None
 
 
 @dataclass(frozen=True)
@@ -184,8 +199,8 @@ class Claim:
     title: str  # the statement in one line
     source: str  # paper, section, table
     published: str  # the published numbers
-    condition: str = ""  # the condition under which the claim can hold here at all
-    cannot: str = ""  # why it cannot be reproduced here; such a claim has no checks
+    stand_in: str = ""  # what stands in for the paper's own material here; empty where nothing does
+    cannot: str = ""  # why it cannot be tested here; such a claim has no checks
     note: str = ""  # what a reader should know
     checks: tuple[Check, ...] = ()  # numbers that decide the verdict
     beside: tuple[Check, ...] = ()  # controls, reported next to the checks and never judged
@@ -194,17 +209,17 @@ class Claim:
     def __post_init__(self) -> None:
         if bool(self.cannot) == bool(self.checks):
             raise UserError(
-                f"{self.id} needs either checks or a reason why it cannot be reproduced",
+                f"{self.id} needs either checks or a reason why it cannot be tested",
                 'add checks, or cannot = "why"',
             )
         for check in self.checks:
             if check.expected is None:
                 raise UserError(f"{self.id}: {check.says!r} has no expected range", "for example expected = [0.8, inf]")
         for check in self.beside:
-            if check.expected is not None or check.tolerance or check.when:
+            if check.expected is not None or check.tolerance or check.part or check.published_value is not None:
                 raise UserError(
                     f"{self.id}: {check.says!r} is a control (`beside`), which is never judged",
-                    "drop expected, tolerance and when, or move it to the checks",
+                    "drop expected, tolerance, part and published_value, or move it to the checks",
                 )
 
 

@@ -235,7 +235,7 @@ def describe_claim(name: str) -> Iterator[str] | None:
 def _claim_lines(file: Path, paper: str, claim: Any) -> Iterator[str]:
     yield f"claim {claim.id} of {paper}: {claim.title}"
     yield ""
-    for word in ("source", "published", "condition", "cannot", "note"):
+    for word in ("source", "published", "stand_in", "cannot", "note"):
         if value := getattr(claim, word):
             yield f"{word:10} {value}"
     yield f"{'suite':10} {file}"

@@ -21,6 +21,7 @@ from harness.report.words import (
     format_p_value,
     format_rank,
     format_share,
+    format_worse,
     largest_candidate_count,
     people_and_seeds,
     shorten_text,
@@ -45,7 +46,9 @@ COLUMN_EXPLANATIONS = {
     "them: their limits hold for each alone, and they have no p",
     "swapped": "accuracy when each user's queries are answered with what the method learned about another user; a gain "
     "that remains after this swap is not personal",
-    "worse": f"share of people with lower accuracy than under {REFERENCE_METHOD}",
+    "worse": f"share of people with lower accuracy than under {REFERENCE_METHOD}; in brackets the share to expect by chance if "
+    "the method's gain were the same for all people. Truly worse: a model's estimate of the share of people whose true accuracy "
+    "is lower by more than .005; a dash where it is not sure that people's true gains differ",
     "AUC": "over both orders of each pair, averaged over people",
     "log loss, Brier, ECE": "after scaling by one temperature fitted on validation users; log loss in nats; ECE is the "
     "debiased root mean square calibration gap over ten bins of equal mass, with an interval over seeds",
@@ -128,6 +131,7 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "shorten_text": shorten_text,
         "largest_candidate_count": largest_candidate_count,
         "format_share": format_share,
+        "format_worse": format_worse,
         "written_tables": written_tables,
     }
     return environment.get_template("board.html").render(

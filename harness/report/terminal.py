@@ -18,6 +18,7 @@ from harness.report.words import (
     format_p_value,
     format_rank,
     format_share,
+    format_worse,
     largest_candidate_count,
     people_and_seeds,
     task_remarks,
@@ -48,7 +49,7 @@ def print_board(board: Board) -> None:
                 "" if row.gain is None or row.worse is None else format_interval(row.gain, signed=True),
                 format_p_value(row.p) if row.worse is not None else "",
                 format_number(row.swapped),
-                "" if row.worse is None else f"{row.worse:.0%}",
+                format_worse(row.worse),
                 style="dim" if row.privileged else None,
             )
         console.print(f"\n{escape(task.label)}  accuracy on {people_and_seeds(task)}")

@@ -43,7 +43,7 @@ from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
 
-PUBLISH_VERSION = 3  # raised whenever the same results would be published differently
+PUBLISH_VERSION = 4  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
@@ -449,8 +449,11 @@ def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
     for shots, own in row.written.items():
         names = [name for name in ("gain", "win", "kl", "tokens") if name in own.scores]
         told += [(f"written_{name}", own.scores[name].value, shots) for name in names]
-    told += [("p", row.p, last), ("swapped", row.swapped, last), ("worse", row.worse, last)]
-    told += [(f"worst_{name}", value, last) for name, value in (row.worst._asdict() if row.worst else {}).items()]
+    told += [("p", row.p, last), ("swapped", row.swapped, last)]
+    if row.worse:
+        told += [("worse", row.worse.naive, last), ("worse_by_chance", row.worse.null, last)]
+    if row.worst:
+        told += [("worst_fitted", row.worst.fitted, last)]
     told += [(name, value, last) for name, value in row.costs.items()]
     return ((name, value, step) for name, value, step in told if value is not None and math.isfinite(value))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.board.board import Point, Row, TaskBoard
+from harness.scores.stats import WorseOff
 from harness.task import Task
 from harness.trials.trial import field_values
 
@@ -129,3 +130,8 @@ def distinct_task_labels(tasks: list[Task]) -> dict[Task, str]:
         varied = [f"{k.replace('_', ' ')} {v}" for k, v in fields[task].items() if any(t[k] != v for t in alike)]
         found[task] = f"{task.name}: {', '.join(varied)}" if varied else task.name
     return found
+
+
+def format_worse(worse: WorseOff | None) -> str:
+    """Format the share of people who are worse off, with the share to expect by chance: `37% (35%)`."""
+    return "" if worse is None else f"{worse.naive:.0%} ({worse.null:.0%})"

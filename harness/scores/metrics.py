@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from harness.data import Pairs, Splits, Truth
 
-METRICS_VERSION = 2  # raised whenever a score of the same predictions changes; older score tables are then recomputed
+METRICS_VERSION = 3  # raised whenever a score of the same predictions changes; older score tables are then recomputed
 CALIBRATION_BINS = 10  # bins of equal mass for the calibration error
 # Largest mean |log-odds| after scaling. Without this bound the best scale would be infinite where all validation
 # answers are predicted correctly.
@@ -17,7 +17,10 @@ MAX_MEAN_LOG_ODDS = 20.0
 
 
 def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth | None = None) -> pa.Table:
-    """Return one row per (panel, shots, swapped, person).
+    """Return one row per (panel, shots, swapped, person): the columns of `scores_per_person`, and `credit`.
+
+    credit: float32 for each of the person's queries, in their order, of which `accuracy` is the mean; only at a panel's
+    largest number of shots, and not for the swap control. Two methods are compared by it pair by pair.
 
     predictions: log-odds of a panel's queries, named `PANEL/SHOTS`, or `PANEL/SHOTS/swapped` if each user's queries
     were answered with another user's adapted state. Choices among candidates (`choices/...`) are left out here: the
@@ -38,6 +41,12 @@ def score_table(predictions: dict[str, np.ndarray], splits: Splits, truth: Truth
             scales[shots] = fit_temperature_scale(predictions[name], query.label)
         columns = scores_per_person(query, predictions[name], scales[shots], true_labels[panel])
         n = query.n_users
+        last = max(int(other.split("/")[1]) for other in asked if other.split("/")[0] == panel)
+        credit = pa.nulls(n, pa.list_(pa.float32()))
+        if int(shots) == last and not swapped:
+            per_query = label_of_preferred(predictions[name], query.label).astype(np.float32)
+            credit = pa.ListArray.from_arrays(query.offsets.astype(np.int32), per_query)
+        columns["credit"] = credit
         head = {"panel": [panel] * n, "shots": np.full(n, int(shots), np.int32), "swapped": np.full(n, bool(swapped))}
         tables.append(pa.table(head | {"person": query.people, "scale": np.full(n, scales[shots])} | columns))
     return pa.concat_tables(tables)
@@ -68,7 +77,7 @@ def scores_per_person(
     p = expit(scale * z)
 
     def mean_label_of_preferred(label: np.ndarray) -> np.ndarray:
-        return mean(np.where(z > 0, label, np.where(z < 0, 1 - label, 0.5)))
+        return mean(label_of_preferred(z, label))
 
     order = np.argsort(p, kind="stable")
     bin_of = np.empty(len(p), dtype=np.int64)
@@ -90,6 +99,12 @@ def scores_per_person(
         "bin_p": binned(p),
         "bin_y": binned(y),
     }
+
+
+def label_of_preferred(log_odds: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return float64[n]: the label of the side that the method prefers; log-odds of 0 count one half."""
+    label = label.astype(np.float64)
+    return np.where(log_odds > 0, label, np.where(log_odds < 0, 1 - label, 0.5))
 
 
 def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.frames import as_polars
 from harness.method import Method, Run
 from harness.registry import PROJECT_ROOT, make_instance
+from harness.scores.metrics import METRICS_VERSION
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 
@@ -271,5 +272,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 def test_scores_of_older_metrics_are_refused(finished, monkeypatch):
     trial = load_trial(finished.store, finished.trials()["key"][0])
     monkeypatch.setattr("harness.api.finished.METRICS_VERSION", 99)
-    with pytest.raises(UserError, match="of metrics 2, not 99"):
+    with pytest.raises(UserError, match=f"of metrics {METRICS_VERSION}, not 99"):
         _ = trial.scores

@@ -266,7 +266,7 @@ def test_a_claim_measures_what_the_board_shows(steered):
     best = row(board, "per_user").best_of[10]
     for metric, points in (("gain_of_n", best.gain), ("win_random", best.win_random), ("win_shared", best.win_shared)):
         for n in (None, 2):
-            value, low, high, _ = measure_check(Check("", Selection(None, "per_user", metric=metric, n=n)), results)
+            value, low, high, *_ = measure_check(Check("", Selection(None, "per_user", metric=metric, n=n)), results)
             point = points[n or 8]
             assert value == pytest.approx(point.value)
             assert np.clip((low, high), -9, 1) == pytest.approx((point.low, point.high))

@@ -368,7 +368,7 @@ def test_a_claim_measures_what_the_board_shows(finished):
     mine = next(r for r in board.tasks[0].rows if r.method.name == "pleaser").written
     for name in ("gain", "win", "kl", "swapped"):
         of_texts = dataclass_from_table(Selection, {"method": "pleaser", "metric": f"written_{name}"}, "claim")
-        value, low, high, _ = measure_check(Check("", of_texts), results)
+        value, low, high, *_ = measure_check(Check("", of_texts), results)
         point = mine[5].scores[name]
         assert (value, low) == pytest.approx((point.value, point.low), abs=1e-12)
         assert (min(high, 1.0) if name == "win" else high) == pytest.approx(point.high)

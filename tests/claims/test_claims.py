@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,15 +17,16 @@ from harness.claims import page as page_module
 from harness.claims import reproduce, schema
 from harness.claims.figures.kinds import check_figures
 from harness.claims.judge import (
-    CANNOT_BE_REPRODUCED,
     CANNOT_TELL,
-    DOES_NOT_REPRODUCE,
+    DOES_NOT_HOLD,
     HOLDS,
-    HOLDS_WITH_CONDITION,
+    HOLDS_IN_PART,
+    NOT_TESTABLE,
+    VACUOUS,
     CheckResult,
     judge_claim,
 )
-from harness.claims.measures import measure_check
+from harness.claims.measures import Measurement, measure_check
 from harness.claims.results import NoNumberError, Results, SelectedValues, paired_difference
 from harness.claims.schema import Check, Claim, Selection
 from harness.cli.verbs import app
@@ -113,7 +115,7 @@ def test_differences_ratios_and_spread(swept):
     elsewhere = Selection(few(10), "per_user")
     c = column(swept, "per_user", 10, 4)
     close(measure_check(Check("", one, minus=elsewhere), swept), (a - c).mean(), *interval(a - c))
-    value, *limits, _ = measure_check(Check("", one, "spread", over=other), swept)
+    value, *limits = measure_check(Check("", one, "spread", over=other), swept)[:3]
     assert value == pytest.approx(a.std() / b.std())
     for limit in limits:  # there Pitman's test of equal variances has a p-value of 5 %
         assert stats.pearsonr(a / limit + b, a / limit - b).pvalue == pytest.approx(0.05)
@@ -233,7 +235,7 @@ def test_answers_needed_are_interpolated_on_the_mean_curve():
     """A mean curve of .5, .6, .8 at 0, 5, 10 answers reaches .75 at 8.75, and the limits are those of t tests."""
     noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
     curve = [0.5 + noise, 0.6 - noise, 0.8 + noise[::-1]]
-    value, low, high, note = answers((0, 5, 10), curve, [0.75] * 5)
+    value, low, high, note, *_ = answers((0, 5, 10), curve, [0.75] * 5)
     assert value == pytest.approx(8.75 / 5, abs=1e-3) and not note
     for limit, sign in ((low, -1), (high, 1)):
         share = limit - 1
@@ -244,13 +246,13 @@ def test_answers_needed_are_interpolated_on_the_mean_curve():
 def test_answers_never_enough_are_a_lower_bound():
     """A goal that is not reached gives a lower bound, without upper limit."""
     noise = np.array([-0.02, 0.0, 0.02, 0.01, -0.01])
-    value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
+    value, low, high, note, *_ = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.9] * 5)
     assert (value, low, high) == (2, 2, np.inf) and note == "a lower bound: not reached with 10 answers"
     assert (
-        judging._verdict_on_range(low, high, (25, np.inf), 0) == CANNOT_TELL
-        and judging._verdict_on_range(low, high, (1.5, np.inf), 0) == HOLDS
+        judging._verdict_on_range(Measurement(value, low, high), (25, np.inf), 0) == CANNOT_TELL
+        and judging._verdict_on_range(Measurement(value, low, high), (1.5, np.inf), 0) == HOLDS
     )
-    value, low, high, note = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
+    value, low, high, note, *_ = answers((0, 5, 10), [0.5 + noise, 0.6 + noise, 0.7 - noise], [0.705] * 5)
     assert (
         value == 2 and 1.8 < low < 2 and high == np.inf
     )  # nearly reached, so the lower limit is below the largest number of answers
@@ -259,7 +261,7 @@ def test_answers_never_enough_are_a_lower_bound():
 
 
 def test_a_goal_that_no_answers_reach_needs_none():
-    value, low, high, _ = answers((0, 5, 10), [[0.5, 0.51, 0.49], [0.6, 0.61, 0.6], [0.8, 0.7, 0.9]], [0.3] * 3)
+    value, low, high, *_ = answers((0, 5, 10), [[0.5, 0.51, 0.49], [0.6, 0.61, 0.6], [0.8, 0.7, 0.9]], [0.3] * 3)
     assert (value, low) == (0, 0) and high == 0
 
 
@@ -313,17 +315,18 @@ def test_a_panel_without_the_largest_shots_cannot_be_told(swept):
     assert measure_check(Check("", Selection(few(10), "per_user")), part)[0] > 0.5
 
 
-def test_one_of_several_conditions_has_wider_limits(swept):
+def test_a_claim_of_several_checks_has_limits_that_hold_at_once(swept):
     plain = Check("", Selection(few(20), "per_user"), expected=(0.0, 1.0))
-    one, two = (Check("", plain.of, expected=plain.expected, when=when) for when in ("here", "there"))
-    found = judge_claim(Claim("X", "", "", "", checks=(plain, one, two, two)), "", swept)
     values = column(swept, "per_user", 20, 4)
-    for check, level in zip(found.checks, (0.95, 0.975, 0.975, 0.975), strict=True):
-        expected = stats.t.interval(level, 3, values.mean(), stats.sem(values))
-        assert check.level == level and (check.low, check.high) == pytest.approx(expected)
-    assert "; 97.5 %)" in page_module.format_result(found.checks[1]) and "%" not in page_module.format_result(
-        found.checks[0]
-    )
+    for count in (1, 2, 5):
+        found = judge_claim(
+            Claim("X", "", "", "", checks=(plain,) * count, beside=(replace(plain, expected=None),)), "", swept
+        )
+        for check, level in [*((c, 1 - 0.05 / count) for c in found.checks), (found.beside[0], 0.95)]:
+            expected = stats.t.interval(level, 3, values.mean(), stats.sem(values))
+            assert check.level == level and (check.low, check.high) == pytest.approx(expected)
+        assert ("; 97.5 %)" in page_module.format_result(found.checks[0])) == (count == 2)
+        assert "%" not in page_module.format_result(found.beside[0])
 
 
 @pytest.mark.parametrize(
@@ -332,51 +335,93 @@ def test_one_of_several_conditions_has_wider_limits(swept):
         (0.8, 0.9, HOLDS),
         (0.79, 0.9, HOLDS),
         (0.7, 0.85, CANNOT_TELL),
-        (0.6, 0.7, DOES_NOT_REPRODUCE),
+        (0.6, 0.7, DOES_NOT_HOLD),
         (None, None, CANNOT_TELL),
         (0.9, np.inf, CANNOT_TELL),
     ],
 )
 def test_a_check_is_judged_by_its_whole_interval(low, high, text):
-    assert judging._verdict_on_range(low, high, (0.8, 1.0), 0.01) == text
+    assert judging._verdict_on_range(Measurement(0.85, low, high), (0.8, 1.0), 0.01) == text
 
 
-def found(verdict, when=""):
-    return CheckResult("", 0.5, 0.4, 0.6, (0.0, 1.0), 0.0, when, verdict)
+def found(verdict, part=""):
+    return CheckResult("", 0.5, 0.4, 0.6, (0.0, 1.0), 0.0, part, verdict)
 
 
 @pytest.mark.parametrize(
-    ("checks", "text"),
+    ("checks", "text", "reason"),
     [
-        ([found(HOLDS), found(HOLDS)], HOLDS),
-        ([found(HOLDS), found(DOES_NOT_REPRODUCE), found(CANNOT_TELL)], DOES_NOT_REPRODUCE),
-        ([found(HOLDS), found(CANNOT_TELL)], CANNOT_TELL),
-        ([found(HOLDS), found(HOLDS, "a"), found(DOES_NOT_REPRODUCE, "b")], HOLDS_WITH_CONDITION),
-        ([found(HOLDS, "a"), found(HOLDS, "b")], HOLDS),
-        ([found(HOLDS, "a"), found(DOES_NOT_REPRODUCE, "a"), found(DOES_NOT_REPRODUCE, "b")], DOES_NOT_REPRODUCE),
-        ([found(CANNOT_TELL, "a"), found(DOES_NOT_REPRODUCE, "b")], CANNOT_TELL),
-        ([found(DOES_NOT_REPRODUCE), found(HOLDS, "a")], DOES_NOT_REPRODUCE),
+        ([found(HOLDS), found(HOLDS)], HOLDS, ""),
+        ([found(HOLDS), found(DOES_NOT_HOLD), found(CANNOT_TELL)], DOES_NOT_HOLD, ""),
+        ([found(HOLDS), found(CANNOT_TELL)], CANNOT_TELL, ""),
+        ([found(HOLDS), found(VACUOUS)], VACUOUS, ""),
+        ([found(HOLDS, "a"), found(HOLDS, "b")], HOLDS, ""),
+        ([found(HOLDS, "a"), found(DOES_NOT_HOLD, "b")], HOLDS_IN_PART, "holds: a; does not hold: b"),
+        ([found(HOLDS, "a"), found(CANNOT_TELL, "b"), found(HOLDS, "c")], HOLDS_IN_PART, "holds: a, c; cannot tell: b"),
+        ([found(HOLDS, "a"), found(DOES_NOT_HOLD, "a"), found(DOES_NOT_HOLD, "b")], DOES_NOT_HOLD, ""),
+        ([found(CANNOT_TELL, "a"), found(DOES_NOT_HOLD, "b")], DOES_NOT_HOLD, "cannot tell: a; does not hold: b"),
+        # a check without a part belongs to every part
+        ([found(DOES_NOT_HOLD), found(HOLDS, "a")], DOES_NOT_HOLD, ""),
+        ([found(CANNOT_TELL), found(HOLDS, "a"), found(HOLDS, "b")], CANNOT_TELL, ""),
     ],
 )
-def test_verdicts(checks, text):
-    assert judging.verdict_on_claim(tuple(checks))[0] == text
+def test_verdicts(checks, text, reason):
+    assert judging.verdict_on_claim(tuple(checks)) == (text, reason)
 
 
-def test_a_condition_is_told():
-    assert judging.verdict_on_claim((found(HOLDS, "in camps"), found(DOES_NOT_REPRODUCE, "elsewhere"))) == (
-        HOLDS_WITH_CONDITION,
-        "in camps; not elsewhere",
+def test_a_share_below_a_bound_of_one_or_more_is_vacuous(swept, monkeypatch):
+    """A share of wrong answers minus a bound: what the bound says is known before the share is."""
+    check = Check(
+        "",
+        Selection(few(20), "per_user", metric="error"),
+        minus=Selection(few(20), "per_user"),
+        expected=(-np.inf, -0.01),
     )
-    several = (
-        found(HOLDS, "a"),
-        found(HOLDS, "b"),
-        found(CANNOT_TELL, "c"),
-        found(DOES_NOT_REPRODUCE, "d"),
-        found(HOLDS, "d"),
-    )
-    assert judging.verdict_on_claim(several) == (HOLDS_WITH_CONDITION, "a and b; not d; cannot tell: c")
-    assert judging.verdict_on_claim(several[1:3]) == (HOLDS_WITH_CONDITION, "b; cannot tell: c")
-    assert judging.verdict_on_claim((found(HOLDS),), "only simulated") == (HOLDS_WITH_CONDITION, "only simulated")
+    known = Results.selected_values
+
+    def with_bound(bound):
+        return lambda self, wanted: (
+            SelectedValues(np.arange(4), np.full(4, bound)) if wanted.metric == "accuracy" else known(self, wanted)
+        )
+
+    for bound, verdict in ((2104.0, VACUOUS), (1.02, VACUOUS), (0.99, HOLDS), (0.0, DOES_NOT_HOLD)):
+        monkeypatch.setattr(Results, "selected_values", with_bound(bound))
+        assert judge_claim(Claim("X", "", "", "", checks=(check,)), "", swept).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("expected", "extra"),
+    [
+        ("[0, inf]", 'minus = { method = "true_subspace" }'),
+        ("[-inf, 0]", "less = { shots = 0 }"),
+        ("[1, inf]", 'over = { method = "true_subspace" }'),
+        ("[-inf, 1]", 'measure = "spread", over = { method = "true_subspace" }'),
+        ("[1, inf]", 'measure = "answers", over = { method = "true_subspace" }'),
+        ("[0, inf]", 'measure = "trend", along = "rank"'),
+    ],
+)
+def test_a_comparison_that_equals_would_meet_is_refused(shelf, expected, extra):
+    of = 'of = { method = "chance" }'
+    changed = of.replace(" }", f", {extra} }}") if extra.startswith("less") else f"{of}, {extra}"
+    text = CLAIM.replace(f"{of}, expected = [0.9, inf]", f"{changed}, expected = {expected}", 1)
+    assert text != CLAIM
+    (shelf / "tiny.toml").write_text(text)
+    with pytest.raises(UserError, match="is met by two that are equal") as mistake:
+        reproduce.shipped_claims()
+    assert "smallest difference" in mistake.value.hint
+
+
+def test_power_is_the_share_of_new_draws_that_would_hold():
+    """Five seeds of a known truth, drawn again 4,000 times: the t intervals that lie in the range."""
+    rng, level, least = np.random.default_rng(3), 0.99, 0.05
+    draws = 0.2 + 0.1 * rng.standard_normal((4000, 5))
+    half = stats.t.ppf((1 + level) / 2, 4) * draws.std(1, ddof=1) / np.sqrt(5)
+    held = (draws.mean(1) - half >= least).mean()
+    measured = Measurement(0.0, -1.0, 1.0, se=0.1 / np.sqrt(5), df=4)
+    assert measured.power(0.2, least, np.inf, level) == pytest.approx(held, abs=0.03)
+    ratio = measured._replace(logarithmic=True)
+    assert ratio.power(np.exp(0.2), np.exp(least), np.inf, level) == measured.power(0.2, least, np.inf, level)
+    assert measured._replace(se=None).power(0.2, least, np.inf, level) is None
 
 
 CLAIM = """
@@ -447,13 +492,13 @@ def test_reproduce_prints_every_claim_with_source_value_interval_and_controls(sh
         "holds",
         "Somebody 2026, table 1",
         "published: .5",
-        "does not reproduce",
+        "does not hold",
         "the line",
         "it needs people",
     ):
         assert words in out.stdout
     every = json.loads(command("somebody", *store, "--json").stdout)
-    assert [c["verdict"] for c in every] == [HOLDS, DOES_NOT_REPRODUCE, CANNOT_BE_REPRODUCED]
+    assert [c["verdict"] for c in every] == [HOLDS, DOES_NOT_HOLD, NOT_TESTABLE]
     assert every[1]["checks"][0]["expected"] == [0.9, None]  # JSON knows no infinity
     (alone,) = json.loads(command("X2", *store, "--json").stdout)
     assert alone == every[1]
@@ -662,7 +707,7 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(shelf, tmp_pa
     assert command("X1", *store).exit_code == 0
     monkeypatch.setattr(Store, "open", refuse)
     out = command("X2", *store)
-    assert out.exit_code == 0 and "does not reproduce" in out.stdout and "none: the store" in out.stderr
+    assert out.exit_code == 0 and "does not hold" in out.stdout and "none: the store" in out.stderr
     (shelf / "tiny.toml").write_text(
         CLAIM.replace('name = "chance"', 'name = "shared"').replace('"chance"', '"shared"')
     )
@@ -685,7 +730,7 @@ def test_numbers_near_0_are_not_all_alike(value, text):
 
 
 def test_limits_of_a_share_are_told_within_0_and_1(swept, monkeypatch):
-    monkeypatch.setattr(judging, "measure_check", lambda *_: (0.998, 0.991, 1.006, ""))
+    monkeypatch.setattr(judging, "measure_check", lambda *_: Measurement(0.998, 0.991, 1.006))
     share = Check("", Selection(few(10), "per_user"), expected=(0.9, 1.0))
     gain = Check("", Selection(few(10), "per_user", less=({"shots": 0},)), expected=(0.9, 1.0))
     ((a,), (b,)) = (judge_claim(Claim("X", "", "", "", checks=(c,)), "", swept).checks for c in (share, gain))
@@ -723,13 +768,13 @@ def test_data_that_is_not_at_hand_costs_only_its_own_claims(shelf, tmp_path, no_
     verdicts = {c["id"]: c["verdict"] for c in told}
     assert verdicts == {
         "X1": HOLDS,
-        "X2": DOES_NOT_REPRODUCE,
-        "X3": CANNOT_BE_REPRODUCED,
+        "X2": DOES_NOT_HOLD,
+        "X3": NOT_TESTABLE,
         "Y1": CANNOT_TELL,
         "Y2": CANNOT_TELL,
-        "Y3": CANNOT_BE_REPRODUCED,
+        "Y3": NOT_TESTABLE,
     }
-    assert "ClitheroDataset.csv" in next(c["condition"] for c in told if c["id"] == "Y1")
+    assert "ClitheroDataset.csv" in next(c["reason"] for c in told if c["id"] == "Y1")
     out = command("Y1", "Y2", "--local", "--store", str(tmp_path / "store"))  # none of the selected claims can run
     assert isinstance(out.exception, UserError) and "ClitheroDataset.csv" in out.exception.message
     (shelf / "none.toml").write_text(

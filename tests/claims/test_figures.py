@@ -16,11 +16,11 @@ from harness.board.results import load_scores
 from harness.claims.figures.kinds import figures_of_claim, read_figures
 from harness.claims.figures.of_learning import preference_cosines, principal_components
 from harness.claims.judge import (
-    CANNOT_BE_REPRODUCED,
     CANNOT_TELL,
-    DOES_NOT_REPRODUCE,
+    DOES_NOT_HOLD,
     HOLDS,
-    HOLDS_WITH_CONDITION,
+    HOLDS_IN_PART,
+    NOT_TESTABLE,
     CheckResult,
     JudgedClaim,
 )
@@ -138,7 +138,7 @@ def test_shots_draws_what_claims_measure(swept):
     assert line(axes, "PReF").get_ydata()[2] == pytest.approx(accuracy(swept, "pref", 8, rank=2, **SMALL))
     band = axes.collections[0].get_paths()[0].vertices
     for x, shots in enumerate((0, 4, 8)):
-        _, low, high, _ = measure_check(Check("", Selection(SMALL, "per_user", shots=shots)), swept)
+        _, low, high, *_ = measure_check(Check("", Selection(SMALL, "per_user", shots=shots)), swept)
         at = np.unique(band[band[:, 0] == x, 1])
         assert (at[0], at[-1]) == pytest.approx((max(low, 0), min(high, 1)))
     marks = line(axes, "as published")
@@ -371,7 +371,7 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
             claim(drawn, id="A1", title=odd),
             "paper_one",
             "swept",
-            HOLDS_WITH_CONDITION,
+            HOLDS_IN_PART,
             "with care",
             (check,),
             (beside,),
@@ -379,9 +379,9 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
         ),
         *(
             JudgedClaim(claim(id=f"B{i}"), "two", "swept", v, "", (), ())
-            for i, v in enumerate((HOLDS, DOES_NOT_REPRODUCE, CANNOT_TELL))
+            for i, v in enumerate((HOLDS, DOES_NOT_HOLD, CANNOT_TELL))
         ),
-        JudgedClaim(claim(id="C1", cannot="people"), "two", "elsewhere", CANNOT_BE_REPRODUCED, "people", (), ()),
+        JudgedClaim(claim(id="C1", cannot="people"), "two", "elsewhere", NOT_TESTABLE, "people", (), ()),
     ]
     store = Store(tmp_path / "store").open()
     page = write_claims_page(
@@ -400,8 +400,8 @@ def test_the_page_holds_every_claim_and_escapes(swept, tmp_path):
     assert ".900 (.800 .950)" in text and ".700 or more (±.010)" in text and "no number: not yet" in text
     anchors = set(re.findall(r'href="#([^"]+)"', text)) - set(re.findall(r'href="#(m[0-9a-f]{10}|DejaVu[^"]*)"', text))
     assert {"swept-A1", "swept-B0", "elsewhere-C1"} <= anchors <= set(re.findall(r'id="([^"]+)"', text))
-    for verdict in (HOLDS, HOLDS_WITH_CONDITION, DOES_NOT_REPRODUCE, CANNOT_TELL, CANNOT_BE_REPRODUCED):
-        assert re.search(rf'class="badge \w+">. {verdict}<', text)
+    for verdict in (HOLDS, HOLDS_IN_PART, DOES_NOT_HOLD, CANNOT_TELL, NOT_TESTABLE):
+        assert re.search(rf'class="badge [\w-]+">. {verdict}<', text)
 
 
 def settings(**grids):

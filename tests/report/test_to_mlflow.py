@@ -122,7 +122,8 @@ def test_a_row_is_one_run_with_its_seeds_inside_and_the_numbers_of_the_board(wor
             "rank_high": row.rank and row.rank[2],
             "p": row.p,
             "swapped": row.swapped,
-            "worse": row.worse,
+            "worse": row.worse and row.worse.naive,
+            "worse_by_chance": row.worse and row.worse.null,
             "worst_fitted": row.worst.fitted,
             "fit_seconds": row.costs["fit_seconds"],
         }

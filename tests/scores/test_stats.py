@@ -482,3 +482,41 @@ def test_seeds_that_agree_by_chance_give_no_limits_without_width():
     assert found.se[0] == pytest.approx(spread) and found.p_values()[0] > 1e-4
     low, high = found.interval()
     assert high[0] - low[0] == pytest.approx(2 * scipy_stats.t.ppf(0.975, 2) * spread)
+
+
+def simulated_differences(rng, gains, queries, disagree=0.3):
+    """Return the differences of credit -1, 0 or 1 of each query, and its person, at each person's true gain."""
+    person = np.repeat(np.arange(len(gains)), queries)
+    up = (disagree + gains[person]) / 2
+    draw = rng.random(len(person))
+    return np.where(draw < up, 1.0, np.where(draw < disagree, -1.0, 0.0)), person
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.03])
+def test_chance_explains_who_is_worse_off_where_all_gain_alike(gain):
+    """A quarter to half of the people score lower by chance alone; the null says so, and no difference is sure."""
+    rng = np.random.default_rng(4)
+    found = [
+        stats.worse_off(*simulated_differences(rng, np.full(200, gain), rng.integers(5, 40, 200))) for _ in range(40)
+    ]
+    naive, null = (np.mean([getattr(f, name) for f in found]) for name in ("naive", "null"))
+    assert 0.25 < naive < 0.5 and null == pytest.approx(naive, abs=0.015)
+    assert np.mean([f.fitted is not None for f in found]) <= 0.125  # 5 %, and two standard errors of 40 draws
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.05, 0.08), (-0.02, 0.1), (0.15, 0.08)])
+def test_the_share_of_people_truly_worse_off_is_found(mean, spread):
+    rng, found, true = np.random.default_rng(5), [], []
+    for _ in range(30):
+        gains = np.clip(mean + spread * rng.standard_normal(300), -0.29, 0.29)
+        found.append(stats.worse_off(*simulated_differences(rng, gains, 30)).fitted)
+        true.append((gains < -stats.WORSE_BY).mean())
+    assert np.mean(found) == pytest.approx(np.mean(true), abs=0.03)
+
+
+def test_worse_off_by_hand():
+    """Three people: one gains, one loses half an answer of two, one ties; no spare query tells noise from differences."""
+    found = stats.worse_off(np.array([1.0, 0.0, -0.5, 0.0, 0.0]), np.array([7, 7, 3, 3, 9]))
+    assert found.naive == pytest.approx(1 / 3) and found.fitted is None
+    one_each = stats.worse_off(np.array([1.0, -1.0, -1.0, 0.0]), np.arange(4))
+    assert one_each.naive == 0.5 and one_each.null == pytest.approx(0.5, abs=0.04) and one_each.fitted is None
