@@ -53,6 +53,14 @@ def did_you_mean(
     return f"did you mean {(shown or {}).get(near[0], near[0])!r}?" if near else otherwise
 
 
+def message_of(error: BaseException) -> str:
+    """Return an error's message, also where its own code cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its message cannot be shown)"
+
+
 @cache
 def print_note(note: str) -> None:
     """Print a note on stderr, once per process."""

@@ -147,24 +147,23 @@ def judge_claim(claim: Claim, paper: str, results: Results) -> JudgedClaim:
 
 
 def _judge_check(check: Check, results: Results, level: float = 0.95) -> CheckResult:
-    told = {"says": check.says, "expected": check.expected, "tolerance": check.tolerance, "part": check.part}
+    told = CheckResult(
+        check.says, None, None, None, check.expected, check.tolerance, check.part, CANNOT_TELL, level=level
+    )
     try:
         found = measure_check(check, results, level)
         verdict = "" if check.expected is None else _verdict_on_range(found, check.expected, check.tolerance)
         if verdict == HOLDS and _is_vacuous(check, results):
             verdict = VACUOUS
     except NoNumberError as why:
-        none: dict[str, None] = dict.fromkeys(("value", "low", "high"))
-        return CheckResult(**told, **none, verdict=CANNOT_TELL, note=str(why), level=level)
+        return replace(told, note=str(why))
     low, high, power = found.low, found.high, None
     if check.neutral is None and check.of.metric in SHARE_METRICS and low is not None and high is not None:
         low, high = max(low, 0.0), min(high, 1.0)  # for display only: the verdict above uses the unclipped limits
     if check.published_value is not None and check.expected is not None:
         ends = check.expected[0] - check.tolerance, check.expected[1] + check.tolerance
         power = found.power(check.published_value, *ends, level)
-    return CheckResult(
-        **told, value=found.value, low=low, high=high, verdict=verdict, note=found.note, level=level, power=power
-    )
+    return replace(told, value=found.value, low=low, high=high, verdict=verdict, note=found.note, power=power)
 
 
 def _is_vacuous(check: Check, results: Results) -> bool:

@@ -229,6 +229,7 @@ def _run_trials(
     options: further arguments of harness.api.run_trials.
     """
     from harness import api
+    from harness.cli.task_news import TaskNews
 
     if not local:
         stderr.print("starting Ray, which takes about 15 s")
@@ -240,7 +241,7 @@ def _run_trials(
             on_ray=not local,
             plugins=plugin or [],
             workers=workers,
-            progress=progress_bar,
+            progress=TaskNews(todo, opened).progress,
             **options,
         )
     except UserError as mistake:

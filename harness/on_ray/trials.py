@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.errors import UserError
+from harness.errors import UserError, print_note
 from harness.machine import core_count
 from harness.on_ray.causes import cause_in_words
 from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES, GroupMarks
@@ -89,6 +89,9 @@ def run_trials_on_ray(
     ):
         groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
         watch = StoreWatch(store, [group.trials for group in groups], on_progress, on_group)
+        print_note(
+            f"Ray runs: {len(trials)} trials on {sum(g.workers for g in groups)} workers in {len(groups)} group{'s' if len(groups) > 1 else ''}"
+        )
         work = _work_of_groups(groups, store, plugins, trial_minutes, ray_storage)
         errors: Sequence[object]
         try:

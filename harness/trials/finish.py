@@ -16,7 +16,7 @@ import safetensors.torch
 from threadpoolctl import threadpool_limits
 
 from harness import parallel
-from harness.errors import UserError
+from harness.errors import UserError, message_of
 from harness.parallel import one_torch_thread
 from harness.store.logs import current_run_name
 from harness.store.prepared import open_prepared_task
@@ -54,10 +54,14 @@ def finish_trial(trial: Trial, store: Store) -> bool:
         files = _result_files(trial, result)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a method that ends the process would end all other trials silently
+    except (
+        Exception,
+        GeneratorExit,
+        SystemExit,
+    ) as error:  # a method that ends the process would end all other trials silently
         if not alone and parallel.is_lost_connection(error):
             raise
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         log.exception("trial %s: failed", what)
         if alone or not store.read_failure(trial.key):  # of a group's failures, the first is recorded
             store.record_failure(trial.key, trial.identity, reason, traceback.format_exc(), current_run_name())

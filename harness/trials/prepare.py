@@ -17,7 +17,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
-from harness.errors import UserError
+from harness.errors import UserError, message_of
 from harness.method import TaskFacts
 from harness.scaling import ColumnScale, check_magnitude
 from harness.store.prepared import PAIR_COLUMNS
@@ -226,15 +226,7 @@ def describe_error(error: BaseException, file: str | None = None) -> str:
     """Return the error's type, message, file and line; the last line in `file`, if the error passed through it."""
     places = traceback.extract_tb(error.__traceback__)
     own = [place for place in places if place.filename == file] or places
-    return f"{type(error).__name__}: {_said(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
-
-
-def _said(error: BaseException) -> str:
-    """Return an error's message, also where its own code cannot say it."""
-    try:
-        return str(error)
-    except Exception:
-        return "(its message cannot be shown)"
+    return f"{type(error).__name__}: {message_of(error)} ({Path(own[-1].filename).name}:{own[-1].lineno})"
 
 
 def check_enough_context(task: Task, splits: Splits, ids: Sequence[str]) -> None:

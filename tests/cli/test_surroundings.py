@@ -118,3 +118,13 @@ def test_a_store_is_named(call, suite):
 def test_seeds_beyond_what_generators_take_are_refused(call, suite, tmp_path):
     file = suite(f'seeds = [{2**64}]\ncontrols = false\n[[tasks]]\nname = "two_modes"\n[[methods]]\nname = "shared"')
     told(call("plan", file, "--store", tmp_path / "s"), "whole numbers from 0 to 2^32 - 1")
+
+
+def test_a_long_run_says_whose_board_can_be_drawn(call, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.cli.task_news.LOOK_SECONDS", 0)
+    file = suite(
+        'seeds = 1\ncontrols = false\n[[tasks]]\nname = "two_modes"\n[[tasks]]\nname = "two_modes"\nn_users = 300\n'
+        '[[methods]]\nname = "shared"\n[[methods]]\nname = "chance"'
+    )
+    code, _, err = call("run", file, "--store", tmp_path / "s", "--local", "--mlflow", f"sqlite:///{tmp_path}/m.db")
+    assert code == 0 and err.count("all its trials have ended") == 1  # not of the last, whose board follows

@@ -375,7 +375,12 @@ def test_a_method_that_changes_torch_for_all_changes_no_other(store, tmp_path, l
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("sys.exit()", "SystemExit"), ("state['spectrum'] = torch.zeros(2, dtype=torch.complex128)", "complex")],
+    [
+        ("sys.exit()", "SystemExit"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()", "its message cannot be shown"),
+        ("state['spectrum'] = torch.zeros(2, dtype=torch.complex128)", "complex"),
+    ],
 )
 def test_a_method_that_ends_the_process_or_cannot_be_stored_fails_alone(store, tmp_path, line, said):
     plan = odd_plan(tmp_path, store, line)
