@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "trials": GROUND | CONTRACT | {"inference", "scores", "store"},
     "on_ray": GROUND | {"inference", "store", "trials"},
     "board": CONTRACT | {"errors", "inference", "scores", "store", "trials"},
-    "report": CONTRACT | {"atomic", "board", "errors", "inference", "store", "trials"},
+    "report": CONTRACT | {"atomic", "board", "errors", "inference", "scores", "store", "trials"},
     "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
     "check": GROUND | CONTRACT | {"inference", "models", "scores", "store", "trials"},
     "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
