@@ -46,8 +46,8 @@ COLUMN_EXPLANATIONS = {
     "them: their limits hold for each alone, and they have no p",
     "swapped": "accuracy when each user's queries are answered with what the method learned about another user; a gain "
     "that remains after this swap is not personal",
-    "worse": f"share of people with lower accuracy than under {REFERENCE_METHOD}; in brackets the share to expect by chance if "
-    "the method's gain were the same for all people. Truly worse: a model's estimate of the share of people whose true accuracy "
+    "worse %": f"share of people with lower accuracy than under {REFERENCE_METHOD}; in brackets the share to expect by chance if "
+    "the method's gain were the same for all people. Truly worse %: a model's estimate of the share of people whose true accuracy "
     "is lower by more than .005; a dash where it is not sure that people's true gains differ",
     "AUC": "over both orders of each pair, averaged over people",
     "log loss, Brier, ECE": "after scaling by one temperature fitted on validation users; log loss in nats; ECE is the "

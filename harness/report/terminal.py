@@ -38,7 +38,7 @@ def print_board(board: Board) -> None:
         table.add_column("method", overflow="fold")  # long names take several lines, so that numbers keep their digits
         for shots in task.task.shots:
             table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
-        for name in (f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse"):
+        for name in (f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse %"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in task.rows:
             accuracy = row.curves.get("accuracy", {})

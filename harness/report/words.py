@@ -133,5 +133,5 @@ def distinct_task_labels(tasks: list[Task]) -> dict[Task, str]:
 
 
 def format_worse(worse: WorseOff | None) -> str:
-    """Format the share of people who are worse off, with the share to expect by chance: `37% (35%)`."""
-    return "" if worse is None else f"{worse.naive:.0%} ({worse.null:.0%})"
+    """Format the per cent of people who are worse off, with the per cent to expect by chance: `37 (35)`."""
+    return "" if worse is None else f"{100 * worse.naive:.0f} ({100 * worse.null:.0f})"
