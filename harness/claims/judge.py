@@ -67,6 +67,11 @@ class JudgedClaim:
     registered: str = ""  # when what the claim expects was last changed, and which results were known then
 
     @property
+    def anchor(self) -> str:
+        """The claim's place on a page of claims."""
+        return f"{self.suite}-{self.claim.id}"
+
+    @property
     def ground(self) -> str:
         """What the verdict was reached on."""
         return f"on a stand-in: {self.claim.stand_in}" if self.claim.stand_in else "on the paper's own material"

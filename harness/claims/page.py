@@ -1,16 +1,18 @@
-"""Verdicts on claims, in a terminal and on an HTML page."""
+"""Verdicts on claims, in a terminal and on an HTML page, with the inventory of the papers on a page beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from harness.atomic import write_atomically
 from harness.claims.figures.kinds import figures_of_claim
+from harness.claims.inventory import STATE_MEANINGS, PaperInventory, read_inventories
 from harness.claims.judge import (
     CANNOT_TELL,
     DOES_NOT_HOLD,
@@ -25,6 +27,9 @@ from harness.claims.reproduce import Chapter
 from harness.claims.schema import CLAIMS_FOLDER
 from harness.report.words import format_number
 from harness.store.store import Store
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 VERDICT_COLORS = {
     HOLDS: "green",
@@ -116,31 +121,58 @@ def write_claims_page(
 ) -> Path:
     """Write every claim with its figures to `boards/claims.html` in the store, and return that path.
 
-    The selected names, if not all, and `quick` are part of the file's name, so that a page of some claims does not
+    The inventory of the papers is written beside it, to `boards/papers.html`.
+    The selected names, if not all, and `quick` are part of the files' names, so that a page of some claims does not
     replace the page of all. The name of a suite file that is not shipped is followed by a digest of its path.
     """
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    page = Environment(
-        loader=PackageLoader("harness.claims", "."),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    words = [*dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
+    path, papers = (store.board_page("-".join([page, *words])) for page in ("claims", "papers"))
     results = {part.suite.name: part.results for part in parts if part.results}
-    words = ["claims", *dict.fromkeys(map(_page_word, names)), *["quick"] * quick]
-    path = store.board_page("-".join(words))
-    html = page.get_template("page.html").render(
+    html = page_template("page.html").render(
         found=found,
         quick=quick,
+        papers_page=papers.name,
         format_value=format_value,
         format_limits=format_limits,
         format_expected=format_expected,
         counts={v: sum(j.verdict == v for j in found) for v in VERDICT_COLORS},
         figures=lambda judged: figures_of_claim(judged.claim, results[judged.suite]) if judged.suite in results else [],
     )
+    write_atomically(papers, papers_html(read_inventories(), judged_shipped_claims(found, parts), path.name))
     write_atomically(path, html)
     return path
+
+
+def papers_html(inventories: dict[str, PaperInventory], judged: dict[str, JudgedClaim], claims_page: str) -> str:
+    """Return the page of the papers' inventories.
+
+    judged: the claims with a verdict on the page of claims, by id. claims_page: that page's file name.
+    """
+    counts = {
+        paper: {state: sum(entry.state == state for entry in inventory.entries) for state in STATE_MEANINGS}
+        for paper, inventory in inventories.items()
+    }
+    return page_template("papers.html").render(
+        inventories=inventories, counts=counts, meanings=STATE_MEANINGS, judged=judged, claims_page=claims_page
+    )
+
+
+def judged_shipped_claims(found: list[JudgedClaim], parts: list[Chapter]) -> dict[str, JudgedClaim]:
+    """Return the judged claims of shipped suites by id; a claim of another file may have the same id."""
+    shipped = {part.suite.name for part in parts if Path(part.suite.file).resolve().parent == CLAIMS_FOLDER.resolve()}
+    return {judged.claim.id: judged for judged in found if judged.suite in shipped}
+
+
+def page_template(name: str) -> Template:
+    """Return a page's template from this folder; what is filled in is escaped."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    return Environment(
+        loader=PackageLoader("harness.claims", "."),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
 
 
 def _page_word(name: str) -> str:

@@ -24,7 +24,9 @@ class Dpl(Method):
     people agree, training would diverge.
     categorical: U is one of `atoms` equally spaced values on [0, 1]. The network outputs their logits, and a tie counts
     one half.
-    Departure from the paper: the weights with the lowest loss on validation users are kept.
+
+    Departures: sigma is 1 or more (see above). The weights with the lowest loss on validation users are kept. The
+    network has two hidden layers of width 64 on given features, where Few-shot Steerable Alignment has width 256 (C.1).
     """
 
     family = "network"

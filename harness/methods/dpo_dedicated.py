@@ -26,6 +26,9 @@ class DpoDedicated(Dpo):
 
     Kinds are the distinct true weights (`Truth.users`) of the training users; if there are more than `kinds`, k-means
     groups them. Each kind needs its own training run.
+
+    Departures: those of `dpo`.
+
     State: `kinds` float32[kinds, k], the kinds' weights, and each policy's tensors as `<kind>/<name>`.
     Users: the number of each user's kind.
     """

@@ -29,6 +29,9 @@ class DpoHead(LinearMethod):
     Gram matrix. The flow is solved by fourth-order Runge-Kutta with steps far below the inverse of the fastest rate.
     The reward is the implicit reward at `horizon`, the same for all users; the context is ignored.
 
+    Departures: none from eq. 6 to 10 with one-token responses. Responses of many tokens (eq. 12 to 16) are not
+    followed, and the features stay fixed, where section 5 fine-tunes the whole model.
+
     State: `times` float64[T], `weights` float32[T, d] (u over time), `margins` float32[T, n training pairs] (preferred
     minus rejected), `beta`, `tau`. Curves: loss, accuracy and mean margin on training and on validation pairs.
     """

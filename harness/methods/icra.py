@@ -37,15 +37,18 @@ class Icra(LinearMethod):
     `model="linear"`: the output is xqT G s with s = mean of signal_i x_i (eq. 4). With "choice" the output is the
     log-odds, and G minimises the cross-entropy of sigmoid(output) (eq. 5). With "response_time" the output is half the
     log-odds, and G minimises the squared error to the query's own signal (eq. 9). In training every pair of a user is a
-    query once, and its context is all other pairs of that user, or the next `length` of them. Departure: a ridge pulls
-    G towards a multiple of E[x xT]^-1, the matrix of the untrained method `moment`. The ridge is selected on validation
-    users. The paper has thousands of users and needs none.
+    query once, and its context is all other pairs of that user, or the next `length` of them.
 
     `model="gpt2"`: a network of GPT-2's blocks reads tokens (x_i, signal_i), then (x_q, 0), and is trained with the
-    same two losses. Departures: no positions, and full attention within the context, because the context is a set. Each
-    context pair is flipped so that its signal is positive, and the output is (f(x_q) - f(-x_q)) / 2, so that sides
-    carry no information. A pair without a signal (a tie) has x = 0, because the sign of x would reveal the side.
-    Training contexts have 0 to `length` pairs.
+    same two losses. Each context pair is flipped so that its signal is positive, and the output is
+    (f(x_q) - f(-x_q)) / 2, so that sides carry no information. A pair without a signal (a tie) has x = 0, because the
+    sign of x would reveal the side. Training contexts have 0 to `length` pairs.
+
+    Departures: for `linear`, a ridge pulls G towards a multiple of E[x xT]^-1, the matrix of the untrained method
+    `moment`; it is selected on validation users, and the paper has none. Response times are clipped from below, as in
+    `moment`. For `gpt2`, the size: two layers of width 64 with four heads, trained from scratch in 600 steps, where the
+    paper has a GPT-2. There are no positions, attention within the context is full, because the context is a set, and
+    the flips above are added.
 
     Compare the two models at the same `length`, because longer training contexts help people unlike those in training.
     On `response_times` (ten annotators, 60 context pairs), the sign accuracy of G is lower for such people than for

@@ -30,9 +30,9 @@ CutTexts = dict[int, tuple[str, str]]  # row of an item -> its prompt and respon
 class InContext(Method):
     """An untrained judge: the log-odds that the language model `model` answers A, not B, when asked about the user.
 
-    view: what a question shows about the user. `context`: their context pairs, as in PReF's in-context baseline, where
-    a model writes responses for the user. (Here the model judges, as in RFM's baseline.) `profile`: what they wrote
-    about themselves. `profile+context`: both. Where there is nothing to show, the model answers by its own preference.
+    view: what a question shows about the user. `context`: their context pairs, as in PReF's in-context baseline.
+    `profile`: what they wrote about themselves. `profile+context`: both. Where there is nothing to show, the model
+    answers by its own preference.
     Every pair is asked in both orders and the two log-odds are averaged, (z(left as A) - z(right as A)) / 2, so that
     the model's position bias cancels. A pair has log-odds 0 if either question has no answer.
     Context pairs are sorted by their items' row numbers, and the preferred response comes first. So neither the order
@@ -42,6 +42,9 @@ class InContext(Method):
     A question has at most (3 `max_examples` + 4) x `max_characters` characters of task texts, or (4 `max_examples` + 5)
     x `max_characters` where the two items of a pair answer different prompts. The method's own words add about 300 + 40
     `max_examples` characters. A question longer than the model's context is an error.
+
+    Departures: in PReF the model writes responses for the user, and here it judges pairs. The prompts are this
+    project's own, both orders of a pair are asked, and at most `max_examples` pairs are shown, with texts cut.
     """
 
     family = "language model"

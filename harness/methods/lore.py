@@ -25,10 +25,12 @@ class Lore(LinearMethod):
 
     `weights = "simplex"` is the paper's w_i >= 0, sum w_i = 1, trained as a softmax from a random start. "free" drops
     the constraint and starts from the SVD of the users' moments, or at random (`svd = False`). From a random start,
-    training can end in a poor local optimum. Departures: L-BFGS minimises the negative log-likelihood over both
-    jointly, instead of alternating steps of Adam. There is no penalty towards a reference reward, because few tasks
-    have one. New users' weights have the training users' Gaussian prior. One number of it is chosen on validation
-    users: its scale on the simplex, and the power of its eigenvalues for free weights.
+    training can end in a poor local optimum.
+
+    Departures: L-BFGS minimises the negative log-likelihood over both jointly, instead of alternating steps of Adam.
+    There is no penalty towards a reference reward, because few tasks have one. New users' weights have the training
+    users' Gaussian prior. One number of it is chosen on validation users: its scale on the simplex, and the power of
+    its eigenvalues for free weights.
     """
 
     family = "linear"

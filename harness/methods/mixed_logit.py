@@ -22,6 +22,9 @@ class MixedLogit(LinearMethod):
     inverse-Wishart prior with the weight of d people, centred on sigma^2 I. The eigenvalues are then raised to a power
     chosen on validation users, at constant trace: a power below one shrinks the covariance towards sigma^2 I (reached
     at zero), a power above one sharpens it towards the directions in which people differ most.
+
+    Departures: EM with a Laplace approximation, where the chapter draws from the posterior by Gibbs sampling. The
+    prior's mean is shrunk (James-Stein), and the power of the eigenvalues is this project's own.
     """
 
     family = "linear"

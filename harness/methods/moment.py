@@ -21,9 +21,10 @@ class Moment(LinearMethod):
     The signal is y = 2 label - 1, or y / seconds (ICRA, eq. 8: mean answer over mean time is the drift xT theta / 2, so
     that w tends to theta). Only S is estimated from training users. It does not depend on their weights, so the method
     is as good for people with other weights. For binary choices 2 S^-1 is the closed form to compare ICRA's trained
-    matrix with. Departure: response times
-    are clipped from below at the training users' first percentile, so that accidental clicks do not outweigh considered
-    answers.
+    matrix with.
+
+    Departures: the paper has no such method; with times it is the minimiser of eq. 10. Response times are clipped from
+    below at the training users' first percentile, so that accidental clicks do not outweigh considered answers.
     """
 
     family = "linear"

@@ -22,9 +22,12 @@ class NpBtl(AmortisedMethod):
     latent: z is Gaussian (eq. 3) and training maximises the neural process's bound: the log-likelihood of the targets
     under z ~ q(z | context and targets), minus KL(q(z | context and targets) || q(z | context)). Rewards use the mean
     of q(z | context).
-    Departures: a sum instead of eq. 5's mean, as in eq. 21, because the number of pairs carries certainty. Contexts
-    longer than in training count as their mean times the training length. Context sizes are drawn per user, not per
-    batch. SiLU replaces GELU, width 64 replaces 256, and Adam at 3e-3 with warm-up and cosine replaces 1e-4.
+
+    Departures: targets are never among the context pairs, where the paper's targets include them (appendix C). A sum
+    replaces eq. 5's mean, as in eq. 21, because the number of pairs carries certainty; contexts longer than in training
+    count as their mean times the training length. Context sizes are drawn per user, not per batch. There are 1,000
+    steps with Adam at 3e-3, warm-up and cosine, where the paper has 50 or 450 at 1e-4. Width 64 replaces 256, and SiLU
+    GELU. `attention` has no dropout, and an extra token for the empty context.
     """
 
     family = "network"

@@ -20,11 +20,13 @@ class Pal(Method):
     """Pluralistic alignment: a user's ideal point a_i = sum_k w_ik p_k mixes K prototypes, with w_i on the simplex.
 
     The reward is -|f(x) - a_i|^2 for `variant = "distance"` (model A of the paper), and <f(x), a_i> for "angle" (model
-    B), here with one f for prompt and response together. f is linear, or an MLP with one hidden layer of `hidden`
-    units. Adam trains f, the prototypes and the logits of the weights together. For a new user only w is fitted, a
-    convex problem, because a pair's log-odds are linear in w in both variants. Departures: there is no temperature,
-    because f can have any scale. New users' weights have the training users' Gaussian prior, with a scale chosen on
-    validation users.
+    B). f is linear, or an MLP with one hidden layer of `hidden` units. Adam trains f, the prototypes and the logits of
+    the weights together. For a new user only w is fitted, a convex problem, because a pair's log-odds are linear in w
+    in both variants.
+
+    Departures: f maps given features, where the paper's is on top of a pretrained model, and it is one f for prompt and
+    response together. There is no temperature, because f can have any scale. New users' weights have the training
+    users' Gaussian prior, with a scale chosen on validation users.
     """
 
     family = "network"

@@ -32,11 +32,14 @@ class Pref(LinearMethod):
     the longest phi in the norm of the inverse Hessian (eq. 7). "slope" multiplies that by sigma' of the pair's
     log-odds, as in the authors' code, because eq. 8 alone asks pairs with a large phi whose answers are already certain.
 
-    Departures: a larger phi undoes an L2 penalty on lambda alone, so both have an equal penalty (as in `rfm`). The SVD
-    gives phi, and lambda starts at every user's ridge solution under it. The prior of new users comes from the training
-    users' mean and second moment, whose eigenvalues are raised to a power chosen on validation users; `whiten = False`
-    is the paper's beta I, with beta chosen on validation users. The first pair asked is the most uncertain one under
-    the prior, not a random one.
+    Departures: phi is linear in given features, where the paper trains a head on a language model, and L-BFGS takes the
+    place of its gradient steps. A larger phi undoes an L2 penalty on lambda alone, so both have an equal penalty (as in
+    `rfm`). The SVD gives phi, and lambda starts at every user's ridge solution under it. The prior of new users comes
+    from the training users' mean and second moment, whose eigenvalues are raised to a power chosen on validation users;
+    `whiten = False` is the paper's beta I, with beta chosen on validation users. The next pair is chosen from a pool of
+    existing pairs, where the paper also has the best pair in closed form (the leading eigenvector of the inverse
+    Hessian) and lets a language model write it. The first pair is the most uncertain one under the prior, not a random
+    one.
 
     The state's `spectrum` holds the singular values; the paper chooses J at their elbow (figure 9).
     """

@@ -26,8 +26,11 @@ class Rfm(LinearMethod):
     ridge on both, which is a nuclear-norm penalty on their product. The ridge is relative to the spectral norm of the
     labels' noise, so that one `decay` suits few and many people. Adaptation freezes phi and solves for w (eq. 8). The
     network's activation is tanh (gelu loses .015 on validation users of `raters` with a tanh truth). The network needs
-    many answers: with 8,000 answers and 64 features it gains nothing over linear phi. Departure: w has a prior from the
-    training users (James-Stein mean, second moment); the paper has none.
+    many answers: with 8,000 answers and 64 features it gains nothing over linear phi.
+
+    Departures: there is no language model below phi, whose inputs are given features. Linear phi is fitted by L-BFGS,
+    and the network by Adam, where the paper has gradient ascent. The ridge is on phi too, not on the weights alone. In
+    adaptation w has a prior from the training users (James-Stein mean, second moment); the paper has none.
     """
 
     family = "linear"

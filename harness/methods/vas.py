@@ -36,10 +36,14 @@ class Vas(LinearMethod):
     Rewards, adaptation and scores are those of `mixed_logit` on the task's features. The value head Q(s, a) in R^axes
     predicts a response's final coordinates from the base model's last hidden state h after s and the next token a. The
     axes are those along which the rewards of users drawn from the learned prior differ most; w is the user's
-    coordinates on them. Q = V(h) + G(h) e_a with e_a in R^rank needs one matrix product for the whole vocabulary, where
-    Han et al. run a value network on each of the likeliest tokens. The head is trained by regression on the training
-    pairs' responses (Monte Carlo returns), so it learns how the task's responses end, not how the base model's own
-    would. `fit` keeps in memory a hidden state for each token of these responses.
+    coordinates on them. Q = V(h) + G(h) e_a with e_a in R^rank needs one matrix product for the whole vocabulary. `fit`
+    keeps in memory a hidden state for each token of the training pairs' responses.
+
+    Departures: the value is a person's reward, and one head serves all people, where Han et al. have a value for each
+    reward. The head reads the base model's hidden state and adjusts the whole vocabulary, where they run a value
+    network on each of the likeliest tokens. It is trained by regression on the training pairs' responses (Monte Carlo
+    returns), so it learns how the task's responses end, not how the base model's own would. PReF takes its own rewards
+    on PRISM; here they are those of `mixed_logit`.
 
     A user without context gets the prior's mean as weights. Where people oppose each other, that policy is close to the
     base model. The reward is in log-odds of a choice, so `strength` is the inverse of DPO's beta. On validation users

@@ -17,9 +17,12 @@ class Vpl(AmortisedMethod):
 
     Training minimises E_q(z | context)[-log sigmoid(r(winner, z) - r(loser, z))] + beta KL(q || N(0, I)), with z drawn
     by reparametrisation. Adaptation is one pass of the encoder; rewards use the posterior's mean.
-    Departures: q is a product of the prior and one Gaussian factor per context pair, so that an empty context gives the
-    prior itself and more pairs give a narrower posterior (the paper's encoder pools pairs by attention). The decoder
-    predicts other pairs of the same user, as in the paper's language experiments. Contexts have 0 to `context` pairs.
+
+    Departures: encoder and decoder read given features, where the paper's language experiments have a language model's.
+    q is a product of the prior and one Gaussian factor per context pair, so that an empty context gives the prior
+    itself and more pairs give a narrower posterior (the paper's encoder pools pairs by attention). The decoder predicts
+    other pairs of the same user, as in the paper's language experiments. Contexts have 0 to `context` pairs. The
+    weights with the lowest loss on validation users are kept.
     """
 
     family = "network"

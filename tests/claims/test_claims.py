@@ -526,7 +526,11 @@ def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):
     names = {"claims", "claims-X1-X2", "claims-X1-quick", "claims-quick", "claims-tiny"}
     own = next(name for name in pages if name.startswith("claims-tiny-"))  # with a digest of its path
     pages["claims-tiny"] = pages.pop(own)
+    inventories = {name: pages.pop(name) for name in list(pages) if name.startswith("papers")}
     assert pages.keys() == names
+    assert inventories.keys() == {name.replace("claims", "papers", 1) for name in names - {"claims-tiny"} | {own}}
+    assert 'href="papers-X1-quick.html"' in pages["claims-X1-quick"]
+    assert 'href="claims-X1-quick.html"' in inventories["papers-X1-quick"]
     assert {name for name, page in pages.items() if "it needs people" in page} == {
         "claims",
         "claims-quick",
