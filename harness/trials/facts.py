@@ -26,6 +26,7 @@ FACT_NAMES = (
     "readings",
     "seconds",
     "source",
+    "tied_predictions",
     "versions",
     "world_size",
     "written_tokens_per_second",  # None for a method that writes no texts

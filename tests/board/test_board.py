@@ -106,7 +106,8 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     trial = plan.trials[0]
     path = store.root / "trials" / f"{trial.key}.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"facts": manifest["facts"] | {"code": "another"}}))
+    manifest["facts"]["code"] = "another"
+    path.write_text(json.dumps({name: value for name, value in manifest.items() if name != "seal"}))
     store.commit("trials", trial.key, trial.identity, {"predictions.safetensors": b"other"}, {})
     flags = " ".join(make_board(plan, store).tasks[0].flags)
     assert (

@@ -515,7 +515,7 @@ def test_what_can_be_judged_is_shown_before_the_error_of_a_run_that_ended_early(
     monkeypatch.setattr("harness.api.run_trials", run_trials)
     ended = command("somebody", "--store", str(tmp_path / "store"), "--trial-minutes", "7")
     assert isinstance(ended.exception, UserError) and "Ray is gone" in ended.exception.message
-    assert "does not reproduce" in ended.stdout
+    assert "does not hold" in ended.stdout
 
 
 def test_a_page_for_some_claims_does_not_replace_that_of_all(shelf, tmp_path):

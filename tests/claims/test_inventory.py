@@ -132,7 +132,7 @@ def read_one(tmp_path, text):
     ("old", "new", "message", "hint"),
     [
         ('"partial"', '"partail"', "there is no state 'partail'", "did you mean 'partial'"),
-        ('"partial"', '"done"', "there is no state 'done'", "one of: faithful, partial"),
+        ('"partial"', '"complete"', "there is no state 'complete'", "one of: faithful, partial"),
         ('"method"', '"metod"', "there is no kind 'metod'", "did you mean 'method'"),
         ('why = "smaller"\n', "", "the reason is missing", 'why = "'),
         ('"N1"', '"N99"', "few_shot has no claim N99", "N9"),

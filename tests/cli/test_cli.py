@@ -438,7 +438,7 @@ def test_show_explains_tasks_methods_and_claims(call, tmp_path):
     code, out, _ = call("show", "two_modes", "--store", tmp_path)
     assert code == 0 and "family   simulated" in out and "train_conflict_rate = 0.5" in out
     code, out, _ = call("show", "N1", "--store", tmp_path)
-    assert code == 0 and "Few-shot Steerable Alignment, section 4.1" in out and "expected 0.975 to inf" in out
+    assert code == 0 and "Few-shot Steerable Alignment, section 4.1" in out and "expected 0.95 to inf" in out
     code, _, err = call("show", "in_contxt", "--store", tmp_path)
     assert code == 2 and "did you mean 'in_context'" in err
     code, _, err = call("show", "N1", "--json", "--store", tmp_path)
