@@ -159,13 +159,13 @@ def folds(rng, seeds, same, training, test):
 def test_panels_of_the_same_people_are_paired_over_people_and_seeds(effects):
     """95 % limits cover about 95 %; limits over seeds alone cover as much and are wider."""
     rng, covered, width, alone = np.random.default_rng(0), [], [], []
-    for _ in range(150):
+    for _ in range(600):
         a, b = folds(rng, 10, *effects)
         found = measure_check(Check("", Selection(method="a"), minus=Selection(method="b")), Panels(a, b))
         covered.append(found[1] <= 0 <= found[2])
         width.append(found[2] - found[1])
         alone.append(np.ptp(interval(a.value - b.value)))
-    assert 0.9 <= np.mean(covered) <= 0.99  # 150 draws: a standard error of .018
+    assert 0.92 <= np.mean(covered) <= 0.98  # 600 draws: a standard error of .009
     assert np.mean(width) < 0.8 * np.mean(alone)
 
 

@@ -34,8 +34,12 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train():
-    """Return twelve pairs of each of six users in two camps: one likes long responses, the other short ones."""
-    rng, n = np.random.default_rng(0), 72
+    return two_camps(6)
+
+
+def two_camps(users):
+    """Return twelve pairs of each user in two camps: one likes long responses, the other short ones."""
+    rng, n = np.random.default_rng(0), 12 * users
     prompts = [PROMPTS[i] for i in rng.integers(len(PROMPTS), size=n)]
     table = pa.table(
         [
@@ -45,12 +49,12 @@ def train():
         schema=TEXT_SCHEMA,
     )
     length = np.array([len(t) for t in table["response"].to_pylist()])
-    user = np.repeat(np.arange(6, dtype=np.int32), 12)
+    user = np.repeat(np.arange(users, dtype=np.int32), 12)
     left, right = np.arange(0, 2 * n, 2, dtype=np.int32), np.arange(1, 2 * n, 2, dtype=np.int32)
     longer = (length[left] > length[right]).astype(np.float32)
     features = np.stack([length / length.std(), rng.normal(size=2 * n)], 1).astype(np.float32)
     label = np.where(user % 2, longer, 1 - longer).astype(np.float32)
-    return Pairs(user, np.arange(6, dtype=np.int32), left, right, label, Items(features, table))
+    return Pairs(user, np.arange(users, dtype=np.int32), left, right, label, Items(features, table))
 
 
 def method(name, base, **fields):
@@ -114,14 +118,17 @@ def test_loss_is_rafailovs_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_training_raises_the_margins_of_what_it_is_trained_on(base, train, run, tune):
+def test_training_raises_the_margins_of_choices_it_has_not_seen(base, train, run, tune):
+    """Eight pairs of each of three users who agree are trained on, and the four others of each are asked."""
     one_camp = train.of(np.array([1, 3, 5]))
+    one_camp, unseen = one_camp.take(one_camp.rank < 8), one_camp.take(one_camp.rank >= 8)
     made = method("dpo", base, tune=tune, steps=20, batch=9, beta=0.5, rate=2e-3)
     state = fitted(made, one_camp, run)
     with made.open_predictor(state, run) as at_work:
         users = at_work.adapt(state, one_camp, run)
-        toward = at_work.score(state, users, one_camp) * torch.from_numpy(2 * one_camp.label - 1)
-    assert (toward > 0).double().mean() > 0.9  # length alone predicts the label
+        toward = at_work.score(state, users, unseen) * torch.from_numpy(2 * unseen.label - 1)
+    # Length alone predicts the label, and a coin gets there in 2 % of draws.
+    assert (toward > 0).sum() >= 10
 
 
 def test_lora_learns_low_rank_terms_alone(base, train, run):
@@ -171,15 +178,17 @@ def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, 
 
 
 @pytest.mark.slow
-def test_np_dpo_tells_two_camps_apart(base, train, run):
-    made = method("np_dpo", base, steps=30, batch=12, targets=6, context=4, beta=0.5, rate=3e-3)
-    state = fitted(made, train, run)
+def test_np_dpo_tells_two_camps_apart(base, run):
+    """Nine pairs of each user are trained on; the others are asked, as of oneself and as of a user of the other camp."""
+    made = method("np_dpo", base, steps=60, batch=12, targets=4, context=4, beta=0.5, rate=3e-3)
+    train = two_camps(30)
+    seen, unseen = train.take(train.rank < 9), train.take(train.rank >= 9)
+    state, right = fitted(made, seen, run), torch.from_numpy(unseen.label) > 0.5
     with made.open_predictor(state, run) as at_work:
-        users = at_work.adapt(state, train.first(4), run)
-        z = at_work.score(state, users, train)
-        assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() > 0.75
-        z = at_work.score(state, (users[0].roll(1, 0),), train)  # each user gets the other camp's latent
-    assert ((z > 0) == (torch.from_numpy(train.label) > 0.5)).double().mean() < 0.35
+        users = at_work.adapt(state, seen.first(4), run)
+        assert ((at_work.score(state, users, unseen) > 0) == right).double().mean() > 0.75
+        swapped = (users[0].roll(1, 0),)  # each user gets the other camp's latent
+        assert ((at_work.score(state, swapped, unseen) > 0) == right).double().mean() < 0.35
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_the_pairs(base, train, run):

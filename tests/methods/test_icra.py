@@ -177,7 +177,6 @@ def test_gpt2_learns_in_context(times, signal):
         task, data, splits, Icra(model="gpt2", signal=signal, width=32, steps=150, length=30, rate=3e-3)
     )
     assert found["test"] > 0.8  # .5 without context
-    assert found["test"] - found["shifted"] > 0.03
 
 
 def test_times_are_asked_for():
