@@ -33,6 +33,7 @@ DOES_NOT_HOLD = "does not hold"
 CANNOT_TELL = "cannot tell"
 VACUOUS = "vacuous"
 NOT_TESTABLE = "not testable here"
+ENOUGH_POWER = 0.8  # the usual one: a published effect should be missed in at most one draw of five
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class JudgedClaim:
         return f"{self.suite}-{self.claim.id}"
 
     @property
+    def power_note(self) -> str:
+        """Where the published effect would often be missed with these people and seeds, say so; "" elsewhere."""
+        known = [check.power for check in self.checks if check.power is not None]
+        if not known or min(known) >= ENOUGH_POWER:
+            return ""
+        return (
+            f"if the published numbers were true, these people and seeds would show it in at most {min(known):.0%} of draws, "
+            f"fewer than {ENOUGH_POWER:.0%}"
+        )
+
+    @property
     def ground(self) -> str:
         """What the verdict was reached on."""
         return f"on a stand-in: {self.claim.stand_in}" if self.claim.stand_in else "on the paper's own material"
@@ -79,7 +91,10 @@ class JudgedClaim:
     def as_dict(self) -> dict:
         """Return plain values for JSON; infinite numbers become None, since JSON has no infinity."""
         named = {k: getattr(self.claim, k) for k in ("id", "title", "source", "published", "note")}
-        own = {k: getattr(self, k) for k in ("paper", "suite", "verdict", "ground", "reason", "seeds", "registered")}
+        own = {
+            k: getattr(self, k)
+            for k in ("paper", "suite", "verdict", "ground", "reason", "seeds", "registered", "power_note")
+        }
         found = {
             k: [{n: _json_value(v) for n, v in vars(f).items()} for f in getattr(self, k)] for k in ("checks", "beside")
         }

@@ -65,6 +65,8 @@ def source_lines(judged: JudgedClaim) -> list[str]:
     """Return lines with the claim's source and published value, what it was judged on, the verdict's reason and the note."""
     claim = judged.claim
     lines = [f"{claim.source}", f"published: {claim.published}", judged.ground]
+    if judged.power_note:
+        lines.append(f"power: {judged.power_note}")
     if judged.registered:
         lines.append(f"ranges set: {judged.registered}")
     if judged.reason:

@@ -369,6 +369,16 @@ def test_verdicts(checks, text, reason):
     assert judging.verdict_on_claim(tuple(checks)) == (text, reason)
 
 
+def test_a_claim_says_where_its_people_and_seeds_are_too_few(swept):
+    """The published gain of .3 over no answers is found for sure, one of .02 beyond a smallest difference of .01 hardly."""
+    of, less = Selection(few(40), "per_user", shots=4), Selection(few(40), "per_user", shots=0)
+    for published, told in ((0.9, False), (0.02, True)):
+        check = Check("", of, minus=less, expected=(0.01, np.inf), published_value=published)
+        judged = judge_claim(Claim("X", "", "", "", checks=(check,)), "", swept)
+        assert ("fewer than 80%" in judged.power_note) == told
+        assert any(line.startswith("power: ") for line in page_module.source_lines(judged)) == told
+
+
 def test_a_share_below_a_bound_of_one_or_more_is_vacuous(swept, monkeypatch):
     """A share of wrong answers minus a bound: what the bound says is known before the share is."""
     check = Check(
