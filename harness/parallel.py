@@ -1,8 +1,10 @@
 """Communication between the workers of one trial, by plain torch.distributed; a single worker sends nothing."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,11 +77,19 @@ def have_all_workers_failed(key: str, reason: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def standard_torch_state() -> Iterator[None]:
-    """Use torch's own default settings inside this context, and restore the process's settings after it.
+NUMPY_ERRORS: dict[str, Any] = {
+    "divide": "warn",
+    "over": "warn",
+    "under": "ignore",
+    "invalid": "warn",
+}  # numpy's defaults
 
-    A method or plug-in that changes a setting then changes no other trial.
+
+@contextlib.contextmanager
+def standard_state() -> Iterator[None]:
+    """Use the default settings of torch and numpy inside this context, and restore the process's settings after it.
+
+    A method, task or plug-in that changes a setting, or a filter of warnings, then changes nothing for others.
     """
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -87,7 +97,7 @@ def standard_torch_state() -> Iterator[None]:
     torch.set_default_device(None)
     torch.use_deterministic_algorithms(False)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), np.errstate(**NUMPY_ERRORS), warnings.catch_warnings():
             yield
     finally:
         torch.set_default_dtype(dtype)

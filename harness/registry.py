@@ -12,6 +12,7 @@ import sys
 import traceback
 import types
 import typing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def _import_plugin(name: str) -> types.ModuleType:
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # last, so that it hides no other module
     try:
-        spec.loader.exec_module(module)
+        with warnings.catch_warnings():  # filters that a plug-in sets are its own
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(file)]

@@ -49,7 +49,7 @@ def finish_trial(trial: Trial, store: Store) -> bool:
     try:
         # opened for every trial: a method that writes into the arrays by mistake spoils only its own trial
         prepared = open_prepared_task(store, trial.task_key)
-        with threadpool_limits(1), one_torch_thread(), parallel.standard_torch_state():
+        with threadpool_limits(1), one_torch_thread(), parallel.standard_state():
             result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answers_from_store(store))
         files = _result_files(trial, result)
     except UserError:

@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
 from harness.errors import UserError, message_of
 from harness.method import TaskFacts
+from harness.parallel import standard_state
 from harness.scaling import ColumnScale, check_magnitude
 from harness.store.prepared import PAIR_COLUMNS
 from harness.store.store import Store
@@ -47,7 +48,10 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     if names_its_input(task) and (found := store.read_manifest("tasks", identity_hash(identity))):
         return found
     log.info("task %s, seed %d: building", task.name, seed)
-    with threadpool_limits(1):  # sums in a fixed order give the same features, and so the same keys, on any machine
+    with (
+        threadpool_limits(1),
+        standard_state(),
+    ):  # sums in a fixed order give the same features, and so the same keys, on any machine
         data = _call_task(task, "build", build_task, task, seed, store)
         splits = _call_task(task, "split", task.split, data, seed)
     ids = data.users["id"].to_pylist()

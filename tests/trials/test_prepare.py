@@ -1,6 +1,7 @@
 """Preparation of tasks: nothing stale, nothing that leaks, and what cannot be judged is refused or counted."""
 
 import re
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -317,6 +318,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 ODD = '''"""A method that does something odd."""
 from dataclasses import dataclass
 import sys
+import warnings
+import numpy as np
 import torch
 from harness.methods.per_user import PerUser
 
@@ -359,11 +362,15 @@ def test_stored_predictions_are_the_values_and_not_the_memory(store, tmp_path):
         "torch.set_default_dtype(torch.float64)",
         "torch.set_grad_enabled(False)",
         "torch.use_deterministic_algorithms(True)",
+        "np.seterr(all='raise')",
+        "warnings.simplefilter('error')",
     ],
 )
-def test_a_method_that_changes_torch_for_all_changes_no_other(store, tmp_path, line):
+def test_a_method_that_changes_settings_for_all_changes_no_other(store, tmp_path, line):
     plan, alone = odd_plan(tmp_path, store, line), Store(tmp_path / "alone").open()
+    before = np.geterr(), list(warnings.filters)
     list(finish_trials(plan.trials, store))
+    assert (np.geterr(), list(warnings.filters)) == before
     clean = odd_plan(tmp_path, alone, "")
     list(finish_trials(clean.trials, alone))
     for trial in plan.trials:
@@ -408,7 +415,7 @@ def test_a_method_that_ends_the_process_or_cannot_be_stored_fails_alone(store, t
     ],
 )
 def test_what_a_method_returns_of_a_wrong_type_is_named_with_its_hook(store, tmp_path, hook, said):
-    text = ODD[: ODD.index("    def fit")].replace("import torch", "import numpy as np\nimport torch") + f"    {hook}\n"
+    text = ODD[: ODD.index("    def fit")] + f"    {hook}\n"
     (tmp_path / "odd.py").write_text(text)
     registry.add_plugins([tmp_path / "odd.py"])
     plan = make_plan(Suite("s", "s", (0,), (People(pairs=20),), (registry.make_instance("method", "odd", {}),)), store)
