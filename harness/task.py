@@ -31,6 +31,7 @@ class Task:
     version: ClassVar[int] = 1
     family: ClassVar[str] = ""  # simulated, human choices, human text, or written by models
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
+    caveat: ClassVar[str] = ""  # what readers of a board must know before they believe a gain on this task
 
     shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # numbers of context pairs shown for each user
     queries: int = field(default=20, kw_only=True)  # largest number of query pairs for each user

@@ -36,11 +36,14 @@ class Objectives(TextTask):
     Half the users judge helpfulness and half harmlessness, each on a random set of pairs of that kind; no pair goes to
     two users. Every pair has one objective and its prompt reveals which one, so no two users contradict each other, and
     one reward that reads the prompt could serve all. A gain here comes from recognising the *domain*, not from
-    *personalisation*; say so wherever the gain is reported.
+    *personalisation*, and every board says so.
     """
 
     family = "human text"
     paper = "Bai et al. 2022, HH-RLHF"
+    caveat = (
+        "each user judges one kind of dialogue, and the prompt shows which: gains come from the domain, not the person"
+    )
 
     n_users: int = 90
     pairs_per_user: int = 40

@@ -129,6 +129,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             if r.task == task and not (r.method.privileged and r.method.name in CONTROL_METHODS)
         },
         flags=(
+            *filter(None, [task.caveat]),
             *flag_code_versions(manifests),
             *flag_changed_code(trials, manifests),
             *flag_order_dependence(manifests),

@@ -117,6 +117,13 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
     )
 
 
+def test_the_caveat_of_a_task_is_on_its_board(tiny, monkeypatch):
+    _, plan, store = tiny
+    caveat = "gains come from the domain, not the person"
+    monkeypatch.setattr(type(plan.suite.tasks[0]), "caveat", caveat)
+    assert make_board(plan, store).tasks[0].flags[0] == caveat
+
+
 def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     """Old results stay when a method's file changes and its settings do not, and the board has a flag."""
     file, _, store = tiny
