@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from harness import registry
 from harness.check.findings import (
     Measured,
     NamedCheck,
@@ -28,7 +33,7 @@ from harness.trials.prepare import (
     equal_options_share,
     prepared_features,
 )
-from harness.trials.trial import identity_hash, task_identity
+from harness.trials.trial import field_values, identity_hash, task_identity
 
 MIN_SHINGLE_OVERLAP = 0.9  # Jaccard; ten words of which one differs by a letter share about .85
 MAX_NEAR_DUPLICATES = 0.05  # share of queries
@@ -77,6 +82,7 @@ class BuiltTask:
         """Return all rules of a built task with their checks."""
         return [
             ("the same seed builds the same data", self.builds_same_data),
+            ("another process builds and splits the same data", self.builds_same_data_elsewhere),
             ("the same seed splits the same way", self.splits_same_way),
             ("another seed gives another split", self.splits_by_seed),
             ("the panels validation, seen and test exist", self.has_needed_panels),
@@ -97,6 +103,31 @@ class BuiltTask:
         """Return a problem where building again with the same seed gives other data."""
         again = build_task(self.task, 0, self.store)
         return describe_unequal_runs(arrays_digest(named_arrays(again)), arrays_digest(named_arrays(self.data)))
+
+    def builds_same_data_elsewhere(self) -> str | None:
+        """Return a problem where a new process, in which sets of texts have another order, builds or splits otherwise.
+
+        Only plug-ins are built again: it takes some seconds.
+        """
+        file = registry.PLUGINS.get(self.task.name)
+        if file is None:
+            return None
+        asked = [
+            str(file),
+            self.task.name,
+            json.dumps(field_values(self.task)),
+            str(self.store.root) if self.store else "",
+        ]
+        ended = subprocess.run(
+            [sys.executable, "-c", BUILD_ELSEWHERE, *asked],
+            env=os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        if ended.returncode:
+            return f"in a process of its own it fails: {ended.stderr.strip().splitlines()[-1]}"
+        here = _built_digest(self.data, self.splits)
+        return None if ended.stdout.split()[-1] == here else "it differs: sort sets, and read no clock or process id"
 
     def splits_same_way(self) -> str | None:
         """Return a problem where splitting again with the same seed gives other splits."""
@@ -207,6 +238,28 @@ class BuiltTask:
         if not once.any() or resembles_coin_flips(label.mean(), len(label)):
             return None
         return f"the item of lower number wins {label.mean():.3f} of {once.sum()} pairs"
+
+
+BUILD_ELSEWHERE = """
+import json, sys
+from harness import registry
+from harness.check.tasks import built_digest
+from harness.store.store import Store
+file, name, fields, store = sys.argv[1:]
+registry.add_plugins([file])
+task = registry.make_instance("task", name, json.loads(fields))
+print(built_digest(task, Store(store) if store else None))
+"""
+
+
+def built_digest(task: Task, store: Store | None) -> str:
+    """Return a digest of what the task builds and splits for seed 0."""
+    data = build_task(task, 0, store)
+    return _built_digest(data, task.split(data, 0))
+
+
+def _built_digest(data: PreferenceDataset, splits: Splits) -> str:
+    return arrays_digest(split_arrays(splits) | named_arrays(data))
 
 
 def near_duplicate_share(context: Pairs, query: Pairs) -> float:

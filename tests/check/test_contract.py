@@ -287,3 +287,30 @@ def test_python_and_a_suite_mean_the_same_setting():
     task = LowRank(temperature=2, shots=[0, 3])
     assert task == registry.make_instance("task", "low_rank", {"temperature": 2.0, "shots": (0, 3)})
     assert type(task.temperature) is float and type(task.shots) is tuple
+
+
+@pytest.mark.parametrize(
+    ("order", "sound"), [("sorted(names)", True), ("names", False), ("os.getpid() and names", False)]
+)
+def test_a_task_that_differs_between_processes_is_caught(tmp_path, order, sound):
+    """People are split in the order of a set of their names, which is another in every process."""
+    (tmp_path / "unsteady.py").write_text(
+        f'''"""A task whose split follows the order of a set."""
+import os
+from dataclasses import dataclass
+import numpy as np
+from tasks.low_rank import LowRank
+
+@dataclass(frozen=True)
+class Unsteady(LowRank):
+    def build(self, seed):
+        names = {{f"person {{i}}" for i in range(40)}}
+        first = zip({order}, range(40))
+        return super().build(seed + sum(i for name, i in first if name < "person 2"))
+'''
+    )
+    registry.add_plugins([tmp_path / "unsteady.py"])
+    task = registry.make_instance("task", "unsteady", SMALL)
+    problems = {what: ask() for what, ask in task_checks(task, Store(tmp_path / "store").open())}
+    assert problems["the same seed builds the same data"] is None
+    assert (problems["another process builds and splits the same data"] is None) == sound
