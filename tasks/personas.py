@@ -14,6 +14,7 @@ from harness.data import TEXT_SCHEMA, Items, Pairs, PreferenceDataset, Splits, T
 from harness.errors import UserError
 from harness.inference.features import check_encoder, encode_items, encoder_field
 from harness.method import State, Users
+from harness.sameness import same_reading
 from harness.sources.public_files import PublicTable
 from harness.store.store import Store
 from harness.task import TextTask, split_in_order
@@ -91,6 +92,7 @@ class Personas(TextTask):
     larger K.
     """
 
+    version = 2  # statements that read the same are one
     family = "written by models"
     paper = "Perez et al. 2022"
 
@@ -151,7 +153,8 @@ class Personas(TextTask):
         everything, features = all_statements(STATEMENTS_TABLE, self.encoder, store)
         kinds = ["persona", "matches"]
         read = read.filter(pl.col("persona").is_in(chosen))
-        read = read.unique("statement", keep="none", maintain_order=True)
+        read = read.with_columns(reading=pl.Series(list(map(same_reading, read["statement"].to_list()))))
+        read = read.unique("reading", keep="none", maintain_order=True)  # one written twice would be shown and asked
         read = read.sort(*kinds, pl.Series(rng.random(len(read))))  # in random order within each kind
         held = (read.select(pl.int_range(pl.len()).over(kinds)).to_series() % HELD_OUT_EVERY == 0).to_numpy()
         train, held = np.flatnonzero(~held), np.flatnonzero(held)

@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "cli": GROUND
     | CONTRACT
     | {"api", "board", "check", "claims", "inference", "on_ray", "report", "scores", "sources", "store", "trials"},
-    "tasks": CONTRACT | {"errors", "inference", "sources", "store", "table_files"},
+    "tasks": CONTRACT | {"errors", "inference", "sameness", "sources", "store", "table_files"},
     "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
 }
 DOORS = {  # library -> the only files or folders that may import it, at any place in a file

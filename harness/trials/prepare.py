@@ -17,7 +17,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays
-from harness.errors import UserError, message_of
+from harness.errors import UserError, error_prefix, message_of
 from harness.method import TaskFacts
 from harness.parallel import standard_state
 from harness.scaling import ColumnScale, check_magnitude
@@ -58,7 +58,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     check_parts(task, splits)
     check_items_differ(task, data)
     check_one_table_of_items(task, data, splits)
-    splits.check_for_leaks(ids)
+    with error_prefix(f"task {task.name}"):
+        splits.check_for_leaks(ids)
     check_enough_context(task, splits, ids)
     features = prepared_features(data, splits)
     named: dict[str, np.ndarray | pa.Table] = {}

@@ -31,9 +31,11 @@ from harness.claims.results import NoNumberError, Results, SelectedValues, paire
 from harness.claims.schema import Check, Claim, Selection
 from harness.cli.verbs import app
 from harness.errors import UnavailableError, UserError
+from harness.inference.jobs import NotCachedError
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
+from harness.trials.prepare import prepare_task
 from harness.trials.suite import read_suite
 
 FILES = sorted(schema.CLAIMS_FOLDER.glob("*.toml"))
@@ -811,3 +813,16 @@ def test_shipped_claims_and_figures_select_what_their_suites_have(file):
 
 def test_ids_are_unique():
     assert reproduce.shipped_claims().keys() == set(FILES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_the_tasks_of_every_shipped_claim_can_be_prepared(file, tmp_path):
+    """With the quick settings, and with the registered seeds; what needs data or a model that is not here is skipped."""
+    store = Store(tmp_path / "store").open()
+    for suite in (read_suite(file, quick=True), read_suite(file)):
+        for task in suite.tasks:
+            try:
+                prepare_task(store, task, suite.seeds[0])
+            except (UnavailableError, NotCachedError) as missing:
+                pytest.skip(missing.message)

@@ -44,7 +44,7 @@ def test_the_registered_commit_is_the_last_change():
     [
         ("expected = [0.08, inf]", "expected = [0.07, inf]", True),
         ("seeds = [100, 101, 102, 103, 104]", "seeds = [100, 101, 102, 103, 104, 105]", True),
-        ("pool = 1250", "pool = 1251", True),
+        ("pool = 1300", "pool = 1301", True),
         ('name = "pref"', 'name = "pref"\nrank = 9', True),
         ("shots = 10, task", "shots = 20, task", True),
         ('says = "pref - per_user at 10 answers, AUC"', 'says = "other words"', False),
