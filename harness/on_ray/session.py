@@ -151,7 +151,7 @@ def _silent_standard_error() -> Iterator[None]:
 
 @contextmanager
 def without_ray_reports() -> Iterator[None]:
-    """Keep Ray's reports of dead processes off standard output, which is for results; causes are told otherwise."""
+    """Keep Ray's reports of dead processes off standard output, which is for results: the run's error says why one died."""
     with contextlib.redirect_stdout(cast(IO[str], _WithoutRayReports(sys.stdout))):
         yield
 

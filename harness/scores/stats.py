@@ -376,9 +376,9 @@ WORSE_BY = 0.005  # accuracy: who loses less, one answer in two hundred, is not 
 
 
 def worse_off(difference: np.ndarray, person: np.ndarray, draws: int = 2000, random_state: int = 0) -> WorseOff:
-    """Return WorseOff from the credit of one method minus that of another, for each query, and the query's person.
+    """Return WorseOff from `difference`, float[n queries], the credit of one method minus that of another, in [-1, 1].
 
-    A person's gain is the mean over the person's queries. If all people had the same true gain, a person's queries would
+    person: int[n queries], whose query each is. A person's gain is the mean over the person's queries. If all people had the same true gain, a person's queries would
     be draws from the differences of all people, each person counted once. The model of true gains is normal; its spread
     is fitted by maximum likelihood, where Cochran's Q says at 5 % that people's true gains differ at all.
     """

@@ -352,7 +352,8 @@ def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
 
 def _seal(manifest: Mapping) -> str:
     """Return 16 hex digits of a manifest's files and facts, so that a change by hand is noticed."""
-    sealed = json.dumps([manifest["files"], manifest["facts"]], sort_keys=True)
+    plain = json.loads(json.dumps([manifest["files"], manifest["facts"]]))  # as it is read: keys are text
+    sealed = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(sealed.encode()).hexdigest()[:16]
 
 

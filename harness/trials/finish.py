@@ -54,11 +54,8 @@ def finish_trial(trial: Trial, store: Store) -> bool:
         files = _result_files(trial, result)
     except UserError:
         raise
-    except (
-        Exception,
-        GeneratorExit,
-        SystemExit,
-    ) as error:  # a method that ends the process would end all other trials silently
+    # a method that ends the process would end all other trials silently
+    except (Exception, GeneratorExit, SystemExit) as error:
         if not alone and parallel.is_lost_connection(error):
             raise
         reason = f"{type(error).__name__}: {message_of(error)}"

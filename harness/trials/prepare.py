@@ -48,10 +48,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     if names_its_input(task) and (found := store.read_manifest("tasks", identity_hash(identity))):
         return found
     log.info("task %s, seed %d: building", task.name, seed)
-    with (
-        threadpool_limits(1),
-        standard_state(),
-    ):  # sums in a fixed order give the same features, and so the same keys, on any machine
+    # sums in a fixed order give the same features, and so the same keys, on any machine
+    with threadpool_limits(1), standard_state():
         data = _call_task(task, "build", build_task, task, seed, store)
         splits = _call_task(task, "split", task.split, data, seed)
     ids = data.users["id"].to_pylist()
@@ -70,10 +68,9 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     if features is not None:
         named["features"] = features
     items, digest = data.pairs.items, arrays_digest(named)
-    other_builds = 0
+    settings = identity
     if not names_its_input(task):
-        settings, identity = identity, identity | {"files": digest}
-        other_builds = _count_other_builds(store, settings, digest)
+        identity = identity | {"files": digest}
     facts: dict[str, Any] = {
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
         "has_text": items.text is not None,
@@ -91,11 +88,12 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
         "data": digest,
-        "other_builds": other_builds,
     }
     key = identity_hash(identity)
     if found := store.read_manifest("tasks", key):
         return found
+    if identity is not settings:
+        facts["other_builds"] = _count_other_builds(store, settings, digest)
     files = named | {"persons": person_digests(task, data, facts["population"])}
     store.commit(
         "tasks",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.store.store import CRASH_POINTS, Store, identity_hash
+from harness.store.store import CRASH_POINTS, Store, _seal, identity_hash
 
 FILES = {"a": b"alpha" * 1000, "b": b"beta"}
 COMMIT = """
@@ -159,6 +159,14 @@ def test_a_damaged_note_of_a_failure_is_none(store, damage):
     store.record_failure("f" * 16, {"of": 2}, "ValueError: no", "trace")
     (store.root / "failures" / ("f" * 16 + ".json")).write_bytes(damage)
     assert store.read_failure("f" * 16) is None
+
+
+def test_facts_with_numbers_as_names_are_read_back(store):
+    """JSON makes text of them, which sorts in another order: 10 before 2."""
+    store.commit("trials", "k" * 16, {}, FILES, {"readings": {2: 0.5, 10: 0.25}})
+    path = store.root / "trials" / ("k" * 16 + ".json")
+    manifest = json.loads(path.read_text())
+    assert manifest["seal"] == _seal(manifest)
 
 
 def test_a_changed_file_is_told(store):
