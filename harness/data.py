@@ -19,11 +19,9 @@ from harness.rows import (
     check_columns,
     check_labels,
     check_numeric,
-    check_options_differ,
     check_pairs,
     raise_for_first_bad,
-    require_columns,
-    text_columns,
+    sides_of_choices,
     user_numbers,
     with_numbers,
 )
@@ -31,6 +29,8 @@ from harness.sameness import group_equal_rows, same_reading
 from harness.table_files import read_table
 
 TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
+
+SHOWN, ASKED_IN_VALIDATION, ASKED_IN_TEST = 0, 1, 2  # parts of a data set's own split
 
 T = TypeVar("T")
 
@@ -127,6 +127,9 @@ class Pairs:
     left, right: int32[n], rows of `items`.
     label: float32[n], P(left preferred); NaN when hidden.
     seconds: float32[n], response time, where known.
+    row: int64[n], the row of the table that a judgement was read from, where known. The pairs of one row, such as those
+        of one ranking, are one judgement: a split keeps them together.
+    ratings: float32[n, 2], the person's ratings of left and right, where the pairs are made of ratings.
     profiles: large_string[all people of the data set], what people wrote about themselves, where known:
         profiles[people[u]] is local user u's.
     """
@@ -138,6 +141,8 @@ class Pairs:
     label: np.ndarray
     items: Items
     seconds: np.ndarray | None = None
+    row: np.ndarray | None = None
+    ratings: np.ndarray | None = None
     profiles: pa.Array | None = None
 
     def __len__(self) -> int:
@@ -173,6 +178,8 @@ class Pairs:
             right=self.right[rows],
             label=self.label[rows],
             seconds=None if self.seconds is None else self.seconds[rows],
+            row=None if self.row is None else self.row[rows],
+            ratings=None if self.ratings is None else self.ratings[rows],
         )
 
     def first(self, shots: int) -> Pairs:
@@ -199,11 +206,12 @@ class Pairs:
 
     def swapped(self) -> Pairs:
         """Exchange left and right: the same judgements in the opposite order."""
-        return replace(self, left=self.right, right=self.left, label=1 - self.label)
+        ratings = None if self.ratings is None else self.ratings[:, ::-1]
+        return replace(self, left=self.right, right=self.left, label=1 - self.label, ratings=ratings)
 
     def without_labels(self) -> Pairs:
-        """Hide the answers: labels become NaN and response times are dropped."""
-        return replace(self, label=np.full_like(self.label, np.nan), seconds=None)
+        """Hide the answers: labels become NaN, and response times and ratings are dropped."""
+        return replace(self, label=np.full_like(self.label, np.nan), seconds=None, ratings=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,12 +248,16 @@ class PreferenceDataset:
     users: a table with a row per person and at least the column `id`.
     choices: int32[prompts, n], rows of `items`: the n candidate responses to each prompt, from which a method
         chooses each user's best.
+    parts: int8[n pairs], the data set's own split: SHOWN, or ASKED_IN_VALIDATION, or ASKED_IN_TEST; None where it has none.
+    notes: what a reader of a board must know, such as what was left out.
     """
 
     users: pa.Table
     pairs: Pairs
     truth: Truth | None = None
     choices: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_pairs(
@@ -258,9 +270,11 @@ class PreferenceDataset:
         seconds: np.ndarray | None = None,
         truth: Truth | None = None,
         min_pairs: int = 2,
+        row: np.ndarray | None = None,
     ) -> PreferenceDataset:
         """Build a data set from one array per column; `user` holds ids of any kind, and rows may be in any order.
 
+        row: the row of the table that each pair is from, as in `Pairs`.
         min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
         Raises UserError where a row cannot be used, and names the first such row.
         """
@@ -287,6 +301,7 @@ class PreferenceDataset:
             label=label[order],
             items=items,
             seconds=columns["seconds"][order] if "seconds" in columns else None,
+            row=None if row is None else np.asarray(row, dtype=np.int64)[order],
         )
         return cls(pa.table({"id": pa.array(ids, pa.string())}), pairs, truth)
 
@@ -294,9 +309,10 @@ class PreferenceDataset:
     def from_choices(
         cls,
         frame: Any,
-        features: Callable[[pl.DataFrame], np.ndarray] | None = None,
+        features: Callable[[pl.DataFrame], np.ndarray] | Sequence[str] | None = None,
         min_pairs: int = 2,
         columns_share_unit: bool = False,
+        row: np.ndarray | None = None,
     ) -> PreferenceDataset:
         """Build a data set from the columns user, prompt, chosen and rejected.
 
@@ -306,42 +322,43 @@ class PreferenceDataset:
 
         frame: any data frame that harness.frames.as_polars takes, or the path of a csv, jsonl or parquet file, whose
             ids and texts are read as text.
-        features: maps the distinct items (columns prompt, response) to float[n, d].
+        features: maps the distinct items (columns prompt, response) to float[n, d]; or the names of numbers, which are
+            columns chosen_NAME and rejected_NAME. With names, the texts may be missing.
         min_pairs: the smallest number of pairs per user; with 2, one pair can be shown to a method and one asked.
         columns_share_unit: as for Items: true for features by an encoder of texts.
+        row: the row of the table that each pair is from, as in `Pairs`; without it, its row in `frame`.
         Raises UserError where a row cannot be used, and names the first such row.
         """
         if isinstance(frame, str | Path):
             with error_prefix(str(frame)):
-                return cls.from_choices(read_table(Path(frame)), features, min_pairs, columns_share_unit)
+                return cls.from_choices(read_table(Path(frame)), features, min_pairs, columns_share_unit, row)
         frame = with_numbers(as_polars(frame), "label", "seconds")
-        require_columns(frame, "user", "prompt", "chosen", "rejected")
-        texts = text_columns(frame, "prompt", "chosen", "rejected")
-        check_options_differ(texts, "chosen", "rejected")
-        options = pl.concat([texts.select("prompt", response="chosen"), texts.select("prompt", response="rejected")])
-        items = options.unique().sort("prompt", "response")
+        numbers = () if features is None or callable(features) else tuple(features)
+        options = pl.concat(sides_of_choices(frame, numbers))
+        items = options.unique().sort(options.columns)
         # A sorted order would let an item's number reveal something about its text: "I am" comes before "I am not".
         mixed = np.random.default_rng(len(items)).permutation(len(items))
         items = items[mixed].with_row_index("item")
-        of = options.join(items, on=["prompt", "response"], how="left", maintain_order="left")["item"].to_numpy()
+        of = options.join(items, on=options.columns, how="left", maintain_order="left")["item"].to_numpy()
         chosen, rejected = of[: len(frame)], of[len(frame) :]
         left_wins = np.random.default_rng(len(frame)).random(len(frame)) < 0.5
         label = frame["label"].to_numpy() if "label" in frame.columns else np.ones(len(frame))
         check_numeric("label", label)
         check_labels(label, "chosen")
         items = items.drop("item")
+        values = np.asarray(features(items)) if callable(features) else None
+        if numbers:
+            values = items.select(numbers).cast(pl.Float64).to_numpy()
+        text = items.select("prompt", "response").to_arrow().cast(TEXT_SCHEMA) if "response" in items.columns else None
         return cls.from_pairs(
             user=frame["user"],
             left=np.where(left_wins, chosen, rejected),
             right=np.where(left_wins, rejected, chosen),
             label=np.where(left_wins, label, 1 - label),
-            items=Items(
-                None if features is None else np.asarray(features(items)),
-                items.to_arrow().cast(TEXT_SCHEMA),
-                columns_share_unit,
-            ),
+            items=Items(values, text, columns_share_unit),
             seconds=frame["seconds"].to_numpy() if "seconds" in frame.columns else None,
             min_pairs=min_pairs,
+            row=np.arange(len(frame)) if row is None else row,
         )
 
     def content_digest(self) -> str:

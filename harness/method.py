@@ -59,6 +59,7 @@ class TaskFacts:
     has_text: bool
     has_seconds: bool  # response times are known
     has_truth: bool  # the ground truth is known, as for simulators
+    has_ratings: bool = False  # the pairs are made of ratings, which are known
     has_profiles: bool = False  # people wrote texts about themselves
     shares_pairs: bool = False  # training users judged most of the test users' query pairs
     can_choose: bool = True  # test users have more context pairs than the largest number of shots

@@ -20,9 +20,9 @@ from harness.errors import UserError, did_you_mean
 from harness.fields import coerce_value, with_current_names
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-BUILT_IN_FOLDERS = {
-    "task": ("tasks", PROJECT_ROOT / "tasks"),
-    "method": ("harness.methods", PROJECT_ROOT / "harness" / "methods"),
+BUILT_IN_PACKAGES = {  # packages whose modules each define one task or method
+    "task": ("tasks", "tasks.presets"),
+    "method": ("harness.methods",),
 }
 FORMER_HOOKS = {  # of a task or method class: a class that still defines one of them is refused, not silently ignored
     "task": {"readings": "diagnostics", "utility": "text_attributes", "reads_texts": "has_text_attributes"},
@@ -43,9 +43,29 @@ PLUGINS: dict[str, Path] = {}  # name -> file, filled by `add_plugins` with the 
 
 def list_names(kind: str) -> dict[str, str]:
     """Return name -> first line of the file's docstring; built-in files are read without importing them."""
-    files = [f for f in BUILT_IN_FOLDERS[kind][1].glob("*.py") if f.stem != "__init__"]
+    files = list(_built_in_files(kind).values())
     files += [file for name, file in PLUGINS.items() if _classes_of_kind(_import_plugin(name), kind)]
     return {file.stem: _first_docstring_line(file) for file in sorted(files)}
+
+
+def _built_in_files(kind: str) -> dict[str, Path]:
+    """Return name -> file of the tasks or methods that the project ships."""
+    folders = [PROJECT_ROOT.joinpath(*package.split(".")) for package in BUILT_IN_PACKAGES[kind]]
+    return {file.stem: file for folder in folders for file in folder.glob("*.py") if file.stem != "__init__"}
+
+
+def licence_of(name: str) -> str:
+    """Return the licence of a shipped task's data, as its class says it, without an import; "" where it says none."""
+    file = _built_in_files("task").get(name)
+    statements = ast.walk(ast.parse(file.read_text("utf-8"))) if file else ()
+    for node in statements:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "licence":
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
+def _module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PROJECT_ROOT).with_suffix("").parts)
 
 
 def _first_docstring_line(file: Path) -> str:
@@ -67,7 +87,7 @@ def add_plugins(files: typing.Iterable[str | Path]) -> None:
                 f"{file.name} is not a valid name for a task or method",
                 "use lower-case letters, digits and _, starting with a letter, for example my_task.py",
             )
-        if any((folder / file.name).exists() for _, folder in BUILT_IN_FOLDERS.values()):
+        if any(name in _built_in_files(kind) for kind in BUILT_IN_PACKAGES):
             raise UserError(f"the plug-in {file} has the name of a built-in task or method", "rename the file")
         if given.setdefault(name, file.resolve()) != file.resolve():
             raise UserError(f"two plug-ins are named {name}: {given[name]} and {file}", "rename one of the files")
@@ -90,13 +110,13 @@ def load_class(kind: str, name: str) -> Any:
 
     Raises UserError, with the closest known name, where there is none.
     """
-    built_in = re.fullmatch(NAME_PATTERN, name) and (BUILT_IN_FOLDERS[kind][1] / f"{name}.py").is_file()
-    if not built_in and name not in PLUGINS:
+    built_in = _built_in_files(kind)
+    if name not in built_in and name not in PLUGINS:
         known = list_names(kind)
         hint = did_you_mean(name, known, f"`manyminds list` shows all names; {kind}s: {', '.join(known)}")
         raise UserError(f"there is no {kind} {name!r}", forgotten_plugin(name) or hint)
     found = _classes_of_kind(
-        _import_plugin(name) if name in PLUGINS else importlib.import_module(f"{BUILT_IN_FOLDERS[kind][0]}.{name}"),
+        _import_plugin(name) if name in PLUGINS else importlib.import_module(_module_name(built_in[name])),
         kind,
     )
     if len(found) != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,8 @@ def with_numbers(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
                 number.is_null().to_numpy(), f"no number in column {name}", frame[name], f"convert {name} to numbers"
             )
             frame = frame.with_columns(number)
+        elif name in frame.columns and frame[name].dtype.is_decimal():  # 0.5 in SQL
+            frame = frame.with_columns(pl.col(name).cast(pl.Float64))
     return frame
 
 
@@ -182,9 +184,48 @@ def text_columns(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
     return frame.select(names)
 
 
+def sides_of_choices(frame: pl.DataFrame, numbers: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the chosen and the rejected option of each row: columns prompt and response, and the numbers of both.
+
+    numbers: names of numbers, which are columns chosen_NAME and rejected_NAME; with some, texts may be missing. Raises
+    UserError for a missing column, and for the first row without a text or with equal options.
+    """
+    require_columns(frame, "user", *(f"{side}_{name}" for side in ("chosen", "rejected") for name in numbers))
+    if has_texts := not numbers or "chosen" in frame.columns or "rejected" in frame.columns:
+        require_columns(frame, "prompt", "chosen", "rejected")
+        texts = text_columns(frame, "prompt", "chosen", "rejected")
+        check_options_differ(texts, "chosen", "rejected")
+    sides = []
+    for side in ("chosen", "rejected"):
+        columns = [texts["prompt"], texts[side].alias("response")] if has_texts else []
+        found = with_numbers(frame, *(f"{side}_{name}" for name in numbers))
+        columns += [found[f"{side}_{name}"].alias(name) for name in numbers]
+        sides.append(pl.DataFrame(columns))
+    if not has_texts:
+        equal = pl.Series((sides[0].to_numpy() == sides[1].to_numpy()).all(axis=1))
+        what, hint = "a chosen option that equals the rejected one", "drop the rows whose two options are the same"
+        raise_for_first_bad(equal.to_numpy(), what, frame["user"], hint)
+    return sides[0], sides[1]
+
+
 def check_options_differ(texts: pl.DataFrame, left: str, right: str) -> None:
     """Raise UserError for the first row whose two options look the same to a person."""
-    pairs = zip(texts[left].to_list(), texts[right].to_list(), strict=True)
-    same = np.array([a == b or same_writing(a) == same_writing(b) for a, b in pairs], dtype=bool)
     what = f"the same text in {left} and {right}"
+    same = options_look_same(texts[left], texts[right]).to_numpy()
     raise_for_first_bad(same, what, texts[left], "drop the rows whose two options look the same")
+
+
+def options_look_same(left: pl.Series, right: pl.Series) -> pl.Series:
+    """Return for each row whether two texts look the same to a person, as `sameness.same_writing` says.
+
+    Only texts with the same visible ASCII characters can look the same, or texts with other characters, whose Unicode
+    form matters: only those are compared one by one.
+    """
+    equal = left == right
+    visible = [text.str.replace_all(r"\s+", "") for text in (left, right)]
+    near = ~equal & (
+        (visible[0] == visible[1]) | left.str.contains(r"[^\x00-\x7f]") | right.str.contains(r"[^\x00-\x7f]")
+    )
+    rows = near.arg_true()
+    same = [same_writing(a) == same_writing(b) for a, b in zip(left[rows], right[rows], strict=True)]
+    return equal.scatter(rows.filter(pl.Series(same, dtype=pl.Boolean)), True) if any(same) else equal

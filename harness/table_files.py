@@ -1,8 +1,9 @@
-"""Tables that people keep in files: csv, jsonl and parquet, read without a guess."""
+"""Tables that people keep in files: csv, jsonl, parquet, arrow and folders of `datasets`, read without a guess."""
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -23,15 +24,21 @@ JSON_ESCAPE = re.compile(
 )
 
 
-def read_table(path: Path) -> pl.DataFrame:
-    """Read a csv, jsonl or parquet file. Every column of a csv file is text, so that ids stay as they are written.
+def read_table(path: Path, split: str = "train") -> pl.DataFrame:
+    """Read a csv, jsonl, parquet or arrow file, or a folder of `datasets.save_to_disk`.
 
-    Raises UserError for a file that is missing, of another kind, cannot be read, or could be read in two ways.
+    Every column of a csv file is text, so that ids stay as they are written.
+    split: which table to read of a folder that holds several. Raises UserError for a file that is missing, of another
+    kind, cannot be read, or could be read in two ways.
     """
+    if path.is_dir():
+        return _read_saved_folder(path, split)
     readers: dict[str, Callable[[IO[bytes]], pl.DataFrame]] = {
         ".csv": _read_csv,
         ".jsonl": _read_jsonl,
         ".parquet": pl.read_parquet,
+        ".arrow": _read_arrow,
+        ".feather": _read_arrow,
     }
     if path.suffix.lower() not in readers:
         raise UserError(
@@ -50,12 +57,61 @@ def read_table(path: Path) -> pl.DataFrame:
         if "utf-8" in str(error).lower():
             raise _not_utf8() from error
         raise _unreadable(path, error) from error
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
     if twice := [name for name in frame.columns if DUPLICATED.sub("", name) in set(frame.columns) - {name}]:
         name = DUPLICATED.sub("", twice[0])
         raise UserError(f"two columns are named {name}", "rename one of them, or remove it")
     return frame
+
+
+def files_of_table(path: Path) -> list[Path]:
+    """Return the files that `read_table` reads: the file itself, or all files of a folder."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def query_table(table: pl.DataFrame, query: str) -> pl.DataFrame:
+    """Return the result of an SQL query over `data`, as polars understands SQL. Raises UserError where it cannot run."""
+    try:
+        with pl.SQLContext(data=table) as context:
+            return context.execute(query, eager=True)
+    except Exception as error:  # of the parser, the planner, or a cast
+        said = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the query failed: {said}", f"the table is called data; its columns are {', '.join(table.columns)}"
+        ) from error
+
+
+def _read_arrow(file: IO[bytes]) -> pl.DataFrame:
+    """Read an arrow file of either kind: a file with an index, or a stream, as the library `datasets` writes."""
+    try:
+        return pl.read_ipc(file)
+    except pl.exceptions.PolarsError:
+        file.seek(0)
+        return pl.read_ipc_stream(file)
+
+
+def _read_saved_folder(path: Path, split: str) -> pl.DataFrame:
+    """Read a folder that `datasets.save_to_disk` wrote. Raises UserError for any other folder, and an unknown split."""
+    folder = path
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
+        if split not in splits:
+            raise UserError(
+                f"the folder has no split {split!r}, but {', '.join(splits)}", f'set hub_split = "{splits[0]}"'
+            )
+        folder = path / split
+    if not (folder / "state.json").is_file():
+        raise UserError("it is a folder, and not one of datasets.save_to_disk", "give the file inside it")
+    try:
+        parts = json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]
+        tables = []
+        for part in parts:
+            with (folder / part["filename"]).open("rb") as file:
+                tables.append(_read_arrow(file))
+        return pl.concat(tables)
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"the folder cannot be read: {error}", "save the data set again") from error
 
 
 def _read_csv(file: IO[bytes]) -> pl.DataFrame:
@@ -160,8 +216,6 @@ DUPLICATED = re.compile(r"_duplicated_\d+$")  # how polars names the second of t
 
 def _unreadable(path: Path, error: Exception | str) -> UserError:
     """Return the error for a file that cannot be read; a csv file with another separator than commas is recognised."""
-    if path.is_dir():
-        return UserError("it is a folder", "give the file inside it")
     with path.open("rb") as file:
         first = file.readline()
     for separator, name in ((b";", "semicolons"), (b"\t", "tabs")):

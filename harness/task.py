@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from harness import fields
-from harness.data import Pairs, Panel, PreferenceDataset, Splits, Truth
+from harness.data import (
+    ASKED_IN_TEST,
+    ASKED_IN_VALIDATION,
+    SHOWN,
+    Pairs,
+    Panel,
+    PreferenceDataset,
+    Splits,
+    Truth,
+    require_value,
+)
 from harness.errors import UserError
 from harness.method import State, Users
 
@@ -31,6 +41,9 @@ class Task:
     version: ClassVar[int] = 1
     family: ClassVar[str] = ""  # simulated, human choices, human text, or written by models
     paper: ClassVar[str] = ""  # authors, year and short title of where it comes from
+    controls: ClassVar[tuple[str, ...]] = ()  # methods that its boards show beside the controls of all boards
+    licence: ClassVar[str] = ""  # of the data, where they are not the project's own
+    form_matters: ClassVar[bool] = False  # people judge the form of responses, such as their length or layout
     caveat: ClassVar[str] = ""  # what readers of a board must know before they believe a gain on this task
 
     shots: tuple[int, ...] = field(default=(0, 5, 10, 20), kw_only=True)  # numbers of context pairs shown for each user
@@ -107,27 +120,152 @@ def split_whole_users(data: PreferenceDataset, seed: int, n_context: int, n_quer
     """Split whole users 3:1:1 into train, validation and test.
 
     Seeds 0-4, 5-9, ... each form one five-fold cross-validation, in which each person is a test user once. The panel
-    `seen` asks training users about pairs held out of training. The repeats of a pair by one user are never divided
-    between context (or training) pairs and query pairs. Raises UserError for fewer than FOLD_COUNT people.
+    `seen` asks training users about pairs held out of training. The repeats of a pair by one user, and the pairs of one
+    judgement (`Pairs.row`), are never divided between context (or training) pairs and query pairs.
+
+    People with too few pairs for `n_context` and a query are training users whom the panel `seen` leaves out. Raises
+    UserError where fewer than FOLD_COUNT people have enough.
     """
-    pairs, n = data.pairs, data.pairs.n_users
-    if n < FOLD_COUNT:
-        raise UserError(f"{n} people are too few to hold out whole users", f"use at least {FOLD_COUNT} people")
+    pairs = data.pairs
+    room = room_for_context(pairs)
+    train, validation, test = folds_of_people(room, seed, n_context)
+    rng = np.random.default_rng([seed, pairs.n_users, len(pairs)])
+    return split_given_people(pairs, rng, (train, validation, test), room >= n_context, n_context, n_query)
+
+
+def room_for_context(pairs: Pairs) -> np.ndarray:
+    """Return int64[n_users]: how many different pairs a user can be shown so that one judgement is left to be asked."""
+    _, owner, size = judgement_units(pairs)
+    largest = np.zeros(pairs.n_users, dtype=np.int64)
+    np.maximum.at(largest, owner, size)
+    return np.bincount(owner, size, minlength=pairs.n_users).astype(np.int64) - largest
+
+
+def folds_of_people(room: np.ndarray, seed: int, n_context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the training, validation and test users of a seed, in five-fold cross-validation over people.
+
+    room: int64[n_users], how many pairs each user can be shown. Users with room for fewer than `n_context` are training
+    users. Raises UserError where fewer than FOLD_COUNT users have room.
+    """
+    able = np.flatnonzero(room >= n_context)
+    if len(able) < FOLD_COUNT:
+        fits = int(np.sort(room)[-FOLD_COUNT]) if len(room) >= FOLD_COUNT else -1
+        few = f"{len(able)} people are too few to hold out whole users"
+        if fits < 0 or len(able) == len(room):
+            raise UserError(few, f"use at least {FOLD_COUNT} people")
+        raise UserError(
+            f"{few}: of {len(room)} people, the others have too few different pairs for {n_context} to be shown and 1 to be asked",
+            f"set shots to at most {fits}, with which {int((room >= fits).sum())} people have enough, or add pairs",
+        )
     block, fold = divmod(seed, FOLD_COUNT)
-    folds = np.array_split(np.random.default_rng([block, n]).permutation(n), FOLD_COUNT)
+    folds = np.array_split(np.random.default_rng([block, len(able)]).permutation(able), FOLD_COUNT)
     test, validation = folds[fold], folds[(fold + 1) % FOLD_COUNT]
-    train = np.setdiff1d(np.arange(n), np.concatenate([test, validation]))
-    rng = np.random.default_rng([seed, n, len(pairs)])
+    return np.setdiff1d(np.arange(len(room)), np.concatenate([test, validation])), np.sort(validation), np.sort(test)
+
+
+def split_given_people(
+    pairs: Pairs,
+    rng: np.random.Generator,
+    people: tuple[np.ndarray, np.ndarray, np.ndarray],
+    able: np.ndarray,
+    n_context: int,
+    n_query: int,
+) -> Splits:
+    """Split the pairs of given training, validation and test users into training, context and query pairs.
+
+    able: bool[n_users], whether a user has pairs enough to be asked; the panel `seen` leaves out the others.
+    """
+    train, validation, test = people
     known, held_out = split_pairs_of_each_user(
         pairs.of(train), rng, lambda counts: counts - np.minimum(n_query, np.maximum(counts // 5, 1))
     )
-    panels = {"seen": Panel(known.first(n_context), held_out)}
+    asked = np.flatnonzero(able[train])
+    if len(asked) < len(train):
+        panels = {"seen": Panel(known.of(asked).first(n_context), held_out.of(asked))}
+    else:
+        panels = {"seen": Panel(known.first(n_context), held_out)}
     for name, users in (("validation", validation), ("test", test)):
         context, query = split_pairs_of_each_user(
-            pairs.of(np.sort(users)), rng, lambda counts: np.minimum(n_context, counts - 1)
+            pairs.of(users), rng, lambda counts: np.minimum(n_context, counts - 1)
         )
         panels[name] = Panel(context, query.first(n_query))
     return Splits(known, panels)
+
+
+def split_by_parts(data: PreferenceDataset, seed: int, n_context: int, n_query: int) -> Splits:
+    """Split by the data set's own parts (`PreferenceDataset.parts`).
+
+    Where people have pairs of several parts, whole people are held out 3:1:1 as in `split_whole_users`; a person's shown
+    pairs are context or training pairs, and only the others are asked. Otherwise the parts divide people: each panel's
+    pairs are split at random into context and query pairs. Where nothing is asked in validation, people for validation
+    are drawn from the training people.
+    """
+    pairs, parts = (
+        data.pairs,
+        require_value(data.parts, "parts of the data set's own split", "give PreferenceDataset parts"),
+    )
+    counts = [np.bincount(pairs.user[parts == part], minlength=pairs.n_users) for part in range(3)]
+    shown, in_validation, in_test = counts
+    rng = np.random.default_rng([seed, pairs.n_users, len(pairs)])
+    if not (shown.any() and in_test.any()):
+        raise UserError(
+            "the data set's own split has nothing to be shown, or nothing to be asked", "name another column"
+        )
+    if not ((shown > 0) & (in_test > 0)).any():  # parts divide people
+        able = room_for_context(pairs) >= n_context
+        train = np.flatnonzero(shown)
+        validation = np.flatnonzero((in_validation > 0) & able)
+        if not len(validation):
+            validation = np.sort(rng.permutation(train[able[train]])[: max(1, len(train) // FOLD_COUNT)])
+            train = np.setdiff1d(train, validation)
+        people = train, validation, np.flatnonzero((in_test > 0) & able)
+        return split_given_people(pairs, rng, people, able, n_context, n_query)
+    to_show, in_test_part = pairs.take(parts == SHOWN), pairs.take(parts == ASKED_IN_TEST)
+    in_validation_part = pairs.take(parts == ASKED_IN_VALIDATION) if in_validation.any() else in_test_part
+    _, owner, size = judgement_units(to_show)
+    room = np.bincount(owner, size, minlength=pairs.n_users).astype(np.int64)
+    asked = np.minimum(np.diff(in_test_part.offsets), np.diff(in_validation_part.offsets))
+    train, validation, test = folds_of_people(np.where(asked > 0, room, -1), seed, n_context)
+    seen = train[(room[train] >= n_context) & (asked[train] > 0)]
+    panels = {}
+    for name, users, part in (
+        ("seen", seen, in_test_part),
+        ("validation", validation, in_validation_part),
+        ("test", test, in_test_part),
+    ):
+        context = split_pairs_of_each_user(to_show.of(users), rng, lambda counts: np.minimum(n_context, counts))[0]
+        query = split_pairs_of_each_user(part.of(users), rng, lambda counts: np.minimum(n_query, counts))[0]
+        panels[name] = Panel(context, query)
+    return Splits(to_show.of(train[room[train] > 0]), panels)
+
+
+def judgement_units(pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the smallest groups of rows that a split must keep together, as unit of each row, owner and size of each unit.
+
+    unit: int64[n], of each row.  owner: int64[units], local users.  size: int64[units], numbers of different pairs. The
+    repeats of a pair by a user are together, also where a text is written in another way (`Items.first_same`), and so
+    are the pairs of one judgement (`Pairs.row`).
+    """
+    items = np.arange(len(pairs.items)) if pairs.items.text is None else pairs.items.first_same
+    left, right = items[pairs.left].astype(np.int64), items[pairs.right].astype(np.int64)
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    key = (pairs.user * np.int64(len(pairs.items)) + low) * len(pairs.items) + high
+    _, first_row, pair = np.unique(key, return_index=True, return_inverse=True)
+    owner, size = pairs.user[first_row].astype(np.int64), np.ones(len(first_row), dtype=np.int64)
+    if pairs.row is None:
+        return pair, owner, size
+    row = np.unique(pairs.row, return_inverse=True)[1]
+    if len(row) == row.max(initial=-1) + 1:  # a row has one pair
+        return pair, owner, size
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(owner) + row.max() + 1  # nodes: different pairs, then rows
+    edges = coo_array((np.ones(len(row), dtype=bool), (pair, len(owner) + row)), shape=(n, n))
+    _, unit = np.unique(connected_components(edges, directed=False)[1][: len(owner)], return_inverse=True)
+    owner_of = np.empty(unit.max() + 1, dtype=np.int64)
+    owner_of[unit] = owner
+    return unit[pair], owner_of, np.bincount(unit)
 
 
 def split_pairs_of_each_user(
@@ -135,21 +273,20 @@ def split_pairs_of_each_user(
 ) -> tuple[Pairs, Pairs]:
     """Split each user's rows at random into a first part of `n_first(counts)` distinct pairs, and the rest.
 
-    counts: int[n_users], each user's number of distinct pairs. Repeats of a pair stay in the same part, also where a text
-    is written in another way (`Items.first_same`).
+    counts: int[n_users], each user's number of distinct pairs. Rows that belong together (`judgement_units`) stay in the
+    same part; so the first part may be larger by less than one judgement, and never is all where `n_first` is less.
     """
-    items = np.arange(len(pairs.items)) if pairs.items.text is None else pairs.items.first_same
-    left, right = items[pairs.left].astype(np.int64), items[pairs.right].astype(np.int64)
-    low, high = np.minimum(left, right), np.maximum(left, right)
-    key = (pairs.user * np.int64(len(pairs.items)) + low) * len(pairs.items) + high
-    _, first_row, pair = np.unique(key, return_index=True, return_inverse=True)
-    owner = pairs.user[first_row]
+    unit, owner, size = judgement_units(pairs)
+    counts = np.bincount(owner, size, minlength=pairs.n_users).astype(np.int64)
     shuffled = np.lexsort((rng.random(len(owner)), owner))
-    counts = np.bincount(owner, minlength=pairs.n_users)
-    place = np.empty(len(owner), dtype=np.int64)
-    place[shuffled] = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[shuffled]]
-    order = np.lexsort((place[pair], pairs.user))
-    first = (place < n_first(counts)[owner])[pair]
+    ends = np.cumsum(size[shuffled])
+    starts_of_users = np.cumsum(counts) - counts
+    before = np.empty(len(owner), dtype=np.int64)  # different pairs of the user's units in front of a unit
+    before[shuffled] = ends - size[shuffled] - starts_of_users[owner[shuffled]]
+    wanted = n_first(counts)[owner]
+    in_first = (before < wanted) & ((wanted >= counts[owner]) | (before + size < counts[owner]))
+    order = np.lexsort((before[unit], pairs.user))
+    first = in_first[unit]
     return pairs.take(order[first[order]]), pairs.take(order[~first[order]])
 
 

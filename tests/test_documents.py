@@ -72,7 +72,14 @@ def newcomer(tmp_path, monkeypatch):
 
 
 def test_the_example_task_method_and_suite_run(newcomer, monkeypatch, capsys):
-    assert set(FILES) == {"make_choices.py", "my_task.py", "text_task.py", "my_method.py", "my_suite.toml"}
+    assert set(FILES) == {
+        "make_choices.py",
+        "my_data.toml",
+        "my_task.py",
+        "text_task.py",
+        "my_method.py",
+        "my_suite.toml",
+    }
     mine = [*commands("README.md"), *commands("harness/methods/README.md"), "manyminds check text_task.py"]
     assert len(mine) == 7
     boards = []

@@ -15,6 +15,7 @@ import polars as pl
 
 from harness import registry
 from harness.api import frames
+from harness.api.to_datasets import export_suite
 from harness.board.board import Board
 from harness.board.make import make_board
 from harness.inference.jobs import Job, make_in_process
@@ -72,6 +73,13 @@ class SuiteRun:
     def verdicts(self) -> pl.DataFrame:
         """Return a row per task: the verdict, how many people and seeds it rests on, and warnings."""
         return frames.verdicts_frame(self.board)
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write every task's pairs and items and all finished predictions as parquet, with a data set card.
+
+        folder: new or empty. Raises UserError where it holds files.
+        """
+        return export_suite(self.plan, self.store, Path(folder))
 
     def trials(self) -> pl.DataFrame:
         """Return a row per trial: key, task, method, seed, whether it is finished, and why it failed."""

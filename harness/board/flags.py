@@ -49,6 +49,16 @@ def flag_other_builds(tasks: Collection[dict]) -> list[str]:
     ]
 
 
+def flag_notes(task: dict) -> list[str]:
+    """Report what the task says about its data, such as people and pairs that are left out."""
+    return list(task["facts"].get("notes", ()))
+
+
+def flag_licence(task: Task) -> list[str]:
+    """Report whose data a board shows and under which licence, where they are not the project's own."""
+    return [f"data: {task.paper}; licence: {task.licence}"] if task.licence else []
+
+
 def flag_tied_labels(share: float) -> list[str]:
     """Report the share of test pairs whose label is one half, from one in two hundred on."""
     return [f"{share:.1%} of the test labels are ties, which say nothing"] if share >= 0.005 else []

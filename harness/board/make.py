@@ -17,6 +17,8 @@ from harness.board.flags import (
     flag_changed_code,
     flag_code_versions,
     flag_equal_options,
+    flag_licence,
+    flag_notes,
     flag_order_dependence,
     flag_other_builds,
     flag_reference_below_chance,
@@ -34,15 +36,17 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
 from harness.trials.prepare import MAX_EQUAL_OPTIONS, MAX_TIED_LABELS
-from harness.trials.suite import CONTROL_METHODS
+from harness.trials.suite import QUIET_CONTROLS
 from harness.trials.trial import Trial
 
-METRIC_MAXIMA = {  # metrics, macro-averaged over users, with their largest possible value
-    "accuracy": 1.0,
-    "sign_accuracy": 1.0,  # only with ground truth
-    "auc": 1.0,
-    "log_loss": np.inf,
-    "brier": 1.0,
+METRIC_LIMITS = {  # metrics, macro-averaged over users, with their smallest and largest possible values
+    "accuracy": (0.0, 1.0),
+    "sign_accuracy": (0.0, 1.0),  # only with ground truth
+    "auc": (0.0, 1.0),
+    "rank_correlation": (-1.0, 1.0),  # only with ratings
+    "scale_error": (0.0, np.inf),  # only with ratings
+    "log_loss": (0.0, np.inf),
+    "brier": (0.0, 1.0),
 }
 BOARD_PANEL = "test"
 # scores of policies' texts that are never negative, with their largest possible value; the others have no limits
@@ -122,14 +126,13 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         seeds=len(plan.suite.seeds),
         note=compared.note,
         verdict=compared.verdict,
-        # a privileged control that is on every board needs ground truth, which real people's data never has
         refusals={
-            names[r.method]: r.reason
-            for r in plan.refusals
-            if r.task == task and not (r.method.privileged and r.method.name in CONTROL_METHODS)
+            names[r.method]: r.reason for r in plan.refusals if r.task == task and r.method.name not in QUIET_CONTROLS
         },
         flags=(
             *filter(None, [task.caveat]),
+            *flag_licence(task),
+            *(flag_notes(tasks[plan.suite.seeds[0]]) if tasks else ()),
             *flag_code_versions(manifests),
             *flag_changed_code(trials, manifests),
             *flag_order_dependence(manifests),
@@ -291,13 +294,13 @@ def _with_persons(table: pl.DataFrame, seed: int, numbers: dict[int, np.ndarray]
 
 def _own_scores(cells: _MethodCells, task: Task, complete: bool) -> dict:
     """Return the row's scores that need no other row: curves, swap control, worst users, best of n and texts."""
-    known = [m for m in METRIC_MAXIMA if not cells.blocks[task.shots[0], False][m].null_count()]
+    known = [m for m in METRIC_LIMITS if not cells.blocks[task.shots[0], False][m].null_count()]
     curves: dict[str, dict[int, Point]] = {metric: {} for metric in (*known, "ece")}
     for shots in task.shots:
         block = cells.blocks[shots, False]
         values = np.stack([block[metric] for metric in known])
         found = stats.estimate_means(values, cells.person, cells.seed)
-        low, high = np.clip(found.interval(), 0, [METRIC_MAXIMA[metric] for metric in known])
+        low, high = np.clip(found.interval(), *np.transpose([METRIC_LIMITS[metric] for metric in known]))
         for i, metric in enumerate(known):
             curves[metric][shots] = Point(
                 float(found.value[i]), *(_finite_or_none(x[i]) if complete else None for x in (low, high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -16,6 +17,7 @@ from harness.errors import UserError, did_you_mean
 from harness.parallel import one_torch_thread
 from harness.store.store import Store
 from harness.trials.prepare import describe_error
+from harness.trials.suite import read_suite
 
 
 def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
@@ -31,6 +33,14 @@ def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
     with threadpool_limits(1), one_torch_thread():
         for kind in kinds:
             yield from _findings_of_kind(kind, name, store)
+
+
+def check_tasks_of_suite(suite: Path, store: Store) -> Iterator[ContractFinding]:
+    """Run all checks of each task of a suite, with the fields that the suite gives."""
+    with threadpool_limits(1), one_torch_thread():
+        for task in read_suite(suite).tasks:
+            for what, check in task_checks(task, store):
+                yield _run_check(f"task {task.name}: {what}", check, inspect.getfile(type(task)))
 
 
 def _findings_of_kind(kind: str, name: str, store: Store) -> Iterator[ContractFinding]:
@@ -53,7 +63,7 @@ def _run_check(what: str, check: Callable[[], str | None], file: str | None = No
     """Run one check. file: of the task or method, whose line an error names where it passed through it."""
     try:
         found = check()
-        return ContractFinding(what, None, found) if isinstance(found, Measured) else ContractFinding(what, found)
+        return ContractFinding(what, None, str(found)) if isinstance(found, Measured) else ContractFinding(what, found)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

@@ -22,7 +22,9 @@ from harness.check.findings import (
     problem_raised,
 )
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
+from harness.method import Run
 from harness.sameness import same_reading
+from harness.scores.metrics import label_of_preferred
 from harness.scores.stats import resembles_coin_flips
 from harness.store.store import Store
 from harness.task import Task, build_task
@@ -35,6 +37,9 @@ from harness.trials.prepare import (
 )
 from harness.trials.trial import field_values, identity_hash, task_identity
 
+# Share of test queries that form may predict. On human choices form predicts up to .7 (`arguments`); data sets whose two
+# sides were stored in different ways reach more than .9.
+MAX_FORM_ACCURACY = 0.8
 MIN_SHINGLE_OVERLAP = 0.9  # Jaccard; ten words of which one differs by a letter share about .85
 MAX_NEAR_DUPLICATES = 0.05  # share of queries
 MAX_COMPARED_USERS = 100  # test users whose pairs are compared; more add nothing to a share
@@ -95,6 +100,7 @@ class BuiltTask:
             ("columns in one unit differ less than a thousandfold in spread", self.has_comparable_columns),
             ("features tell the two options of a pair apart", self.tells_options_apart),
             ("labels are in [0, 1]", self.has_valid_labels),
+            ("the form of responses does not tell which wins", self.hides_answers_from_form),
             ("left and right carry no information", self.has_uninformative_sides),
             ("item numbers carry no information", self.has_uninformative_numbers),
         ]
@@ -155,7 +161,7 @@ class BuiltTask:
     def has_no_near_duplicates(self) -> str | None:
         """Return a problem where many test queries nearly repeat a pair of the same user's context.
 
-        Two pairs nearly repeat each other if both texts of one, in either order, share MIN_SHINGLE_OVERLAP of the shingles
+        Two pairs nearly repeat each other if their prompts, and both texts of one, in either order, share MIN_SHINGLE_OVERLAP of the shingles
         (runs of four characters) with those of the other. Names, dates or typing errors may be all that differs.
         """
         if "test" not in self.splits.panels or self.data.pairs.items.text is None:
@@ -214,6 +220,28 @@ class BuiltTask:
             "drop what people decide by, and no method can learn it"
         )
 
+    def hides_answers_from_form(self) -> str | None:
+        """Return a problem where brackets, quotes, line breaks, length and other form predict the test queries.
+
+        The method `surface` is fitted and asked as in a trial, without ties.
+        """
+        panels = self.splits.panels
+        if self.data.pairs.items.text is None or not {"validation", "test"} <= set(panels):
+            return None
+        method, run = registry.make_instance("method", "surface", {}), Run(0)
+        state = method.fit(self.splits.train, panels["validation"], run)
+        query = panels["test"].query
+        query = query.take(query.label != 0.5)
+        z = method.score(state, method.adapt(state, panels["test"].context, run), query.without_labels()).numpy()
+        share = float(label_of_preferred(z, query.label).mean()) if len(query) else 0.5
+        said = f"form alone predicts {share:.1%} of {len(query)} test queries"
+        if self.task.form_matters or share <= MAX_FORM_ACCURACY:
+            return Measured(said)
+        return (
+            f"{said}: chosen and rejected responses may be stored in different ways; store them alike, or set "
+            "form_matters if people judge form"
+        )
+
     def has_valid_labels(self) -> str | None:
         """Return a problem where a label is outside [0, 1]."""
         label = self.query_pairs.label
@@ -266,14 +294,21 @@ def near_duplicate_share(context: Pairs, query: Pairs) -> float:
     """Return the share of queries that nearly repeat a context pair of the same user, over MAX_COMPARED_USERS users."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    texts = [same_reading(text) for text in query.items.known_text["response"].to_pylist()]
     vectorizer = HashingVectorizer(analyzer="char", ngram_range=(4, 4), binary=True, norm=None, alternate_sign=False)
-    shingles = vectorizer.transform(texts)
-    sizes = np.asarray(shingles.sum(axis=1)).ravel()
+    parts = []
+    for name in ("prompt", "response"):
+        texts = [same_reading(text) for text in query.items.known_text[name].to_pylist()]
+        shingles = vectorizer.transform(f" {text} " for text in texts)  # a short text has a shingle, too
+        parts.append((shingles, np.asarray(shingles.sum(axis=1)).ravel()))
 
     def overlap(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
-        both = (shingles[asked] @ shingles[shown].T).toarray()
-        return both / np.maximum(1, sizes[asked][:, None] + sizes[shown][None] - both)
+        """Return float[asked, shown]: the smaller overlap of two items' prompts and of their responses."""
+        found = np.ones((len(asked), len(shown)))
+        for shingles, sizes in parts:
+            both = (shingles[asked] @ shingles[shown].T).toarray()
+            every = sizes[asked][:, None] + sizes[shown][None] - both
+            found = np.minimum(found, np.divide(both, every, out=np.ones_like(both), where=every > 0))
+        return found
 
     repeated, n_queries = 0, 0
     for user in range(min(query.n_users, MAX_COMPARED_USERS)):

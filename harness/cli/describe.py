@@ -43,10 +43,16 @@ def describe_setting(kind: str, name: str, store: Store) -> Iterator[str]:
     yield ""
     yield textwrap.indent(inspect.getdoc(cls) or "", "  ")
     yield ""
-    facts = {"family": cls.family, "paper": cls.paper, "needs": ", ".join(needs_of(kind, cls)) or "nothing"}
+    facts = {
+        "family": cls.family,
+        "paper": cls.paper,
+        "licence": getattr(cls, "licence", ""),
+        "needs": ", ".join(needs_of(kind, cls)) or "nothing",
+    }
     facts |= {"version": str(cls.version), "source": inspect.getfile(module) if module else "unknown"}
     for fact, value in facts.items():
-        yield f"{fact:8} {value or '-'}"
+        if value or fact != "licence":
+            yield f"{fact:8} {value or '-'}"
     lines = fields_of_class(cls)
     yield ""
     yield "fields, with their defaults:" if lines else f"this {kind} has no fields"

@@ -45,7 +45,9 @@ def list_(
     for kind, known in kinds.items():
         if known:
             print(f"{kind}:")
-            print("\n".join(f"  {name:{width}}  {line}" for name, line in known.items()))
+            for name, line in known.items():
+                licence = registry.licence_of(name) if kind == "tasks" else ""
+                print(f"  {name:{width}}  {line}" + (f" [licence: {licence}]" if licence else ""))
 
 
 def _filtered(kind: str, names: dict[str, str], family: str, paper: str, needs: str) -> dict[str, str]:
@@ -72,21 +74,31 @@ def _filter_hint() -> str:
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="A task's or method's name, or a file that holds one.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A task's or method's name, a file that holds one, or a suite, whose tasks are checked."),
+    ],
     store: StoreDir = Path("store"),
     data: DataDir = None,
+    plugin: Plugins = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Check a task or method against the contract of all tasks and methods."""
+    """Check a task or method, or the tasks of a suite, against the contract of all tasks and methods."""
     set_data_folder(data)
-    if name.endswith(".py") or "/" in name:
-        registry.add_plugins([name])
-        name = Path(name).stem
-    from harness.check.contract import check_name
+    registry.add_plugins(plugin or [])
+    from harness.check.contract import check_name, check_tasks_of_suite
+
+    if name.endswith(".toml"):
+        checked = check_tasks_of_suite(Path(name), Store(store))
+    else:
+        if name.endswith(".py") or "/" in name:
+            registry.add_plugins([name])
+            name = Path(name).stem
+        checked = check_name(name, Store(store))
 
     failed, findings = 0, []
     told: set[str | None] = set()
-    for found in check_name(name, Store(store)):
+    for found in checked:
         failed += found.problem is not None
         findings.append(dataclasses.asdict(found))
         if not as_json:

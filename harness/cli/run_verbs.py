@@ -119,6 +119,28 @@ def board(
     _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
 
 
+def export(
+    suite: SuiteArgument,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the data set.", show_default=False)],
+    store: StoreDir = Path("store"),
+    data: DataDir = None,
+    plugin: Plugins = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Write a suite's pairs, items and predictions as a data set: parquet, a card for `datasets`, and Croissant."""
+    from harness.api.to_datasets import export_suite
+
+    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True)
+    files = export_suite(planned, opened, folder)
+    if as_json:
+        print_json([str(file) for file in files])
+        return
+    for file in files:
+        print(f"{file}  {file.stat().st_size:,} bytes")
+    name = f"{planned.suite.tasks[0].name}-pairs" if len(planned.suite.tasks) == 1 else f"{files[0].parent.name}-pairs"
+    stderr.print(f'load it by datasets.load_dataset("{folder}", "{name}")')
+
+
 def reproduce(
     what: Annotated[
         list[str] | None,

@@ -9,15 +9,18 @@ from typing import Any
 import typer
 
 from harness.cli.app import app
+from harness.cli.describe_data import describe
 from harness.cli.inspect_verbs import check, doctor, list_, plan, show
 from harness.cli.make_verbs import encode, generate, prepare
-from harness.cli.run_verbs import board, publish, reproduce, run
+from harness.cli.run_verbs import board, export, publish, reproduce, run
+from harness.cli.suite_schema import schema
 from harness.cli.terminal import only_json_on_stdout, stderr
 from harness.errors import UserError, did_you_mean, note_former_name
 from harness.store.secrets import without_secrets
 
 app.command("list")(list_)
 for verb in (
+    describe,
     check,
     prepare,
     generate,
@@ -27,7 +30,9 @@ for verb in (
     board,
     reproduce,
     publish,
+    export,
     show,
+    schema,
     doctor,
 ):  # as --help has them
     app.command()(verb)

@@ -26,6 +26,7 @@ from harness.report.words import (
     people_and_seeds,
     shorten_text,
     task_remarks,
+    titles_of_rating_scores,
     written_tables,
 )
 from harness.store.store import Store
@@ -130,6 +131,7 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "axis_namer": axis_namer,
         "shorten_text": shorten_text,
         "largest_candidate_count": largest_candidate_count,
+        "titles_of_rating_scores": titles_of_rating_scores,
         "format_share": format_share,
         "format_worse": format_worse,
         "written_tables": written_tables,

@@ -22,6 +22,7 @@ from harness.report.words import (
     largest_candidate_count,
     people_and_seeds,
     task_remarks,
+    titles_of_rating_scores,
     written_tables,
 )
 
@@ -56,10 +57,26 @@ def print_board(board: Board) -> None:
         console.print(table)
         for line in task_remarks(task):
             console.print(line, markup=False)
+        if scored := titles_of_rating_scores(task):
+            print_ratings(task, scored, console)
         if choosing := [row for row in task.rows if row.best_of]:
             print_best_of(task, choosing, console)
         if policies := [row for row in task.rows if row.written]:
             print_written(task, policies, console)
+
+
+def print_ratings(task: TaskBoard, scored: dict[str, str], console: Console) -> None:
+    """Print how well the methods predict ratings, at the largest number of shots."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for title in scored.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in task.rows:
+        if row.curves:
+            cells = (format_interval(row.curves[name][task.shots]) for name in scored)
+            table.add_row(escape(row.label), *cells, style="dim" if row.privileged else None)
+    console.print(f"\n{escape(task.label)}  ratings of test people at {task.shots} shots")
+    console.print(table)
 
 
 def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:

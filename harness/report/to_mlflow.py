@@ -435,7 +435,9 @@ def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
                 "ece",
                 "brier",
                 "sign_accuracy",
-            ):  # no limits of these three, to have fewer names; `manyminds board --json` prints them
+                "rank_correlation",
+                "scale_error",
+            ):  # no limits of these, to have fewer names; `manyminds board --json` prints them
                 told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
     if row.gain:
         told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]

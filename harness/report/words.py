@@ -71,6 +71,17 @@ def people_and_seeds(task: TaskBoard) -> str:
     return f"{task.people} test people, {task.seeds} seeds" + (f", features by {encoder}" if encoder else "")
 
 
+RATING_SCORES = {
+    "rank_correlation": "rank correlation",
+    "scale_error": "error on the scale",
+}  # of tasks made of ratings
+
+
+def titles_of_rating_scores(task: TaskBoard) -> dict[str, str]:
+    """Return the scores of predicted ratings, and their names in tables; {} for tasks that are not made of ratings."""
+    return {k: v for k, v in RATING_SCORES.items() if any(k in row.curves for row in task.rows)}
+
+
 def task_remarks(task: TaskBoard) -> list[str]:
     """Return the verdict, and warnings about the table: no interval, missing trials, refusals, flags."""
     lines = [task.verdict]

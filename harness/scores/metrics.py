@@ -8,8 +8,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from harness.data import Pairs, Splits, Truth
+from harness.scores.scale import rating_scores
 
-METRICS_VERSION = 3  # raised whenever a score of the same predictions changes; older score tables are then recomputed
+METRICS_VERSION = 4  # raised whenever a score of the same predictions changes; older score tables are then recomputed
 CALIBRATION_BINS = 10  # bins of equal mass for the calibration error
 # Largest mean |log-odds| after scaling. Without this bound the best scale would be infinite where all validation
 # answers are predicted correctly.
@@ -64,6 +65,7 @@ def scores_per_person(
     accuracy: mean label of the side that the method prefers; log-odds of 0 count one half.
     sign_accuracy: the same with `true_label`; null without ground truth.
     auc: see `user_auc`.
+    rank_correlation, scale_error: of predicted ratings, see `scale.rating_scores`; null without ratings.
     log_loss (nats), brier: of the calibrated probabilities.
     bin_n, bin_p, bin_y: [n_users, CALIBRATION_BINS], number of queries, sum of probabilities and sum of labels in each
         bin. The bins hold equally many of the panel's queries, ordered by probability.
@@ -88,11 +90,15 @@ def scores_per_person(
         sums = np.bincount(cell, values, minlength=n_users * CALIBRATION_BINS).astype(np.float32)
         return pa.FixedSizeListArray.from_arrays(pa.array(sums), CALIBRATION_BINS)
 
+    nothing = pa.nulls(n_users, pa.float64())
+    rank, error = (nothing, nothing) if query.ratings is None else rating_scores(query, z)
     return {
         "asked": asked.astype(np.int32),
         "accuracy": mean_label_of_preferred(y),
-        "sign_accuracy": pa.nulls(n_users, pa.float64()) if true_label is None else mean_label_of_preferred(true_label),
+        "sign_accuracy": nothing if true_label is None else mean_label_of_preferred(true_label),
         "auc": user_auc(user, n_users, z, y),
+        "rank_correlation": rank,
+        "scale_error": error,
         "log_loss": mean(np.logaddexp(0, scale * z) - y * scale * z),
         "brier": mean((p - y) ** 2),
         "bin_n": binned(None),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -69,6 +71,83 @@ def _hub_file(repo: str, revision: str, file: str, files: Sequence[str]) -> str:
             f'on a machine with a network, run {command} --local-dir DIR and set file = "DIR" in the task; or omit '
             "--local-dir, which fills the cache (the folder that HF_HOME names)",
         ) from error
+
+
+def parse_hub_name(name: str) -> tuple[str, str]:
+    """Return repository and revision of a data set named org/name@REVISION. Raises UserError for another name."""
+    repo, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"hub = {name!r} is not the name of a data set", 'write hub = "org/name@REVISION"')
+    check_revision(repo, revision)
+    return repo, revision
+
+
+def load_hub_table(name: str, config: str = "", split: str = "train", first_rows: int = 0) -> pl.DataFrame:
+    """Return a data set of the hub, read with the library `datasets`, which runs no code of the repository.
+
+    name: org/name@REVISION.  config: of a data set with several.  first_rows: stream only so many rows; 0 for all.
+    Raises UnavailableError where the hub cannot be reached and the data set is not in its cache, and UserError where the
+    hub has no such data set, configuration or split.
+    """
+    import datasets  # imported here: takes a second
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo, revision = parse_hub_name(name)
+    try:
+        with _quiet_datasets(datasets):
+            # Ask once whether the hub answers: `datasets` would retry for minutes before it reads its cache.
+            offline = not _hub_answers(
+                partial(HfApi().dataset_info, repo, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+            )
+            only_local = datasets.DownloadConfig(local_files_only=offline)
+            options = {"revision": revision, "split": split, "download_config": only_local}
+            found = datasets.load_dataset(repo, config or None, streaming=bool(first_rows), **options)
+            if first_rows:
+                return pl.from_dicts(list(found.take(first_rows)), infer_schema_length=None)
+            return found.to_polars()
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+        raise UserError(
+            f"the hub has no data set {repo} at {revision}, or you have no access to it",
+            f"check https://huggingface.co/datasets/{repo}/tree/{revision}; run `hf auth login` where it is not public",
+        ) from error
+    except ValueError as error:  # no such configuration or split
+        raise UserError(
+            f"{repo}: {str(error).strip().splitlines()[0]}",
+            "set config and hub_split as the data set's page shows them",
+        ) from error
+    except Exception as error:  # any error of the HTTP and file libraries that `datasets` uses
+        command = f"hf download {repo} --repo-type dataset --revision {revision} --local-dir DIR"
+        raise UnavailableError(
+            f"the data set {repo} could not be read from the hub or its cache "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})",
+            f"on a machine with a network, run {command} and set file to the table in DIR",
+        ) from error
+
+
+def _hub_answers(ask: Callable[[], object]) -> bool:
+    """Return whether the hub can be reached; its refusals are raised."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        ask()
+    except HfHubHTTPError:
+        raise
+    except Exception:  # any error of the HTTP library: no network, no answer in time
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet_datasets(datasets: Any) -> Iterator[None]:
+    """Hide the progress bars of `datasets` inside the block."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:

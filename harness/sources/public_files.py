@@ -104,7 +104,8 @@ def files_content_digest(*paths: str | Path) -> str:
             raise UserError(
                 f"the file {path} does not exist", "run from the folder that contains it, or give its full path"
             )
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
 
 

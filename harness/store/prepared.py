@@ -13,7 +13,7 @@ from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import UserError
 from harness.store.store import Store
 
-PAIR_COLUMNS = ("user", "people", "left", "right", "label", "seconds")
+PAIR_COLUMNS = ("user", "people", "left", "right", "label", "seconds", "row", "ratings")
 
 
 @dataclass(frozen=True, eq=False)

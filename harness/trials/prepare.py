@@ -67,7 +67,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     named |= {n: v for n, v in named_arrays(data).items() if n in ("text", "profiles") or n.startswith("truth.")}
     if features is not None:
         named["features"] = features
-    items, digest = data.pairs.items, arrays_digest(named)
+    # rows of tables only join results to people's own tables: no method reads them
+    items, digest = data.pairs.items, arrays_digest({n: v for n, v in named.items() if not n.endswith(".row")})
     settings = identity
     if not names_its_input(task):
         identity = identity | {"files": digest}
@@ -75,6 +76,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "feature_dim": None if items.features is None else int(items.features.shape[1]),
         "has_text": items.text is not None,
         "has_seconds": data.pairs.seconds is not None,
+        "has_ratings": data.pairs.ratings is not None,
         "has_truth": data.truth is not None,
         "has_profiles": data.pairs.profiles is not None,
         "shares_pairs": shares_pairs(splits),
@@ -84,6 +86,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "left_wins": float(splits.panels["test"].query.label.mean(dtype=np.float64)),
         "items": len(items),
         "people": data.pairs.n_users,
+        "notes": [*data.notes, *note_on_few_pairs(splits)],
         "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not
         "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
@@ -94,7 +97,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         return found
     if identity is not settings:
         facts["other_builds"] = _count_other_builds(store, settings, digest)
-    files = named | {"persons": person_digests(task, data, facts["population"])}
+    files = named | {"persons": person_digests(task, data, facts["population"]), "users": data.users}
     store.commit(
         "tasks",
         key,
@@ -109,6 +112,13 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
             "run the command again, and check that nothing else removes files there",
         )
     return prepared
+
+
+def note_on_few_pairs(splits: Splits) -> list[str]:
+    """Return a note that counts the people whom methods are only trained on; [] where there are none."""
+    seen = splits.panels.get("seen")
+    n = 0 if seen is None else splits.train.n_users - seen.query.n_users
+    return [f"{n:,} people have too few pairs to be asked, and are only trained on"] if n > 0 else []
 
 
 def _count_other_builds(store: Store, settings: dict, digest: str) -> int:

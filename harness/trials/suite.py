@@ -20,7 +20,9 @@ from harness.task import Task
 from harness.trials.trial import field_values, identity_fields, name_at_version, recorded_values
 
 # on every board unless `controls = false`
-CONTROL_METHODS = ("chance", "shared", "per_user", "spectral", "mixed_logit", "bayes")
+CONTROL_METHODS = ("chance", "surface", "shared", "per_user", "spectral", "mixed_logit", "bayes")
+# controls of texts, of ratings, of votes and of simulators, which other tasks silently go without
+QUIET_CONTROLS = ("surface", "rater_mean", "majority", "bayes")
 
 
 EXAMPLE_SUITE = PROJECT_ROOT / "jobs" / "suites" / "quick.toml"
@@ -37,7 +39,7 @@ class SuiteFile:
     title: str = ""  # the heading of the board; the file's name where it is missing
     seeds: int | list = 5  # the number of seeds, or a list of seeds; five seeds hold every person out once
     margin: float | int = 0.01  # the smallest gain in accuracy over `shared` that matters; stated before the run
-    controls: bool = True  # false leaves out chance, shared, per_user, spectral, mixed_logit and bayes
+    controls: bool = True  # false leaves out chance, surface, shared, per_user, spectral, mixed_logit and bayes
     paper: str = ""  # the paper that the file's claims are from, as `manyminds reproduce` names it
     claims: list = field(default_factory=list)  # published statements, see below
     quick: dict = field(default_factory=dict)  # under `--quick`: other seeds, other fields by task or method
@@ -140,9 +142,8 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
         )
     if content.get("controls", True):
         named = {method.name for method in methods}
-        methods = [
-            registry.make_instance("method", name, {}) for name in CONTROL_METHODS if name not in named
-        ] + methods
+        wanted = dict.fromkeys([*CONTROL_METHODS, *(name for task in tasks for name in task.controls)])
+        methods = [registry.make_instance("method", name, {}) for name in wanted if name not in named] + methods
     if (count := len(tasks) * len(methods) * len(seeds)) > MAX_TRIALS:
         raise UserError(
             f"{path} has {count:,} trials, more than {MAX_TRIALS:,}", "divide its tasks or methods among several suites"

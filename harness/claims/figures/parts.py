@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from harness.board.board import setting_labels
-from harness.board.make import METRIC_MAXIMA
+from harness.board.make import METRIC_LIMITS
 from harness.claims.measures import measure_check
 from harness.claims.results import NoNumberError, Results
 from harness.claims.schema import WIN_METRICS, Check, Selection
@@ -32,10 +32,10 @@ METRIC_NAMES = {
     "win_random": "win rate over a random candidate",
     "win_shared": "win rate over the choice of shared",
 }
-METRIC_LIMITS: dict[str, tuple[float, float]] = {
-    metric: (0, most) for metric, most in (METRIC_MAXIMA | {"error": 1.0} | dict.fromkeys(WIN_METRICS, 1.0)).items()
-}
-METRIC_LIMITS |= {"gain_of_n": (-np.inf, 1)}  # bands are cut to these limits
+# bands are cut to these limits
+BAND_LIMITS = (
+    METRIC_LIMITS | {"error": (0.0, 1.0), "gain_of_n": (-np.inf, 1.0)} | dict.fromkeys(WIN_METRICS, (0.0, 1.0))
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def draw_lines(
         else:
             face = color if line.panel == "test" else "none"
             axes.plot(x, value, color=color, marker=marker, ls=dash, label=line.label, ms=6, mfc=face)
-            low, high = np.clip((low, high), *METRIC_LIMITS.get(line.metric, (-np.inf, np.inf)))
+            low, high = np.clip((low, high), *BAND_LIMITS.get(line.metric, (-np.inf, np.inf)))
             axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
     if not drawn:
         raise NoNumberError("; ".join(dict.fromkeys(missing)) or "nothing is chosen")

@@ -1,0 +1,125 @@
+"""Any table of ratings on a scale, described in a suite: people, what they rated, and a number for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from harness.data import TEXT_SCHEMA, Items, PreferenceDataset, Splits
+from harness.errors import UserError, error_prefix
+from harness.inference.features import encoder_field
+from harness.judgements import from_ratings
+from harness.rows import with_numbers
+from harness.sources.crowd import crowd_dim, crowd_vectors
+from harness.sources.judged import at_path, refuse_rows
+from harness.sources.messages import as_messages, text_of_messages
+from harness.store.store import Store
+from harness.table_task import TableTask
+from harness.task import split_by_parts
+
+
+@dataclass(frozen=True)
+class Ratings(TableTask):
+    """A task from a table with a row per rating: a person, a response or another item, and a number on a scale.
+
+    Ratings are compared within a prompt, or across all items of a person where there is no prompt: about one pair for
+    each rating (`judgements.from_ratings`). No query is about an item whose rating was shown, and a query's ratings are
+    compared among themselves. Beside accuracy, the board shows the rank correlation with a person's ratings, and the
+    error in units of the scale.
+
+    Items without texts or numbers get vectors learned from the ratings that training people gave (`raters-DIM`).
+    """
+
+    family = "human choices"
+    takes_crowd_vectors = True
+    controls = ("rater_mean",)
+
+    response: str = "response"  # column with the text that is rated
+    item: str = ""  # column with the id of what is rated, in place of a text
+    rating: str = "rating"
+    features: tuple[str, ...] = ()  # columns with numbers that describe what is rated
+    ties: Literal["drop", "keep"] = "drop"  # keep: pairs of equal ratings, as label .5
+    min_ratings: int = 6  # people with fewer are left out
+    encoder: str = encoder_field("raters-16")  # or an encoder of texts
+
+    def judgements(self, table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+        """Return the columns row, user, prompt, response or item, rating and features. Raises UserError for a bad row."""
+        what = {"item": self.item} if self.item else {"response": self.response}
+        columns = {"user": self.user, **what, "rating": self.rating} | {name: name for name in self.features}
+        if self.group:
+            columns["group"] = self.group
+        if self.prompt in table.columns or self.prompt != type(self).prompt:
+            columns["prompt"] = self.prompt
+        frame = pl.DataFrame([table["row"], *(at_path(table, path).alias(name) for name, path in columns.items())])
+        for name in ("prompt", "response"):
+            if name in frame.columns:
+                frame = frame.with_columns(text_of_messages(as_messages(frame[name])))
+        for name in columns:
+            refuse_rows(frame, frame[name].is_null(), f"nothing in column {name}", "leave such rows out by a query")
+        frame = with_numbers(frame, "rating", *self.features)
+        for name in ("rating", *self.features):
+            if not frame[name].dtype.is_numeric():
+                raise UserError(f"column {name} holds {frame[name].dtype}, not numbers", "name another column")
+            bad = ~frame[name].cast(pl.Float64).is_finite()
+            refuse_rows(frame, bad, f"no finite number in column {name}", "leave such rows out by a query", frame[name])
+        return frame, []
+
+    def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
+        table = self.read()
+        with error_prefix(self.source):
+            frame, _ = self.judgements(table)
+            keys = [name for name in ("prompt", "response", "item") if name in frame.columns]
+            items = frame.group_by(keys).agg(pl.col(self.features).cast(pl.Float64).mean()).sort(keys)
+            items = items.with_row_index("place")
+            again = frame.select("user", *keys).is_duplicated()
+            if again.any():
+                refuse_rows(
+                    frame,
+                    again,
+                    "a second rating of the same item by the same person",
+                    "keep one of them, for example by a query with AVG(rating) and GROUP BY",
+                    frame[keys[-1]],
+                )
+            frame = frame.join(items.select("place", *keys), on=keys, how="left", maintain_order="left")
+            group = frame["prompt"].rank("dense") if "prompt" in keys else pl.repeat(0, len(frame), eager=True)
+            rated = frame.select("user", "rating", item="place").with_columns(group.cast(pl.Int64).alias("group"))
+            text = None
+            if not self.item:
+                prompt = items["prompt"] if "prompt" in keys else pl.Series("prompt", [""] * len(items))
+                text = pl.DataFrame({"prompt": prompt, "response": items["response"]})
+            known = None if text is None else text.to_arrow().cast(TEXT_SCHEMA)
+            dim = crowd_dim(self.encoder)
+            if self.features:
+                values, unit = items.select(self.features).to_numpy(), False
+            elif dim is None:
+                if text is None:
+                    raise UserError(
+                        f"{self.encoder} encodes texts, and the items have none", 'set encoder = "raters-16"'
+                    )
+                values, unit = self.encoded(text, store), True
+            else:
+                values, unit = np.arange(len(items), dtype=np.float32)[:, None], True  # replaced below
+            data = from_ratings(
+                rated, Items(values, known, unit), self.queries, seed, self.ties == "keep", self.min_ratings
+            )
+            if dim is not None and not self.features:
+                data = with_crowd_vectors(data, self.split(data, seed), dim)
+            return data
+
+    def split(self, data: PreferenceDataset, seed: int) -> Splits:
+        return split_by_parts(data, seed, max(self.shots), self.queries)
+
+
+def with_crowd_vectors(data: PreferenceDataset, splits: Splits, dim: int) -> PreferenceDataset:
+    """Return the data with features of items that are learned from the ratings of the training pairs."""
+    train = splits.train
+    n = len(train.items)
+    assert train.ratings is not None
+    key = np.concatenate([train.user * np.int64(n) + train.left, train.user * np.int64(n) + train.right])
+    known, first = np.unique(key, return_index=True)
+    rating = train.ratings.T.reshape(-1)[first].astype(np.float64)
+    vectors = crowd_vectors(known // n, known % n, rating, n, dim)
+    return replace(data, pairs=replace(data.pairs, items=replace(data.pairs.items, features=vectors)))
