@@ -25,7 +25,7 @@ from harness.rows import (
     user_numbers,
     with_numbers,
 )
-from harness.sameness import group_equal_rows, same_reading
+from harness.sameness import as_read, group_equal_rows
 from harness.table_files import read_table
 
 TEXT_SCHEMA = pa.schema([("prompt", pa.large_string()), ("response", pa.large_string())])
@@ -80,8 +80,7 @@ class Items:
         """
         if self.text is None:
             return group_equal_rows(pl.from_numpy(self.known_features))
-        texts = {name: map(same_reading, self.text[name].to_pylist()) for name in ("prompt", "response")}
-        return group_equal_rows(pl.DataFrame({name: list(column) for name, column in texts.items()}))
+        return group_equal_rows(pl.DataFrame(self.text).select(pl.col("prompt", "response").map_batches(as_read)))
 
     @cached_property
     def first_equal(self) -> np.ndarray:

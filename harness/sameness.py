@@ -28,6 +28,13 @@ def same_reading(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", same_writing(text)).casefold().split())
 
 
+def as_read(texts: pl.Series) -> pl.Series:
+    """Return `same_reading` of every text. ASCII texts, which have one form and nothing invisible, take one pass together."""
+    plain = texts.str.to_lowercase().str.replace_all(r"[\s\x1c-\x1f]+", " ").str.strip_chars(" ")
+    others = texts.str.contains(r"[^\x00-\x7f]").arg_true()
+    return plain.scatter(others, [same_reading(text) for text in texts[others]]) if len(others) else plain
+
+
 def group_equal_rows(frame: pl.DataFrame) -> np.ndarray:
     """Return int64[n]: for every row of the frame, the first row that is equal.
 

@@ -189,16 +189,22 @@ class HashingEncoder:
         return table.filter(pa.array(~empty)), error_table(bad, ["the text is empty"] * len(bad))
 
     def start(self) -> Worker:
+        def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            return vector_rows(id_array(ready["id"]), self.vectors(ready["response"]))
+
+        return encode
+
+    def vectors(self, texts: pa.ChunkedArray) -> np.ndarray:
+        """Return float32[n, dim] of n texts, counted block by block."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         counter = HashingVectorizer(analyzer=visible_tokens, n_features=self.dim, norm=None)
-
-        def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
-            counts = counter.transform(ready["response"].to_pylist())
+        found = np.empty((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), HASHED_TEXTS_PER_BLOCK):
+            counts = counter.transform(texts.slice(start, HASHED_TEXTS_PER_BLOCK).to_pylist())
             counts.data = np.sign(counts.data) * (1 + np.log(np.maximum(np.abs(counts.data), 1)))
-            return vector_rows(id_array(ready["id"]), counts.toarray().astype(np.float32))
-
-        return encode
+            found[start : start + counts.shape[0]] = counts.toarray()
+        return found
 
 
 def vector_rows(ids: np.ndarray, found: np.ndarray) -> tuple[pa.Table, pa.Table, dict]:

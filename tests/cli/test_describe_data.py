@@ -1,0 +1,149 @@
+"""`manyminds describe` counts what a person would count by hand; `manyminds schema` accepts every shipped suite."""
+
+import functools
+import json
+import tomllib
+
+import jsonschema
+import numpy as np
+import polars as pl
+import pytest
+
+from harness import registry
+from harness.cli.suite_schema import suite_schema, table_schema
+from harness.errors import UserError
+from harness.registry import PROJECT_ROOT
+from harness.sources.described import describe_answers, describe_pairs, guess_fields
+from harness.trials.suite import read_suite
+from tests.tasks.test_choices import table
+
+
+suite_schema = functools.cache(suite_schema)  # takes seconds
+
+
+def test_pairs_are_counted_as_by_hand():
+    rows = [
+        ("ann", "q", "a", "b", 1.0),
+        ("ann", "q", "b", "a", 1.0),  # answered both ways
+        ("bob", "q", "a", "b", 1.0),
+        ("bob", "q", "a", "c" * 3000, 0.5),
+        ("cid", "q", "b", "a", 1.0),
+        ("cid", "q", "b", "a", 1.0),  # repeated
+    ]
+    found = describe_pairs(pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected", "label"], orient="row"))
+    assert (found["people"], found["pairs"], found["prompts"], found["responses"]) == (3, 6, 1, 3)
+    assert (found["ties"], found["repeated"], found["contradictions"]) == (1, 2, 1)
+    assert found["long_responses"] == pytest.approx(1 / 3) and found["shared_pairs"] == pytest.approx(5 / 6)
+    # ann is split, bob says a, cid says b: of three pairs of people, one and two halves disagree
+    assert found["disagreement"] == pytest.approx(0.75)
+    assert found["pairs_of_a_person"]["median"] == 2
+
+
+def test_disagreement_is_that_of_drawing_two_people():
+    rng = np.random.default_rng(0)
+    share = rng.random(300)
+    rows = [
+        (f"u{u}", f"q{q}", *(("a", "b") if rng.random() < share[q] else ("b", "a")), 1.0)
+        for q in range(300)
+        for u in rng.choice(400, 20, replace=False)
+    ]
+    found = describe_pairs(pl.DataFrame(rows, schema=["user", "prompt", "chosen", "rejected", "label"], orient="row"))
+    assert found["disagreement"] == pytest.approx((2 * share * (1 - share)).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("quality", [0.0, 0.5, 2.0])
+def test_what_people_share_is_the_variance_of_items(quality):
+    rng = np.random.default_rng(0)
+    rating = quality * rng.normal(size=200) + rng.normal(size=(80, 200)) + 5 * rng.normal(size=(80, 1))
+    user, item = np.divmod(np.arange(rating.size), 200)
+    frame = pl.DataFrame({"user": user, "item": item, "rating": rating.ravel()})
+    found = describe_answers(frame, "rating", "item")
+    assert found["shared"] == pytest.approx(quality**2 / (quality**2 + 1), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        (["user", "prompt", "chosen", "rejected"], ("choices", {"user", "prompt", "chosen", "rejected"})),
+        (
+            ["worker_id", "question", "answer_a", "answer_b", "winner"],
+            ("choices", {"user", "prompt", "responses", "winner"}),
+        ),
+        (["annotator", "text", "score"], ("ratings", {"user", "response", "rating"})),
+        (["participant", "comment", "vote"], ("votes", {"user", "statement", "vote"})),
+    ],
+)
+def test_fields_are_guessed_from_names(columns, wanted):
+    task, fields = guess_fields(pl.DataFrame({name: ["x"] for name in columns}))
+    assert (task, set(fields)) == wanted
+    registry.make_instance("task", task, fields)  # they are fields
+    assert guess_fields(pl.DataFrame({"a": [1], "chosen": ["x"]})) is None
+
+
+def test_describe_prints_a_suite_that_runs(tmp_path, monkeypatch, capsys):
+    from tests.test_documents import call
+
+    monkeypatch.chdir(tmp_path)
+    table().rename({"user": "annotator_id"}).write_csv("judged.csv")
+    out = call("manyminds describe judged.csv", monkeypatch, capsys)
+    assert 'user = "annotator_id"' in out and "people: 10" in out and "12 (fewest)" in out
+    suite = out[out.index("[[tasks]]") : out.index("people:")]
+    (tmp_path / "s.toml").write_text(suite)
+    assert read_suite(tmp_path / "s.toml").tasks[0].build(0).pairs.n_users == 10
+    told = json.loads(call("manyminds describe s.toml --json", monkeypatch, capsys))
+    assert told[0]["numbers"]["pairs"] == 120 and told[0]["columns"][0]["name"] == "annotator_id"
+
+
+def test_describe_of_an_unknown_table_shows_its_columns_and_what_is_missing(tmp_path, monkeypatch, capsys):
+    from tests.test_documents import call
+
+    monkeypatch.chdir(tmp_path)
+    pl.DataFrame({"who": ["a"], "better": ["x"], "worse": ["y"]}).write_csv("odd.csv")
+    out = call("manyminds describe odd.csv", monkeypatch, capsys)
+    assert "worse" in out and "problem: odd.csv: there is no column user" in out and "hint:" in out
+
+
+SUITES = [file for file in (PROJECT_ROOT / "jobs" / "suites").rglob("*.toml") if file.parent.name != "papers"]
+
+
+@pytest.mark.parametrize("file", SUITES, ids=lambda file: file.stem)
+def test_the_schema_accepts_every_shipped_suite(file):
+    jsonschema.Draft7Validator(suite_schema()).validate(tomllib.loads(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"tasks": [{"name": "low_rnk"}]},
+        {"tasks": [{"name": "low_rank", "n_user": 3}]},
+        {"tasks": [{"name": "low_rank", "n_users": "many"}]},
+        {"tasks": [{"name": "low_rank"}], "methods": [{"name": "shared", "head": "deep"}]},
+        {"tasks": [{"name": "low_rank"}], "seed": 3},
+    ],
+)
+def test_the_schema_refuses_what_a_suite_refuses(wrong, tmp_path):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft7Validator(suite_schema()).validate(wrong)
+
+
+def test_the_published_schema_is_current():
+    published = json.loads((PROJECT_ROOT / "jobs" / "suites" / "schema.json").read_text())
+    assert published == suite_schema(), "run manyminds schema > jobs/suites/schema.json"
+
+
+def test_a_field_takes_a_value_or_a_list_of_values():
+    schema = table_schema("task", "low_rank")
+    for good in ({"n_users": 5}, {"n_users": [5, 9]}, {"shots": [0, 5]}, {"shots": [[0], [0, 5]]}):
+        jsonschema.validate({"name": "low_rank"} | good, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "low_rank", "n_users": []}, schema)
+
+
+def test_what_is_no_table_is_said(tmp_path):
+    from harness.cli.describe_data import describe
+
+    suite = tmp_path / "s.toml"
+    suite.write_text('[[tasks]]\nname = "low_rank"\n')
+    with pytest.raises(UserError, match="has no task that is a table"):
+        describe(str(suite))
