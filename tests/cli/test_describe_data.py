@@ -17,7 +17,6 @@ from harness.sources.described import describe_answers, describe_pairs, guess_fi
 from harness.trials.suite import read_suite
 from tests.tasks.test_choices import table
 
-
 suite_schema = functools.cache(suite_schema)  # takes seconds
 
 
