@@ -11,6 +11,7 @@ from harness.method import Method
 from harness.scores.stats import resembles_coin_flips
 from harness.task import Task
 from harness.trials.code_used import is_unchanged
+from harness.trials.prepare import MAX_FORM_ACCURACY
 from harness.trials.suite import CONTROL_METHODS
 from harness.trials.trial import Trial
 
@@ -47,6 +48,19 @@ def flag_other_builds(tasks: Collection[dict]) -> list[str]:
         f"this task has built other data before ({count} time{'s' if count > 1 else ''}) under the same settings: its input has "
         "changed, or `build` and `split` are not the same in every process; results of other data are not shown"
     ]
+
+
+def flag_leaking_form(rows: dict[Method, Row], task: Task) -> list[str]:
+    """Report where the control of form surely predicts more than human choices ever gave it."""
+    found = []
+    for method, row in rows.items():
+        point = row.curves["accuracy"][max(task.shots)] if method.name == "surface" and row.curves else None
+        if point and point.low is not None and point.low > MAX_FORM_ACCURACY and not task.form_matters:
+            found.append(
+                f"form alone predicts {point.value:.3f} (the row surface): chosen and rejected responses may be stored in "
+                "different ways, and then no row of this board says anything about people"
+            )
+    return found
 
 
 def flag_notes(task: dict) -> list[str]:

@@ -17,6 +17,7 @@ from harness.board.flags import (
     flag_changed_code,
     flag_code_versions,
     flag_equal_options,
+    flag_leaking_form,
     flag_licence,
     flag_notes,
     flag_order_dependence,
@@ -131,6 +132,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
         },
         flags=(
             *filter(None, [task.caveat]),
+            *flag_leaking_form(rows, task),
             *flag_licence(task),
             *(flag_notes(tasks[plan.suite.seeds[0]]) if tasks else ()),
             *flag_code_versions(manifests),

@@ -30,6 +30,7 @@ from harness.store.store import Store
 from harness.task import Task, build_task
 from harness.trials.prepare import (
     MAX_EQUAL_OPTIONS,
+    MAX_FORM_ACCURACY,
     check_enough_context,
     check_one_table_of_items,
     equal_options_share,
@@ -37,9 +38,6 @@ from harness.trials.prepare import (
 )
 from harness.trials.trial import field_values, identity_hash, task_identity
 
-# Share of test queries that form may predict. On human choices form predicts up to .7 (`arguments`); data sets whose two
-# sides were stored in different ways reach more than .9.
-MAX_FORM_ACCURACY = 0.8
 MIN_SHINGLE_OVERLAP = 0.9  # Jaccard; ten words of which one differs by a letter share about .85
 MAX_NEAR_DUPLICATES = 0.05  # share of queries
 MAX_COMPARED_USERS = 100  # test users whose pairs are compared; more add nothing to a share

@@ -25,7 +25,9 @@ from harness.store.store import Store
 from tasks.low_rank import LowRank
 
 REAL = {"arguments", "food_risk", "objectives", "personas", "rated_aspects", "snacks"}
-HUB = {"prism"}  # needs the hub: tests/tasks/test_prism.py checks its contract on a temporary folder
+# Need the hub or a table: tests/tasks/test_prism.py and test_presets.py check their contracts on small files.
+PRESETS = {file.stem for file in (registry.PROJECT_ROOT / "tasks" / "presets").glob("*.py")}
+HUB = {"prism", "choices", "ratings", "votes"} | PRESETS
 NETWORKS = {"dpl", "np_btl", "pal", "vpl"}  # the checks train them three times for thousands of steps; here for 20
 # Policies read all pairs about thirty times with a language model, here with a one-layer model (np_dpo and vas are
 # still fast); dpo_dedicated has one policy per user. These tasks build large or slow data four times.

@@ -7,9 +7,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import datasets
+import httpx
 import polars as pl
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from harness.errors import UnavailableError, UserError
 from harness.sources import hub
@@ -178,3 +181,72 @@ def test_no_file_and_no_table(tmp_path):
         list(numbered_rows(tmp_path / "a.parquet"))
     with pytest.raises(UserError, match=r"b.jsonl does not exist"):
         list(numbered_rows(tmp_path / "b.jsonl"))
+
+
+class Asked(dict):
+    """The arguments of a call of `datasets.load_dataset`, which answers with three rows."""
+
+    def __call__(self, repo, config, **options):
+        self.update(options, repo=repo, config=config)
+        rows = datasets.Dataset.from_list([{"user": f"u{i}", "text": "x" * i} for i in range(3)])
+        return rows.to_iterable_dataset() if options["streaming"] else rows
+
+
+@pytest.fixture
+def library(monkeypatch):
+    asked = Asked()
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    return asked
+
+
+def test_a_data_set_is_read_at_its_pinned_revision(library):
+    found = hub.load_hub_table(f"org/data@{COMMIT}", "comparisons", "validation")
+    assert found.rows() == [("u0", ""), ("u1", "x"), ("u2", "xx")]
+    told = {name: library[name] for name in ("repo", "config", "revision", "split", "streaming")}
+    wanted = {"repo": "org/data", "config": "comparisons", "revision": COMMIT, "split": "validation", "streaming": False}
+    assert told == wanted and not library["download_config"].local_files_only
+
+
+def test_first_rows_are_streamed(library):
+    assert hub.load_hub_table(f"org/data@{COMMIT}", first_rows=2)["user"].to_list() == ["u0", "u1"]
+    assert library["streaming"] and library["config"] is None
+
+
+def test_without_a_network_the_librarys_cache_is_asked_at_once(library, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    assert len(hub.load_hub_table(f"org/data@{COMMIT}")) == 3 and library["download_config"].local_files_only
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UnavailableError, match="could not be read from the hub or its cache") as caught:
+        hub.load_hub_table(f"org/data@{COMMIT}")
+    assert f"hf download org/data --repo-type dataset --revision {COMMIT}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("org/data", "is not the 40 hex digits"), (f"data@{COMMIT}", "is not the name of a data set"), ("org/data@main", "40 hex")],
+)
+def test_only_a_pinned_revision_is_read(library, name, said):
+    with pytest.raises(UserError, match=said):
+        hub.load_hub_table(name)
+    assert not library
+
+
+def test_an_unknown_split_and_an_unknown_data_set_are_said(library, monkeypatch):
+    def wrong(*_, **__):
+        raise ValueError("Unknown split 'dev'. Should be one of ['train'].")
+
+    monkeypatch.setattr(datasets, "load_dataset", wrong)
+    with pytest.raises(UserError, match="org/data: Unknown split 'dev'") as caught:
+        hub.load_hub_table(f"org/data@{COMMIT}", split="dev")
+    assert "config and hub_split" in caught.value.hint
+
+    def missing(*_, **__):
+        raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://x")))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", missing)
+    with pytest.raises(UserError, match="the hub has no data set org/data"):
+        hub.load_hub_table(f"org/data@{COMMIT}")

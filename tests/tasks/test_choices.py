@@ -282,8 +282,9 @@ def boards(tmp_path_factory):
         task = Choices(file=str(path), shots=(0, 5))
         methods = [registry.make_instance("method", m, {}) for m in ("surface", "shared", "lore", "mixed_logit")]
         run = run_suite(make_suite([task], methods, 5), folder / "store")
-        rows_of = make_board(run.plan, run.store).tasks[0].rows
-        found[name] = {row.method.name: row.curves["accuracy"][5] for row in rows_of}
+        (board,) = make_board(run.plan, run.store).tasks
+        found[name] = {row.method.name: row.curves["accuracy"][5] for row in board.rows}
+        assert any("form alone predicts" in flag for flag in board.flags) == (name == "leaky")
     return found
 
 

@@ -7,7 +7,10 @@ import polars as pl
 import pytest
 
 from harness import registry
+from harness.api import run_suite
+from harness.check.contract import check_tasks_of_suite
 from harness.store.store import Store
+from tests.test_documents import call
 from harness.trials.prepare import prepare_task
 
 WORDS = ["sure", "maybe", "certainly", "hm", "absolutely", "well", "of", "course", "no", "idea", "rain", "sun", "wind"]
@@ -180,3 +183,27 @@ def test_a_preset_reads_its_real_schema(name, suffix, tmp_path):
     assert found & wanted and len(found & wanted) >= len(wanted) - 1
     facts = prepare_task(Store(tmp_path / "store").open(), task, 0)["facts"]
     assert facts["users"]["test/context"] >= 2 and facts["has_text"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_preset_goes_the_whole_way(name, tmp_path, monkeypatch, capsys):
+    """Describe, check, run and board, without a network: form is one row of the board."""
+    file = small_file(name, tmp_path)
+    told = json.loads(call(f"manyminds describe {file} --task {name} --json", monkeypatch, capsys))
+    assert told[0]["problem"] is None and told[0]["numbers"]["people"] >= 9
+    suite = tmp_path / "preset.toml"
+    suite.write_text(
+        f'seeds = 3\n[[tasks]]\nname = "{name}"\nfile = "{file}"\nshots = [0, 3]\nencoder = "hashing-16"\n'
+        '[[methods]]\nname = "lore"\n'
+    )
+    found = {check.what.partition(": ")[2]: check for check in check_tasks_of_suite(suite, Store(tmp_path / "none"))}
+    problems = {what for what, check in found.items() if check.problem}
+    # the toy texts of one person share most words, and the people of this file judge length, which is form
+    assert problems <= {"no query nearly repeats a pair that its user was shown"}
+    assert found["the form of responses does not tell which wins"].detail.startswith("form alone predicts")
+    (task,) = run_suite(suite, tmp_path / "store").board.tasks
+    rows = {row.method.name: row for row in task.rows}
+    assert {"surface", "shared", "per_user", "lore"} <= set(rows) and all(row.curves for row in rows.values())
+    licence = registry.load_class("task", name).licence
+    assert any(licence in flag for flag in task.flags) if licence else True
+    assert registry.licence_of(name) == licence
