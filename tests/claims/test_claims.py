@@ -831,8 +831,8 @@ def test_the_tasks_of_every_shipped_claim_can_be_prepared(file, tmp_path):
 def test_nothing_is_judged_where_a_claim_cannot_be_tested():
     """Such a claim is neither on the paper's own material nor on a stand-in."""
     cannot = [
-        JudgedClaim(claim, paper, "", schema.NOT_TESTABLE)
-        for _, (paper, claims) in shipped_claims().items()
+        judging.JudgedClaim(claim, paper, "", NOT_TESTABLE)
+        for _, (paper, claims) in reproduce.shipped_claims().items()
         for claim in claims
         if claim.cannot
     ]
