@@ -85,7 +85,9 @@ class JudgedClaim:
 
     @property
     def ground(self) -> str:
-        """What the verdict was reached on."""
+        """What the verdict was reached on; "nothing was judged" for a claim that cannot be tested here."""
+        if self.claim.cannot:
+            return "nothing was judged"
         return f"on a stand-in: {self.claim.stand_in}" if self.claim.stand_in else "on the paper's own material"
 
     def as_dict(self) -> dict:

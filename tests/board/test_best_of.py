@@ -260,6 +260,31 @@ def test_a_board_is_what_its_trials_chose(steered):
     assert row(board, "spectral").best_of[10].gain[8].value == pytest.approx(sum(gains) / sum(rooms), abs=1e-6)
 
 
+def test_the_unit_of_utility_does_not_matter(steered, monkeypatch):
+    """Utilities a thousandth as large give the same normalised gains."""
+    plan, store, board = steered
+    whole, calls = best_of.candidate_worth, []
+
+    def in_small_units(prepared):
+        calls.append(prepared)
+        found = whole(prepared)
+        return replace(found, utility=found.utility / 1000)
+
+    cached = [f for f in vars(best_of).values() if hasattr(f, "cache_clear")]
+    monkeypatch.setattr(best_of, "candidate_worth", in_small_units)
+    for function in cached:
+        function.cache_clear()
+    again = make_board(plan, store)
+    for function in cached:
+        function.cache_clear()
+    for one, other in zip(board.tasks[0].rows, again.tasks[0].rows, strict=True):
+        assert set(one.best_of) == set(other.best_of)
+        for shots, best in one.best_of.items():
+            small = other.best_of[shots].gain
+            assert all(small[n].value == pytest.approx(point.value, abs=1e-5) for n, point in best.gain.items())
+    assert calls and any(row.best_of for row in again.tasks[0].rows)
+
+
 def test_a_claim_measures_what_the_board_shows(steered):
     plan, store, board = steered
     results = Results(plan, store)

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from harness import registry
+from harness.board import flags
 from harness.board.board import setting_labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
@@ -87,6 +88,10 @@ def test_an_incomplete_method_is_shown_and_not_ranked(tiny, capsys):
     )
     assert spectral.curves["accuracy"][4].low is None
     assert sorted(r.rank[2] for r in board.tasks[0].rows if r.rank)[-1] == 4  # of four complete methods
+    labels = [r.label for r in board.tasks[0].rows]
+    assert (
+        labels.index("bayes") == labels.index("spectral") - 1 == 4
+    )  # ranked, then lines of the truth, then incomplete
     print_board(board)
     assert "incomplete: spectral: 1 of 3 seeds failed: ValueError: lost" in capsys.readouterr().out
 
@@ -115,6 +120,11 @@ def test_mixed_code_and_divergence_are_flagged(tiny):
         and "another" in flags
         and f"a second run of the trial {trial.key} gave another result" in flags
     )
+
+
+@pytest.mark.parametrize("flag", [flags.flag_equal_options, flags.flag_tied_labels])
+def test_one_pair_in_two_hundred_is_flagged_and_fewer_are_not(flag):
+    assert flag(0.0049) == [] and len(flag(0.005)) == 1 and "0.5%" in flag(0.005)[0]
 
 
 def test_the_caveat_of_a_task_is_on_its_board(tiny, monkeypatch):

@@ -310,6 +310,19 @@ def test_a_finished_trial_writes_nothing_again(finished, monkeypatch):
     assert all(done for _, done in finish_trials(plan.trials, store))
 
 
+def test_example_texts_say_whose_they_are(finished):
+    plan, store = finished
+    trial = of(plan, "pleaser")[0]
+    told = text_worth.example_texts(store, store.read_manifest("trials", trial.key))
+    texts = text_worth.read_policy_texts(store, trial)
+    first = [texts.rows[shots].filter(prompt=0)["response"].to_list() for shots in (REFERENCE_SHOTS, 5)]
+    people = texts.people[:2].tolist()
+    assert told == [
+        ("by the reference model", first[0][0]),
+        *((f"for person {person}", text) for person, text in zip(people, first[1][:2], strict=True)),
+    ]
+
+
 @pytest.mark.parametrize(("wrong", "says"), [("rows", "96 prompts"), ("kl", "kl is missing or not finite")])
 def test_a_policy_that_writes_nonsense_fails(finished, wrong, says):
     plan, store = finished

@@ -826,3 +826,14 @@ def test_the_tasks_of_every_shipped_claim_can_be_prepared(file, tmp_path):
                 prepare_task(store, task, suite.seeds[0])
             except (UnavailableError, NotCachedError) as missing:
                 pytest.skip(missing.message)
+
+
+def test_nothing_is_judged_where_a_claim_cannot_be_tested():
+    """Such a claim is neither on the paper's own material nor on a stand-in."""
+    cannot = [
+        judging.JudgedClaim(claim, paper, "", NOT_TESTABLE)
+        for _, (paper, claims) in reproduce.shipped_claims().items()
+        for claim in claims
+        if claim.cannot
+    ]
+    assert cannot and {judged.ground for judged in cannot} == {"nothing was judged"}

@@ -139,6 +139,17 @@ def test_lora_learns_low_rank_terms_alone(base, train, run):
     assert {min(t.shape) for t in state.values()} == {2}
 
 
+def test_the_unit_of_features_does_not_reach_np_dpos_contexts(base, run):
+    """A user's context is summed up by its mean gap in units of the typical gap: about 1 for one pair, whatever the unit."""
+    train = two_camps(12)
+    bigger = replace(train, items=Items(100 * train.items.features, train.items.text))
+    made = method("np_dpo", base, batch=40, targets=2, context=1)
+    plain, scaled = (made.training_schedule(pairs, None, run)(3).context_gap for pairs in (train, bigger))
+    assert np.allclose(plain, scaled, rtol=1e-4) and plain.any()
+    shown = plain[(plain != 0).any(axis=1)]
+    assert 0.5 < np.sqrt((shown**2).mean()) < 2
+
+
 def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_path, monkeypatch):
     made = method("np_dpo", base, steps=6, targets=2)
     undisturbed = fitted(made, train, Run(0, store=store))

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from harness.check.methods import method_checks
+from harness.data import Panel
 from harness.method import Run, TaskFacts
 from harness.methods import icra
 from harness.methods.icra import Icra
@@ -199,3 +200,13 @@ def test_a_slip_of_the_finger_weighs_little(times):
     for pairs in (train, replace(train, seconds=seconds)):
         answers.append(method.adapt(method.fit(pairs, None, run), pairs, run)[0])
     assert torch.dist(*answers) < 0.5
+
+
+@pytest.mark.parametrize(("signal", "start"), [("choice", np.log(2)), ("response_time", 1.0)])
+def test_the_transformers_loss_before_it_has_learned_is_that_of_saying_nothing(signal, start):
+    """Choices are judged by the logistic loss, log 2 at zero; times by the squares of signals of mean square 1."""
+    data = ResponseTimes(n_users=64, new_users=10, n_demonstrations=20, shots=(0, 5)).build(0)
+    run = Run(0)
+    method = Icra(model="gpt2", signal=signal, width=16, steps=1)
+    method.fit(data.pairs, Panel(data.pairs.first(5), data.pairs), run)
+    assert next(iter(run.curves.values()))[0] == pytest.approx(start, rel=0.15)

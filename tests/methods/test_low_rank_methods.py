@@ -213,7 +213,7 @@ def test_where_there_is_nothing_to_learn_answers_are_finite(name, fields, nothin
         ("pref", {"steps": 0}),
         ("pref", {"decay": -1.0}),
         ("lore", {"rank": 0}),
-        ("spectral", {"rank": -1}),
+        ("spectral", {"rank": 0}),
         ("mixed_logit", {"steps": -1}),
         ("per_user", {"scale": 0.0}),
     ],
@@ -221,6 +221,12 @@ def test_where_there_is_nothing_to_learn_answers_are_finite(name, fields, nothin
 def test_settings_that_mean_nothing_are_refused(name, fields):
     with pytest.raises(UserError, match=name):
         make_instance("method", name, fields)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("spectral", {"rank": 1}), ("lore", {"rank": 1}), ("pref", {"steps": 1})])
+def test_the_smallest_settings_are_allowed(name, fields):
+    made = make_instance("method", name, fields)
+    assert all(getattr(made, field) == value for field, value in fields.items())
 
 
 def simplex_problem(n_users=4, n=30, r=3, seed=0):

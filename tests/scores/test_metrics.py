@@ -1,17 +1,19 @@
 """Scores, compared with scikit-learn and closed forms."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from harness.data import Items, Pairs, Truth
+from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.scores.metrics import (
     CALIBRATION_BINS,
     calibration_error,
     fit_temperature_scale,
+    score_table,
     scores_per_person,
     user_auc,
 )
@@ -112,3 +114,35 @@ def test_sign_accuracy_is_against_the_truth_and_not_the_label():
     assert truth.gap(
         Pairs(pairs.user, np.array([1]), *(pairs.left, pairs.right, pairs.label), pairs.items)
     ).tolist() == [-3, -3]
+
+
+def test_probabilities_are_calibrated_by_the_validation_panel_alone():
+    """Validation says that log-odds are twice too small; the test panel, where they are pure noise, is not asked."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=4000).astype(np.float32)
+    sure = queries([400] * 10, rng.random(4000) < expit(2 * z))
+    coins = queries([400] * 10, rng.integers(2, size=4000))
+    splits = Splits(sure, {"validation": Panel(sure, sure), "test": Panel(coins, coins), "seen": Panel(coins, coins)})
+    names = [f"{panel}/{shots}" for panel in splits.panels for shots in (0, 5)]
+    predictions = {name: z for name in names} | {"validation/5/swapped": -z, "validation/5": 2 * z}
+    table = pl.from_arrow(score_table(predictions, splits))
+    scale = dict(table.select("shots", "scale").unique().iter_rows())
+    assert scale == {0: pytest.approx(2, rel=0.06), 5: pytest.approx(1, rel=0.06)}
+    assert table["sign_accuracy"].null_count() == len(table)
+    test = table.filter(panel="test", shots=0)
+    wanted = np.logaddexp(0, scale[0] * z.astype(float)) - coins.label * scale[0] * z
+    assert test["log_loss"].mean() == pytest.approx(wanted.mean())
+    # which pairs were answered right is kept at the largest number of shots alone, and not for the swap control
+    credit = table.filter(pl.col("credit").is_not_null())
+    assert credit.select("panel", "shots", "swapped").unique().sort("panel").rows() == [
+        (panel, 5, False) for panel in ("seen", "test", "validation")
+    ]
+    assert (credit["credit"].list.mean() - credit["accuracy"]).abs().max() < 1e-6
+
+
+def test_sign_accuracy_of_a_table_is_against_the_truth():
+    pairs = queries([3, 3], [0] * 6)
+    splits = Splits(pairs, {"validation": Panel(pairs, pairs)})
+    truth = Truth(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 5.0], [1.0, 5.0]]))  # left is better, then equal
+    table = pl.from_arrow(score_table({"validation/0": np.ones(6, dtype=np.float32)}, splits, truth))
+    assert table["sign_accuracy"].to_list() == [1, 0.5] and table["accuracy"].to_list() == [0, 0]

@@ -520,3 +520,30 @@ def test_worse_off_by_hand():
     assert found.naive == pytest.approx(1 / 3) and found.fitted is None
     one_each = stats.worse_off(np.array([1.0, -1.0, -1.0, 0.0]), np.arange(4))
     assert one_each.naive == 0.5 and one_each.null == pytest.approx(0.5, abs=0.04) and one_each.fitted is None
+
+
+def test_limits_of_gain_and_loss_are_t_intervals_at_one_joint_level():
+    """One method: its gain and its swap loss are two comparisons, between no correction and Bonferroni's."""
+    rng = np.random.default_rng(0)
+    person, seed = np.tile(np.arange(40), 6), np.repeat(np.arange(6), 40)
+    values = np.stack([0.7 + 0.1 * rng.normal(size=240), 0.6 + 0.1 * rng.normal(size=240)])
+    swapped = values - 0.2 + 0.05 * rng.normal(size=values.shape)
+    gains = stats.gains_over_reference(values, person, seed, reference=1)
+    found = stats.swap_losses(values, swapped, person, seed, gains)
+    every = stats.paired_differences(np.stack([values[0], swapped[0], values[1]]), person, seed)
+    for other, value, low in ((1, found.value[0], found.low[0]), (2, gains.value[0], found.gain_low[0])):
+        assert value == pytest.approx(every.value[0, other])
+        width = (value - low) / every.se[0, other]
+        df = every.family_df[0, other]
+        assert scipy_stats.t.ppf(0.975, df) <= width <= scipy_stats.t.ppf(1 - 0.05 / 4, df) + 1e-9
+    assert found.high[0] - found.value[0] == pytest.approx(found.value[0] - found.low[0])
+    assert np.isnan(found.value[1]) and np.isnan(found.low[1])
+
+
+def test_two_people_under_three_seeds_have_an_interval_and_one_person_has_none():
+    rng = np.random.default_rng(0)
+    for people, note in ((2, None), (1, "one person")):
+        found = stats.estimate_means(
+            rng.random((1, 3 * people)), np.tile(np.arange(people), 3), np.repeat(range(3), people)
+        )
+        assert found.note == note and np.isfinite(found.se).all() == (note is None)
