@@ -270,12 +270,14 @@ class MethodOnTask:
 
 
 def with_readable_items(data: PreferenceDataset) -> PreferenceDataset:
-    """Return the data with item texts of many lengths and with profiles of people."""
+    """Return the data with item texts of many lengths, profiles of people, and ratings of both sides."""
     items, people = data.pairs.items, range(data.pairs.n_users)
     rows = range(len(items))
     text = pa.table([[f"Prompt {i // 2}" for i in rows], ["!" * (i % 7) + f" {i}" for i in rows]], schema=TEXT_SCHEMA)
     profiles = pa.array([f"I am {i}" for i in people], pa.large_string())
-    return replace(data, pairs=replace(data.pairs, items=replace(items, text=text), profiles=profiles))
+    ratings = np.column_stack([data.pairs.left % 5, data.pairs.right % 5]).astype(np.float32)
+    pairs = replace(data.pairs, items=replace(items, text=text), profiles=profiles, ratings=ratings)
+    return replace(data, pairs=pairs)
 
 
 def hashed_answers(asked: Questions) -> np.ndarray:

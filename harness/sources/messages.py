@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from os.path import commonpath
 
 import polars as pl
 
@@ -82,6 +81,10 @@ def _shared_length(a: list, b: list) -> int:
     return next((i for i in range(longest) if a[i] != b[i]), longest)
 
 
+def _shared_beginning(a: str, b: str) -> str:
+    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
+
+
 def split_marked_text(chosen: pl.Series, rejected: pl.Series) -> tuple[pl.Series, pl.Series, pl.Series] | None:
     """Return prompt, chosen and rejected of texts that hold a whole conversation; None where no text has turns marked.
 
@@ -90,7 +93,7 @@ def split_marked_text(chosen: pl.Series, rejected: pl.Series) -> tuple[pl.Series
     """
     found: list[tuple[str, str, str] | None] = []
     for a, b in zip(chosen.to_list(), rejected.to_list(), strict=True):
-        marks = list(TURN_MARK.finditer(commonpath([a or "", b or ""])))
+        marks = list(TURN_MARK.finditer(_shared_beginning(a or "", b or "")))
         found.append((a[: marks[-1].start()], a[marks[-1].end() :], b[marks[-1].end() :]) if marks else None)
     if not any(found):
         return None

@@ -23,7 +23,7 @@ from harness.parallel import standard_state
 from harness.scaling import ColumnScale, check_magnitude
 from harness.store.prepared import PAIR_COLUMNS
 from harness.store.store import Store
-from harness.task import Task, build_task
+from harness.task import Task, build_task, room_for_context
 from harness.trials.trial import identity_hash, task_identity
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "left_wins": float(splits.panels["test"].query.label.mean(dtype=np.float64)),
         "items": len(items),
         "people": data.pairs.n_users,
-        "notes": [*data.notes, *note_on_few_pairs(splits)],
+        "notes": [*data.notes, *note_on_few_pairs(task, data, splits)],
         "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not
         "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
         "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
@@ -117,10 +117,11 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     return prepared
 
 
-def note_on_few_pairs(splits: Splits) -> list[str]:
-    """Return a note that counts the people whom methods are only trained on; [] where there are none."""
+def note_on_few_pairs(task: Task, data: PreferenceDataset, splits: Splits) -> list[str]:
+    """Return a note that counts the training people with too few pairs to be asked; [] where there are none."""
     seen = splits.panels.get("seen")
-    n = 0 if seen is None else splits.train.n_users - seen.query.n_users
+    unseen = np.setdiff1d(splits.train.people, seen.query.people) if seen else splits.train.people
+    n = int((room_for_context(data.pairs)[unseen] < max(task.shots)).sum())
     return [f"{n:,} people have too few pairs to be asked, and are only trained on"] if n > 0 else []
 
 

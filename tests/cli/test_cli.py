@@ -141,7 +141,7 @@ class Bad(Task):
         ("raise OSError('no such table')", "task bad_task: build raised OSError: no such table (bad_task.py:"),
         (
             "user, left, right, label = user[:95], left[:95], right[:95], label[:95]; user = user * 0 + np.arange(95) // 10",
-            "20 to be shown and at least 1 to be asked are needed",
+            "too few different pairs for 20 to be shown and 1 to be asked",
         ),
     ],
 )
@@ -423,7 +423,7 @@ def test_a_first_day(call):
 def test_list_filters(call):
     code, out, _ = call("list", "--family", "human choices", "--json")
     found = json.loads(out)
-    assert code == 0 and list(found["tasks"]) == ["food_risk", "snacks"] and found["methods"] == {}
+    assert code == 0 and list(found["tasks"]) == ["food_risk", "ratings", "snacks", "votes"] and found["methods"] == {}
     _, out, _ = call("list", "--needs", "shared pairs", "--json")
     assert list(json.loads(out)["methods"]) == ["majority"]
     _, out, _ = call("list", "--paper", "pref", "--needs", "features", "--json")

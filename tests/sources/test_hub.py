@@ -5,10 +5,10 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import ClassVar
 
 import datasets
-import httpx
 import polars as pl
 import pytest
 from huggingface_hub import constants
@@ -204,7 +204,13 @@ def test_a_data_set_is_read_at_its_pinned_revision(library):
     found = hub.load_hub_table(f"org/data@{COMMIT}", "comparisons", "validation")
     assert found.rows() == [("u0", ""), ("u1", "x"), ("u2", "xx")]
     told = {name: library[name] for name in ("repo", "config", "revision", "split", "streaming")}
-    wanted = {"repo": "org/data", "config": "comparisons", "revision": COMMIT, "split": "validation", "streaming": False}
+    wanted = {
+        "repo": "org/data",
+        "config": "comparisons",
+        "revision": COMMIT,
+        "split": "validation",
+        "streaming": False,
+    }
     assert told == wanted and not library["download_config"].local_files_only
 
 
@@ -227,7 +233,11 @@ def test_without_a_network_the_librarys_cache_is_asked_at_once(library, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("org/data", "is not the 40 hex digits"), (f"data@{COMMIT}", "is not the name of a data set"), ("org/data@main", "40 hex")],
+    [
+        ("org/data", "is not the 40 hex digits"),
+        (f"data@{COMMIT}", "is not the name of a data set"),
+        ("org/data@main", "40 hex"),
+    ],
 )
 def test_only_a_pinned_revision_is_read(library, name, said):
     with pytest.raises(UserError, match=said):
@@ -245,7 +255,7 @@ def test_an_unknown_split_and_an_unknown_data_set_are_said(library, monkeypatch)
     assert "config and hub_split" in caught.value.hint
 
     def missing(*_, **__):
-        raise RepositoryNotFoundError("404", response=httpx.Response(404, request=httpx.Request("GET", "http://x")))
+        raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None, status_code=404))
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", missing)
     with pytest.raises(UserError, match="the hub has no data set org/data"):

@@ -10,8 +10,8 @@ from harness import registry
 from harness.api import run_suite
 from harness.check.contract import check_tasks_of_suite
 from harness.store.store import Store
-from tests.test_documents import call
 from harness.trials.prepare import prepare_task
+from tests.test_documents import call
 
 WORDS = ["sure", "maybe", "certainly", "hm", "absolutely", "well", "of", "course", "no", "idea", "rain", "sun", "wind"]
 

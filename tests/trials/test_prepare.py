@@ -272,9 +272,9 @@ def test_people_with_few_pairs_are_enough(store, pairs, shots):
     assert facts["pairs"]["seen/query"] == facts["users"]["seen/context"]
 
 
-def test_too_few_pairs_are_named_by_the_person(store):
+def test_too_few_pairs_of_everybody_are_said(store):
     with pytest.raises(
-        UserError, match=r"4 people have too few different pairs, for example 'p\d+', with 2 to be shown"
+        UserError, match="of 20 people, the others have too few different pairs for 3 to be shown and 1 to be asked"
     ) as caught:
         prepare_task(store, People(pairs=3, shots=(0, 3)), 0)
     assert "set shots to at most 2" in caught.value.hint
