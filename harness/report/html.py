@@ -53,6 +53,9 @@ COLUMN_EXPLANATIONS = {
     "AUC": "over both orders of each pair, averaged over people",
     "log loss, Brier, ECE": "after scaling by one temperature fitted on validation users; log loss in nats; ECE is the "
     "debiased root mean square calibration gap over ten bins of equal mass, with an interval over seeds",
+    "rank correlation, error on the scale": "of predicted ratings, where the pairs are made of ratings: Spearman's correlation "
+    "with a person's ratings, and the root mean square error of each rating predicted by a line through the person's other "
+    "ratings, in units of the scale",
     "worst tenth": "mean accuracy of the tenth of people with the lowest scores, in three columns. Worst tenth: as "
     "scored, which is too low, since people are selected for bad luck too. If all alike: the value to expect if all "
     "people had the same true accuracy. Modelled: an estimate for the tenth with the lowest true accuracies, by a "
