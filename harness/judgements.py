@@ -131,7 +131,7 @@ def draw_cycles(
 def from_votes(frame: pl.DataFrame, statements: np.ndarray, text: pl.Series) -> PreferenceDataset:
     """Build a data set of pairs from votes on statements: a vote chooses between agreeing and disagreeing.
 
-    frame: a row per vote: user, statement (a row of `statements`), and agrees: 1, 0, or .5 for a pass.
+    frame: a row per vote: row, user, statement (a row of `statements`), and agrees: 1, 0, or .5 for a pass.
     statements: float[n, d], features of statements; an option's features are half of them, with a constant for the
         tendency to agree, and their opposite for disagreeing.
     text: the statements' texts: an item's prompt, to which the responses are "agree" and "disagree".
@@ -147,6 +147,7 @@ def from_votes(frame: pl.DataFrame, statements: np.ndarray, text: pl.Series) -> 
         right=2 * statement + agree_left,
         label=np.where(agree_left, label, 1 - label),
         items=items,
+        row=frame["row"].to_numpy(),
     )
 
 

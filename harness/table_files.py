@@ -16,6 +16,7 @@ import pyarrow.json
 
 from harness.errors import UserError
 
+KEEPS_NO_ORDER = re.compile(r"\b(group\s+by|distinct|join|union|except|intersect)\b", re.IGNORECASE)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half a character, alone or in a pair
 # Escapes of JSON, read from the left: a pair of halves, a lone half, any other, such as that of a backslash.
 JSON_ESCAPE = re.compile(
@@ -71,15 +72,24 @@ def files_of_table(path: Path) -> list[Path]:
 
 
 def query_table(table: pl.DataFrame, query: str) -> pl.DataFrame:
-    """Return the result of an SQL query over `data`, as polars understands SQL. Raises UserError where it cannot run."""
+    """Return the result of an SQL query over `data`, as polars understands SQL. Raises UserError where it cannot run.
+
+    Where the query says no order and what it does keeps none, such as GROUP BY, the rows are sorted, so that the same table
+    gives the same rows in the same order.
+    """
     try:
         with pl.SQLContext(data=table) as context:
-            return context.execute(query, eager=True)
+            found = context.execute(query, eager=True)
     except Exception as error:  # of the parser, the planner, or a cast
         said = str(error).strip().splitlines()[0]
         raise UserError(
-            f"the query failed: {said}", f"the table is called data; its columns are {', '.join(table.columns)}"
+            f"the query failed: {said}",
+            f"the table is called data; its columns are {', '.join(table.columns)}; a column whose name is a word of SQL, "
+            'such as user, needs quotes: "user"',
         ) from error
+    if KEEPS_NO_ORDER.search(query) and not re.search(r"\border\s+by\b", query, re.IGNORECASE):
+        return found.sort([name for name, kind in found.schema.items() if not kind.is_nested()])
+    return found
 
 
 def _read_arrow(file: IO[bytes]) -> pl.DataFrame:

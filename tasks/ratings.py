@@ -30,7 +30,8 @@ class Ratings(TableTask):
     compared among themselves. Beside accuracy, the board shows the rank correlation with a person's ratings, and the
     error in units of the scale.
 
-    Items without texts or numbers get vectors learned from the ratings that training people gave (`raters-DIM`).
+    Items get vectors learned from the ratings that training people gave (`raters-DIM`), unless `features` names numbers,
+    or `encoder` an encoder of the texts. Ratings of one item by one person are averaged, and counted on the board.
     """
 
     family = "human choices"
@@ -74,15 +75,13 @@ class Ratings(TableTask):
             keys = [name for name in ("prompt", "response", "item") if name in frame.columns]
             items = frame.group_by(keys).agg(pl.col(self.features).cast(pl.Float64).mean()).sort(keys)
             items = items.with_row_index("place")
-            again = frame.select("user", *keys).is_duplicated()
-            if again.any():
-                refuse_rows(
-                    frame,
-                    again,
-                    "a second rating of the same item by the same person",
-                    "keep one of them, for example by a query with AVG(rating) and GROUP BY",
-                    frame[keys[-1]],
-                )
+            rows = len(frame)
+            frame = frame.group_by("user", *keys, maintain_order=True).agg(pl.col("rating").cast(pl.Float64).mean())
+            notes = (
+                (f"averaged: {rows - len(frame):,} repeated ratings of an item by a person",)
+                if len(frame) < rows
+                else ()
+            )
             frame = frame.join(items.select("place", *keys), on=keys, how="left", maintain_order="left")
             group = frame["prompt"].rank("dense") if "prompt" in keys else pl.repeat(0, len(frame), eager=True)
             rated = frame.select("user", "rating", item="place").with_columns(group.cast(pl.Int64).alias("group"))
@@ -107,7 +106,7 @@ class Ratings(TableTask):
             )
             if dim is not None and not self.features:
                 data = with_crowd_vectors(data, self.split(data, seed), dim)
-            return data
+            return replace(data, notes=(*notes, *data.notes))
 
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         return split_by_parts(data, seed, max(self.shots), self.queries)

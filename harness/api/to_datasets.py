@@ -31,7 +31,7 @@ MEANINGS = {
     "part": "train; or a panel, and whether the pair was shown (context) or asked (query)",
     "panel": "the people who were asked: test, validation, or seen (in training)",
     "user": "the person's id",
-    "row": "the row of the person's own table that the judgement is from, counting from 0; empty for simulators",
+    "row": "the row of the table that the judgement is from, counting from 0; empty where there is none, or two (ratings)",
     "place": "the pair's place in its part",
     "left": "number of the left item",
     "right": "number of the right item",

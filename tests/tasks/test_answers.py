@@ -162,6 +162,14 @@ def test_the_ratings_board_is_between_the_mean_and_the_ceiling(world, tmp_path):
     assert NOISE < error < rows["rater_mean"].curves["scale_error"][20].value
 
 
+def test_repeated_ratings_are_averaged_and_counted(world, tmp_path):
+    frame, _, _ = world
+    twice = pl.concat([frame.with_columns(pl.col("rating") - 1), frame.with_columns(pl.col("rating") + 1)])
+    data, again = (saved(t, tmp_path, Ratings, item="item", shots=(0, 5)).build(0) for t in (frame, twice))
+    assert again.notes == (f"averaged: {len(frame):,} repeated ratings of an item by a person",) and data.notes == ()
+    assert np.allclose(again.pairs.ratings, data.pairs.ratings) and (again.pairs.left == data.pairs.left).all()
+
+
 @pytest.fixture(scope="module")
 def votes():
     rng, rows = np.random.default_rng(0), []
@@ -211,7 +219,6 @@ def test_the_majority_is_that_of_the_training_peoples_votes(votes, tmp_path):
     ("cls", "change", "said"),
     [
         (Ratings, lambda r, v: r.head(3), "none of 1 people has 6 ratings"),
-        (Ratings, lambda r, v: pl.concat([r, r.head(1)]), "a second rating of the same item"),
         (Ratings, lambda r, v: r.with_columns(rating=pl.lit("good")), "no number in column rating"),
         (Ratings, lambda r, v: r.with_columns(rating=pl.lit(None)), "nothing in column rating"),
         (

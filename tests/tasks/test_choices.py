@@ -80,6 +80,16 @@ def test_a_query_renames_filters_and_unnests(tmp_path, store):
     assert "its columns are prompt, judged" in caught.value.hint
 
 
+def test_a_query_that_keeps_no_order_gives_the_same_rows_each_time(tmp_path):
+    frame = pl.concat([table(40, 40)] * 2)
+    query = 'SELECT "user", prompt, chosen, MIN(rejected) AS rejected FROM data GROUP BY "user", prompt, chosen'
+    tables = [task_of(frame, tmp_path, query=query).read() for _ in range(6)]
+    assert len(tables[0]) == 1600 and all(other.equals(tables[0]) for other in tables)
+    with pytest.raises(UserError) as caught:
+        task_of(frame, tmp_path, query="SELECT user FROM data").read()
+    assert 'needs quotes: "user"' in caught.value.hint
+
+
 def test_a_misspelt_column_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no column annotatr") as caught:
         task = task_of(table().rename({"user": "annotator"}), tmp_path, user="annotatr")
