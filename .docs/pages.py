@@ -24,10 +24,13 @@ REFERENCE = {
         "The Python door",
         ["harness.api", "harness.api.running", "harness.api.fitting", "harness.api.finished", "harness.frames"],
     ),
-    "contract": ("The contract of tasks and methods", ["harness.data", "harness.task", "harness.method"]),
+    "contract": (
+        "The contract of tasks and methods",
+        ["harness.data", "harness.task", "harness.method", "harness.table_task", "harness.judgements"],
+    ),
     "scores": ("Metrics and statistics", ["harness.scores.metrics", "harness.scores.stats"]),
     "store": ("The store", ["harness.store.store"]),
-    "tasks": ("All tasks", [f"tasks.{name}" for name in registry.list_names("task")]),
+    "tasks": ("All tasks", [registry.load_class("task", name).__module__ for name in registry.list_names("task")]),
     "methods": ("All methods", [f"harness.methods.{name}" for name in registry.list_names("method")]),
 }
 

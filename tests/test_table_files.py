@@ -32,7 +32,7 @@ TEXTS = st.text(st.sampled_from("ab\",\\\n\r;\t 'é🙂7"), max_size=8)
         (HEAD.replace("\n", "\r") + "ann,p,a,b\rbob,p,a,b\r", "end in a carriage return"),
         ((HEAD + "ann,p,a,b\n").encode("utf-16"), "not UTF-8"),
         ((HEAD + "ann,p,a,b\n").encode("utf-16-le"), "not UTF-8"),
-        (gzip.compress(HEAD.encode()), "compressed by gzip"),
+        (gzip.compress(HEAD.encode(), mtime=0), "compressed by gzip"),
         (HEAD + "ann,p,a,b\n" + "user,prompt,rejected,chosen\nbob,p,a,b\n", "line 3 repeats the names"),
         (HEAD + "ann,p,a,b\n" + " User, prompt, chosen, rejected\nbob,p,a,b\n", "line 3 repeats the names"),
         (HEAD + "ann,p,a,b\n\ufeff" + HEAD + "bob,p,a,b\n", "line 3 repeats the names"),
