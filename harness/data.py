@@ -208,6 +208,13 @@ class Pairs:
         ratings = None if self.ratings is None else self.ratings[:, ::-1]
         return replace(self, left=self.right, right=self.left, label=1 - self.label, ratings=ratings)
 
+    def rated_items(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return user int64[n], item int64[n] and rating float64[n] of pairs made of ratings, each user's item once."""
+        ratings = require_value(self.ratings, "ratings of the pairs", "make the method refuse tasks without them")
+        n, user = len(self.items), self.user.astype(np.int64)
+        known, first = np.unique(np.concatenate([user * n + self.left, user * n + self.right]), return_index=True)
+        return known // n, known % n, ratings.T.reshape(-1)[first].astype(np.float64)
+
     def without_labels(self) -> Pairs:
         """Hide the answers: labels become NaN, and response times and ratings are dropped."""
         return replace(self, label=np.full_like(self.label, np.nan), seconds=None, ratings=None)
@@ -398,6 +405,11 @@ class Splits:
     train: Pairs
     panels: Mapping[str, Panel] = field(default_factory=dict)
 
+    def named_parts(self) -> dict[str, Pairs]:
+        """Return every Pairs of the split under its name: `train`, `test/context`, `test/query`, ..."""
+        sides = {f"{n}/{side}": getattr(p, side) for n, p in self.panels.items() for side in ("context", "query")}
+        return {"train": self.train} | sides
+
     def check_for_leaks(self, ids: Sequence[str] | None = None) -> None:
         """Raise SplitLeakError where users or answers leak into training.
 
@@ -461,10 +473,8 @@ def named_arrays(data: PreferenceDataset) -> dict[str, np.ndarray | pa.Table]:
 
 def split_arrays(splits: Splits) -> dict[str, np.ndarray]:
     """Return all arrays of the training pairs and of the panels' contexts and queries under stable names."""
-    parts = {"train": splits.train}
-    parts |= {f"{n}/{s}": getattr(p, s) for n, p in splits.panels.items() for s in ("context", "query")}
     columns = ("user", "people", "left", "right", "label", "seconds")
-    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in parts.items() for c in columns}
+    found = {f"{name}.{c}": getattr(pairs, c) for name, pairs in splits.named_parts().items() for c in columns}
     return {name: value for name, value in found.items() if value is not None}
 
 

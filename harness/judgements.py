@@ -11,7 +11,7 @@ from harness.data import ASKED_IN_TEST, SHOWN, TEXT_SCHEMA, Items, PreferenceDat
 from harness.errors import UserError
 from harness.rows import user_numbers
 
-ROUNDS = 4  # of pairs, drawn until a person has as many untied pairs as ratings; later rounds only add ties
+ROUNDS = 4  # of pairs, drawn until a person has as many untied pairs as ratings; later rounds only replace ties
 
 
 def from_ratings(
@@ -53,11 +53,8 @@ def from_ratings(
     swap = rng.random(len(rows)) < 0.5
     left, right = np.where(swap, right, left), np.where(swap, left, right)
     label = np.where(rating[left] == rating[right], 0.5, (rating[left] > rating[right]).astype(float))
-    names = pl.Series(ids)[person[left]]
-    # a row is an item of a person's: pairs that share an item need not stay together
-    data = PreferenceDataset.from_pairs(names, item[left], item[right], label, items)
-    order = np.argsort(user_numbers(names)[1], kind="stable")
-    both_ratings = np.column_stack([rating[left], rating[right]]).astype(np.float32)[order]
+    data = PreferenceDataset.from_pairs(frame["user"][left], item[left], item[right], label, items)  # in this order
+    both_ratings = np.column_stack([rating[left], rating[right]]).astype(np.float32)
     gone = int((~kept).sum())
     notes = (
         (f"left out: {gone:,} of {len(ids):,} people with fewer than {min_ratings} ratings that differ",)
@@ -67,7 +64,7 @@ def from_ratings(
     return replace(
         data,
         pairs=replace(data.pairs, ratings=both_ratings),
-        parts=np.where(part[left][order] == 1, ASKED_IN_TEST, SHOWN).astype(np.int8),
+        parts=np.where(part[left] == 1, ASKED_IN_TEST, SHOWN).astype(np.int8),
         notes=notes,
     )
 

@@ -37,7 +37,6 @@ class TableTask(TextTask):
     query: str = ""  # SQL over `data`, for example "SELECT *, winner - 1 AS winner FROM data"
     user: str = "user"  # column with the person's id
     prompt: str = "prompt"  # column with what people were asked, if there is one
-    group: str = ""  # column with a group of people, such as a country
     encoder: str = encoder_field("hashing-256")  # of the texts; not used where the table has numbers of its own
 
     takes_crowd_vectors: ClassVar[bool] = False  # also takes encoder = "raters-DIM", which learns from training people

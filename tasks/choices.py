@@ -51,6 +51,7 @@ class Choices(TableTask):
     label: str = "label"  # column with P(chosen preferred), if there is one
     seconds: str = "seconds"  # column with response times, if there is one
     own_split: str = ""  # column with the data set's own split: train, validation or test
+    group: str = ""  # column with a group of people, such as a country
     profile: str = ""  # column with what a person wrote about themselves
     features: tuple[str, ...] = ()  # names of numbers of the options, as columns chosen_NAME and rejected_NAME
 
@@ -75,7 +76,7 @@ class Choices(TableTask):
         columns |= {"part": self.own_split, "profile": self.profile, "group": self.group}
         columns |= {name: name for side in ("chosen", "rejected") for name in [f"{side}_{x}" for x in self.features]}
         optional = {"prompt": self.prompt, "label": self.label, "seconds": self.seconds}
-        columns |= {n: c for n, c in optional.items() if c in table.columns or c != getattr(type(self), n)}
+        columns |= {n: c for n, c in optional.items() if c in table.columns or c != getattr(Choices, n)}
         wanted = {"row": table["row"].cast(pl.Int64)}
         wanted |= {name: at_path(table, column) for name, column in columns.items() if column}
         several = {"responses": self.responses, "ratings": self.ratings}

@@ -28,9 +28,7 @@ class Layouts(TextTask):
     layout: Literal["leaky", "repaired"] = "repaired"
     n_users: int = 60
     pairs_per_user: int = 30
-    noise: float = (
-        2.0  # temperature of choices, in standard deviations of a trait; people then agree with themselves in .7
-    )
+    noise: float = 2.0  # temperature of choices, in standard deviations of a trait times the root of seven
     encoder: str = encoder_field("hashing-256")
 
     shots: tuple[int, ...] = (0, 5, 10)

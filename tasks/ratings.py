@@ -50,9 +50,7 @@ class Ratings(TableTask):
         """Return the columns row, user, prompt, response or item, rating and features. Raises UserError for a bad row."""
         what = {"item": self.item} if self.item else {"response": self.response}
         columns = {"user": self.user, **what, "rating": self.rating} | {name: name for name in self.features}
-        if self.group:
-            columns["group"] = self.group
-        if self.prompt in table.columns or self.prompt != type(self).prompt:
+        if self.prompt in table.columns or self.prompt != Ratings.prompt:
             columns["prompt"] = self.prompt
         frame = pl.DataFrame([table["row"], *(at_path(table, path).alias(name) for name, path in columns.items())])
         for name in ("prompt", "response"):
@@ -114,11 +112,5 @@ class Ratings(TableTask):
 
 def with_crowd_vectors(data: PreferenceDataset, splits: Splits, dim: int) -> PreferenceDataset:
     """Return the data with features of items that are learned from the ratings of the training pairs."""
-    train = splits.train
-    n = len(train.items)
-    assert train.ratings is not None
-    key = np.concatenate([train.user * np.int64(n) + train.left, train.user * np.int64(n) + train.right])
-    known, first = np.unique(key, return_index=True)
-    rating = train.ratings.T.reshape(-1)[first].astype(np.float64)
-    vectors = crowd_vectors(known // n, known % n, rating, n, dim)
+    vectors = crowd_vectors(*splits.train.rated_items(), len(data.pairs.items), dim)
     return replace(data, pairs=replace(data.pairs, items=replace(data.pairs.items, features=vectors)))

@@ -33,7 +33,7 @@ class Votes(TableTask):
     votes of training people (`raters-DIM`), or from an encoder of their texts. A vote is agree, disagree or pass; or 1,
     -1 or 0.
 
-    group: column with the conversation that a statement is from, if there are several; it becomes the prompt's first line.
+    Where there are several conversations, `group` names the column that says which one a statement is from.
     """
 
     family = "human choices"
@@ -42,6 +42,7 @@ class Votes(TableTask):
 
     statement: str = "statement"  # column with the statement's text, or its id
     vote: str = "vote"
+    group: str = ""  # column with the conversation that a statement is from
     passes: Literal["drop", "keep"] = "drop"  # keep: as label .5
     min_votes: int = 2  # people with fewer are left out
     encoder: str = encoder_field("raters-16")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from scipy.special import expit
 
 from harness.atomic import write_atomically
 from harness.board.results import committed_manifest, load_scores
-from harness.data import Pairs, Splits
+from harness.data import Pairs
 from harness.errors import UserError
 from harness.store.prepared import open_prepared_task
 from harness.store.provenance import code_state
@@ -27,7 +29,7 @@ from harness.trials.plan import Plan
 from harness.trials.trial import Trial
 
 MEANINGS = {
-    "seed": "the seed of the split; a simulator's data are drawn anew under each",
+    "seed": "the seed of the split; a simulator draws other data under each",
     "part": "train; or a panel, and whether the pair was shown (context) or asked (query)",
     "panel": "the people who were asked: test, validation, or seen (in training)",
     "user": "the person's id",
@@ -81,6 +83,15 @@ def export_suite(plan: Plan, store: Store, folder: Path) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder", "name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
+        files = _write_files(plan, store, Path(partial) / "whole")
+        (Path(partial) / "whole").replace(folder)  # an interrupted export leaves nothing behind
+    return [folder / file for file in files]
+
+
+def _write_files(plan: Plan, store: Store, folder: Path) -> list[Path]:
+    """Write all files of an export into a new folder, and return their paths in it."""
     files: list[Path] = []
     tasks: dict[Task, str] = {}
     for number, task in enumerate(plan.suite.tasks):
@@ -99,25 +110,18 @@ def export_suite(plan: Plan, store: Store, folder: Path) -> list[Path]:
                 files.append(path)
     write_atomically(folder / "README.md", _card(plan, tasks, folder, files).encode())
     write_atomically(folder / "croissant.json", json.dumps(croissant(plan, folder, files), indent=1).encode())
-    return [*files, folder / "README.md", folder / "croissant.json"]
+    return [path.relative_to(folder) for path in (*files, folder / "README.md", folder / "croissant.json")]
 
 
 def _write_tables(path: Path, tables: Iterator[pa.Table]) -> Path | None:
     """Write the tables one after another into one parquet file; None where there are none."""
-    writer = None
-    for table in tables:
-        if writer is None:
-            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table.cast(writer.schema))
-    if writer is None:
+    first = next(tables, None)
+    if first is None:
         return None
-    writer.close()
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table.cast(first.schema))
     return path
-
-
-def _named_parts(splits: Splits) -> dict[str, Pairs]:
-    sides = {f"{n} {side}": getattr(panel, side) for n, panel in splits.panels.items() for side in ("context", "query")}
-    return {"train": splits.train} | sides
 
 
 def _user_ids(store: Store, task_key: str) -> np.ndarray:
@@ -135,7 +139,7 @@ def pairs_table(store: Store, trial: Trial) -> pa.Table:
     """Return a row per pair of a seed's split, with the columns that the task has."""
     splits, ids = open_prepared_task(store, trial.task_key).splits, _user_ids(store, trial.task_key)
     return pa.concat_tables(
-        [_pair_columns(pairs, ids, {"seed": trial.seed, "part": name}) for name, pairs in _named_parts(splits).items()]
+        [_pair_columns(pairs, ids, {"seed": trial.seed, "part": name}) for name, pairs in splits.named_parts().items()]
     )
 
 

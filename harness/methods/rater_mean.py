@@ -23,13 +23,9 @@ class RaterMean(Method):
         return super().refuses(task) if task.has_ratings else "needs ratings"
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        n = len(train.items)
-        assert train.ratings is not None
-        user = train.user.astype(np.int64)
-        known, first = np.unique(np.concatenate([user * n + train.left, user * n + train.right]), return_index=True)
-        rating = train.ratings.T.reshape(-1)[first].astype(np.float64)
-        times = np.bincount(known % n, minlength=n)
-        total = np.bincount(known % n, rating - rating.mean(), minlength=n)
+        n, (_, item, rating) = len(train.items), train.rated_items()
+        times = np.bincount(item, minlength=n)
+        total = np.bincount(item, rating - rating.mean(), minlength=n)
         mean = np.divide(total, times, out=np.zeros(n), where=times > 0)
         return {"mean": torch.from_numpy(mean / max(float(rating.std()), 1e-12))}
 

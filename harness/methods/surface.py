@@ -18,7 +18,8 @@ class Surface(Method):
 
     Form is what a data set's makers can leak: where the preferred responses were stored as text and the others as lists,
     brackets and quotes tell them apart, and every method that reads text looks good. The control's accuracy is what
-    needs no understanding. On human choices the form tells something too, above all the length: .68 on `arguments`.
+    needs no understanding. On human choices the form tells something
+    too: the longer text wins .685 of `arguments`.
     """
 
     family = "control"

@@ -83,7 +83,10 @@ def guess_fields(table: pl.DataFrame) -> tuple[str, dict[str, Any]] | None:
         }
     if "rating" in named and ("response" in named or "item" in named):
         what = "response" if "response" in named else "item"
-        return "ratings", common | {what: named[what], "rating": named["rating"]}
+        return "ratings", {k: v for k, v in common.items() if k != "group"} | {
+            what: named[what],
+            "rating": named["rating"],
+        }
     return None
 
 

@@ -64,7 +64,7 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     check_enough_context(task, splits, ids)
     features = prepared_features(data, splits)
     named: dict[str, np.ndarray | pa.Table] = {}
-    for where, pairs in _named_pairs(splits).items():
+    for where, pairs in splits.named_parts().items():
         named |= {f"{where}.{c}": getattr(pairs, c) for c in PAIR_COLUMNS if getattr(pairs, c) is not None}
     named |= {f"{n}.choices": p.choices for n, p in splits.panels.items() if p.choices is not None}
     named |= {n: v for n, v in named_arrays(data).items() if n in ("text", "profiles") or n.startswith("truth.")}
@@ -91,8 +91,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
         "people": data.pairs.n_users,
         "notes": [*data.notes, *note_on_few_pairs(task, data, splits)],
         "population": data.content_digest(),  # seeds of one data set share people, seeds of a simulator do not
-        "users": {where: pairs.n_users for where, pairs in _named_pairs(splits).items() if not where.endswith("query")},
-        "pairs": {where: len(pairs) for where, pairs in _named_pairs(splits).items()},
+        "users": {where: pairs.n_users for where, pairs in splits.named_parts().items() if not where.endswith("query")},
+        "pairs": {where: len(pairs) for where, pairs in splits.named_parts().items()},
         "data": digest,
     }
     key = identity_hash(identity)
@@ -164,7 +164,7 @@ def names_its_input(task: Task) -> bool:
 
 def check_one_table_of_items(task: Task, data: PreferenceDataset, splits: Splits) -> None:
     """Raise UserError where a part of the split has other items than the data set: rows would mean other options."""
-    for where, pairs in _named_pairs(splits).items():
+    for where, pairs in splits.named_parts().items():
         if pairs.items is data.pairs.items:
             continue
         for name in ("features", "text"):
@@ -293,14 +293,6 @@ def task_facts(prepared: dict) -> TaskFacts:
     """Return what methods may know before they run. Facts that an older store lacks keep their defaults."""
     facts = prepared["facts"]
     return TaskFacts(**{field.name: facts[field.name] for field in fields(TaskFacts) if field.name in facts})
-
-
-def _named_pairs(splits: Splits) -> dict[str, Pairs]:
-    """Return every Pairs of a split under its name: `train`, `test/context`, `test/query`, ..."""
-    panels = {
-        f"{name}/{side}": getattr(panel, side) for name, panel in splits.panels.items() for side in ("context", "query")
-    }
-    return {"train": splits.train} | panels
 
 
 def _file_content(value: np.ndarray | pa.Table) -> memoryview:

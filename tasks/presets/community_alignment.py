@@ -1,4 +1,4 @@
-"""Community Alignment: over 3,000 people of five countries choose among four answers, up to four turns (Zhang et al. 2025)."""
+"""Community Alignment: over 3,000 people choose among four answers, up to four turns (Zhang et al. 2025)."""
 
 from dataclasses import dataclass
 

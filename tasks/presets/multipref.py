@@ -1,4 +1,4 @@
-"""MultiPref: 227 workers compare two models' answers, four workers for each pair, with times (Miranda et al. 2024)."""
+"""MultiPref: workers compare two models' answers, four workers for each pair, with times (Miranda et al. 2024)."""
 
 from dataclasses import dataclass
 

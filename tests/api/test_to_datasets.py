@@ -49,7 +49,7 @@ def test_predictions_join_back_to_the_persons_own_rows(exported):
         panel="test", shots=3, method="shared"
     )
     assert asked.join(own, on="row").filter(pl.col("user") == pl.col("user_right")).height == len(asked)
-    query = pairs.filter(part="test query")
+    query = pairs.filter(part="test/query")
     assert asked.select("seed", "row").sort("seed", "row").equals(query.select("seed", "row").sort("seed", "row"))
 
 

@@ -149,6 +149,13 @@ def test_the_pairs_of_a_ranking_are_shown_or_asked_together(tmp_path, store):
         assert not np.isin(test.context.row, test.query.row).any() and (np.diff(test.context.offsets) == 12).all()
 
 
+def test_one_ranking_of_a_training_person_is_kept_to_be_asked(tmp_path):
+    """Of two rankings of six pairs each, one is trained on and one asked, though all but two pairs were wanted."""
+    task = task_of(ranked(each=2), tmp_path, responses=("responses",), ranking="ranking", shots=(0, 6))
+    splits = task.split(task.build(0), 0)
+    assert (np.diff(splits.train.offsets) == 6).all() and (np.diff(splits.panels["seen"].query.offsets) == 6).all()
+
+
 def test_new_prompts_are_in_no_context_and_no_training(tmp_path):
     shared = table(20, 20).with_columns(prompt=pl.format("prompt {}", pl.int_range(pl.len()).over("user")))
     task = task_of(shared, tmp_path, held_out="people and prompts", queries=4)

@@ -9,6 +9,7 @@ import pytest
 from harness import registry
 from harness.api import run_suite
 from harness.check.contract import check_tasks_of_suite
+from harness.errors import UserError
 from harness.store.store import Store
 from harness.trials.prepare import prepare_task
 from tests.test_documents import call
@@ -183,6 +184,16 @@ def test_a_preset_reads_its_real_schema(name, suffix, tmp_path):
     assert found & wanted and len(found & wanted) >= len(wanted) - 1
     facts = prepare_task(Store(tmp_path / "store").open(), task, 0)["facts"]
     assert facts["users"]["test/context"] >= 2 and facts["has_text"]
+
+
+def test_a_column_that_a_preset_expects_and_the_file_lacks_is_named(tmp_path):
+    """Also where `choices` would go on without it: an unknown prompt is not an empty one."""
+    file = tmp_path / "other.jsonl"
+    rows = personal_reward_bench(judgements())
+    file.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "context"}) for row in rows))
+    task = registry.make_instance("task", "personal_reward_bench", {"file": str(file)})
+    with pytest.raises(UserError, match="there is no column context"):
+        task.build(0)
 
 
 @pytest.mark.parametrize("name", FILES)
