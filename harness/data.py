@@ -50,11 +50,13 @@ class Items:
     text: a table with the columns `prompt` and `response`, n rows.
     columns_share_unit: whether all features are in one unit, as the dimensions of an encoder's vectors are. Otherwise
         each column is scaled to spread 1 when the task is prepared, so that no result depends on a column's unit.
+    names: string[n], what the data set calls items that have no text; no method reads them.
     """
 
     features: np.ndarray | None = None
     text: pa.Table | None = None
     columns_share_unit: bool = False
+    names: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.known_text if self.features is None else self.features)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from harness.data import TEXT_SCHEMA, Items, PreferenceDataset, Splits
 from harness.errors import UserError, error_prefix
@@ -88,6 +89,7 @@ class Ratings(TableTask):
                 prompt = items["prompt"] if "prompt" in keys else pl.Series("prompt", [""] * len(items))
                 text = pl.DataFrame({"prompt": prompt, "response": items["response"]})
             known = None if text is None else text.to_arrow().cast(TEXT_SCHEMA)
+            names = items["item"].cast(pl.String).to_arrow().cast(pa.string()) if self.item else None
             dim = crowd_dim(self.encoder)
             if self.features:
                 values, unit = items.select(self.features).to_numpy(), False
@@ -100,7 +102,7 @@ class Ratings(TableTask):
             else:
                 values, unit = np.arange(len(items), dtype=np.float32)[:, None], True  # replaced below
             data = from_ratings(
-                rated, Items(values, known, unit), self.queries, seed, self.ties == "keep", self.min_ratings
+                rated, Items(values, known, unit, names), self.queries, seed, self.ties == "keep", self.min_ratings
             )
             if dim is not None and not self.features:
                 data = with_crowd_vectors(data, self.split(data, seed), dim)

@@ -57,7 +57,20 @@ MAY_IMPORT = {
     "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
     "cli": GROUND
     | CONTRACT
-    | {"api", "board", "check", "claims", "inference", "on_ray", "report", "scores", "sources", "store", "trials"},
+    | {
+        "api",
+        "board",
+        "check",
+        "claims",
+        "inference",
+        "learning",
+        "on_ray",
+        "report",
+        "scores",
+        "sources",
+        "store",
+        "trials",
+    },
     "tasks": CONTRACT | {"errors", "inference", "rows", "sameness", "sources", "store", "table_files"},
     "jobs": {"cli", "errors", "registry", "sources", "store", "trials"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 
 from harness import registry
 from harness.data import Items, Pairs, Panel, PreferenceDataset
-from harness.errors import UserError
+from harness.errors import UserError, error_prefix
 from harness.frames import as_polars
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
 from harness.rows import text_columns
 from harness.scaling import ColumnScale
+from harness.sources.judged import with_prompt
+from harness.sources.messages import as_messages, text_of_messages
 from harness.store.store import Store
+from harness.table_files import read_table
 from harness.task import split_pairs_of_each_user
 from harness.trials.outputs import checked_per_pair, checked_state, checked_users
 from harness.trials.plan import refusal
@@ -27,6 +31,7 @@ T = TypeVar("T")
 Features = Callable[[pl.DataFrame], np.ndarray]  # items (columns prompt, response) -> float32[n, d]
 
 OWN_SHARE = 0.02  # of a column's spread: by so much sums in half precision may differ between batches
+TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response", "left", "right")
 VALIDATION_PEOPLE = 5  # one person in five chooses settings, as in the benchmark's own splits
 
 
@@ -58,12 +63,12 @@ class FittedMethod:
     def adapt(self, choices: Any) -> AdaptedPeople:
         """Adapt to new people, all at once, from the choices each has made.
 
-        choices: any data frame with the columns prompt, chosen and rejected; `user` where it holds several people, and
-        `label` and `seconds` as in PreferenceDataset.from_choices.
+        choices: any data frame with the columns prompt, chosen and rejected (texts, or lists of chat messages); `user`
+        where it holds several people, and `label` and `seconds` as in PreferenceDataset.from_choices.
         """
         if self.features is None and self.needs_features:
             raise UserError("the features of new items are unknown", "give fit the function: features=...")
-        frame = as_polars(choices)
+        frame = _with_texts(as_polars(choices))
         if "user" not in frame.columns:
             frame = frame.with_columns(user=pl.lit("this person"))
         data = PreferenceDataset.from_choices(frame, self.features, min_pairs=1)
@@ -146,7 +151,7 @@ def fit(
     """Fit one method to everybody in a data set.
 
     data: a PreferenceDataset, or any data frame, or a csv, jsonl or parquet file, with the columns user, prompt, chosen and
-    rejected. method: its name, with its `fields`, or an instance. features: maps items (columns prompt, response) to
+    rejected, which hold texts or lists of chat messages. method: its name, with its `fields`, or an instance. features: maps items (columns prompt, response) to
     float32[n, d]; it must give the same numbers to the same item whatever stands beside it, since new people's items pass
     through it too. columns_share_unit: as for Items. store: where a policy keeps its language model. One person in five is
     held out to choose settings.
@@ -159,7 +164,9 @@ def fit(
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed!r} is not a whole number from 0 on", "for example seed=0")
     if not isinstance(data, PreferenceDataset):
-        data = PreferenceDataset.from_choices(data, features, columns_share_unit=columns_share_unit)
+        with error_prefix(str(data)) if isinstance(data, str | Path) else contextlib.nullcontext():
+            frame = _with_texts(read_table(Path(data)) if isinstance(data, str | Path) else as_polars(data))
+            data = PreferenceDataset.from_choices(frame, features, columns_share_unit=columns_share_unit)
     check_features_of_one_item(data.pairs.items, features)
     if data.pairs.n_users < VALIDATION_PEOPLE:
         raise UserError(
@@ -242,9 +249,19 @@ def _facts(data: PreferenceDataset) -> TaskFacts:
     )
 
 
+def _with_texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with texts in place of chat messages; a prompt that both sides share gets a column of its own."""
+    frame = frame.with_columns(as_messages(frame[name]).alias(name) for name in TEXT_COLUMNS if name in frame.columns)
+    if {"chosen", "rejected"} <= set(frame.columns):
+        frame = with_prompt(frame)
+    return frame.with_columns(
+        text_of_messages(frame[name]).alias(name) for name in TEXT_COLUMNS if name in frame.columns
+    )
+
+
 def _columns(frame: Any, *names: str) -> pl.DataFrame:
     """Return the named text columns of any data frame. Raises UserError where one is missing."""
-    found = as_polars(frame)
+    found = _with_texts(as_polars(frame))
     if missing := [name for name in names if name not in found.columns]:
         raise UserError(
             f"the frame has no column {', '.join(missing)}; it has {', '.join(found.columns)}", "rename a column"

@@ -30,10 +30,10 @@ from harness.trials.trial import Trial
 
 MEANINGS = {
     "seed": "the seed of the split; a simulator draws other data under each",
-    "part": "train; or a panel, and whether the pair was shown (context) or asked (query)",
-    "panel": "the people who were asked: test, validation, or seen (in training)",
+    "part": "train; or a panel (test, validation, or seen in training), and whether the pair was shown (context) or asked (query)",
     "user": "the person's id",
-    "row": "the row of the table that the judgement is from, counting from 0; empty where there is none, or two (ratings)",
+    "row": "the row of the table that the judgement is from, counting from 0; empty where there is none, or two (ratings: "
+    "join by user and item)",
     "place": "the pair's place in its part",
     "left": "number of the left item",
     "right": "number of the right item",
@@ -42,10 +42,13 @@ MEANINGS = {
     "right_text": "the right response",
     "label": "P(left preferred)",
     "seconds": "response time",
+    "left_name": "the left item's name, where items have no text",
+    "right_name": "the right item's name, where items have no text",
     "left_rating": "the person's rating of the left item",
     "right_rating": "the person's rating of the right item",
     "item": "the item's number",
     "response": "the item's text",
+    "name": "the item's name, where items have no text",
     "features": "the item's features, as methods get them",
     "method": "the method and its settings, as the board names them",
     "trial": "key of the trial: manyminds show KEY explains it",
@@ -155,6 +158,9 @@ def _pair_columns(pairs: Pairs, ids: np.ndarray, constants: dict[str, Any]) -> p
         columns["prompt"] = text["prompt"].take(pairs.left).cast(pa.string())
         columns["left_text"] = text["response"].take(pairs.left).cast(pa.string())
         columns["right_text"] = text["response"].take(pairs.right).cast(pa.string())
+    if pairs.items.names is not None:
+        columns["left_name"] = pairs.items.names.take(pairs.left)
+        columns["right_name"] = pairs.items.names.take(pairs.right)
     columns["label"] = np.asarray(pairs.label)
     if pairs.seconds is not None:
         columns["seconds"] = np.asarray(pairs.seconds)
@@ -169,6 +175,8 @@ def items_table(store: Store, trial: Trial) -> pa.Table:
     columns: dict[str, Any] = {"seed": np.full(len(items), trial.seed), "item": np.arange(len(items))}
     if items.text is not None:
         columns |= {name: items.text[name].cast(pa.string()) for name in ("prompt", "response")}
+    if items.names is not None:
+        columns["name"] = items.names
     if items.features is not None:
         flat = pa.array(np.asarray(items.features, dtype=np.float32).reshape(-1))
         columns["features"] = pa.FixedSizeListArray.from_arrays(flat, items.features.shape[1])
@@ -196,7 +204,8 @@ def predictions_table(store: Store, trial: Trial, manifest: dict, method: str) -
         if rest or panel == "choices":
             continue
         query, z = splits.panels[panel].query, told[name].astype(np.float64)
-        constants = {"seed": trial.seed, "method": method, "trial": trial.key, "panel": panel, "shots": int(shots)}
+        constants = {"seed": trial.seed, "method": method, "trial": trial.key, "part": f"{panel}/query"}
+        constants["shots"] = int(shots)
         table = _pair_columns(query, ids, constants)
         kept = [c for c in table.column_names if c not in ("prompt", "left_text", "right_text", "seconds")]
         table = table.select(kept).append_column("log_odds", pa.array(z))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -15,6 +16,7 @@ from harness.trials.suite import Suite
 from harness.trials.trial import field_values
 
 REFERENCE_METHOD = "shared"  # the baseline of every gain: one reward function for all users
+MAX_SHOWN_VALUE = 60  # characters of a field's value in a label; a label stands in titles and tables
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,31 @@ def _as_plain_value(value: object) -> object:
 
 
 def setting_labels(things: list) -> dict:
-    """Return a label for each task or method: its name, its fields that are not default, and those in which settings differ."""
+    """Return a label for each task or method: its name, its fields that are not default, and those in which settings differ.
+
+    Long values, such as a query, are cut in the middle, unless two labels would then be the same.
+    """
     seen: dict[type, dict[str, list]] = {}  # the different values of each field
     for thing in things:
         of_class = seen.setdefault(type(thing), {})
         for name, value in field_values(thing).items():
             if value not in (values := of_class.setdefault(name, [])):
                 values.append(value)
-    found = {}
+    whole: dict = {}
+    cut: dict = {}
     for thing in things:
         default, values_of = field_values(type(thing)()), seen[type(thing)]
         changed = {k: v for k, v in field_values(thing).items() if v != default[k] or len(values_of[k]) > 1}
-        shown = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in changed.items())
-        found[thing] = f"{thing.name}({shown})" if shown else thing.name
-    return found
+        texts = {k: " ".join(str(list(v) if isinstance(v, tuple) else v).split()) for k, v in changed.items()}
+        for labels, most in ((whole, None), (cut, MAX_SHOWN_VALUE)):
+            shown = ", ".join(f"{k}={_cut_in_the_middle(text, most)}" for k, text in texts.items())
+            labels[thing] = f"{thing.name}({shown})" if shown else thing.name
+    times = Counter(cut.values())
+    return {thing: label if times[label] == 1 else whole[thing] for thing, label in cut.items()}
+
+
+def _cut_in_the_middle(text: str, most: int | None) -> str:
+    """Return a text of at most `most` characters (any number for None): its beginning, an ellipsis and its end."""
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - (most - 1 - most // 2) :]}"

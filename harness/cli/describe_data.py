@@ -29,13 +29,16 @@ NUMBERS = {  # of a description, in the order in which they are printed, in word
     "values": "answers by value",
     "ties": "ties",
     "repeated": "repeated by the same person",
+    "askable": "people with enough of them to be asked",
     "contradictions": "answered both ways by the same person",
     "long_responses": "responses of more than 2,000 characters",
     "shared_pairs": "pairs that several people judged",
     "disagreement": "two people who judged the same pair disagree in",
     "shared": "variance of answers that people share; the rest is taste and noise",
+    "form": "form alone, such as length and brackets, tells the chosen response in",
 }
-SHARES = ("long_responses", "shared_pairs", "disagreement", "shared")
+SHARES = ("long_responses", "shared_pairs", "disagreement", "shared", "form")
+FEWEST_ASKED = 20  # people; with fewer, intervals are so wide that a board rarely tells methods apart
 
 
 def describe(
@@ -111,16 +114,36 @@ def _suggested(task: TableTask) -> dict[str, Any]:
 
 
 def _numbers(task: TableTask, table: Any) -> dict[str, Any]:
+    import numpy as np
+
+    from harness.learning.form import form_accuracy
     from harness.sources.described import describe_answers, describe_pairs
+    from harness.trials.prepare import MAX_FORM_ACCURACY
 
     judged, notes = task.judgements(table)
     if "chosen" in judged.columns:
-        return {"numbers": describe_pairs(judged), "notes": notes}
-    if "agrees" in judged.columns:
-        return {"numbers": describe_answers(judged, "agrees", "statement")}
-    if "rating" in judged.columns:
-        return {"numbers": describe_answers(judged, "rating", "item" if "item" in judged.columns else "response")}
-    return {"notes": notes}
+        numbers = describe_pairs(judged)
+        numbers["form"] = form_accuracy(*judged.filter(judged["label"] > 0.5)["chosen", "rejected", "user"])
+        if (numbers["form"] or 0) > MAX_FORM_ACCURACY and not task.form_matters:
+            notes.append(
+                f"warning: form alone tells the chosen response in {numbers['form']:.1%} of pairs. Chosen and rejected "
+                "responses may be stored in different ways: `manyminds check` tells more"
+            )
+    elif "agrees" in judged.columns:
+        numbers = describe_answers(judged, "agrees", "statement")
+    elif "rating" in judged.columns:
+        numbers = describe_answers(judged, "rating", "item" if "item" in judged.columns else "response")
+    else:
+        return {"notes": notes}
+    counts = judged.group_by("user").len()["len"].to_numpy()
+    asked = counts - np.minimum(task.queries, np.maximum(counts // 3, 2)) if "rating" in judged.columns else counts - 1
+    numbers["askable"] = int((asked >= max(task.shots)).sum())
+    if numbers["askable"] < FEWEST_ASKED and len(counts) > numbers["askable"]:
+        notes.append(
+            f"warning: {numbers['askable']:,} people have enough answers to be asked after {max(task.shots)}; with smaller "
+            "numbers in the field shots more people can be asked"
+        )
+    return {"numbers": numbers, "notes": notes}
 
 
 def _print_description(told: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -40,7 +41,7 @@ def describe_columns(table: pl.DataFrame) -> list[dict[str, Any]]:
         given = column.drop_nulls()
         nested = column.dtype.is_nested()
         kind = "messages" if holds_messages(as_messages(column)) else str(column.dtype).lower()
-        example = str(given[0]) if len(given) else ""
+        example = _example(given) if len(given) else ""
         found.append(
             {
                 "name": column.name,
@@ -51,6 +52,13 @@ def describe_columns(table: pl.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _example(given: pl.Series) -> str:
+    """Return a column's first value as one line of text; nested ones as JSON."""
+    if not given.dtype.is_nested():
+        return str(given[0])
+    return json.dumps(given.head(1).to_list()[0], ensure_ascii=False, default=str)
 
 
 def guess_fields(table: pl.DataFrame) -> tuple[str, dict[str, Any]] | None:
@@ -141,6 +149,7 @@ def describe_answers(answers: pl.DataFrame, value: str, what: str) -> dict[str, 
     what chance explains (one-way random effects); the rest is what people differ in, and noise.
     """
     counts = answers.group_by("user").len()["len"].to_numpy()
+    again = answers.select(other for other in ("user", "prompt", what) if other in answers.columns)
     by_item = answers.with_columns(rest=pl.col(value) - pl.col(value).mean().over("user"))
     groups = by_item.group_by(what).agg(pl.len(), mean=pl.col("rest").mean(), square=pl.col("rest").var())
     groups = groups.filter(pl.col("len") > 1)
@@ -156,6 +165,7 @@ def describe_answers(answers: pl.DataFrame, value: str, what: str) -> dict[str, 
         "answers": len(answers),
         "answers_of_a_person": _quantiles(counts),
         "items": answers[what].n_unique(),
+        "repeated": len(again) - again.n_unique(),
         "answers_of_an_item": float(len(answers) / max(1, answers[what].n_unique())),
         "values": {str(v): int(c) for v, c in values.iter_rows()},
         "shared": share,

@@ -42,7 +42,7 @@ def pairs_of_judgements(frame: pl.DataFrame, names: Sequence[str] = ()) -> tuple
     if "responses" in frame.columns:
         frame = _pairs_of_several(frame, names)
     elif "chosen" in frame.columns:
-        frame = _with_prompt(frame.with_columns(as_messages(frame["chosen"]), as_messages(frame["rejected"])))
+        frame = with_prompt(frame.with_columns(as_messages(frame["chosen"]), as_messages(frame["rejected"])))
     else:
         return _without_texts(frame)
     texts = {name: text_of_messages(as_messages(frame[name])) for name in ("prompt", "chosen", "rejected")}
@@ -70,7 +70,7 @@ def _without_texts(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     return frame.filter(~equal), notes
 
 
-def _with_prompt(frame: pl.DataFrame) -> pl.DataFrame:
+def with_prompt(frame: pl.DataFrame) -> pl.DataFrame:
     """Return the frame with a column prompt: its own, or what chosen and rejected share as conversations, or nothing."""
     if "prompt" in frame.columns:
         return frame
@@ -257,7 +257,8 @@ def at_path(frame: pl.DataFrame, path: str) -> pl.Series:
     name, *fields = path.split(".")
     known = [c for c in frame.columns if c != "row"]
     if name not in frame.columns:
-        raise UserError(f"there is no column {name}", did_you_mean(name, known, f"the columns are {', '.join(known)}"))
+        otherwise = f"the columns are {', '.join(known)}; `manyminds describe` suggests which is which"
+        raise UserError(f"there is no column {name}", did_you_mean(name, known, otherwise))
     column, element = frame[name], pl.element()
     for field in fields:
         in_list = isinstance(column.dtype, pl.List)

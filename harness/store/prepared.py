@@ -67,8 +67,9 @@ def open_prepared_task(store: Store, key: str) -> PreparedTask:
             return None
         return pa.ipc.open_file(pa.memory_map(str(store.verified_path(manifest, f"{name}.arrow")))).read_all()
 
-    items, profiles = Items(load("features"), table("text")), table("profiles")
+    profiles, names = table("profiles"), table("names")
     profiles = None if profiles is None else profiles["profile"].combine_chunks()
+    items = Items(load("features"), table("text"), names=None if names is None else names["name"].combine_chunks())
     parts = sorted({name.rpartition(".")[0].rpartition(".")[0] for name in manifest["files"] if ".user." in name})
     pairs = {
         part: Pairs(**{c: load(f"{part}.{c}") for c in PAIR_COLUMNS}, items=items, profiles=profiles) for part in parts

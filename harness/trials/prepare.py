@@ -101,6 +101,8 @@ def prepare_task(store: Store, task: Task, seed: int) -> dict:
     if identity is not settings:
         facts["other_builds"] = _count_other_builds(store, settings, digest)
     files = named | {"persons": person_digests(task, data, facts["population"]), "users": data.users}
+    if items.names is not None:
+        files["names"] = pa.table({"name": items.names})
     store.commit(
         "tasks",
         key,

@@ -65,6 +65,29 @@ def test_every_kind_of_frame_gives_the_same_data(kind):
     assert found.content_digest() == PreferenceDataset.from_choices(frame, length).content_digest()
 
 
+def test_chat_messages_are_read_as_their_texts():
+    """Also a prompt that both conversations share, in what is fitted, adapted to and asked."""
+    data = choices()
+
+    def said(role, column):
+        return pl.concat_list(pl.struct(role=pl.lit(role), content=pl.col(column)))
+
+    answers = {name: said("assistant", name) for name in ("chosen", "rejected")}
+    explicit = data.with_columns(said("user", "prompt").alias("prompt"), **answers)
+    implicit = data.select("user", *(pl.concat_list(said("user", "prompt"), answers[n]).alias(n) for n in answers))
+    new = choices(1, 6)
+    plain = fit(data, features=length).adapt(new)
+    for messages in (explicit, implicit):
+        person = fit(messages, features=length).adapt(
+            new.with_columns(said("user", "prompt").alias("prompt"), **answers)
+        )
+        item = pl.DataFrame({"prompt": ["Tell me."], "response": ["x" * 9]})
+        as_chat = item.with_columns(
+            said("user", "prompt").alias("prompt"), said("assistant", "response").alias("response")
+        )
+        assert person.rewards(as_chat) == plain.rewards(item) == person.rewards(item)
+
+
 def test_what_is_not_a_frame_is_refused():
     with pytest.raises(UserError, match="int is not a data frame"):
         as_polars(3)

@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import mlcroissant
 import numpy as np
 import polars as pl
 import pytest
@@ -12,6 +13,7 @@ from harness.api import run_suite
 from harness.api.running import make_suite
 from harness.errors import UserError
 from tasks.choices import Choices
+from tasks.ratings import Ratings
 from tests.tasks.test_choices import table
 
 
@@ -28,7 +30,7 @@ def exported(tmp_path_factory):
 def test_accuracy_comes_out_of_the_exported_predictions(exported):
     folder, run, _ = exported
     found = datasets.load_dataset(str(folder / "out"), "choices-predictions", cache_dir=str(folder / "cache"))
-    frame = found["train"].to_polars().filter(panel="test")
+    frame = found["train"].to_polars().filter(part="test/query")
     for row in run.board.tasks[0].rows:
         mine = frame.filter(method=row.method.name, shots=3)
         right = (mine["log_odds"].to_numpy() > 0) == (mine["label"].to_numpy() > 0.5)
@@ -46,11 +48,29 @@ def test_predictions_join_back_to_the_persons_own_rows(exported):
     won = joined.select(pl.when(pl.col("label") > 0.5).then("left_text").otherwise("right_text")).to_series()
     assert (won == joined["chosen"]).all()
     asked = pl.read_parquet(folder / "out" / "choices" / "predictions.parquet").filter(
-        panel="test", shots=3, method="shared"
+        part="test/query", shots=3, method="shared"
     )
     assert asked.join(own, on="row").filter(pl.col("user") == pl.col("user_right")).height == len(asked)
     query = pairs.filter(part="test/query")
     assert asked.select("seed", "row").sort("seed", "row").equals(query.select("seed", "row").sort("seed", "row"))
+
+
+def test_predictions_of_ratings_join_back_to_ones_own_ratings_by_item(tmp_path):
+    """Items without text keep their names: a rating's two sides find the person's own numbers."""
+    rng = np.random.default_rng(0)
+    rows = [(f"p{u:02}", f"film {i}", int(rng.integers(1, 6))) for u in range(20) for i in range(24)]
+    own = pl.DataFrame(rows, schema=["user", "film", "rating"], orient="row")
+    own.write_csv(tmp_path / "ratings.csv")
+    task = Ratings(file=str(tmp_path / "ratings.csv"), item="film", shots=(0, 3), encoder="raters-2")
+    run = run_suite(make_suite([task], [registry.make_instance("method", "per_user", {})], 3), tmp_path / "store")
+    run.export(tmp_path / "out")
+    for name in ("pairs", "predictions"):
+        found = pl.read_parquet(tmp_path / "out" / "ratings" / f"{name}.parquet")
+        for side in ("left", "right"):
+            joined = found.join(own, left_on=["user", f"{side}_name"], right_on=["user", "film"])
+            assert len(joined) == len(found) > 0 and (joined[f"{side}_rating"] == joined["rating"]).all()
+    items = pl.read_parquet(tmp_path / "out" / "ratings" / "items.parquet")
+    assert set(items["name"]) == set(own["film"])
 
 
 def test_items_hold_texts_and_features(exported):
@@ -68,8 +88,8 @@ def test_croissant_names_every_file_and_column(exported):
     assert {found["contentUrl"] for found in told["distribution"]} == {f"choices/{file.name}" for file in tables}
     for record, file in zip(told["recordSet"], tables, strict=True):
         assert [field["name"] for field in record["field"]] == pl.read_parquet(file).columns
-    validator = pytest.importorskip("mlcroissant", reason="needs mlcroissant")
-    validator.Dataset(jsonld=folder / "out" / "croissant.json")
+    found = mlcroissant.Dataset(jsonld=folder / "out" / "croissant.json")  # raises where the metadata is not valid
+    assert next(iter(found.records("choices-items")))["choices-items/item"] == 0
 
 
 def test_a_folder_with_files_is_not_written_into(exported):

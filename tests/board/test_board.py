@@ -260,6 +260,21 @@ def test_labels_tell_settings_apart():
     assert list(setting_labels(methods[:1]).values()) == ["rfm"]
 
 
+def test_long_values_are_cut_in_labels_unless_labels_would_then_be_equal():
+    queries = [
+        "SELECT *\n FROM data WHERE " + " AND ".join(f"x{i} > {i}" for i in range(99)) + end for end in ("", ";")
+    ]
+    short, semicolon = (registry.make_instance("task", "choices", {"query": query}) for query in queries)
+    assert len(setting_labels([short])[short]) < 80 and len(setting_labels([short, semicolon])[semicolon]) < 80
+    assert (
+        setting_labels([short])[short].startswith("choices(query=SELECT * FROM data WHERE")
+        and "…" in setting_labels([short])[short]
+    )
+    middle = registry.make_instance("task", "choices", {"query": queries[0].replace("x50", "y50")})
+    both = setting_labels([short, middle])
+    assert both[short] != both[middle] and "y50" in both[middle]
+
+
 def test_numbers_read_as_in_papers(tiny):
     assert [format_number(0.8734), format_number(-0.0512, signed=True), format_number(1.25), format_number(None)] == [
         ".873",

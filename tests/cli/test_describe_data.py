@@ -12,8 +12,9 @@ import pytest
 from harness import registry
 from harness.cli.suite_schema import suite_schema, table_schema
 from harness.errors import UserError
+from harness.learning.form import form_accuracy
 from harness.registry import PROJECT_ROOT
-from harness.sources.described import describe_answers, describe_pairs, guess_fields
+from harness.sources.described import describe_answers, describe_columns, describe_pairs, guess_fields
 from harness.trials.suite import read_suite
 from tests.tasks.test_choices import table
 
@@ -58,6 +59,8 @@ def test_what_people_share_is_the_variance_of_items(quality):
     frame = pl.DataFrame({"user": user, "item": item, "rating": rating.ravel()})
     found = describe_answers(frame, "rating", "item")
     assert found["shared"] == pytest.approx(quality**2 / (quality**2 + 1), abs=0.04)
+    assert found["repeated"] == 0
+    assert describe_answers(pl.concat([frame, frame[:7]]), "rating", "item")["repeated"] == 7
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,44 @@ def test_describe_prints_a_suite_that_runs(tmp_path, monkeypatch, capsys):
     assert read_suite(tmp_path / "s.toml").tasks[0].build(0).pairs.n_users == 10
     told = json.loads(call("manyminds describe s.toml --json", monkeypatch, capsys))
     assert told[0]["numbers"]["pairs"] == 120 and told[0]["columns"][0]["name"] == "annotator_id"
+
+
+def test_describe_warns_where_form_tells_the_chosen_response_and_where_few_people_can_be_asked(
+    tmp_path, monkeypatch, capsys
+):
+    from tests.test_documents import call
+
+    monkeypatch.chdir(tmp_path)
+    honest = table(people=25, each=22)
+    honest.write_csv("honest.csv")
+    leaking = honest.with_columns(rejected=pl.format("['{}']", "rejected"))  # a list, printed
+    leaking.filter(pl.int_range(pl.len()).over("user") < 9).write_csv("leaking.csv")
+    (told,) = json.loads(call("manyminds describe honest.csv --json", monkeypatch, capsys))
+    assert told["notes"] == [] and told["numbers"]["form"] < 0.7 and told["numbers"]["askable"] == 25
+    out = call("manyminds describe leaking.csv", monkeypatch, capsys)
+    assert "warning: form alone tells the chosen response in 100.0% of pairs" in out
+    assert "warning: 0 people have enough answers to be asked after 20" in out
+
+
+def test_form_accuracy_is_that_of_people_who_were_not_fitted():
+    """Everybody likes a mark that others do not: what is learned of others is wrong."""
+    marks = ["!", "?", "*", "#", "`"]
+    rows = [
+        (f"{m * 3} yes", f"{other * 3} yes", m)
+        for m, other in zip(marks, marks[1:] + marks[:1], strict=True)
+        for _ in range(50)
+    ]
+    chosen, rejected, user = (pl.Series(column) for column in zip(*rows, strict=True))
+    assert form_accuracy(chosen, rejected, user) < 0.5
+    few = pl.Series([f"u{i % 4}" for i in range(250)])
+    assert form_accuracy(chosen, rejected, few) is None
+    plain, listed = (pl.Series([form.format(i) for i in range(250)]) for form in ("yes {}.", "['yes {}.']"))
+    assert form_accuracy(plain, listed, pl.Series([f"u{i % 25}" for i in range(250)])) == 1
+
+
+def test_nested_columns_show_their_first_value_on_one_line():
+    frame = pl.DataFrame({"said": [[{"role": "user", "content": "Hi é"}]], "n": [[1, 2]]})
+    assert [c["example"] for c in describe_columns(frame)] == ['[{"role": "user", "content": "Hi é"}]', "[1, 2]"]
 
 
 def test_describe_of_an_unknown_table_shows_its_columns_and_what_is_missing(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Every preset reads a small file of its real schema, without a network, and its judgements are the file's."""
 
 import json
+import zlib
 
 import numpy as np
 import polars as pl
@@ -146,6 +147,23 @@ def hh_rlhf(rows):
     return [{"chosen": start.format(p, a), "rejected": start.format(p, b)} for _, p, a, b in rows]
 
 
+def personal_llm(rows):
+    """Every model scores every prompt's eight answers in an arbitrary way of its own."""
+    from tasks.presets.personal_llm import REWARD_MODELS
+
+    found = []
+    for _, p, a, b in rows:
+        answers = [f"{b} {word}" for word in WORDS[:6]] + [b, a]
+        row = {"prompt": p} | {f"response_{j + 1}": text for j, text in enumerate(answers)}
+        for model in REWARD_MODELS:
+            row |= {
+                f"response_{j + 1}_{model}": zlib.crc32(f"{model}{text}".encode()) / 1e9
+                for j, text in enumerate(answers)
+            }
+        found.append(row)
+    return found
+
+
 FILES = {
     "trl": trl,
     "multipref": multipref,
@@ -157,6 +175,7 @@ FILES = {
     "arena": arena,
     "pluralistic_ultrafeedback": pluralistic_ultrafeedback,
     "hh_rlhf": hh_rlhf,
+    "personal_llm": personal_llm,
 }
 PEOPLE = {"pluralistic_ultrafeedback": 60, "hh_rlhf": 40}  # who are dealt rows need many of them
 
