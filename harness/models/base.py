@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_BATCH_TOKENS = 16_384
 
 
+Pooling = Literal["last", "mean", "cls"]  # a text's vector: that of its last or first token, or the mean over tokens
 TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
 
 
@@ -69,8 +70,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def embed(self, texts: Sequence[TokenIds], pooling: Literal["last", "mean"] = "last") -> np.ndarray:
-        """Return float32[n, d]: the last layer's vector at the last token, or its mean over tokens; not normalised."""
+    def embed(self, texts: Sequence[TokenIds], pooling: Pooling = "last") -> np.ndarray:
+        """Return float32[n, d]: the state of the last or the first token (cls), or its mean over tokens; not normalised."""
 
     def check_prompt_lengths(self, prompts: Sequence[TokenIds], room: int) -> None:
         """Raise ValueError for an empty prompt, or one that leaves fewer than `room` tokens of the context."""

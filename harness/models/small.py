@@ -8,13 +8,12 @@ vectors of other texts have no meaning.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.models.loading import new_model_folder
 from harness.sources.text_world import (
     PROMPTS,
     TOPICS,
@@ -99,19 +98,10 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
         with threadpool_limits(1), one_torch_thread():
             train_small_model(model, tokenizer, seed, steps)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     logging.disable_progress_bar()
-    try:
+    with new_model_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        part.chmod(0o755)  # mkdtemp denies access to other users
-        part.rename(folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process built the same model first
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def train_tokenizer(seed: int) -> Qwen2Tokenizer:
