@@ -64,7 +64,9 @@ def coerce_value(value: object, hint: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce_value(v, args[0], where) for v in value)
     if origin is tuple:
-        raise UserError(f"{where} = {value!r} is not a list", f"{where.rpartition('.')[2]} = [{value!r}]")
+        name = where.rpartition(".")[2]
+        hint = f"{name} = [{value!r}]" if type(value) is args[0] else f"write a list: {name} = [...]"
+        raise UserError(f"{where} = {value!r} is not a list", hint)
     if origin is typing.Literal and value in args:
         return value
     if hint is float and isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value):

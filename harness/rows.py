@@ -156,13 +156,17 @@ def require_columns(frame: pl.DataFrame, *names: str) -> None:
         )
 
 
-def with_numbers(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
-    """Return the frame with the named columns, where it has them, as numbers. Raises UserError for the first that is none."""
+def with_numbers(frame: pl.DataFrame, *names: str, known_as: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Return the frame with the named columns, where it has them, as numbers. Raises UserError for the first that is none.
+
+    known_as: names of columns in the person's own table, for the message, where they are others.
+    """
     for name in names:
+        known = (known_as or {}).get(name, name)
         if name in frame.columns and frame[name].dtype == pl.String:
             number = frame[name].str.strip_chars().cast(pl.Float64, strict=False)
             raise_for_first_bad(
-                number.is_null().to_numpy(), f"no number in column {name}", frame[name], f"convert {name} to numbers"
+                number.is_null().to_numpy(), f"no number in column {known}", frame[name], f"convert {known} to numbers"
             )
             frame = frame.with_columns(number)
         elif name in frame.columns and frame[name].dtype.is_decimal():  # 0.5 in SQL

@@ -150,11 +150,11 @@ def folds_of_people(room: np.ndarray, seed: int, n_context: int) -> tuple[np.nda
     able = np.flatnonzero(room >= n_context)
     if len(able) < FOLD_COUNT:
         fits = int(np.sort(room)[-FOLD_COUNT]) if len(room) >= FOLD_COUNT else -1
-        few = f"{len(able)} people are too few to hold out whole users"
+        few = "people are too few to hold out whole users"
         if fits < 0 or len(able) == len(room):
-            raise UserError(few, f"use at least {FOLD_COUNT} people")
+            raise UserError(f"{len(room)} {few}", f"use at least {FOLD_COUNT} people")
         raise UserError(
-            f"{few}: of {len(room)} people, the others have too few different pairs for {n_context} to be shown and 1 to be asked",
+            f"{len(able)} {few}: of {len(room)} people, the others have too few different pairs for {n_context} to be shown and 1 to be asked",
             f"set shots to at most {fits}, with which {int((room >= fits).sum())} people have enough, or add pairs",
         )
     block, fold = divmod(seed, FOLD_COUNT)

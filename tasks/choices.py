@@ -96,7 +96,8 @@ class Choices(TableTask):
             if pairs.is_empty():
                 raise UserError(
                     f"no person has {self.min_pairs} pairs: " + "; ".join([*notes, *few, f"{len(table):,} rows"]),
-                    "lower min_pairs, and see `manyminds describe` for what the table holds",
+                    ("lower min_pairs" if self.min_pairs > 2 else "bring people with two or more pairs")
+                    + "; `manyminds describe` shows what the table holds",
                 )
             pairs = pairs.sort("user", maintain_order=True)  # the order of the data's own rows
             data = PreferenceDataset.from_choices(
@@ -124,7 +125,6 @@ def keep_people(pairs: pl.DataFrame, min_pairs: int, max_pairs: int) -> tuple[pl
 
     Which pairs are kept depends on the table alone. The pairs of one row are kept or left out together.
     """
-    refuse_rows(pairs, pairs["user"].is_null(), "no user", "fill it in, or leave such rows out by a query")
     notes = []
     few = pairs.select(pl.len().over("user") < min_pairs).to_series()
     if few.any():

@@ -75,7 +75,7 @@ class Personas(TextTask):
     at most one pair of a persona. All items have the same question as their prompt.
     max_cosine: the largest absolute cosine between the directions of two personas, where a direction is the mean
     features of matching statements minus those of other statements. Personas are taken in random order, except those
-    too similar to one taken before, until there are `n_users`.
+    too similar to one taken before, until there are `n_users`. With 1, nothing of personas that are not taken is encoded.
 
     view = "statements": the paper's own way to train. A statement is the prompt, the responses are the tokens Yes and
     No, and Yes is preferred if the statement matches. The features of the two items are +-g / sqrt(2), with g the
@@ -92,7 +92,7 @@ class Personas(TextTask):
     larger K.
     """
 
-    version = 2  # statements that read the same are one
+    version = 3  # statements that read the same are one; statements of personas that are no users are left out
     family = "written by models"
     paper = "Perez et al. 2022"
 
@@ -177,6 +177,9 @@ class Personas(TextTask):
         read = STATEMENTS_TABLE.read_columns("persona", "statement", "matches")
         # a few statements are listed both as matching and as not matching; they are dropped
         read = read.unique(["persona", "statement"], keep="none", maintain_order=True)
+        if self.max_cosine == 1 and self.n_users < PERSONA_COUNT:
+            drawn = np.random.default_rng([seed, PERSONA_COUNT]).permutation(read["persona"].unique().sort().to_numpy())
+            read = read.filter(pl.col("persona").is_in(drawn[: self.n_users]))
         kinds = ["persona", "matches"]
         read = read.sort(*kinds, pl.Series(rng.random(len(read)))).with_columns(
             place=pl.int_range(pl.len()).over(kinds)

@@ -15,7 +15,7 @@ from harness.inference.features import encoder_field
 from harness.judgements import from_ratings
 from harness.rows import with_numbers
 from harness.sources.crowd import crowd_dim, crowd_vectors
-from harness.sources.judged import at_path, refuse_rows
+from harness.sources.judged import at_path, check_users, leave_out, refuse_rows
 from harness.sources.messages import as_messages, text_of_messages
 from harness.store.store import Store
 from harness.table_task import TableTask
@@ -57,14 +57,17 @@ class Ratings(TableTask):
         for name in ("prompt", "response"):
             if name in frame.columns:
                 frame = frame.with_columns(text_of_messages(as_messages(frame[name])))
-        for name in columns:
-            refuse_rows(frame, frame[name].is_null(), f"nothing in column {name}", "leave such rows out by a query")
-        frame = with_numbers(frame, "rating", *self.features)
+        check_users(frame)
+        for name, path in columns.items():
+            refuse_rows(frame, frame[name].is_null(), f"nothing in column {path}", leave_out(path))
+        frame = with_numbers(frame, "rating", *self.features, known_as=columns)
         for name in ("rating", *self.features):
             if not frame[name].dtype.is_numeric():
-                raise UserError(f"column {name} holds {frame[name].dtype}, not numbers", "name another column")
+                raise UserError(f"column {columns[name]} holds {frame[name].dtype}, not numbers", "name another column")
             bad = ~frame[name].cast(pl.Float64).is_finite()
-            refuse_rows(frame, bad, f"no finite number in column {name}", "leave such rows out by a query", frame[name])
+            refuse_rows(
+                frame, bad, f"no finite number in column {columns[name]}", leave_out(columns[name]), frame[name]
+            )
         return frame, []
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:

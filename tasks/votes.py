@@ -13,7 +13,7 @@ from harness.errors import UserError, error_prefix
 from harness.inference.features import encoder_field
 from harness.judgements import from_votes, vote_features
 from harness.sources.crowd import crowd_dim, crowd_vectors
-from harness.sources.judged import at_path, refuse_rows
+from harness.sources.judged import at_path, check_users, leave_out, refuse_rows
 from harness.store.store import Store
 from harness.table_task import TableTask
 
@@ -52,8 +52,9 @@ class Votes(TableTask):
         columns = {"user": self.user, "statement": self.statement, "vote": self.vote}
         columns |= {"group": self.group} if self.group else {}
         frame = pl.DataFrame([table["row"], *(at_path(table, path).alias(name) for name, path in columns.items())])
-        for name in columns:
-            refuse_rows(frame, frame[name].is_null(), f"nothing in column {name}", "leave such rows out by a query")
+        check_users(frame)
+        for name, path in columns.items():
+            refuse_rows(frame, frame[name].is_null(), f"nothing in column {path}", leave_out(path))
         said = frame["vote"].cast(pl.String).str.strip_chars().str.to_lowercase()
         agrees = said.replace_strict(VOTES, default=None, return_dtype=pl.Float64)
         refuse_rows(frame, agrees.is_null(), "an unknown vote", f"write one of {', '.join(VOTES)}", frame["vote"])

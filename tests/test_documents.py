@@ -47,12 +47,13 @@ ELSEWHERE = (  # programs that are not this project's: their lines are shown, an
 )
 
 
-def call(line, monkeypatch, capsys):
+def call(line, monkeypatch, capsys, code=0):
+    """Run a line of the command as typed, and return what it prints."""
     monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
     with pytest.raises(SystemExit) as ended:
         main()
     out = capsys.readouterr()
-    assert not ended.value.code, out.err
+    assert (ended.value.code or 0) == code, out.err
     return out.out
 
 

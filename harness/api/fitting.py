@@ -16,6 +16,7 @@ from harness import registry
 from harness.data import Items, Pairs, Panel, PreferenceDataset
 from harness.errors import UserError, error_prefix
 from harness.frames import as_polars
+from harness.inference.encode import HASHING_NAME, HashingEncoder, parse_encoder
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
 from harness.rows import text_columns
 from harness.scaling import ColumnScale
@@ -49,6 +50,9 @@ class FittedMethod:
     needs_features: bool
     predictor: Predictor
     resources: contextlib.ExitStack = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<{self.method.name}, fitted>"
 
     def __enter__(self) -> FittedMethod:
         return self
@@ -84,6 +88,9 @@ class AdaptedPeople:
     fitted: FittedMethod
     ids: tuple[str, ...]  # in the order of the rows of `users`
     users: Users  # tensors with a row per person
+
+    def __repr__(self) -> str:
+        return f"<{self.fitted.method.name}, adapted to {len(self.ids):,} people>"
 
     def rewards(self, items: Any, user: object = None) -> np.ndarray:
         """Return float64[n]: the reward that the person gives to each item; only differences within a person mean something.
@@ -142,7 +149,7 @@ def fit(
     data: Any,
     method: str | Method = "mixed_logit",
     *,
-    features: Features | None = None,
+    features: Features | str | None = None,
     columns_share_unit: bool = False,
     seed: int = 0,
     store: Store | None = None,
@@ -153,7 +160,8 @@ def fit(
     data: a PreferenceDataset, or any data frame, or a csv, jsonl or parquet file, with the columns user, prompt, chosen and
     rejected, which hold texts or lists of chat messages. method: its name, with its `fields`, or an instance. features: maps items (columns prompt, response) to
     float32[n, d]; it must give the same numbers to the same item whatever stands beside it, since new people's items pass
-    through it too. columns_share_unit: as for Items. store: where a policy keeps its language model. One person in five is
+    through it too. Or "hashing-DIM": counts of words and marks of the response, such as "hashing-256".
+    columns_share_unit: as for Items. store: where a policy keeps its language model. One person in five is
     held out to choose settings.
 
     Raises UserError where the method cannot use the data, and where features depends on the items beside.
@@ -163,6 +171,8 @@ def fit(
         raise UserError(f"{made!r} is no method", "give its name, or an instance such as MyMethod()")
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"seed = {seed!r} is not a whole number from 0 on", "for example seed=0")
+    if isinstance(features, str):
+        features, columns_share_unit = _hashed(features), True
     if not isinstance(data, PreferenceDataset):
         with error_prefix(str(data)) if isinstance(data, str | Path) else contextlib.nullcontext():
             frame = _with_texts(read_table(Path(data)) if isinstance(data, str | Path) else as_polars(data))
@@ -178,7 +188,10 @@ def fit(
             "run it in a suite: harness.api.run_suite collects its questions first",
         )
     if reason := refusal(made, _facts(data)):
-        raise UserError(f"{made.name} cannot use this data: it {reason}", "give features, or choose another method")
+        raise UserError(
+            f"{made.name} cannot use this data: it {reason}",
+            'give features, for example "hashing-256" for texts, or choose another method',
+        )
     run = Run(seed, truth=data.truth if made.privileged else None, store=store)
     people = np.random.default_rng([seed, data.pairs.n_users]).permutation(data.pairs.n_users)
     n_validation = len(people) // VALIDATION_PEOPLE
@@ -247,6 +260,17 @@ def _facts(data: PreferenceDataset) -> TaskFacts:
         has_truth=data.truth is not None,
         has_profiles=data.pairs.profiles is not None,
     )
+
+
+def _hashed(name: str) -> Features:
+    """Return the function that counts words and marks of responses. Raises UserError for any other encoder."""
+    encoder = parse_encoder(name) if HASHING_NAME.fullmatch(name) else None
+    if not isinstance(encoder, HashingEncoder):
+        raise UserError(
+            f"features = {name!r}: only hashing-DIM encodes a new item alone",
+            'features="hashing-256", or your own function',
+        )
+    return lambda items: encoder.vectors(items["response"].to_arrow())
 
 
 def _with_texts(frame: pl.DataFrame) -> pl.DataFrame:

@@ -85,7 +85,8 @@ def export_suite(plan: Plan, store: Store, folder: Path) -> list[Path]:
     folder holds files, and where a task was prepared by a version that did not keep people's ids.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder", "name a new folder")
+        what = "is a folder with files" if folder.is_dir() else "is a file"
+        raise UserError(f"{folder} exists and {what}", "name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
         files = _write_files(plan, store, Path(partial) / "whole")
@@ -222,7 +223,7 @@ def _card(plan: Plan, tasks: dict[Task, str], folder: Path, files: list[Path]) -
         lines += ["  - split: train", f"    path: {name}"]
     lines += ["---", "", f"# {plan.suite.title}", ""]
     lines += [
-        f"Splits and predictions of the ManyMinds suite `{plan.suite.name}` (digest {plan.suite.digest}), written by the code "
+        f"{'Splits and predictions' if any('predictions' in path.name for path in files) else 'Splits'} of the ManyMinds suite `{plan.suite.name}` (digest {plan.suite.digest}), written by the code "
         f"at {code_state()}. The library `datasets` calls the only part of each table `train`; the column `part` says how "
         "a pair was used.",
         "",
@@ -232,7 +233,9 @@ def _card(plan: Plan, tasks: dict[Task, str], folder: Path, files: list[Path]) -
     lines += [
         f"| {label} | {task.paper or '-'} | {task.licence or 'see the source'} |" for task, label in tasks.items()
     ]
-    lines += ["", "| column | meaning |", "|---|---|", *(f"| `{n}` | {m} |" for n, m in MEANINGS.items()), ""]
+    written = {name for path in files for name in pq.read_schema(path).names}
+    lines += ["", "| column | meaning |", "|---|---|"]
+    lines += [*(f"| `{name}` | {meaning} |" for name, meaning in MEANINGS.items() if name in written), ""]
     return "\n".join(lines)
 
 

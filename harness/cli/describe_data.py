@@ -60,9 +60,11 @@ def describe(
     told = [_description(found) for found in _tasks(table, task)]
     if as_json:
         print_json(told)
-        return
+        raise typer.Exit(2 if any(one["problem"] for one in told) else 0)
     for one in told:
         _print_description(one)
+    if any(one["problem"] for one in told):
+        raise typer.Exit(2)
 
 
 def _tasks(table: str, task: str) -> list[TableTask]:
@@ -135,6 +137,8 @@ def _numbers(task: TableTask, table: Any) -> dict[str, Any]:
         numbers = describe_answers(judged, "rating", "item" if "item" in judged.columns else "response")
     else:
         return {"notes": notes}
+    if getattr(task, "passes", "keep") == "drop":
+        judged = judged.filter(judged["agrees"] != 0.5)
     counts = judged.group_by("user").len()["len"].to_numpy()
     asked = counts - np.minimum(task.queries, np.maximum(counts // 3, 2)) if "rating" in judged.columns else counts - 1
     numbers["askable"] = int((asked >= max(task.shots)).sum())
@@ -159,6 +163,7 @@ def _print_description(told: dict[str, Any]) -> None:
     print(f'name = "{told["task"]}"')
     for name, value in told["fields"].items():
         print(f"{name} = {json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}")
+    print('\n[[methods]]\nname = "mixed_logit"')
     print()
     for name, words in NUMBERS.items():
         value = told.get("numbers", {}).get(name)

@@ -137,6 +137,8 @@ def export(
         return
     for file in files:
         print(f"{file}  {file.stat().st_size:,} bytes")
+    if not any(file.name == "predictions.parquet" for file in files):
+        stderr.print(f"no predictions: nothing of {suite} has run in this store yet")
     name = f"{planned.suite.tasks[0].name}-pairs" if len(planned.suite.tasks) == 1 else f"{files[0].parent.name}-pairs"
     stderr.print(f'load it by datasets.load_dataset("{folder}", "{name}")')
 

@@ -86,8 +86,8 @@ class Icra(LinearMethod):
         return self.model != "gpt2"
 
     def refuses(self, task: TaskFacts) -> str | None:
-        if task.feature_dim is not None and task.feature_dim > 512:
-            return "needs at most 512 features, because it computes d x d matrices of d features"
+        if task.feature_dim is not None and task.feature_dim > 1024:
+            return "needs at most 1,024 features, because it computes d x d matrices of d features"
         return refusal_without_times(self.signal, task) or super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

@@ -39,8 +39,8 @@ class MixedLogit(LinearMethod):
             raise UserError("mixed_logit: steps must be at least 1", "use per_user for a prior that is not learned")
 
     def refuses(self, task: TaskFacts) -> str | None:
-        if task.feature_dim is not None and task.feature_dim > 512:
-            return "needs at most 512 features, because it computes a d x d posterior for every user"
+        if task.feature_dim is not None and task.feature_dim > 1024:
+            return "needs at most 1,024 features, because it computes a d x d posterior for every user"
         return super().refuses(task)
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:

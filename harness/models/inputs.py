@@ -103,7 +103,7 @@ def conversation_tokens(
         reason = None if response.strip() else EMPTY_TEXT
         try:
             check_readable(tokenizer, turns)
-            text = text if plain else checked_turns(tokenizer, turns)
+            text = text if plain else checked_turns(tokenizer, without_default_system_line(tokenizer, turns))
         except LostTextError as error:
             reason = error.message
         texts.append(text)
@@ -125,6 +125,22 @@ def why_cut_off(tokenizer: PreTrainedTokenizerBase, before: str, limit: int) -> 
         if length >= limit
         else None
     )
+
+
+def without_default_system_line(tokenizer: PreTrainedTokenizerBase, turns: dict[str, str]) -> dict[str, str]:
+    """Return the turns of a conversation with an empty system line where the template would write one of its own.
+
+    Every item would begin with the same words, which are half of a short one.
+    """
+    return {"system": "", **turns} if writes_system_line(tokenizer, str(tokenizer.chat_template)) else turns
+
+
+@lru_cache(8)
+def writes_system_line(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return whether the chat template writes a system line that nobody gave, and an empty one prevents it."""
+    user = {"user": TRIAL_TURNS["user"]}
+    alone, blank = (_rendered_or_none(tokenizer, turns, False) for turns in (user, {"system": "", **user}))
+    return alone is not None and blank is not None and len(blank) < len(alone)
 
 
 def render_turns(tokenizer: PreTrainedTokenizerBase, turns: dict[str, str], continued: bool = False) -> str:
@@ -252,7 +268,7 @@ def changed_inputs(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Return the kinds of input that this module builds otherwise than its first version, which checked nothing.
 
     "prompt": a prompt was ended, or could not be shown. "system": a prompt lost its system line. "conversation": the
-    template lost a turn, or special tokens were left out. Models whose inputs are as before keep their results.
+    template lost a turn or wrote a system line of its own, or special tokens were left out. Models whose inputs are as before keep their results.
     """
     found = set()
     if tokenizer.chat_template is None:
@@ -262,6 +278,8 @@ def changed_inputs(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     turns = {role: TRIAL_TURNS[role] for role in ("system", "user")}
     if _rendered_or_none(tokenizer, turns, continued=True) is not None and not shows_system_line(tokenizer):
         found.add("system")
+    if writes_system_line(tokenizer, str(tokenizer.chat_template)):
+        found.add("conversation")
     for kind, check in (("prompt", check_prompt_template), ("conversation", check_conversation_template)):
         try:
             check(tokenizer)

@@ -248,7 +248,9 @@ def cached_changed_inputs(content_id: str, folder: Path | None) -> frozenset[str
     folder: of the model's files; None for a hub model, which counts as unchanged in a process that begins before its
     files are in the hub's cache.
     """
-    known = user_cache_folder() / f"{hashlib.sha256(content_id.encode()).hexdigest()[:16]}.inputs"
+    known = (
+        user_cache_folder() / f"{hashlib.sha256(content_id.encode()).hexdigest()[:16]}.inputs2"
+    )  # 2: default system lines count
     with contextlib.suppress(OSError, ValueError):
         return frozenset(json.loads(known.read_text("utf-8")))
     try:

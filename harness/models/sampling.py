@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Tensor = torch.Tensor
+LEADING_TOKENS = 1000  # sorted for top_p below 1: at temperatures around 1 they hold nearly all of the probability
 
 # forward(prompt, ids, mask, cache) returns the logits float[b, V] after the last token, and the cache.
 # prompt int64[b]: the prompt that each line continues. ids int64[b, t]: the tokens to read.
@@ -89,11 +90,26 @@ def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: floa
         return logits.argmax(1)
     p = (logits / temperature).softmax(1)
     if top_p < 1:
-        ranked, token = p.sort(dim=1, descending=True, stable=True)
-        p = p.scatter(1, token, ranked.masked_fill(ranked.cumsum(1) - ranked >= top_p, 0))
+        p = nucleus(p, top_p)
     mass = p.cumsum(1)
     place = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
     return place.clamp(max=p.shape[1] - 1)[:, 0]
+
+
+def nucleus(p: Tensor, top_p: float, leading: int = LEADING_TOKENS) -> Tensor:
+    """Return the probabilities, float64[rows, vocabulary], with 0 for all but the most probable tokens that reach top_p.
+
+    Of equally probable tokens those with lower numbers come first. Only the `leading` tokens of each row are sorted, unless
+    a row needs more of them.
+    """
+    k = min(leading, p.shape[1])
+    place = p.topk(k, dim=1).indices.sort(dim=1).values
+    ranked, order = p.gather(1, place).sort(dim=1, descending=True, stable=True)
+    beyond = ranked.cumsum(1) - ranked >= top_p
+    least = ranked == ranked[:, -1:]  # tokens outside are at most as probable as these
+    if k < p.shape[1] and bool((least & ~beyond).any()):
+        return nucleus(p, top_p, p.shape[1])
+    return torch.zeros_like(p).scatter(1, place.gather(1, order), ranked.masked_fill(beyond, 0))
 
 
 def end_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -15,15 +15,16 @@ LONG_CHARACTERS = 2_000  # about 500 tokens: language models that encode read 51
 QUANTILES = {"fewest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "most": 1.0}
 # Names that columns have in data sets of preferences, by what they hold; the first that a table has is taken.
 KNOWN_NAMES = {
-    "user": r"(user|annotator|worker|rater|participant|judge|voter|person|evaluator|subject)(_?(id|hash|name))?",
+    "user": r"(user|annotator|worker|rater|participant|judge|voter|person|evaluator|subject|"
+    r"viewer|reviewer|customer|client|member|respondent|labell?er|coder|student|player)(_?(id|hash|name))?",
     "prompt": r"prompt|question|instruction|context|post|input|query",
     "chosen": r"chosen|preferred|better|winning(_response)?",
     "rejected": r"rejected|dispreferred|worse|losing(_response)?",
     "winner": r"winner|preference|choice|preferred_response|better_response",
     "ranking": r"ranking|ranks",
     "response": r"response|completion|answer|text|output",
-    "item": r"item(_id)?|movie_?id|product_?id",
-    "rating": r"rating|score|stars",
+    "item": r"(item|movie|film|book|song|track|artist|game|joke|product|image|photo|recipe|title|stimulus)(_?(id|name))?",
+    "rating": r"rating|score|stars|grade|liking",
     "statement": r"statement|comment|proposal|opinion",
     "vote": r"vote",
     "label": r"label|p_chosen",

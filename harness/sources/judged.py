@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from harness.errors import UserError, did_you_mean
-from harness.rows import options_look_same
+from harness.rows import options_look_same, user_numbers
 from harness.sources.messages import (
     as_messages,
     holds_messages,
@@ -39,6 +39,7 @@ def pairs_of_judgements(frame: pl.DataFrame, names: Sequence[str] = ()) -> tuple
     and lists of messages become text by one rule. Pairs of equal texts are left out, and counted in the notes. Raises
     UserError for the first row that is wrong.
     """
+    check_users(frame)
     if "responses" in frame.columns:
         frame = _pairs_of_several(frame, names)
     elif "chosen" in frame.columns:
@@ -50,9 +51,7 @@ def pairs_of_judgements(frame: pl.DataFrame, names: Sequence[str] = ()) -> tuple
     if "label" not in frame.columns:
         frame = frame.with_columns(label=pl.lit(1.0))
     for name in ("user", "prompt", "chosen", "rejected"):
-        refuse_rows(
-            frame, frame[name].is_null(), f"nothing in column {name}", "fill it in, or leave such rows out by a query"
-        )
+        refuse_rows(frame, frame[name].is_null(), f"nothing in column {name}", leave_out(name))
     equal = options_look_same(frame["chosen"], frame["rejected"])
     notes = [f"left out: {equal.sum():,} pairs whose two texts look the same"] if equal.any() else []
     return frame.filter(~equal), notes
@@ -95,7 +94,7 @@ def _pairs_of_several(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame
         raise UserError(
             f"column responses holds {frame['responses'].dtype}, not lists", "name one column for each response"
         )
-    refuse_rows(frame, frame["responses"].is_null(), "no responses", "leave such rows out by a query")
+    refuse_rows(frame, frame["responses"].is_null(), "no responses", leave_out("responses"))
     size = frame["responses"].list.len().to_numpy().astype(np.int64)
     refuse_rows(frame, pl.Series(size > MAX_RESPONSES), f"more than {MAX_RESPONSES} responses", "keep fewer of them")
     kinds = [name for name in ("winner", "ranking", "ratings") if name in frame.columns]
@@ -131,7 +130,7 @@ def _pairs_of_several(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame
 def _scores_of_winners(frame: pl.DataFrame, size: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return float64[rows, responses]: 1 for the winner and 0 for others, all 1 for a tie; NaN beyond a row's responses."""
     winner, n = frame["winner"], int(size.max(initial=2))
-    refuse_rows(frame, winner.is_null(), "no winner", "leave such rows out by a query: WHERE winner IS NOT NULL")
+    refuse_rows(frame, winner.is_null(), "no winner", leave_out("winner"))
     if winner.dtype.is_integer():
         place = winner.to_numpy().astype(np.int64)
         if place.min(initial=1) >= 1:
@@ -179,7 +178,7 @@ def places_by_name(names: Sequence[str], n: int) -> dict[str, int]:
 def _scores_of_rankings(frame: pl.DataFrame, size: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return float64[rows, responses]: minus the rank; NaN for responses that are not ranked."""
     ranking, n = frame["ranking"], int(size.max(initial=2))
-    refuse_rows(frame, ranking.is_null(), "no ranking", "leave such rows out by a query: WHERE ranking IS NOT NULL")
+    refuse_rows(frame, ranking.is_null(), "no ranking", leave_out("ranking"))
     if ranking.dtype == pl.String:
         known = {text: ranks_of_text(text, n) for text in ranking.unique()}
         bad = [text for text, ranks in known.items() if ranks is None]
@@ -210,7 +209,7 @@ def _scores_of_ratings(frame: pl.DataFrame, size: np.ndarray, names: Sequence[st
     """Return float64[rows, responses]: the ratings; NaN where there is none."""
     if not isinstance(frame["ratings"].dtype, pl.List | pl.Array):
         raise UserError(f"column ratings holds {frame['ratings'].dtype}, not lists", "name one column for each rating")
-    refuse_rows(frame, frame["ratings"].is_null(), "no ratings", "leave such rows out by a query")
+    refuse_rows(frame, frame["ratings"].is_null(), "no ratings", leave_out("ratings"))
     return _matrix(frame, "ratings", size)
 
 
@@ -235,16 +234,29 @@ def require(frame: pl.DataFrame, *names: str) -> None:
         )
 
 
+def check_users(frame: pl.DataFrame) -> None:
+    """Raise UserError for the first row without a person's id, and where two ids look the same."""
+    refuse_rows(frame, frame["user"].is_null(), "nothing in column user", leave_out("user"))
+    if frame["user"].dtype == pl.String:
+        refuse_rows(frame, frame["user"].str.strip_chars() == "", "an empty user", leave_out("user"))
+    user_numbers(frame["user"])
+
+
+def leave_out(column: str) -> str:
+    """Return the hint for rows that have nothing in a column."""
+    return f"""fill it in, or leave such rows out: query = 'SELECT * FROM data WHERE "{column}" IS NOT NULL'"""
+
+
 def refuse_rows(frame: pl.DataFrame, bad: pl.Series, what: str, hint: str, values: pl.Series | None = None) -> None:
     """Raise UserError where `bad` is true anywhere: it names the first such row, its user, its value and the count."""
     bad = bad.fill_null(True)
     if not bad.any():
         return
     first, total = int(bad.arg_true()[0]), int(bad.sum())
-    who = f" of user {frame['user'][first]!r}" if "user" in frame.columns and frame["user"][first] is not None else ""
+    who = f"; user {frame['user'][first]!r}" if "user" in frame.columns and frame["user"][first] is not None else ""
     value = "" if values is None else f" ({str(values[first])[:80]!r})"
     more = f"; {total:,} such rows in all" if total > 1 else ""
-    raise UserError(f"row {frame['row'][first]}{who} (counting from 0) has {what}{value}{more}", hint)
+    raise UserError(f"row {frame['row'][first]} (counting from 0{who}) has {what}{value}{more}", hint)
 
 
 def at_path(frame: pl.DataFrame, path: str) -> pl.Series:
@@ -257,7 +269,7 @@ def at_path(frame: pl.DataFrame, path: str) -> pl.Series:
     name, *fields = path.split(".")
     known = [c for c in frame.columns if c != "row"]
     if name not in frame.columns:
-        otherwise = f"the columns are {', '.join(known)}; `manyminds describe` suggests which is which"
+        otherwise = f"the columns are {', '.join(known)}: name the one that holds it, for example user = {known[0]!r}"
         raise UserError(f"there is no column {name}", did_you_mean(name, known, otherwise))
     column, element = frame[name], pl.element()
     for field in fields:

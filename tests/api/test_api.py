@@ -88,6 +88,17 @@ def test_chat_messages_are_read_as_their_texts():
         assert person.rewards(as_chat) == plain.rewards(item) == person.rewards(item)
 
 
+def test_texts_are_fitted_by_counts_of_words_without_a_function():
+    data, new = choices(), choices(1, 12)
+    person = fit(data, features="hashing-64").adapt(new)
+    query = choices(1, 30)[12:]
+    z = person.log_odds(query.select("prompt", left="chosen", right="rejected"))
+    assert z.shape == (18,) and np.isfinite(z).all()
+    assert repr(person) == "<mixed_logit, adapted to 1 people>" and len(repr(person.fitted)) < 80
+    with pytest.raises(UserError, match="only hashing-DIM encodes a new item alone"):
+        fit(data, features="tfidf-svd-8")
+
+
 def test_what_is_not_a_frame_is_refused():
     with pytest.raises(UserError, match="int is not a data frame"):
         as_polars(3)

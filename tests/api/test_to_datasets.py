@@ -94,5 +94,5 @@ def test_croissant_names_every_file_and_column(exported):
 
 def test_a_folder_with_files_is_not_written_into(exported):
     _, run, _ = exported
-    with pytest.raises(UserError, match="is not an empty folder"):
+    with pytest.raises(UserError, match="is a folder with files"):
         run.export(exported[0] / "out")

@@ -73,6 +73,7 @@ def test_what_people_share_is_the_variance_of_items(quality):
         ),
         (["annotator", "text", "score"], ("ratings", {"user", "response", "rating"})),
         (["participant", "comment", "vote"], ("votes", {"user", "statement", "vote"})),
+        (["viewer", "film", "stars"], ("ratings", {"user", "item", "rating"})),
     ],
 )
 def test_fields_are_guessed_from_names(columns, wanted):
@@ -139,8 +140,57 @@ def test_describe_of_an_unknown_table_shows_its_columns_and_what_is_missing(tmp_
 
     monkeypatch.chdir(tmp_path)
     pl.DataFrame({"who": ["a"], "better": ["x"], "worse": ["y"]}).write_csv("odd.csv")
-    out = call("manyminds describe odd.csv", monkeypatch, capsys)
-    assert "worse" in out and "problem: odd.csv: there is no column user" in out and "hint:" in out
+    out = call("manyminds describe odd.csv", monkeypatch, capsys, code=2)
+    assert "worse" in out and "problem: odd.csv: there is no column user" in out
+    assert "hint: the columns are who, better, worse: name the one that holds it, for example user = 'who'" in out
+
+
+def test_describe_counts_who_can_be_asked_as_the_task_does_and_refuses_people_without_a_name(
+    tmp_path, monkeypatch, capsys
+):
+    from tests.test_documents import call
+
+    monkeypatch.chdir(tmp_path)
+    said = ["agree", "disagree", "pass"]
+    rows = [(f"p{u:02}", f"Statement {s}", said[(u + s) % 3]) for u in range(30) for s in range(24)]
+    pl.DataFrame(rows, schema=["viewer", "statement", "vote"], orient="row").write_csv("votes.csv")
+    (told,) = json.loads(call("manyminds describe votes.csv --json", monkeypatch, capsys))
+    assert told["task"] == "votes" and told["fields"]["user"] == "viewer"
+    assert told["numbers"]["askable"] == 0  # of 24 votes 16 are no pass, and 20 are shown
+    rows[7] = ("  ", "Statement 7", "agree")
+    pl.DataFrame(rows, schema=["viewer", "statement", "vote"], orient="row").write_csv("votes.csv")
+    out = call("manyminds describe votes.csv", monkeypatch, capsys, code=2)
+    assert "row 7 (counting from 0; user '  ') has an empty user" in out
+
+
+@pytest.mark.parametrize("task", ["choices", "ratings", "votes"])
+def test_a_wrong_value_is_named_by_the_tables_own_row_and_column(task, tmp_path):
+    """Rows keep their numbers however the task sorts them."""
+    columns = {
+        "choices": {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "ratings": {"prompt": "q", "response": "a", "rating": "3"},
+        "votes": {"statement": "s", "vote": "agree"},
+    }[task]
+    frame = pl.DataFrame(
+        [
+            {"person": f"z{9 - i}"} | {k: f"{v}{'' if k in ('vote', 'rating') else i}" for k, v in columns.items()}
+            for i in range(9)
+        ]
+    )
+    for place in (3, 5):
+        frame.with_columns(
+            person=pl.when(pl.int_range(pl.len()) == place).then(pl.lit("")).otherwise("person")
+        ).write_parquet(tmp_path / "t.parquet")
+        with pytest.raises(UserError, match=rf"row {place} \(counting from 0; user ''\) has an empty user"):
+            registry.make_instance("task", task, {"file": str(tmp_path / "t.parquet"), "user": "person"}).build(0)
+    if task == "ratings":
+        frame.rename({"rating": "stars"}).with_columns(
+            stars=pl.when(pl.int_range(pl.len()) == 4).then(pl.lit("four")).otherwise("stars")
+        ).write_parquet(tmp_path / "t.parquet")
+        with pytest.raises(UserError, match="no number in column stars"):
+            registry.make_instance(
+                "task", task, {"file": str(tmp_path / "t.parquet"), "user": "person", "rating": "stars"}
+            ).build(0)
 
 
 SUITES = [file for file in (PROJECT_ROOT / "jobs" / "suites").rglob("*.toml") if file.parent.name != "papers"]

@@ -189,7 +189,7 @@ def test_it_says_what_it_needs():
         return Vas().refuses(TaskFacts(dimension, has_text=text, has_seconds=False, has_truth=False))
 
     assert said(6, True) is None
-    assert "text" in said(6, False) and "numeric features" in said(None, True) and "512" in said(600, True)
+    assert "text" in said(6, False) and "numeric features" in said(None, True) and "1,024" in said(1100, True)
     for wrong in ({"strength": -1.0}, {"axes": 0}, {"model": "vllm:small"}, {"model": "gpt"}):
         with pytest.raises(UserError):
             Vas(**wrong)

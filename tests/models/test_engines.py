@@ -10,7 +10,7 @@ from harness.models import on_transformers, on_vllm, small
 from harness.models.base import make_sample
 from harness.models.engine import open_engine
 from harness.models.inputs import open_tokenizer, render_prompt
-from harness.models.sampling import draw_tokens
+from harness.models.sampling import draw_tokens, nucleus
 from harness.models.tokens import batches_by_length
 from harness.sources.text_world import PROMPTS, write_response
 
@@ -244,3 +244,16 @@ def test_what_cannot_be_opened_says_what_to_do(folder, monkeypatch):
     monkeypatch.setattr(on_vllm, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="make vllm"):
         open_engine("vllm", folder, "sample")
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+def test_the_nucleus_of_leading_tokens_is_that_of_all(top_p):
+    """Sorting the leading tokens alone keeps the same bits, also with ties and where many tokens are needed."""
+    draw = torch.Generator().manual_seed(0)
+    for sharpness in (0, 0.1, 1, 5):
+        logits = torch.randn(7, 300, dtype=torch.float64, generator=draw)
+        p = (sharpness * torch.round(logits, decimals=1)).softmax(1)  # rounded: many ties
+        ranked, token = p.sort(dim=1, descending=True, stable=True)
+        wanted = torch.zeros_like(p).scatter(1, token, ranked.masked_fill(ranked.cumsum(1) - ranked >= top_p, 0))
+        assert torch.equal(nucleus(p, top_p, leading=20), wanted)
+        assert torch.equal(nucleus(p, top_p), wanted)

@@ -191,7 +191,9 @@ def test_everything_meant_is_read_once_on_every_path(made, store, chat, added, p
         assert between == ("\n" if chat == "none" else "<|end|><|assistant|>")
     if path == "encode both" and chat == "none":
         assert text.endswith("<|end|>") == (added in ("end", "both"))
-    if "writes its own" in chat or ("default" in chat and SYSTEM not in parts):
+    if path == "encode both" and "default" in chat:
+        assert "Be helpful" not in text  # an empty system line stands in its place: half of a short item would be alike
+    elif "writes its own" in chat or ("default" in chat and SYSTEM not in parts):
         assert "<|system|>Be helpful." in text
 
 
@@ -320,7 +322,7 @@ RECIPES = {  # (template, added tokens) -> inputs that are not as before: judges
     ("whole", "both"): (1, 1, 1),
     ("strips", "nothing"): (1, 1, 1),
     ("refuses the system line", "nothing"): (1, 1, 1),
-    ("has a default system line", "nothing"): (1, 1, 1),
+    ("has a default system line", "nothing"): (1, 1, 2),
     ("none", "nothing"): (1, 1, 1),
     ("none", "begin"): (1, 1, 2),
     ("none", "end"): (2, 2, 2),

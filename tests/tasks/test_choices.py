@@ -185,7 +185,7 @@ def test_the_data_sets_own_split_within_people_is_kept(tmp_path):
         panel = splits.panels[name]
         assert set(panel.context.row) <= of["train"] and set(panel.query.row) <= of[part]
         assert (np.diff(panel.query.offsets) == 3).all()  # all of a person's part are asked
-    with pytest.raises(UserError, match=r"row 0 of user 'w00' .* unknown part in own_split \('holdout'\)"):
+    with pytest.raises(UserError, match=r"row 0 .*user 'w00'.* unknown part in own_split \('holdout'\)"):
         task_of(own.with_columns(fold=pl.lit("holdout")), tmp_path, own_split="fold").build(0)
 
 

@@ -105,10 +105,10 @@ def test_a_missing_suite_is_explained(tmp_path):
 
 
 def test_methods_sit_out_with_a_reason(tmp_path):
-    read = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\nfeature_dim = 600\nn_users = 5\nnew_users = 5')
+    read = suite(tmp_path, 'seeds = 1\n[[tasks]]\nname = "low_rank"\nfeature_dim = 1100\nn_users = 5\nnew_users = 5')
     plan = make_plan(read, Store(tmp_path / "store").open())
     assert (plan.refusals[0].method.name, plan.refusals[0].reason) == ("surface", "needs items with text")
-    assert [(r.method.name, "512" in r.reason) for r in plan.refusals][1:] == [("mixed_logit", True)]
+    assert [(r.method.name, "1,024" in r.reason) for r in plan.refusals][1:] == [("mixed_logit", True)]
     assert {t.method.name for t in plan.trials} == set(CONTROL_METHODS) - {"mixed_logit", "surface"}
 
 
