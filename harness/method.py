@@ -48,7 +48,22 @@ class Questions:
     prompts: Sequence[str]
 
 
-Answerer = Callable[[Questions], np.ndarray]  # log-odds float64[questions] of the first word against the second
+@dataclass(frozen=True)
+class Continuations:
+    """Texts for one language model, which says how likely it is to write each of them next.
+
+    The model reads beginnings[i], leads[i] and texts[i]; the log-probabilities of the tokens of texts[i] are added up. Rows
+    with the same beginning should follow one another: it is then read once.
+    """
+
+    model: str  # name of the language model, as in a method's field `model`
+    beginnings: Sequence[str]
+    leads: Sequence[str]
+    texts: Sequence[str]
+
+
+# Log-odds float64[questions] of the first word against the second; or log-likelihoods float64[texts].
+Answerer = Callable[[Questions | Continuations], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -115,16 +130,25 @@ class Predictor:
         left, right = (reward if reward.is_floating_point() else reward.double() for reward in sides)
         return left - right  # of whole numbers without sign, the difference would wrap around
 
-    def questions(self, state: State, users: Users, query: Pairs) -> Questions:
-        """Return the questions to a language model about the pairs of `query`, where `asks_model = True`."""
+    def questions(self, state: State, users: Users, query: Pairs) -> Questions | Continuations:
+        """Return what a language model is asked about the pairs of `query`, where `asks_model = True`."""
         raise NotImplementedError
 
     def score_answers(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
         """Return float[n]: log-odds that left is preferred, from a language model's answers to `questions`.
 
-        log_odds: float64[questions], of the first word against the second; NaN where a question could not be answered.
+        log_odds: float64[questions], of the first word against the second; or log-likelihoods of the texts. NaN where a
+        question could not be answered.
         """
         raise NotImplementedError
+
+    def answer_facts(self, log_odds: np.ndarray, query: Pairs) -> dict[str, float]:
+        """Return what a reader should know of a language model's answers, see `score_answers`; {} where there is nothing.
+
+        orders_agree: share of pairs for which both orders of the responses give the same answer.  first_named: share of
+        questions answered with the response that is named first.
+        """
+        return {}
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:
         """Return float[n]: how informative an answer to each pair of `pool` would be.

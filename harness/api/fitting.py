@@ -90,7 +90,9 @@ class AdaptedPeople:
     users: Users  # tensors with a row per person
 
     def __repr__(self) -> str:
-        return f"<{self.fitted.method.name}, adapted to {len(self.ids):,} people>"
+        return (
+            f"<{self.fitted.method.name}, adapted to {len(self.ids):,} {'person' if len(self.ids) == 1 else 'people'}>"
+        )
 
     def rewards(self, items: Any, user: object = None) -> np.ndarray:
         """Return float64[n]: the reward that the person gives to each item; only differences within a person mean something.

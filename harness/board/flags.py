@@ -15,6 +15,10 @@ from harness.trials.prepare import MAX_FORM_ACCURACY
 from harness.trials.suite import CONTROL_METHODS
 from harness.trials.trial import Trial
 
+# Of pairs, for which a judge gives the same answer in both orders: coins would agree in half of them, and so does a judge
+# without an opinion and without a bias of place.
+MIN_ORDERS_AGREE = 0.6
+
 
 def flag_code_versions(manifests: dict[str, dict]) -> list[str]:
     codes = sorted({m["facts"]["code"] for m in manifests.values()})
@@ -30,6 +34,23 @@ def flag_order_dependence(manifests: dict[str, dict]) -> list[str]:
     if not agree:
         return []
     return [f"a language model plays the users: its answers in both orders agree for {np.mean(agree):.0%} of the pairs"]
+
+
+def flag_judges(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
+    """Report how a language model that judges pairs depends on their order, with a warning where it mostly does."""
+    flags = []
+    for row in rows.values():
+        facts = [manifests[key]["facts"].get("answers") or {} for key in row.keys]
+        agree = [found["orders_agree"] for found in facts if "orders_agree" in found]
+        if agree:
+            first = np.mean([found["first_named"] for found in facts if "first_named" in found])
+            said = (
+                f"{row.label}: its answers in both orders of two responses agree for {np.mean(agree):.0%} of the test "
+                f"pairs, and it names the first response in {first:.0%}"
+            )
+            warning = ": it answers by place, and hardly judges" if np.mean(agree) < MIN_ORDERS_AGREE else ""
+            flags.append(said + warning)
+    return flags
 
 
 def flag_equal_options(share: float) -> list[str]:

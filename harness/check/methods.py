@@ -26,7 +26,8 @@ from harness.check.findings import (
 from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
 from harness.inference.answer import question_table
 from harness.inference.cache import id_array
-from harness.method import Method, Predictor, Questions, Run, State, TaskFacts
+from harness.inference.likelihood import continuation_table
+from harness.method import Continuations, Method, Predictor, Questions, Run, State, TaskFacts
 from harness.models import small
 from harness.store.store import Store
 from harness.task import Task
@@ -280,6 +281,10 @@ def with_readable_items(data: PreferenceDataset) -> PreferenceDataset:
     return replace(data, pairs=pairs)
 
 
-def hashed_answers(asked: Questions) -> np.ndarray:
-    """Return log-odds from each question's hash, in place of a language model's: any change of text changes them."""
-    return id_array(question_table(asked.systems, asked.prompts)["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4
+def hashed_answers(asked: Questions | Continuations) -> np.ndarray:
+    """Return numbers from each question's hash, in place of a language model's: any change of text changes them."""
+    if isinstance(asked, Continuations):
+        table = continuation_table(asked.beginnings, asked.leads, asked.texts)
+    else:
+        table = question_table(asked.systems, asked.prompts)
+    return id_array(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from harness.errors import UserError
-from harness.inference.cache import ID_TYPE, CachedRows, RowIndex, check_error_rate, error_table, id_array, text_id
-from harness.inference.jobs import Job, NotCachedError, Worker
+from harness.inference.asked import AskedRows
+from harness.inference.cache import ID_TYPE, error_table, id_array, text_id
+from harness.inference.jobs import Job, Worker
 from harness.inference.tokens import token_lists, tokenise_prompts
 from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
@@ -25,7 +25,6 @@ JUDGE_DEFAULTS = {  # options of a judge; stored answers are found by these opti
 }
 DTYPES = ("float32", "bfloat16", "float16")
 QUESTIONS_PER_BLOCK = 256  # about 200,000 tokens if in_context asks: seconds of work for a 7B model on one GPU
-MAX_QUESTION_ERROR_RATE = 0.05  # more unanswered questions mean a problem with the questions or the model
 
 
 def parse_judge(name: str) -> LanguageModel:
@@ -47,17 +46,21 @@ def canonical_judge(name: str) -> str:
 def stored_log_odds(
     name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str], store: Store
 ) -> np.ndarray:
-    """Return float64[n]: log-odds of the answer words[0] against words[1]; NaN where there is no answer.
+    """Return float64[n]: log-odds of the answer words[0] against words[1], as `AskedRows.stored` does."""
+    return asked_log_odds(name, systems, prompts, words, store).stored()
 
-    Raises NotCachedError where some questions have not been asked yet, and UserError where more than
-    MAX_QUESTION_ERROR_RATE of them could not be answered.
-    """
-    table, index = question_table(systems, prompts), answer_index(name, words, store)
-    ids = id_array(table["id"])
-    if len(missing := unanswered_questions(table, index)):
-        raise NotCachedError(answer_job(name, words, lambda: [missing], store), len(missing))
-    check_error_rate(index, ids, MAX_QUESTION_ERROR_RATE, "questions")
-    return log_odds_in_index(index, ids)
+
+def asked_log_odds(
+    name: str, systems: Sequence[str | None], prompts: Sequence[str], words: tuple[str, str], store: Store
+) -> AskedRows:
+    """Return the questions with their place in the store."""
+    return AskedRows(
+        question_table(systems, prompts),
+        lambda batches: answer_job(name, words, batches, store),
+        "log_odds",
+        "questions",
+        store,
+    )
 
 
 def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.Table:
@@ -75,14 +78,6 @@ def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable
     )
 
 
-def log_odds_in_index(index: RowIndex, ids: np.ndarray) -> np.ndarray:
-    """Return float64[n]: log-odds, NaN where there is no answer."""
-    found, made = np.full(len(ids), np.nan), index.rows_table(ids)
-    if len(made):
-        found[made["place"].to_numpy()] = made["log_odds"].to_numpy()
-    return found
-
-
 def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the log-odds that left is preferred, when it is named first and when it is named second, float64[n] each.
 
@@ -92,27 +87,6 @@ def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarra
     first, second = np.split(np.asarray(log_odds), 2)
     known = np.isfinite(first) & np.isfinite(second)
     return np.where(known, first, 0.0), np.where(known, -second, 0.0)
-
-
-def unanswered_questions(table: pa.Table, index: RowIndex) -> pa.Table:
-    """Select the questions without an answer, each once, in their order.
-
-    Keeping the order keeps questions with the same beginning together, and vLLM reads that beginning once.
-    """
-    ids, first = np.unique(id_array(table["id"]), return_index=True)
-    return table.take(pa.array(np.sort(first[index.is_missing(ids)])))
-
-
-def answer_index(name: str, words: tuple[str, str], store: Store) -> RowIndex:
-    """Return the index of the stored answers, which is built again only after a block of answers is added."""
-    rows = answer_job(name, words, list, store).cached_rows(store)
-    return _cached_index(rows, frozenset(store.committed_keys(rows.store_kind)))
-
-
-@lru_cache(4)  # a trial reads the index a dozen times
-def _cached_index(rows: CachedRows, block_keys: frozenset[str]) -> RowIndex:
-    """Build the index. `block_keys`, the keys of the blocks, are not read: a new block makes a new cache entry."""
-    return rows.build_index()
 
 
 @dataclass(frozen=True)

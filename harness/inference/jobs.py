@@ -79,7 +79,7 @@ class Recipe(Protocol):
 class Job:
     """Rows that are needed, with the recipe that computes them and its inputs.
 
-    what: `vectors`, `samples` or `answers`, for messages.
+    what: `vectors`, `samples`, `answers` or `likelihoods`, for messages.
     identity: everything that determines the rows' content. It names their *maker*: an encoder, generator or judge with
         its options.
     batches: returns tables with a column `id` and the recipe's inputs.

@@ -11,6 +11,7 @@ from harness.data import Pairs, Panel
 from harness.errors import UserError
 from harness.fields import renamed_field
 from harness.inference import answer
+from harness.learning.shown import CutTexts, cut_text, cut_texts, shown_choices
 from harness.method import Method, Questions, Run, State, TaskFacts, Users
 
 # Written for this project. Raise InContext.version with any change, because another prompt is another method.
@@ -22,8 +23,6 @@ CHOICES_HEADING = "Earlier choices:\n\n"
 QUESTION_TEMPLATE = "New choice:\n\n{}\n\nA or B?"
 JUDGE_WORDS = ("A", "B")
 LIKED, DISLIKED, EQUAL = "Preferred", "Rejected", "Equally good"
-
-CutTexts = dict[int, tuple[str, str]]  # row of an item -> its prompt and response, each cut to `max_characters`
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,7 @@ class InContext(Method):
         liked: 1 where first is preferred to second, 0 for a tie, -1 where there is no pair.
         """
         person = torch.from_numpy(context.people.astype(np.int64))
-        pairs = context.first(0) if self.view == "profile" else context
-        low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
-        distinct, row = np.unique(np.stack([pairs.user, low, high]), axis=1, return_inverse=True)
-        label = np.where(pairs.left == low, pairs.label, 1 - pairs.label).astype(np.float64)
-        gap = np.round(np.bincount(row, label - 0.5) / np.bincount(row), 6)  # rounding errors are not preferences
-        user, low, high = distinct
-        place = np.arange(len(user)) - np.searchsorted(user, user)
-        shown = place < self.max_examples
-        table = np.full((3, context.n_users, min(self.max_examples, place.max(initial=-1) + 1)), -1, dtype=np.int64)
-        columns = np.where(gap < 0, high, low), np.where(gap < 0, low, high), (gap != 0)
-        table[:, user[shown], place[shown]] = np.stack(columns)[:, shown]
+        table = shown_choices(context.first(0) if self.view == "profile" else context, self.max_examples)
         return (person, *map(torch.from_numpy, table))
 
     def questions(self, state: State, users: Users, query: Pairs) -> Questions:
@@ -119,6 +108,17 @@ class InContext(Method):
     def score_answers(self, log_odds: np.ndarray, query: Pairs) -> torch.Tensor:
         first, second = answer.log_odds_of_both_orders(log_odds)
         return torch.from_numpy(first + second) / 2
+
+    def answer_facts(self, log_odds: np.ndarray, query: Pairs) -> dict[str, float]:
+        first, second = np.split(log_odds, 2)
+        known = np.isfinite(first) & np.isfinite(second)
+        if not known.any():
+            return {}
+        agree = np.sign(first[known]) == -np.sign(second[known])
+        return {
+            "orders_agree": float(agree.mean()),
+            "first_named": float((np.concatenate([first[known], second[known]]) > 0).mean()),
+        }
 
     def profile_text(self, profiles: pa.Array | None, person: int) -> str:
         """Return the prompt's part about what a person wrote about themselves; empty where there is none."""
@@ -144,19 +144,3 @@ def pair_text(text: CutTexts, one: tuple[int, str], other: tuple[int, str]) -> s
     (prompt_a, response_a), (prompt_b, response_b) = text[a], text[b]
     again = f"Prompt: {prompt_b}\n" if prompt_b != prompt_a else ""
     return f"Prompt: {prompt_a}\n{name_a}: {response_a}\n{again}{name_b}: {response_b}"
-
-
-def cut_texts(table: pa.Table, rows: np.ndarray, max_characters: int) -> CutTexts:
-    """Return the texts of the given rows, each cut to `max_characters` characters; rows below 0 are skipped."""
-    rows = np.unique(rows[rows >= 0])
-    found = table.take(pa.array(rows))
-    prompts, responses = (found[name].to_pylist() for name in ("prompt", "response"))
-    return {
-        r: (cut_text(p, max_characters), cut_text(s, max_characters))
-        for r, p, s in zip(rows.tolist(), prompts, responses, strict=True)
-    }
-
-
-def cut_text(text: str, max_characters: int) -> str:
-    """Cut a text to at most `max_characters` characters, the last an ellipsis if it was cut."""
-    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"

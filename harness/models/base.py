@@ -70,6 +70,15 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def log_likelihood(
+        self, beginnings: Sequence[TokenIds], rest: Sequence[TokenIds], scored: Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        """Return float64[n]: the summed log-probability of the last scored[i] tokens of rest[i] after beginnings[i].
+
+        Rows with the same beginning that follow one another share one reading of it. A beginning has a token or more.
+        """
+
+    @abstractmethod
     def embed(self, texts: Sequence[TokenIds], pooling: Pooling = "last") -> np.ndarray:
         """Return float32[n, d]: the state of the last or the first token (cls), or its mean over tokens; not normalised."""
 

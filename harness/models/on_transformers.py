@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,61 @@ class Transformers(Engine):
                 logits = self.model(ids, attention_mask=mask, position_ids=places, logits_to_keep=1).logits[:, -1]
                 odds[rows] = (logits[:, first].double() - logits[:, second].double()).cpu().numpy()
         return odds
+
+    def log_likelihood(self, beginnings, rest, scored):
+        self.check_prompt_lengths([[*first, *then] for first, then in zip(beginnings, rest, strict=True)], room=0)
+        found, scored = np.empty(len(rest)), np.asarray(scored)
+        same = [row and np.array_equal(beginnings[row], beginnings[row - 1]) for row in range(len(rest))]
+        starts = [row for row, repeated in enumerate(same) if not repeated]
+        for start, stop in pairwise([*starts, len(rest)]):
+            cache = self.read_beginning(beginnings[start][:-1])
+            last = beginnings[start][-1:]
+            length = token_counts(rest[start:stop]) + 1
+            for rows in batches_by_length(length, self.tokens):
+                texts = [np.concatenate([last, rest[start + row]]) for row in rows]
+                found[start + rows] = self.score_texts(texts, scored[start + rows], cache)
+        return found
+
+    def read_beginning(self, tokens):
+        """Return the cache of keys and values of tokens; None for no tokens."""
+        import torch
+
+        if not len(tokens):
+            return None
+        with torch.inference_mode():
+            ids = torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)[None]
+            return self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def score_texts(self, texts, scored, cache):
+        """Return float64[n]: the summed log-probability of the last scored[i] tokens of texts[i] after a cached beginning."""
+        import torch
+
+        from harness.models.sampling import pad_tokens
+
+        with torch.inference_mode():
+            ids, mask = pad_tokens(texts, self.device, pad=self.pad)
+            read = 0 if cache is None else cache.get_seq_length()
+            if cache is not None:
+                cache = copy.deepcopy(cache)
+                cache.batch_repeat_interleave(len(texts))
+            seen = torch.ones((len(texts), read), dtype=mask.dtype, device=self.device)
+            places = torch.arange(read, read + ids.shape[1], device=self.device).expand(ids.shape)
+            logits = self.model(
+                ids,
+                attention_mask=torch.cat([seen, mask], 1),
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            length = mask.sum(1, keepdim=True)
+            place = torch.arange(1, ids.shape[1], device=self.device)
+            counts = (place < length) & (place >= length - torch.as_tensor(scored, device=self.device)[:, None])
+            row, token = counts.nonzero(as_tuple=True)
+            chosen = logits[row, token].float().log_softmax(1)
+            each = chosen.gather(1, ids[row, token + 1][:, None])[:, 0].double()
+            return (
+                torch.zeros(len(texts), dtype=torch.float64, device=self.device).index_add_(0, row, each).cpu().numpy()
+            )
 
     def embed(self, texts, pooling="last"):
         import torch

@@ -92,6 +92,19 @@ class VLLM(Engine):
         said = [request.outputs[0].logprobs[0] for request in outputs]
         return np.array([row[first].logprob - row[second].logprob for row in said], dtype=float)
 
+    def log_likelihood(self, beginnings, rest, scored):
+        from vllm import SamplingParams
+
+        prompts = [[*first, *then] for first, then in zip(beginnings, rest, strict=True)]
+        self.check_prompt_lengths(prompts, room=1)  # vLLM writes a token more
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        outputs = self.llm.generate(token_prompts(prompts), params, use_tqdm=False)
+        found = np.zeros(len(prompts))
+        for row, (request, n) in enumerate(zip(outputs, scored, strict=True)):
+            read = list(zip(prompts[row], request.prompt_logprobs, strict=True))[-int(n) :]
+            found[row] = sum(said[token].logprob for token, said in read)
+        return found
+
     def embed(self, texts, pooling="last"):
         from vllm import PoolingParams
         from vllm.config import PoolerConfig

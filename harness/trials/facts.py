@@ -13,6 +13,7 @@ from harness.trials.trial import Trial
 
 FACT_NAMES = (
     "adapt_seconds_per_user",
+    "answers",
     "bytes_per_user",
     "code",
     "curves",

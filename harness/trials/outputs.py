@@ -70,6 +70,15 @@ def score_queries(
     return checked_per_pair(log_odds, len(query), f"{method.name}.score_answers")
 
 
+def answer_facts(
+    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
+) -> dict[str, float]:
+    """Return what a reader should know of a language model's answers; {} for methods that ask none."""
+    if not method.asks_model or answer is None or not len(query):
+        return {}
+    return predictor.answer_facts(answer(predictor.questions(state, users, query)), query)
+
+
 def checked_generated(made: pa.Table, n: int, who: str) -> pa.Table:
     """Return the n texts of the function `who` as rows of GENERATED_SCHEMA.
 

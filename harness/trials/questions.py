@@ -8,10 +8,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from harness.errors import UserError
-from harness.inference import answer
-from harness.inference.cache import id_array
+from harness.inference import answer, likelihood
+from harness.inference.asked import AskedRows
 from harness.inference.jobs import Job, merge_jobs
-from harness.method import Answerer, Questions
+from harness.method import Answerer, Continuations, Questions
 from harness.parallel import one_torch_thread
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -19,22 +19,26 @@ from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 
 
+def asked_rows(asked: Questions | Continuations, store: Store) -> AskedRows:
+    """Return what a method asks a language model for, with its place in the store."""
+    if isinstance(asked, Continuations):
+        return likelihood.asked_likelihoods(asked.model, asked.beginnings, asked.leads, asked.texts, store)
+    return answer.asked_log_odds(asked.model, asked.systems, asked.prompts, asked.words, store)
+
+
 def answers_from_store(store: Store) -> Answerer:
     """Return an answerer that reads stored answers. The answerer raises NotCachedError for a new question."""
-    return lambda asked: answer.stored_log_odds(asked.model, asked.systems, asked.prompts, asked.words, store)
+    return lambda asked: asked_rows(asked, store).stored()
 
 
 def question_collector(store: Store, jobs: list[Job]) -> Answerer:
-    """Return an answerer that gives new questions log-odds of 0 (undecided), and adds a job for them to `jobs`."""
+    """Return an answerer that gives new questions 0 (undecided), and adds a job for them to `jobs`."""
 
-    def note(asked: Questions) -> np.ndarray:
-        table, index = (
-            answer.question_table(asked.systems, asked.prompts),
-            answer.answer_index(asked.model, asked.words, store),
-        )
-        if len(left := answer.unanswered_questions(table, index)):
-            jobs.append(answer.answer_job(asked.model, asked.words, lambda: [left], store))
-        return np.nan_to_num(answer.log_odds_in_index(index, id_array(table["id"])))
+    def note(asked: Questions | Continuations) -> np.ndarray:
+        rows = asked_rows(asked, store)
+        if len(left := rows.missing()):
+            jobs.append(rows.make_job(lambda: [left]))
+        return np.nan_to_num(rows.known())
 
     return note
 

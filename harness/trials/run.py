@@ -21,7 +21,7 @@ from harness.store import provenance
 from harness.store.store import Store
 from harness.trials.choose import choose_candidates
 from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_digests
-from harness.trials.outputs import checked_per_pair, checked_state, checked_users, score_queries
+from harness.trials.outputs import answer_facts, checked_per_pair, checked_state, checked_users, score_queries
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write_texts
 
@@ -87,6 +87,7 @@ def run_trial(
             test = found if name == "test" else test
     facts = {
         "adapt_seconds_per_user": test.adapt_seconds_per_user,
+        "answers": test.answers,  # how the language model that was asked answers
         "bytes_per_user": test.bytes_per_user,
         "curves": run.curves,
         "device": run.device,
@@ -155,6 +156,7 @@ class PanelResult:
     users: Users = ()
     adapt_seconds_per_user: float = 0.0
     bytes_per_user: float = 0.0
+    answers: dict[str, float] = field(default_factory=dict)
     written: pa.Table | None = None
     tokens_per_second: float | None = None
 
@@ -198,6 +200,9 @@ class PanelRunner:
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
+        if name == "test":
+            method = self.trial.method
+            found.answers = answer_facts(method, self.predictor, self.state, found.users, query, self.answer)
         if query.n_users > 1:
             other = torch.from_numpy(fixed_derangement(query.n_users))
             others = tuple(t[other] for t in found.users)

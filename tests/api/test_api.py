@@ -94,7 +94,7 @@ def test_texts_are_fitted_by_counts_of_words_without_a_function():
     query = choices(1, 30)[12:]
     z = person.log_odds(query.select("prompt", left="chosen", right="rejected"))
     assert z.shape == (18,) and np.isfinite(z).all()
-    assert repr(person) == "<mixed_logit, adapted to 1 people>" and len(repr(person.fitted)) < 80
+    assert repr(person) == "<mixed_logit, adapted to 1 person>" and len(repr(person.fitted)) < 80
     with pytest.raises(UserError, match="only hashing-DIM encodes a new item alone"):
         fit(data, features="tfidf-svd-8")
 

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from harness.board.flags import flag_judges
 from harness.check.methods import method_checks, with_readable_items
 from harness.data import TEXT_SCHEMA, Items, Pairs, PreferenceDataset
 from harness.errors import UserError
@@ -315,3 +317,27 @@ def test_all_questions_of_a_suite_go_to_one_engine_beforehand(suite, monkeypatch
     done = list(finish_trials(plan.trials, store))
     assert all(ok for _, ok in done), [store.read_failure(t.key) for t, ok in done if not ok]
     assert asked == set(job.cached_rows(store).build_index().ids.tolist()) and len(asked) == made["rows"]
+
+
+@pytest.mark.parametrize(
+    ("judge", "agree", "first"),
+    [
+        (lambda prompts: [2.0 for _ in prompts], 0.0, 1.0),  # the first one, always
+        (lambda prompts: [counting(prompt) or 1.0 for prompt in prompts], 1.0, 0.5),
+    ],
+)
+def test_how_a_judge_depends_on_order_is_a_fact_of_its_trial(judge, agree, first):
+    task = Loud()
+    data = task.build(0)
+    trial = Trial(task, InContext(), 0, "data", "key")
+    found = run_trial(trial, task.split(data, 0), None, answer=lambda asked: np.array(judge(asked.prompts))).facts
+    assert found["answers"] == {"orders_agree": agree, "first_named": pytest.approx(first)}
+    row = SimpleNamespace(keys=["k"], label="in_context")
+    flags = flag_judges({trial.method: row}, {"k": {"facts": found}})
+    assert len(flags) == 1 and ("hardly judges" in flags[0]) == (agree < 0.6)
+
+
+def test_questions_without_an_answer_are_left_out_of_what_a_judge_is_said_to_do():
+    method = InContext()
+    assert method.answer_facts(np.array([1.0, np.nan, -1.0, 1.0]), None) == {"orders_agree": 1.0, "first_named": 0.5}
+    assert method.answer_facts(np.full(4, np.nan), None) == {}

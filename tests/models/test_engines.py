@@ -257,3 +257,34 @@ def test_the_nucleus_of_leading_tokens_is_that_of_all(top_p):
         wanted = torch.zeros_like(p).scatter(1, token, ranked.masked_fill(ranked.cumsum(1) - ranked >= top_p, 0))
         assert torch.equal(nucleus(p, top_p, leading=20), wanted)
         assert torch.equal(nucleus(p, top_p), wanted)
+
+
+def plain_log_likelihoods(folder, beginnings, rest, scored):
+    """Return log-likelihoods computed one text at a time, without a cache."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for first, then, n in zip(beginnings, rest, scored, strict=True):
+        ids = torch.tensor([[*first, *then]])
+        with torch.no_grad():
+            logp = model(ids).logits[0].double().log_softmax(1)
+        each = logp[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        found.append(float(each[-n:].sum()))
+    return np.array(found)
+
+
+def test_log_likelihoods_are_those_of_plain_transformers_however_batched(folder, monkeypatch):
+    """Beginnings of one token and of many, shared and not, and texts of which a part alone counts."""
+    rng = np.random.default_rng(0)
+    begun = [rng.integers(4, 900, n) for n in (1, 30, 7)]
+    beginnings = [begun[i] for i in (0, 0, 1, 1, 1, 2, 0)]
+    rest = [rng.integers(4, 900, n) for n in (1, 5, 3, 12, 4, 2, 9)]
+    scored = [1, 3, 3, 12, 1, 2, 5]
+    wanted = plain_log_likelihoods(folder, beginnings, rest, scored)
+    engine = open_engine("transformers", folder, "answer")
+    for budget in (1, 20, 10**6):
+        monkeypatch.setattr(engine, "tokens", budget)
+        np.testing.assert_allclose(engine.log_likelihood(beginnings, rest, scored), wanted, atol=1e-4)
+    turned = engine.log_likelihood(beginnings[::-1], rest[::-1], scored[::-1])
+    np.testing.assert_allclose(turned, wanted[::-1], atol=1e-4)
+    assert np.ptp(wanted / scored) > 0.1  # they differ by far more
+    assert engine.log_likelihood([], [], []).shape == (0,)

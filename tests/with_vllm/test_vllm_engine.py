@@ -69,6 +69,18 @@ def test_vectors_agree_with_plain_transformers(folder, pooling):
         engine.embed(texts, "mean" if pooling == "last" else "last")
 
 
+def test_log_likelihoods_agree_with_plain_transformers(writer, plain, prompts):
+    beginnings = [prompts[0]] * 3 + [prompts[1]] * 2
+    rest = open_tokenizer(writer.options["model"])(TEXTS[:5])["input_ids"]
+    scored, golden = [1, len(rest[1]), 2, len(rest[3]), 3], []
+    for first, then, n in zip(beginnings, rest, scored, strict=True):
+        ids = torch.tensor([[*first, *then]])
+        with torch.no_grad():
+            logp = plain(ids).logits[0].double().log_softmax(1)
+        golden.append(float(logp[:-1].gather(1, ids[0, 1:, None])[-n:].sum()))
+    np.testing.assert_allclose(writer.log_likelihood(beginnings, rest, scored), golden, atol=1e-2)
+
+
 def test_log_odds_agree_with_a_plain_softmax(writer, plain, prompts):
     a, b = writer.tokenizer.convert_tokens_to_ids(["On", "P"])
     golden = []
