@@ -62,8 +62,19 @@ class Continuations:
     texts: Sequence[str]
 
 
-# Log-odds float64[questions] of the first word against the second; or log-likelihoods float64[texts].
-Answerer = Callable[[Questions | Continuations], np.ndarray]
+@dataclass(frozen=True)
+class ItemRewards:
+    """Responses to prompts for a reward model, which gives each one number: the output of one of its heads."""
+
+    model: str  # name of the reward model, as in a method's field `model`
+    head: int
+    prompts: Sequence[str]
+    responses: Sequence[str]
+
+
+Asked = Questions | Continuations | ItemRewards
+# Log-odds float64[questions] of the first word against the second; or log-likelihoods float64[texts], or rewards.
+Answerer = Callable[[Asked], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Predictor:
         left, right = (reward if reward.is_floating_point() else reward.double() for reward in sides)
         return left - right  # of whole numbers without sign, the difference would wrap around
 
-    def questions(self, state: State, users: Users, query: Pairs) -> Questions | Continuations:
+    def questions(self, state: State, users: Users, query: Pairs) -> Asked:
         """Return what a language model is asked about the pairs of `query`, where `asks_model = True`."""
         raise NotImplementedError
 

@@ -27,7 +27,7 @@ from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_d
 from harness.inference.answer import question_table
 from harness.inference.cache import id_array
 from harness.inference.likelihood import continuation_table
-from harness.method import Continuations, Method, Predictor, Questions, Run, State, TaskFacts
+from harness.method import Asked, Continuations, ItemRewards, Method, Predictor, Run, State, TaskFacts
 from harness.models import small
 from harness.store.store import Store
 from harness.task import Task
@@ -281,10 +281,12 @@ def with_readable_items(data: PreferenceDataset) -> PreferenceDataset:
     return replace(data, pairs=pairs)
 
 
-def hashed_answers(asked: Questions | Continuations) -> np.ndarray:
+def hashed_answers(asked: Asked) -> np.ndarray:
     """Return numbers from each question's hash, in place of a language model's: any change of text changes them."""
     if isinstance(asked, Continuations):
         table = continuation_table(asked.beginnings, asked.leads, asked.texts)
+    elif isinstance(asked, ItemRewards):
+        table = question_table(asked.prompts, asked.responses)
     else:
         table = question_table(asked.systems, asked.prompts)
     return id_array(table["id"]).view(np.uint8).reshape(-1, 16)[:, 0] / 32 - 4

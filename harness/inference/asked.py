@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from harness.inference.cache import CachedRows, RowIndex, check_error_rate, id_array
 from harness.inference.jobs import Job, NotCachedError
@@ -20,7 +21,8 @@ MAX_ASKED_ERROR_RATE = 0.05  # more rows without a number mean a problem with th
 class AskedRows:
     """Rows (a table with the column `id` and a recipe's inputs), and the job that makes a number for each.
 
-    make_job: returns the job for batches of rows.  column: of the stored number.  what: what the rows are, for messages.
+    make_job: returns the job for batches of rows.  column: of the stored number, or of a vector, of which the number is at
+    place `head`.  what: what the rows are, for messages.
     """
 
     table: pa.Table
@@ -28,6 +30,7 @@ class AskedRows:
     column: str
     what: str
     store: Store
+    head: int = 0
 
     @property
     def index(self) -> RowIndex:
@@ -48,7 +51,10 @@ class AskedRows:
         ids = id_array(self.table["id"])
         found, made = np.full(len(ids), np.nan), self.index.rows_table(ids)
         if len(made):
-            found[made["place"].to_numpy()] = made[self.column].to_numpy()
+            column = made[self.column].combine_chunks()
+            if pa.types.is_fixed_size_list(column.type):
+                column = pc.list_element(column, self.head)
+            found[made["place"].to_numpy()] = column.to_numpy()
         return found
 
     def stored(self) -> np.ndarray:

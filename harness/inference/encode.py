@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 from urllib.parse import parse_qsl
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from harness.errors import UserError
+from harness.inference.asked import AskedRows
 from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
 from harness.inference.jobs import Job, NotCachedError, Worker
 from harness.inference.tokens import token_lists, usable_inputs
@@ -28,7 +29,8 @@ ENCODER_DEFAULTS = {  # options of a language model that encodes; all are part o
     "normalize": False,  # scale vectors to length one
     "of": "response",  # or "both": the prompt as the user's turn and the response as the assistant's
     "pooling": "auto",  # mean, last, cls: over the tokens, the last or the first token's vector; or authors: as a folder of
-    # sentence-transformers says, with its normalisation, length and prompt. auto: authors for such a folder, else mean
+    # sentence-transformers says, with its normalisation, length and prompt. auto: authors for such a folder, else mean.
+    # heads: the outputs of a reward model, a sequence-classification model with one head or several
     "storage": "float32",  # or "float16"
     "layer": "last",  # or "15": after that layer; or "10-20": the mean after these layers
     "instruction": "",  # put before every text
@@ -41,7 +43,7 @@ OF_TASKS = ("standardize", "pca")  # options that do not change the stored vecto
 ENCODER_OPTIONS = {
     "dtype": ("float32", "bfloat16", "float16"),
     "of": ("response", "both"),
-    "pooling": ("auto", "authors", "mean", "last", "cls"),
+    "pooling": ("auto", "authors", "mean", "last", "cls", "heads"),
     "storage": ("float32", "float16"),
 }
 LAYERS = re.compile(r"last|([1-9]\d*)(?:-([1-9]\d*))?")
@@ -65,6 +67,13 @@ def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
     model = parse_model(name, ENCODER_DEFAULTS)
     if model["layer"] != "last" and "standardize" not in dict(parse_qsl(name.partition("?")[2])):
         model = model.with_options(standardize=True)  # a few huge dimensions drown the others inside a language model
+    if model["pooling"] == "heads":
+        if model.engine == "vllm":
+            raise UserError(
+                f"{name!r}: the heads of a reward model are read by transformers alone",
+                name.replace("vllm:", "transformers:", 1),
+            )
+        model = model.with_options(of="both")  # a reward model reads a response after its prompt
     model = replace(model, omitted=LATER_OPTIONS)
     for option, allowed in ENCODER_OPTIONS.items():
         if model[option] not in allowed:
@@ -74,7 +83,7 @@ def parse_encoder(name: str) -> LanguageModel | HashingEncoder:
         raise UserError(f"{name!r}: max_length is below 1", "max_length=512")
     if not (found := LAYERS.fullmatch(model["layer"])) or (found[2] and int(found[2]) < int(found[1])):
         raise UserError(f"{name!r}: layer is not a number, a range or last", "layer=15, or layer=10-20")
-    if model["layer"] != "last" and model["pooling"] == "authors":
+    if model["layer"] != "last" and model["pooling"] in ("authors", "heads"):
         raise UserError(f"{name!r}: a layer inside the model is not what its authors pool", "pooling=mean")
     if model["layer"] != "last" and model.engine == "vllm":
         raise UserError(f"{name!r}: vLLM gives the last layer alone", name.replace("vllm:", "transformers:", 1))
@@ -109,6 +118,33 @@ def stored_vectors(table: pa.Table, name: str, store: Store) -> np.ndarray:
         raise NotCachedError(found, count)
     check_error_rate(index, ids, 0.0, "texts")
     return index.vectors(ids)
+
+
+def asked_rewards(name: str, head: int, prompts: Sequence[str], responses: Sequence[str], store: Store) -> AskedRows:
+    """Return the rewards that one head of a reward model gives to responses, with their place in the store."""
+    name = reward_model_name(name)
+    table = pa.table(
+        {"prompt": pa.array(prompts, pa.large_string()), "response": pa.array(responses, pa.large_string())}
+    )
+    inputs = encoder_inputs(table, name)
+
+    def job(batches: Callable[[], Iterable[pa.Table]]) -> Job:
+        return replace(encode_job(name, list, store), batches=batches)  # these rows have their ids already
+
+    return AskedRows(inputs, job, "vector", "texts", store, head)
+
+
+def reward_model_name(name: str) -> str:
+    """Return the name as that of an encoder that reads the heads. Raises UserError for a name that is none."""
+    parse_encoding_model(name)
+    if "pooling=" in name:
+        return name
+    return f"{name}{'&' if '?' in name else '?'}pooling=heads"
+
+
+def canonical_reward_model(name: str) -> str:
+    """Return the canonical name of a reward model, which keys of results contain in place of a method's field `model`."""
+    return parse_encoding_model(reward_model_name(name)).canonical_name if name else ""
 
 
 def encode_job(name: str, batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
@@ -149,9 +185,12 @@ class EncodeRecipe:
 
     def check(self) -> None:
         from harness.models.inputs import check_conversation_template, open_tokenizer
+        from harness.models.tokens import check_architecture
 
         model = parse_encoding_model(self.name)
         model.check_available(self.store)
+        if model["pooling"] == "heads":
+            check_architecture(model.model_folder(self.store), "classify", model.engine)
         if reads_prompt(self.name):
             check_conversation_template(open_tokenizer(model.model_folder(self.store)))
 
@@ -167,7 +206,7 @@ class EncodeRecipe:
             responses = [text.lower() for text in responses]
         if reads_prompt(self.name):
             prompts = [f"{instruction}{prompt}" for prompt in table["prompt"].to_pylist()]
-            built = conversation_tokens(tokenizer, prompts, responses, limit)
+            built = conversation_tokens(tokenizer, prompts, responses, limit, model["pooling"] == "heads")
         else:
             built = text_tokens(tokenizer, responses, limit, instruction)
         return usable_inputs(table["id"], built)
@@ -194,7 +233,7 @@ class EncodeRecipe:
         engine = open_engine(
             model.engine,
             model.model_folder(self.store),
-            "embed",
+            "classify" if model["pooling"] == "heads" else "embed",
             dtype=model["dtype"],
             max_length=self._max_length(),
             tensor_parallel=self.tensor_parallel,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 MAX_BATCH_TOKENS = 16_384
 
 
-Pooling = Literal["last", "mean", "cls"]  # a text's vector: that of its last or first token, or the mean over tokens
+# A text's vector: that of its last or first token, or the mean over tokens; or the outputs of a reward model's heads.
+Pooling = Literal["last", "mean", "cls", "heads"]
 TokenIds = Sequence[int] | np.ndarray  # int32[tokens] of one text
 
 
@@ -80,7 +81,10 @@ class Engine(ABC):
 
     @abstractmethod
     def embed(self, texts: Sequence[TokenIds], pooling: Pooling = "last") -> np.ndarray:
-        """Return float32[n, d]: the state of the last or the first token (cls), or its mean over tokens; not normalised."""
+        """Return float32[n, d]: the state of the last or the first token (cls), or its mean over tokens; not normalised.
+
+        heads: the outputs of a sequence-classification model, float32[n, heads], by an engine opened for `classify`.
+        """
 
     def check_prompt_lengths(self, prompts: Sequence[TokenIds], room: int) -> None:
         """Raise ValueError for an empty prompt, or one that leaves fewer than `room` tokens of the context."""

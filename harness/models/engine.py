@@ -16,7 +16,7 @@ from harness.models.tokens import check_architecture
 def open_engine(
     engine: EngineName,
     folder: Path,
-    use: Literal["sample", "answer", "embed"],
+    use: Literal["sample", "answer", "embed", "classify"],
     *,
     dtype: str = "float32",
     max_length: int | None = None,

@@ -87,23 +87,34 @@ def text_tokens(
 
 
 def conversation_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], limit: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    limit: int,
+    as_trained: bool = False,
 ) -> BuiltInputs:
     """Build the tokens of conversations: the prompt as the user's turn and the response as the assistant's.
 
     Without a chat template, a blank line joins the two, and the tokenizer adds its special tokens; a template writes its
     own. Conversations are cut at their end to `limit` tokens, which must hold a part of the response. Raises UserError
     where the template does not show both turns.
+
+    as_trained: as reward models were trained: a template keeps a system line of its own, and without a template prompt
+    and response are the tokenizer's two parts.
     """
     check_conversation_template(tokenizer)
     plain = tokenizer.chat_template is None
+    if as_trained and plain:
+        return pair_tokens(tokenizer, prompts, responses, limit)
     texts, reasons = [], []
     for prompt, response in zip(prompts, responses, strict=True):
         turns, text = {"user": prompt, "assistant": response}, f"{prompt}\n\n{response}"
         reason = None if response.strip() else EMPTY_TEXT
         try:
             check_readable(tokenizer, turns)
-            text = text if plain else checked_turns(tokenizer, without_default_system_line(tokenizer, turns))
+            if not plain:
+                turns = turns if as_trained else without_default_system_line(tokenizer, turns)
+                text = checked_turns(tokenizer, turns)
         except LostTextError as error:
             reason = error.message
         texts.append(text)
@@ -112,6 +123,25 @@ def conversation_tokens(
     for row, (text, response) in enumerate(zip(texts, responses, strict=True)):
         if not reasons[row] and len(tokens[row]) == limit and tokenizer.truncation_side == "right":
             reasons[row] = why_cut_off(tokenizer, text[: text.rindex(response.strip())], limit)
+    return BuiltInputs(tokens, reasons)
+
+
+def pair_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], limit: int
+) -> BuiltInputs:
+    """Build the tokens of prompts and responses as a tokenizer's two parts; of a long one, the prompt's end is cut."""
+    reasons = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        reason = why_unreadable(tokenizer, {"user": prompt, "assistant": response}) if response.strip() else EMPTY_TEXT
+        length = len(tokenizer(response, verbose=False)["input_ids"])
+        if reason is None and length >= limit - 2:  # what separates the two parts takes up to two tokens
+            reason = f"the response has {length} tokens, and the model reads {limit}: raise max_length"
+        reasons.append(reason)
+    usable = [
+        ("", "") if reason else pair for pair, reason in zip(zip(prompts, responses, strict=True), reasons, strict=True)
+    ]
+    first, second = ([pair[i] for pair in usable] for i in (0, 1))
+    tokens = tokenizer(first, second, truncation="only_first", max_length=limit, verbose=False)["input_ids"]
     return BuiltInputs(tokens, reasons)
 
 

@@ -54,7 +54,7 @@ class Transformers(Engine):
         self, folder: Path, use: str, dtype: str, max_length: int | None, layers: tuple[int, int] | None = None
     ) -> None:
         import torch
-        from transformers import AutoModel, AutoModelForCausalLM
+        from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
         from transformers.utils import logging
 
         from harness.models.sampling import end_tokens
@@ -62,7 +62,7 @@ class Transformers(Engine):
         logging.disable_progress_bar()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokens = MAX_BATCH_TOKENS if self.device.type == "cuda" or use == "sample" else MAX_CPU_BATCH_TOKENS
-        kind = AutoModel if use == "embed" else AutoModelForCausalLM
+        kind = {"embed": AutoModel, "classify": AutoModelForSequenceClassification}.get(use, AutoModelForCausalLM)
         with loading_errors_as_user_errors(folder):
             model: Any = kind.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
@@ -183,6 +183,8 @@ class Transformers(Engine):
         from harness.models.sampling import pad_tokens
 
         self.check_prompt_lengths(texts, room=0)
+        if pooling == "heads":
+            return self.read_heads(texts)
         vectors = np.empty((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
         for rows in batches_by_length(token_counts(texts), self.tokens):
             with torch.inference_mode():
@@ -198,3 +200,28 @@ class Transformers(Engine):
                     pooled = hidden[torch.arange(len(rows), device=self.device), mask.sum(1) - 1]
                 vectors[rows] = pooled.cpu().numpy()
         return vectors
+
+    def read_heads(self, texts):
+        """Return float32[n, heads]: the outputs of a sequence-classification model."""
+        import torch
+
+        from harness.models.sampling import pad_tokens
+
+        config = self.model.config.get_text_config()
+        own_pad, found = config.pad_token_id, np.empty((len(texts), self.model.config.num_labels), dtype=np.float32)
+        for rows in batches_by_length(token_counts(texts), self.tokens):
+            batch = [np.asarray(texts[i]) for i in rows]
+            # decoders find a text's last token by the padding's number: a model without one gets a number that no text has
+            pad = own_pad if own_pad is not None else unused_token(batch, config.vocab_size)
+            config.pad_token_id = pad
+            with torch.inference_mode():
+                ids, mask = pad_tokens(batch, self.device, pad=pad)
+                found[rows] = self.model(ids, attention_mask=mask).logits.float().cpu().numpy()
+        config.pad_token_id = own_pad
+        return found
+
+
+def unused_token(texts: list[np.ndarray], vocabulary: int) -> int:
+    """Return the largest number of a token that no text has."""
+    used = np.unique(np.concatenate(texts))
+    return int(np.setdiff1d(np.arange(vocabulary - len(used) - 1, vocabulary), used)[-1])

@@ -46,6 +46,14 @@ def model_config(folder: Path):
 
 def check_architecture(folder: Path, use: str, engine: str) -> None:
     """Raise UserError where the model in a folder cannot be used so: an encoder-decoder model only encodes."""
+    if use == "classify" and not any(
+        "ForSequenceClassification" in name for name in model_config(folder).architectures or []
+    ):
+        raise UserError(
+            f"{folder} holds no reward model: its architecture is {', '.join(model_config(folder).architectures or ['unknown'])}, "
+            "and not one for sequence classification",
+            "name a reward model, or use pooling=last for the states of a model without heads",
+        )
     if model_config(folder).is_encoder_decoder and (use != "embed" or engine == "vllm"):
         raise UserError(
             f"{folder} holds an encoder-decoder model ({model_config(folder).model_type}), whose encoder can encode texts "

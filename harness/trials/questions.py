@@ -8,10 +8,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from harness.errors import UserError
-from harness.inference import answer, likelihood
+from harness.inference import answer, encode, likelihood
 from harness.inference.asked import AskedRows
 from harness.inference.jobs import Job, merge_jobs
-from harness.method import Answerer, Continuations, Questions
+from harness.method import Answerer, Asked, Continuations, ItemRewards
 from harness.parallel import one_torch_thread
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -19,8 +19,10 @@ from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 
 
-def asked_rows(asked: Questions | Continuations, store: Store) -> AskedRows:
+def asked_rows(asked: Asked, store: Store) -> AskedRows:
     """Return what a method asks a language model for, with its place in the store."""
+    if isinstance(asked, ItemRewards):
+        return encode.asked_rewards(asked.model, asked.head, asked.prompts, asked.responses, store)
     if isinstance(asked, Continuations):
         return likelihood.asked_likelihoods(asked.model, asked.beginnings, asked.leads, asked.texts, store)
     return answer.asked_log_odds(asked.model, asked.systems, asked.prompts, asked.words, store)
@@ -34,7 +36,7 @@ def answers_from_store(store: Store) -> Answerer:
 def question_collector(store: Store, jobs: list[Job]) -> Answerer:
     """Return an answerer that gives new questions 0 (undecided), and adds a job for them to `jobs`."""
 
-    def note(asked: Questions | Continuations) -> np.ndarray:
+    def note(asked: Asked) -> np.ndarray:
         rows = asked_rows(asked, store)
         if len(left := rows.missing()):
             jobs.append(rows.make_job(lambda: [left]))

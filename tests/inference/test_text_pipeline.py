@@ -127,7 +127,7 @@ def test_generate_stops_before_vectors(tmp_path, folder):
         ("encoder", "small", "there is no text encoder"),
         ("encoder", "transformers:org/name", "needs a revision"),
         ("encoder", "transformers:small?poling=last", "unknown option 'poling'"),
-        ("encoder", "transformers:small?pooling=first", "pooling is not auto, authors, mean, last or cls"),
+        ("encoder", "transformers:small?pooling=first", "pooling is not auto, authors, mean, last, cls or heads"),
         ("encoder", "transformers:./nowhere", "contains no language model"),
         ("encoder", "transformers:package:not_there/model", "package not_there is not installed"),
         ("generator", "gpt:small", "not the name of a language model"),

@@ -151,7 +151,7 @@ def test_reductions_share_the_stored_vectors_but_not_the_tasks_key(tmp_path):
         ("layer=9-3", "layer is not a number"),
         ("layer=3&pooling=authors", "not what its authors pool"),
         ("pca=-1", "pca is below 0"),
-        ("pooling=max", "pooling is not auto, authors, mean, last or cls"),
+        ("pooling=max", "pooling is not auto, authors, mean, last, cls or heads"),
     ],
 )
 def test_wrong_options_are_explained(options, message):
