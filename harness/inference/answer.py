@@ -11,6 +11,7 @@ import pyarrow as pa
 from harness.errors import UserError
 from harness.inference.asked import AskedRows
 from harness.inference.cache import ID_TYPE, error_table, id_array, text_id
+from harness.inference.endpoint import EndpointAnswers, parse_endpoint
 from harness.inference.jobs import Job, Worker
 from harness.inference.tokens import token_lists, tokenise_prompts
 from harness.models.names import LanguageModel, parse_model
@@ -29,6 +30,8 @@ QUESTIONS_PER_BLOCK = 256  # about 200,000 tokens if in_context asks: seconds of
 
 def parse_judge(name: str) -> LanguageModel:
     """Parse the name of a judge. Raises UserError for a wrong name or option."""
+    if name.startswith("openai:"):
+        return parse_endpoint(name, {"votes": 8})  # answers that are counted where a server tells no probabilities
     model = parse_model(name, JUDGE_DEFAULTS, inputs=("prompt", "system"))
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise UserError(
@@ -73,9 +76,10 @@ def question_table(systems: Sequence[str | None], prompts: Sequence[str]) -> pa.
 def answer_job(name: str, words: tuple[str, str], batches: Callable[[], Iterable[pa.Table]], store: Store) -> Job:
     """Return the job that asks questions. batches: returns the questions, as tables made by `question_table`."""
     words = words[0], words[1]  # a tuple, also where the caller gave a list
-    return Job(
-        "answers", parse_judge(name).identity | {"words": list(words)}, AnswerRecipe(name, words, store), batches
-    )
+    model = parse_judge(name)
+    remote = model.engine == "openai"
+    recipe = EndpointAnswers(model, words=words) if remote else AnswerRecipe(name, words, store)
+    return Job("answers", model.identity | {"words": list(words)}, recipe, batches)
 
 
 def log_odds_of_both_orders(log_odds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

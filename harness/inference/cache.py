@@ -24,6 +24,17 @@ from harness.errors import UserError
 from harness.store.store import Store, identity_hash
 
 ID_TYPE = pa.binary(16)
+# Samples of a prompt; tokens and probabilities are empty where a server does not tell them.
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("id", ID_TYPE),
+        ("responses", pa.list_(pa.large_string())),
+        ("finish_reason", pa.list_(pa.string())),
+        ("n_tokens", pa.list_(pa.int32())),
+        ("mean_logprob", pa.list_(pa.float32())),
+        ("prompt_tokens", pa.int32()),
+    ]
+)
 ERROR_SCHEMA = pa.schema([("id", ID_TYPE), ("reason", pa.large_string())])
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from harness.errors import UserError
-from harness.inference.cache import ID_TYPE, check_error_rate, error_table, id_array, text_id
+from harness.inference.cache import ID_TYPE, SAMPLE_SCHEMA, check_error_rate, error_table, id_array, text_id
+from harness.inference.endpoint import EndpointSamples, parse_endpoint
 from harness.inference.jobs import Job, NotCachedError, Worker, require_store
 from harness.inference.tokens import token_lists, tokenise_prompts
 from harness.models.base import Sample
@@ -30,21 +31,14 @@ PROMPTS_PER_BLOCK = 64
 # Prompts of a worker's first block that are sampled again, in another batch, to measure effects of rounding.
 REPEATED_PROMPTS = 4
 MAX_PROMPT_ERROR_RATE = 0.05  # more prompts without candidates mean a problem with the prompts or the model
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("id", ID_TYPE),
-        ("responses", pa.list_(pa.large_string())),
-        ("finish_reason", pa.list_(pa.string())),
-        ("n_tokens", pa.list_(pa.int32())),
-        ("mean_logprob", pa.list_(pa.float32())),
-        ("prompt_tokens", pa.int32()),
-    ]
-)
 
 
 def parse_generator(name: str) -> LanguageModel:
     """Parse the name of a generator. Raises UserError for a wrong name or option."""
-    model = parse_model(name, GENERATOR_DEFAULTS, inputs=("prompt", "system"))
+    if name.startswith("openai:"):
+        model = parse_endpoint(name, {key: value for key, value in GENERATOR_DEFAULTS.items() if key != "dtype"})
+    else:
+        model = parse_model(name, GENERATOR_DEFAULTS, inputs=("prompt", "system"))
     if model["max_tokens"] < 1 or model["temperature"] < 0 or not 0 < model["top_p"] <= 1 or model["seed"] < 0:
         raise UserError(
             f"{name!r}: max_tokens is below 1, temperature or seed is below 0, or top_p is not in (0, 1]",
@@ -81,7 +75,8 @@ def generate_job(name: str, n: int, batches: Callable[[], Iterable[pa.Table]], s
     model = parse_generator(name)
     if n > 1 and model["temperature"] == 0:
         raise UserError(f"{name!r}: at temperature 0 all {n} samples of a prompt are equal", "temperature=1, or n = 1")
-    return Job("samples", generator_identity(model, n), GenerateRecipe(name, n, store), batches)
+    recipe = EndpointSamples(model, n=n) if model.engine == "openai" else GenerateRecipe(name, n, store)
+    return Job("samples", generator_identity(model, n), recipe, batches)
 
 
 def generator_inputs(table: pa.Table) -> pa.Table:

@@ -265,6 +265,12 @@ def counted_tries(store: Store, name: str) -> Iterator[int]:
                 path.unlink(missing_ok=True)
 
 
+def check_count(recipe: Recipe, rows: int) -> None:
+    """Raise UserError where a recipe that costs money is asked for more rows than it may make."""
+    if rows and (check := getattr(recipe, "check_count", None)):
+        check(rows)
+
+
 def make_in_process(
     rows: CachedRows,
     recipe: Recipe,
@@ -282,6 +288,7 @@ def make_in_process(
     """
     began, found = time.perf_counter(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     with blocks_to_make(rows, batches, recipe.rows_per_block) as left:
+        check_count(recipe, sum(left.sizes))
         on_start(sum(left.sizes))
         if not left.sizes:
             return found

@@ -42,7 +42,7 @@ def wanted_traits(wants: np.ndarray) -> dict[str, int]:
 
 def writer_system_prompt(wants: Mapping[str, int], generator: str) -> str:
     """Return the system prompt that makes `generator` write with these traits; the small model has its own form."""
-    if parse_model(generator.partition("?")[0], {}).model == "small":
+    if parse_model(generator.partition("?")[0], {}, remote=True).model == "small":
         from harness.models.small import system_line
 
         return system_line(dict(wants))

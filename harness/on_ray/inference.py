@@ -26,6 +26,7 @@ from harness.inference.jobs import (
     Recipe,
     Worker,
     blocks_to_make,
+    check_count,
     clear_counted_tries,
     counted_tries,
     make_block,
@@ -71,6 +72,7 @@ def make_on_ray(
     began, found = time.time(), {"rows": 0, "errors": 0, "start_seconds": 0.0, "seconds": 0.0}
     run = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}-"
     with blocks_to_make(rows, batches, recipe.rows_per_block) as left:
+        check_count(recipe, sum(left.sizes))
         on_start(sum(left.sizes))
         if not left.sizes:
             return found

@@ -1,0 +1,165 @@
+"""Answers and samples of models behind a server, asked for by text: no tokenizer and no weights are needed here."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from harness.errors import UserError
+from harness.inference.cache import ID_TYPE, SAMPLE_SCHEMA, error_table, id_array
+from harness.inference.jobs import Worker
+from harness.models.names import LanguageModel, parse_model
+from harness.models.on_endpoint import (
+    ENDPOINT_DEFAULTS,
+    HOW_ASKED,
+    TOP_LOGPROBS,
+    Endpoint,
+    RefusedError,
+    check_base_url,
+    log_odds_of_choice,
+    log_odds_of_votes,
+)
+
+ROWS_PER_REQUEST_BLOCK = 32  # answers that are lost where a run is killed; each costs money
+
+
+def parse_endpoint(name: str, defaults: dict[str, object]) -> LanguageModel:
+    """Parse the name of a model behind a server; defaults: options beside those of every such model."""
+    model = parse_model(name, ENDPOINT_DEFAULTS | defaults, remote=True)
+    check_base_url(model["base_url"])
+    least = {"parallel": 1, "timeout": 1, "max_requests": 1, "votes": 1, "requests_per_minute": 0}
+    for option, smallest in least.items():
+        if option in dict(model.options) and model[option] < smallest:
+            raise UserError(f"{name!r}: {option} is below {smallest}", f"leave {option} out")
+    return replace(model, unrecorded=HOW_ASKED)
+
+
+@dataclass(frozen=True)
+class EndpointRecipe:
+    """What both recipes share: prompts as texts, and limits that are checked before the first request."""
+
+    model: LanguageModel
+    rows_per_block: int = ROWS_PER_REQUEST_BLOCK
+    cpus: int = 1
+
+    def check(self) -> None:
+        Endpoint(self.model).check()
+
+    def check_count(self, rows: int) -> None:
+        """Say how many requests there will be. Raises UserError where they are more than `max_requests`."""
+        requests = rows * self.requests_per_row
+        if requests > self.model["max_requests"]:
+            raise UserError(
+                f"{requests:,} requests to {self.model['base_url']} are more than max_requests={self.model['max_requests']}",
+                f"raise it in the model's name if you want to pay for them: max_requests={requests}",
+            )
+        print(f"asking {self.model.model} at {self.model['base_url']}: {requests:,} requests", file=sys.stderr)
+
+    @property
+    def requests_per_row(self) -> int:
+        """How many requests a row may take."""
+        return 1
+
+    def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the prompts; empty ones are errors."""
+        empty = np.array([not text.strip() for text in table["prompt"].to_pylist()], dtype=bool)
+        bad = id_array(table["id"])[empty].tolist()
+        return table.filter(pa.array(~empty)), error_table(bad, ["the prompt is empty"] * len(bad))
+
+    def start(self) -> Worker:
+        endpoint = Endpoint(self.model)
+
+        def ask_block(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
+            ids = id_array(ready["id"])
+            asked = list(zip(ready["system"].to_pylist(), ready["prompt"].to_pylist(), strict=True))
+            told = endpoint.ask_all(lambda one: self.ask(endpoint, *one), asked)
+            refused = np.array([isinstance(one, RefusedError) for one in told], dtype=bool)
+            bad = error_table(ids[refused].tolist(), [str(one) for one in told if isinstance(one, RefusedError)])
+            good = [one for one in told if not isinstance(one, RefusedError)]
+            return self.rows(ids[~refused].tolist(), good), bad, endpoint.take_facts()
+
+        return ask_block
+
+    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> Any:
+        """Ask for one row."""
+        raise NotImplementedError
+
+    def rows(self, ids: list[bytes], answers: list[Any]) -> pa.Table:
+        """Return the rows of answers."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class EndpointAnswers(EndpointRecipe):
+    """Log-odds of two words: from the first token's probabilities, or from `votes` answers where a server tells none."""
+
+    words: tuple[str, str] = ("", "")
+
+    @property
+    def requests_per_row(self) -> int:
+        return 2  # votes are asked for by a second request
+
+    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> tuple[float, int]:
+        (first, *_) = endpoint.chat(
+            system, prompt, max_tokens=1, temperature=0, logprobs=True, top_logprobs=TOP_LOGPROBS
+        )
+        if (known := log_odds_of_choice(first, self.words)) is not None:
+            return known, 0
+        votes = self.model["votes"]
+        texts = [
+            choice["message"].get("content") or ""
+            for choice in endpoint.chat(system, prompt, max_tokens=8, temperature=1, n=votes)
+        ]
+        return log_odds_of_votes(texts, self.words), len(texts)
+
+    def rows(self, ids: list[bytes], answers: list[tuple[float, int]]) -> pa.Table:
+        """Return the columns id, log_odds and votes: how many answers were counted, 0 where probabilities were told."""
+        log_odds, votes = zip(*answers, strict=True) if answers else ((), ())
+        columns = {"log_odds": pa.array(log_odds, pa.float32()), "votes": pa.array(votes, pa.int32())}
+        return pa.table({"id": pa.array(ids, ID_TYPE)} | columns)
+
+
+@dataclass(frozen=True)
+class EndpointSamples(EndpointRecipe):
+    """Samples of each prompt, n by one request where the server gives so many."""
+
+    n: int = 1
+
+    @property
+    def requests_per_row(self) -> int:
+        return 1
+
+    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> list[dict]:
+        options = {name: self.model[name] for name in ("temperature", "top_p", "max_tokens")}
+        found: list[dict] = []
+        while len(found) < self.n:  # some servers give one at a time
+            seed = text_seed(self.model["seed"], system, prompt, len(found))
+            more = endpoint.chat(system, prompt, n=self.n - len(found), seed=seed, **options)
+            found += more
+        if any(not (choice["message"].get("content") or "").strip() for choice in found[: self.n]):
+            raise RefusedError("a sample is empty")
+        return found[: self.n]
+
+    def rows(self, ids: list[bytes], answers: list[list[dict]]) -> pa.Table:
+        return pa.table(
+            {
+                "id": ids,
+                "responses": [[choice["message"]["content"] for choice in row] for row in answers],
+                "finish_reason": [[str(choice.get("finish_reason")) for choice in row] for row in answers],
+                # a server tells the tokens of all samples together, and no probabilities
+                "n_tokens": [[None] * len(row) for row in answers],
+                "mean_logprob": [[None] * len(row) for row in answers],
+                "prompt_tokens": [None] * len(answers),
+            },
+            schema=SAMPLE_SCHEMA,
+        )
+
+
+def text_seed(seed: int, system: str | None, prompt: str, drawn: int) -> int:
+    """Return a hashed seed of 31 bits for a prompt of which so many samples are drawn already."""
+    return int.from_bytes(hashlib.sha256(repr((seed, system, prompt, drawn)).encode()).digest()[:4], "big") >> 1
