@@ -112,6 +112,52 @@ def encode(
     runner.print_made(as_json)
 
 
+def score(
+    what: SuiteOrTexts,
+    by: Annotated[
+        list[str],
+        typer.Option(help="A text scorer, or a reward model ENGINE:MODEL; repeatable. Default: all text scorers."),
+    ] = [],  # noqa: B006  # typer copies it
+    out: OutputFile = None,
+    store: StoreDir = Path("store"),
+    local: LocalOnly = False,
+    workers: EngineCount = None,
+    gpus: GpusPerEngine = 1,
+    minutes_per_block: BlockMinutes = DEFAULT_BLOCK_MINUTES,
+) -> None:
+    """Score a file's responses (columns prompt and response) by text scorers and reward models, for `model_raters`."""
+    import numpy as np
+    import polars as pl
+
+    from harness.inference import files
+    from harness.inference.encode import asked_rewards
+    from harness.inference.scorers import TEXT_SCORERS, disagreements, open_scorer
+
+    files.check_output_path(out, ".parquet")
+    scorers = {name: None if ":" in name else open_scorer(name) for name in by or TEXT_SCORERS}
+    runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
+    table = pl.concat([pl.DataFrame(part) for part in files.read_text_columns(what, "prompt?", "response")])
+    table = table.with_columns(pl.col("prompt").fill_null(""))
+    found: dict[str, list[float]] = {}
+    for name, scorer in scorers.items():
+        if scorer:
+            found[name] = [scorer(text) for text in table["response"]]
+            continue
+        rows = asked_rewards(name, 0, table["prompt"].to_list(), table["response"].to_list(), runner.store)
+        if len(missing := rows.missing()):
+            runner([rows.make_job(lambda: [missing])])
+        found[name.rpartition(":")[2].partition("?")[0]] = rows.stored().tolist()
+    scored = table.with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in found.items())
+    apart, ties = disagreements(scored.select(list(found)).to_numpy(), table["prompt"].rank("dense").to_numpy())
+    for name, share in zip(found, ties, strict=True):
+        print(f"{name:16} {TEXT_SCORERS.get(name, ('reward model',))[0]}; ties {share:.0%}")
+    if not np.isnan(apart):
+        print(f"two scorers order two responses to a prompt differently in {apart:.0%}")
+    if out:
+        scored.write_parquet(out)
+        stderr.print(f'{len(scored)} rows in {out}; a suite\'s task: name = "model_raters", file = "{out}"')
+
+
 def _make_for_suite(
     suite: Path, runner: JobRunner, store: Path, data: Path | None, plugin, file_options: dict[str, object]
 ) -> None:

@@ -11,7 +11,7 @@ import typer
 from harness.cli.app import app
 from harness.cli.describe_data import describe
 from harness.cli.inspect_verbs import check, doctor, list_, plan, show
-from harness.cli.make_verbs import encode, generate, prepare
+from harness.cli.make_verbs import encode, generate, prepare, score
 from harness.cli.run_verbs import board, export, publish, reproduce, run
 from harness.cli.suite_schema import schema
 from harness.cli.terminal import only_json_on_stdout, stderr
@@ -24,6 +24,7 @@ for verb in (
     check,
     prepare,
     generate,
+    score,
     encode,
     plan,
     run,

@@ -20,7 +20,15 @@ from harness.method import GENERATED_SCHEMA
 from harness.models.base import MAX_BATCH_TOKENS, make_sample
 from harness.models.inputs import render_prompt
 from harness.models.on_transformers import MAX_CPU_BATCH_TOKENS
-from harness.models.sampling import DrawnSample, end_tokens, pad_tokens, sample_batch, token_positions
+from harness.models.sampling import (
+    DrawnSample,
+    cache_option,
+    end_tokens,
+    pad_tokens,
+    returned_cache,
+    sample_batch,
+    token_positions,
+)
 from harness.models.tokens import batches_by_length, context_length, token_counts
 
 if TYPE_CHECKING:
@@ -110,14 +118,14 @@ class PolicyWriter:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=token_positions(mask, ids.shape[1], self.context_length),
-                past_key_values=cache,
                 use_cache=last > 0,
                 output_hidden_states=self.adjust_logits is not None,
                 logits_to_keep=last,
+                **{cache_option(self.lm): cache},
             )
         if self.adjust_logits is None:
-            return out.logits, out.past_key_values
-        return self.adjust_logits(rows, out.hidden_states[-1][:, -last:], out.logits), out.past_key_values
+            return out.logits, returned_cache(out)
+        return self.adjust_logits(rows, out.hidden_states[-1][:, -last:], out.logits), returned_cache(out)
 
     def sample_responses(self, rows: np.ndarray, draws: list[np.ndarray], ends: Tensor) -> list[DrawnSample]:
         """Sample a response to each row's prompt, with at most one token per uniform number in `draws`."""

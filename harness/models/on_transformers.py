@@ -98,13 +98,11 @@ class Transformers(Engine):
 
     def next_token_logits(self, prompt, ids, mask, cache):
         """Return the logits of the next token and the cache; this is `sample_batch`'s `forward`."""
-        from harness.models.sampling import token_positions
+        from harness.models.sampling import cache_option, returned_cache, token_positions
 
-        places = token_positions(mask, ids.shape[1], self.context_length)
-        out = self.model(
-            ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        return out.logits[:, -1], out.past_key_values
+        places, known = token_positions(mask, ids.shape[1], self.context_length), {cache_option(self.model): cache}
+        out = self.model(ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1, **known)
+        return out.logits[:, -1], returned_cache(out)
 
     def answer(self, prompts, words):
         import torch
@@ -140,17 +138,19 @@ class Transformers(Engine):
         """Return the cache of keys and values of tokens; None for no tokens."""
         import torch
 
+        from harness.models.sampling import returned_cache
+
         if not len(tokens):
             return None
         with torch.inference_mode():
             ids = torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)[None]
-            return self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            return returned_cache(self.model(ids, use_cache=True, logits_to_keep=1))
 
     def score_texts(self, texts, scored, cache):
         """Return float64[n]: the summed log-probability of the last scored[i] tokens of texts[i] after a cached beginning."""
         import torch
 
-        from harness.models.sampling import pad_tokens
+        from harness.models.sampling import cache_option, pad_tokens
 
         with torch.inference_mode():
             ids, mask = pad_tokens(texts, self.device, pad=self.pad)
@@ -164,8 +164,8 @@ class Transformers(Engine):
                 ids,
                 attention_mask=torch.cat([seen, mask], 1),
                 position_ids=places,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_option(self.model): cache},
             ).logits
             length = mask.sum(1, keepdim=True)
             place = torch.arange(1, ids.shape[1], device=self.device)

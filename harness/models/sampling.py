@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,6 +118,17 @@ def end_tokens(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tenso
     known = lm.generation_config.eos_token_id
     found = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
     return torch.tensor(sorted(found), dtype=torch.long, device=next(lm.parameters()).device)
+
+
+def cache_option(lm: Any) -> str:
+    """Return the name of the argument that takes a model's keys and values: `cache` since transformers 5.24."""
+    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm  # of a model with adapters
+    return "cache" if "cache" in inspect.signature(type(base).forward).parameters else "past_key_values"
+
+
+def returned_cache(out: Any) -> Any:
+    """Return the keys and values in a model's output, under either name."""
+    return out.get("cache", out.get("past_key_values"))
 
 
 def token_positions(mask: Tensor, n: int, context_length: int) -> Tensor:
