@@ -1,5 +1,6 @@
 """Rules of imports: between packages, without cycles, few importers of Ray, MLflow and vLLM, and fast look-ups."""
 
+import os
 import subprocess
 import sys
 
@@ -139,3 +140,11 @@ def test_looking_up_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT_ROOT
     ).stdout.split()
     assert not {"torch", "ray", "mlflow", "matplotlib", "scipy"} & set(loaded)
+
+
+def test_torch_waits_briefly_wherever_it_is_imported():
+    """The number of rounds is set before torch's library of threads is loaded, unless the person sets another."""
+    said = "import os, harness, torch; print(os.environ['GOMP_SPINCOUNT'])"
+    for given, wanted in (({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        plain = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        assert subprocess.check_output([sys.executable, "-c", said], env=plain | given, text=True).strip() == wanted
