@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from harness.errors import UserError
 from harness.inference.cache import CachedRows, RowIndex, check_error_rate, id_array
 from harness.inference.jobs import Job, NotCachedError
 from harness.store.store import Store
@@ -53,6 +54,10 @@ class AskedRows:
         if len(made):
             column = made[self.column].combine_chunks()
             if pa.types.is_fixed_size_list(column.type):
+                if self.head >= column.type.list_size:
+                    raise UserError(
+                        f"head = {self.head}, and the model has {column.type.list_size} heads", "head = 0 is the first"
+                    )
                 column = pc.list_element(column, self.head)
             found[made["place"].to_numpy()] = column.to_numpy()
         return found

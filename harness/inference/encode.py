@@ -136,6 +136,9 @@ def asked_rewards(name: str, head: int, prompts: Sequence[str], responses: Seque
 
 def reward_model_name(name: str) -> str:
     """Return the name as that of an encoder that reads the heads. Raises UserError for a name that is none."""
+    given = dict(parse_qsl(name.partition("?")[2])).get("pooling", "heads")
+    if given != "heads":
+        raise UserError(f"{name!r}: a reward model has no pooling", "leave out pooling")
     parse_encoding_model(name)
     if "pooling=" in name:
         return name

