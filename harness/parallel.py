@@ -117,3 +117,16 @@ class one_torch_thread:
 
     def __exit__(self, *_) -> None:
         torch.set_num_threads(self.before)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch, and the libraries of linear algebra below it, use one thread.
+
+    The order matters: torch's number is read and restored outside of the other limit. The other way round, it is read as
+    1, and what comes after in this process, such as a language model, has one core for ever.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with one_torch_thread(), threadpool_limits(1):
+        yield

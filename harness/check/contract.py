@@ -7,14 +7,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 from harness import registry
 from harness.check.findings import ContractFinding, Measured, NamedCheck
 from harness.check.methods import method_checks, with_small_model
 from harness.check.tasks import task_checks
 from harness.errors import UserError, did_you_mean
-from harness.parallel import one_torch_thread
+from harness.parallel import one_thread
 from harness.store.store import Store
 from harness.trials.prepare import describe_error
 from harness.trials.suite import read_suite
@@ -30,14 +28,14 @@ def check_name(name: str, store: Store) -> Iterator[ContractFinding]:
         known = registry.list_names("task") | registry.list_names("method")
         every = "`manyminds list` shows all names; for your own file, type its path"
         raise UserError(f"there is no task or method {name!r}", did_you_mean(name, known, every, cutoff=0.5))
-    with threadpool_limits(1), one_torch_thread():
+    with one_thread():
         for kind in kinds:
             yield from _findings_of_kind(kind, name, store)
 
 
 def check_tasks_of_suite(suite: Path, store: Store) -> Iterator[ContractFinding]:
     """Run all checks of each task of a suite, with the fields that the suite gives."""
-    with threadpool_limits(1), one_torch_thread():
+    with one_thread():
         for task in read_suite(suite).tasks:
             for what, check in task_checks(task, store):
                 yield _run_check(f"task {task.name}: {what}", check, inspect.getfile(type(task)))

@@ -67,11 +67,10 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
     versions and processor type give the same files. With 0 steps the model is untrained and built in a second.
     """
     import torch
-    from threadpoolctl import threadpool_limits
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
-    from harness.parallel import one_torch_thread
+    from harness.parallel import one_thread
 
     if folder.exists():
         return
@@ -95,7 +94,7 @@ def build_small_model(folder: Path, steps: int = TRAINING_STEPS, seed: int = 0) 
             )
         )
         # Two threads are slower on a busy machine, and change the order of sums.
-        with threadpool_limits(1), one_torch_thread():
+        with one_thread():
             train_small_model(model, tokenizer, seed, steps)
 
     logging.disable_progress_bar()

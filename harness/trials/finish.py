@@ -13,11 +13,10 @@ import numpy as np
 import pyarrow as pa
 import safetensors.numpy
 import safetensors.torch
-from threadpoolctl import threadpool_limits
 
 from harness import parallel
 from harness.errors import UserError, message_of
-from harness.parallel import one_torch_thread
+from harness.parallel import one_thread
 from harness.store.logs import current_run_name
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -49,7 +48,7 @@ def finish_trial(trial: Trial, store: Store) -> bool:
     try:
         # opened for every trial: a method that writes into the arrays by mistake spoils only its own trial
         prepared = open_prepared_task(store, trial.task_key)
-        with threadpool_limits(1), one_torch_thread(), parallel.standard_state():
+        with one_thread(), parallel.standard_state():
             result = run_trial(trial, prepared.splits, prepared.truth, checkpoint, store, answers_from_store(store))
         files = _result_files(trial, result)
     except UserError:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from harness.errors import UserError
 from harness.inference import answer, encode, likelihood
 from harness.inference.asked import AskedRows
 from harness.inference.jobs import Job, merge_jobs
 from harness.method import Answerer, Asked, Continuations, ItemRewards
-from harness.parallel import one_torch_thread
+from harness.parallel import one_thread
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.run import run_trial
@@ -56,7 +55,7 @@ def jobs_of_questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     for trial in trials:
         if trial.method.asks_model:
             prepared = open_prepared_task(store, trial.task_key)
-            with threadpool_limits(1), one_torch_thread():
+            with one_thread():
                 try:
                     run_trial(
                         trial, prepared.splits, prepared.truth, store=store, answer=question_collector(store, jobs)
