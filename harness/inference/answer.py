@@ -31,7 +31,7 @@ QUESTIONS_PER_BLOCK = 256  # about 200,000 tokens if in_context asks: seconds of
 def parse_judge(name: str) -> LanguageModel:
     """Parse the name of a judge. Raises UserError for a wrong name or option."""
     if name.startswith("openai:"):
-        return parse_endpoint(name, {"votes": 8})  # answers that are counted where a server tells no probabilities
+        return parse_endpoint(name, {"votes": 8})  # answers that are counted where a server returns no probabilities
     model = parse_model(name, JUDGE_DEFAULTS, inputs=("prompt", "system"))
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise UserError(

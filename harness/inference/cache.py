@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.store.store import Store, identity_hash
 
 ID_TYPE = pa.binary(16)
-# Samples of a prompt; tokens and probabilities are empty where a server does not tell them.
+# Samples of a prompt; tokens and probabilities are empty where a server does not return them.
 SAMPLE_SCHEMA = pa.schema(
     [
         ("id", ID_TYPE),

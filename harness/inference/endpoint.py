@@ -77,10 +77,10 @@ class EndpointRecipe:
         def ask_block(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             ids = id_array(ready["id"])
             asked = list(zip(ready["system"].to_pylist(), ready["prompt"].to_pylist(), strict=True))
-            told = endpoint.ask_all(lambda one: self.ask(endpoint, *one), asked)
-            refused = np.array([isinstance(one, RefusedError) for one in told], dtype=bool)
-            bad = error_table(ids[refused].tolist(), [str(one) for one in told if isinstance(one, RefusedError)])
-            good = [one for one in told if not isinstance(one, RefusedError)]
+            found = endpoint.ask_all(lambda one: self.ask(endpoint, *one), asked)
+            refused = np.array([isinstance(one, RefusedError) for one in found], dtype=bool)
+            bad = error_table(ids[refused].tolist(), [str(one) for one in found if isinstance(one, RefusedError)])
+            good = [one for one in found if not isinstance(one, RefusedError)]
             return self.rows(ids[~refused].tolist(), good), bad, endpoint.take_facts()
 
         return ask_block
@@ -96,7 +96,7 @@ class EndpointRecipe:
 
 @dataclass(frozen=True)
 class EndpointAnswers(EndpointRecipe):
-    """Log-odds of two words: from the first token's probabilities, or from `votes` answers where a server tells none."""
+    """Log-odds of two words: from the first token's probabilities, or from `votes` answers where a server returns none."""
 
     words: tuple[str, str] = ("", "")
 
@@ -118,7 +118,7 @@ class EndpointAnswers(EndpointRecipe):
         return log_odds_of_votes(texts, self.words), len(texts)
 
     def rows(self, ids: list[bytes], answers: list[tuple[float, int]]) -> pa.Table:
-        """Return the columns id, log_odds and votes: how many answers were counted, 0 where probabilities were told."""
+        """Return the columns id, log_odds and votes: how many answers were counted, 0 where there were probabilities."""
         log_odds, votes = zip(*answers, strict=True) if answers else ((), ())
         columns = {"log_odds": pa.array(log_odds, pa.float32()), "votes": pa.array(votes, pa.int32())}
         return pa.table({"id": pa.array(ids, ID_TYPE)} | columns)
@@ -151,7 +151,7 @@ class EndpointSamples(EndpointRecipe):
                 "id": ids,
                 "responses": [[choice["message"]["content"] for choice in row] for row in answers],
                 "finish_reason": [[str(choice.get("finish_reason")) for choice in row] for row in answers],
-                # a server tells the tokens of all samples together, and no probabilities
+                # a server counts the tokens of all samples together, and returns no probabilities
                 "n_tokens": [[None] * len(row) for row in answers],
                 "mean_logprob": [[None] * len(row) for row in answers],
                 "prompt_tokens": [None] * len(answers),

@@ -169,5 +169,5 @@ def disagreements(scores: np.ndarray, prompt: np.ndarray) -> tuple[float, np.nda
         return float("nan"), np.zeros(scores.shape[1])
     first, second = np.triu_indices(scores.shape[1], 1)
     product = gap[:, first] * gap[:, second]
-    told = product != 0
-    return float((product < 0).sum() / told.sum()) if told.any() else float("nan"), (gap == 0).mean(axis=0)
+    decided = product != 0
+    return float((product < 0).sum() / decided.sum()) if decided.any() else float("nan"), (gap == 0).mean(axis=0)

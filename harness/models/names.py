@@ -59,7 +59,7 @@ class LanguageModel:
     @property
     def content_id(self) -> str:
         """Identity of the model's content: a hub revision, the version of `small`, or a digest of a model's files."""
-        if self.engine == "openai":  # nobody knows what a server runs: what it says is among the facts of its answers
+        if self.engine == "openai":  # what a server runs is unknown: what it reports is a fact of its answers
             return self.model
         if self.model == "small":
             from harness.models.small import SMALL_MODEL_VERSION

@@ -31,7 +31,7 @@ HOW_ASKED = ("parallel", "requests_per_minute", "max_requests", "timeout")
 MAX_SENDS = 6  # of one request: with waits of 1, 2, 4, 8 and 16 s a busy server has half a minute
 FIRST_WAIT = 1.0  # seconds after the first failure; doubled each time, or as long as the server says
 MAX_WAIT = 120.0
-TOP_LOGPROBS = 20  # tokens whose probabilities a server tells, the most that OpenAI's own does
+TOP_LOGPROBS = 20  # tokens whose probabilities a server returns, the most that OpenAI's own does
 NO_SUCH_ACCESS = (401, 403, 404)  # every other request would fail in the same way
 ASK_AGAIN = (408, 409, 425, 429)
 
@@ -103,7 +103,7 @@ class Endpoint:
         return said["choices"]
 
     def take_facts(self) -> dict[str, int]:
-        """Return counts for the facts of a block, and begin to count anew: tokens, and what the server says it is."""
+        """Return counts for the facts of a block, and reset them: tokens, and what the server says it is."""
         with self._lock:
             found = dict(self.tokens) | {f"served by {name}": count for name, count in self.served.items()}
             self.tokens, self.served = Counter(), Counter()
@@ -196,11 +196,11 @@ def log_odds_of_choice(choice: dict, words: tuple[str, str]) -> float | None:
     content = (choice.get("logprobs") or {}).get("content") or []
     if not content or not content[0].get("top_logprobs"):
         return None
-    told = [(str(t["token"]).strip().lower(), float(t["logprob"])) for t in content[0]["top_logprobs"]]
-    least = min(logprob for _, logprob in told)
+    top = [(str(t["token"]).strip().lower(), float(t["logprob"])) for t in content[0]["top_logprobs"]]
+    least = min(logprob for _, logprob in top)
     found = []
     for word in words:
-        mine = [logprob for token, logprob in told if token and word.lower().startswith(token)]
+        mine = [logprob for token, logprob in top if token and word.lower().startswith(token)]
         found.append(np.logaddexp.reduce(mine) if mine else least)
     return float(found[0] - found[1])
 
