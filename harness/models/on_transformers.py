@@ -18,6 +18,8 @@ from harness.models.tokens import batches_by_length, context_length, first_token
 # Most tokens of a batch on a CPU where texts are only read. Batches of 16,384 exceed its caches and take a quarter
 # longer.
 MAX_CPU_BATCH_TOKENS = 2_048
+# Most tokens of a batch in which every token's probability is needed: the logits of 150,000 words then take 2.5 GB.
+MAX_SCORED_TOKENS = 4_096
 
 
 class InnerStates:
@@ -129,7 +131,10 @@ class Transformers(Engine):
             cache = self.read_beginning(beginnings[start][:-1])
             last = beginnings[start][-1:]
             length = token_counts(rest[start:stop]) + 1
-            for rows in batches_by_length(length, self.tokens):
+            whole = length + len(beginnings[start])
+            # the share that each text takes of: tokens to read, of the cache, and of logits
+            share = [length / self.tokens, whole / MAX_BATCH_TOKENS, length / MAX_SCORED_TOKENS]
+            for rows in batches_by_length(np.ceil(np.max(share, axis=0) * self.tokens).astype(np.int64), self.tokens):
                 texts = [np.concatenate([last, rest[start + row]]) for row in rows]
                 found[start + rows] = self.score_texts(texts, scored[start + rows], cache)
         return found
