@@ -48,7 +48,10 @@ class Votes(TableTask):
     encoder: str = encoder_field("raters-16")
 
     def judgements(self, table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-        """Return the columns row, user, statement (a text) and agrees (1, 0 or .5). Raises UserError for a bad row."""
+        """Return the columns row, user, statement (a text) and agrees (1, 0 or .5), and a note on passes left out.
+
+        Raises UserError for a bad row, and for a second vote of a person on a statement.
+        """
         columns = {"user": self.user, "statement": self.statement, "vote": self.vote}
         columns |= {"group": self.group} if self.group else {}
         frame = pl.DataFrame([table["row"], *(at_path(table, path).alias(name) for name, path in columns.items())])
@@ -61,19 +64,18 @@ class Votes(TableTask):
         statement = frame["statement"].cast(pl.String)
         if self.group:
             statement = frame.select(pl.format("{}: {}", "group", "statement")).to_series()
-        return frame.select("row", "user").with_columns(statement=statement, agrees=agrees), []
+        frame = frame.select("row", "user").with_columns(statement=statement, agrees=agrees)
+        again = frame.select("user", "statement").is_duplicated()
+        what = "a second vote of the same person on the same statement"
+        refuse_rows(frame, again, what, "keep one of them, for example the last", frame["statement"])
+        if self.passes == "keep" or not (passed := frame["agrees"] == 0.5).any():
+            return frame, []
+        return frame.filter(~passed), [f"left out: {passed.sum():,} passes"]
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
         table = self.read()
         with error_prefix(self.source):
-            frame, _ = self.judgements(table)
-            again = frame.select("user", "statement").is_duplicated()
-            what = "a second vote of the same person on the same statement"
-            refuse_rows(frame, again, what, "keep one of them, for example the last", frame["statement"])
-            notes = []
-            if self.passes == "drop" and (passed := frame["agrees"] == 0.5).any():
-                notes.append(f"left out: {passed.sum():,} passes")
-                frame = frame.filter(~passed)
+            frame, notes = self.judgements(table)
             few = frame.select(pl.len().over("user") < self.min_votes).to_series()
             if few.any():
                 gone, everyone = frame.filter(few)["user"].n_unique(), frame["user"].n_unique()

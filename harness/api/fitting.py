@@ -160,11 +160,11 @@ def fit(
     """Fit one method to everybody in a data set.
 
     data: a PreferenceDataset, or any data frame, or a csv, jsonl or parquet file, with the columns user, prompt, chosen and
-    rejected, which hold texts or lists of chat messages. method: its name, with its `fields`, or an instance. features: maps items (columns prompt, response) to
-    float32[n, d]; it must give the same numbers to the same item whatever stands beside it, since new people's items pass
-    through it too. Or "hashing-DIM": counts of words and marks of the response, such as "hashing-256".
-    columns_share_unit: as for Items. store: where a policy keeps its language model. One person in five is
-    held out to choose settings.
+    rejected, which hold texts or lists of chat messages. method: its name, with its `fields`, or an instance.
+    features: maps items (columns prompt, response) to float32[n, d]; it must give the same numbers to the same item
+    whatever stands beside it, since new people's items pass through it too. Or "hashing-DIM", such as "hashing-256":
+    counts of words and marks of the response. columns_share_unit: as for Items. store: where a policy keeps its
+    language model. One person in five is held out to choose settings.
 
     Raises UserError where the method cannot use the data, and where features depends on the items beside.
     """

@@ -137,8 +137,6 @@ def _numbers(task: TableTask, table: Any) -> dict[str, Any]:
         numbers = describe_answers(judged, "rating", "item" if "item" in judged.columns else "response")
     else:
         return {"notes": notes}
-    if getattr(task, "passes", "keep") == "drop":
-        judged = judged.filter(judged["agrees"] != 0.5)
     counts = judged.group_by("user").len()["len"].to_numpy()
     asked = counts - np.minimum(task.queries, np.maximum(counts // 3, 2)) if "rating" in judged.columns else counts - 1
     numbers["askable"] = int((asked >= max(task.shots)).sum())

@@ -146,7 +146,7 @@ def score(
         rows = asked_rewards(name, 0, table["prompt"].to_list(), table["response"].to_list(), runner.store)
         if len(missing := rows.missing()):
             runner([rows.make_job(lambda: [missing])])
-        found[name.rpartition(":")[2].partition("?")[0]] = rows.stored().tolist()
+        found[name] = rows.stored().tolist()  # the whole name: two options of one model are two raters
     scored = table.with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in found.items())
     apart, ties = disagreements(scored.select(list(found)).to_numpy(), table["prompt"].rank("dense").to_numpy())
     for name, share in zip(found, ties, strict=True):

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from harness.errors import UserError
-from harness.inference.asked import AskedRows
-from harness.inference.cache import ID_TYPE, error_table, id_array, text_id
+from harness.inference.asked import AskedRows, number_rows
+from harness.inference.cache import ID_TYPE, id_array, text_id
 from harness.inference.endpoint import EndpointAnswers, parse_endpoint
 from harness.inference.jobs import Job, Worker
 from harness.inference.tokens import token_lists, tokenise_prompts
@@ -32,7 +32,12 @@ def parse_judge(name: str) -> LanguageModel:
     """Parse the name of a judge. Raises UserError for a wrong name or option."""
     if name.startswith("openai:"):
         return parse_endpoint(name, {"votes": 8})  # answers that are counted where a server returns no probabilities
-    model = parse_model(name, JUDGE_DEFAULTS, inputs=("prompt", "system"))
+    return parse_local_judge(name, ("prompt", "system"))
+
+
+def parse_local_judge(name: str, inputs: tuple[str, ...] = ()) -> LanguageModel:
+    """Parse the name of a model whose probabilities are read here; inputs: see `LanguageModel`. Raises UserError."""
+    model = parse_model(name, JUDGE_DEFAULTS, inputs=inputs)
     if model["dtype"] not in DTYPES or model["max_length"] < 2:
         raise UserError(
             f"{name!r}: dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, and max_length at least 2",
@@ -144,11 +149,6 @@ class AnswerRecipe:
         def answer(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             ids, tokens = id_array(ready["id"]), token_lists(ready["tokens"])
             found = engine.answer(tokens, self.words) if len(ids) else np.empty(0)
-            good = np.isfinite(found)
-            rows = pa.table(
-                {"id": pa.array(ids[good].tolist(), ID_TYPE), "log_odds": pa.array(found[good].astype(np.float32))}
-            )
-            bad = error_table(ids[~good].tolist(), ["the log-odds are not finite"] * int((~good).sum()))
-            return rows, bad, {"tokens": sum(map(len, tokens))}
+            return *number_rows(ids, found.astype(np.float32), "log_odds"), {"tokens": sum(map(len, tokens))}
 
         return answer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness.errors import UserError
-from harness.inference.cache import CachedRows, RowIndex, check_error_rate, id_array
+from harness.inference.cache import ID_TYPE, CachedRows, RowIndex, check_error_rate, error_table, id_array
 from harness.inference.jobs import Job, NotCachedError
 from harness.store.store import Store
 
@@ -72,6 +72,13 @@ class AskedRows:
             raise NotCachedError(self.make_job(lambda: [missing]), len(missing))
         check_error_rate(self.index, id_array(self.table["id"]), MAX_ASKED_ERROR_RATE, self.what)
         return self.known()
+
+
+def number_rows(ids: np.ndarray, found: np.ndarray, column: str) -> tuple[pa.Table, pa.Table]:
+    """Return the columns id and `column` of the finite numbers, and an error table of the others."""
+    good = np.isfinite(found)
+    rows = pa.table({"id": pa.array(ids[good].tolist(), ID_TYPE), column: pa.array(found[good])})
+    return rows, error_table(ids[~good].tolist(), [f"{column.replace('_', ' ')}: not finite"] * int((~good).sum()))
 
 
 @lru_cache(4)  # a trial reads the index a dozen times

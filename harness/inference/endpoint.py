@@ -58,12 +58,12 @@ class EndpointRecipe:
                 f"{requests:,} requests to {self.model['base_url']} are more than max_requests={self.model['max_requests']}",
                 f"raise it in the model's name if you want to pay for them: max_requests={requests}",
             )
-        print(f"asking {self.model.model} at {self.model['base_url']}: {requests:,} requests", file=sys.stderr)
+        print(f"asking {self.model.model} at {self.model['base_url']}: up to {requests:,} requests", file=sys.stderr)
 
     @property
     def requests_per_row(self) -> int:
-        """How many requests a row may take."""
-        return 1
+        """How many requests a row may take, without those that are sent again."""
+        raise NotImplementedError
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Return the prompts; empty ones are errors."""
@@ -132,7 +132,7 @@ class EndpointSamples(EndpointRecipe):
 
     @property
     def requests_per_row(self) -> int:
-        return 1
+        return self.n  # of a server that gives one sample at a time
 
     def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> list[dict]:
         options = {name: self.model[name] for name in ("temperature", "top_p", "max_tokens")}

@@ -8,33 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from harness.errors import UserError
-from harness.inference.answer import DTYPES, JUDGE_DEFAULTS
-from harness.inference.asked import AskedRows
+from harness.inference.answer import parse_local_judge
+from harness.inference.asked import AskedRows, number_rows
 from harness.inference.cache import ID_TYPE, error_table, id_array, text_id
 from harness.inference.jobs import Job, Worker
 from harness.inference.tokens import token_lists
-from harness.models.names import LanguageModel, parse_model
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
 CONTINUATIONS_PER_BLOCK = 1024  # of some twenty tokens each, after beginnings that are read once: half a minute
 
 
-def parse_reader(name: str) -> LanguageModel:
-    """Parse the name of a model that rates texts by their likelihood. Raises UserError for a wrong name or option."""
-    model = parse_model(name, JUDGE_DEFAULTS)
-    if model["dtype"] not in DTYPES or model["max_length"] < 2:
-        raise UserError(
-            f"{name!r}: dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, and max_length at least 2",
-            "for example ENGINE:MODEL?dtype=bfloat16&max_length=4096",
-        )
-    return model
-
-
 def canonical_reader(name: str) -> str:
     """Return the canonical name of such a model, which keys of results contain in place of a method's field `model`."""
-    return parse_reader(name).canonical_name
+    return parse_local_judge(name).canonical_name
 
 
 def asked_likelihoods(
@@ -43,7 +30,7 @@ def asked_likelihoods(
     """Return the rows of log p(texts[i] | beginnings[i], leads[i]) with their place in the store."""
 
     def job(batches: Callable[[], Iterable[pa.Table]]) -> Job:
-        identity = parse_reader(name).identity | {"of": "log-likelihood"}
+        identity = parse_local_judge(name).identity | {"of": "log-likelihood"}
         return Job("likelihoods", identity, LikelihoodRecipe(name, store), batches)
 
     return AskedRows(continuation_table(beginnings, leads, texts), job, "log_likelihood", "texts", store)
@@ -71,13 +58,13 @@ class LikelihoodRecipe:
     cpus: int = 0
 
     def check(self) -> None:
-        parse_reader(self.name).check_available(self.store)
+        parse_local_judge(self.name).check_available(self.store)
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Tokenise the parts (int32). Texts without tokens, and inputs longer than the model's context, become errors."""
         from harness.models.inputs import without_end
 
-        model = parse_reader(self.name)
+        model = parse_local_judge(self.name)
         tokenizer, limit = tokenizer_and_limit(model, model["max_length"], self.store)
         start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
         known: dict[str, list[int]] = {}
@@ -111,7 +98,7 @@ class LikelihoodRecipe:
     def start(self) -> Worker:
         from harness.models.engine import open_engine
 
-        model = parse_reader(self.name)
+        model = parse_local_judge(self.name)
         engine = open_engine(
             model.engine,
             model.model_folder(self.store),
@@ -128,9 +115,6 @@ class LikelihoodRecipe:
                 if len(ids)
                 else np.empty(0)
             )
-            good = np.isfinite(found)
-            rows = pa.table({"id": pa.array(ids[good].tolist(), ID_TYPE), "log_likelihood": pa.array(found[good])})
-            bad = error_table(ids[~good].tolist(), ["the log-likelihood is not finite"] * int((~good).sum()))
-            return rows, bad, {"tokens": sum(map(len, rest))}
+            return *number_rows(ids, found, "log_likelihood"), {"tokens": sum(map(len, rest))}
 
         return read

@@ -68,14 +68,18 @@ def share_of_words(words: Sequence[str], known: frozenset[str]) -> float:
     return sum(word in known for word in words) / max(1, len(words))
 
 
-def flesch(text: str) -> float:
+def flesch() -> Callable[[str], float]:
     """Return Flesch's reading ease (1948): higher is easier. Syllables are the parts into which hyphens may divide a word."""
     import pyphen
 
-    words = words_of(text)
     hyphens = pyphen.Pyphen(lang="en_US")
-    syllables = sum(len(hyphens.positions(word)) + 1 for word in words)
-    return 206.835 - 1.015 * len(words) / sentence_count(text) - 84.6 * syllables / max(1, len(words))
+
+    def ease(text: str) -> float:
+        words = words_of(text)
+        syllables = sum(len(hyphens.positions(word)) + 1 for word in words)
+        return 206.835 - 1.015 * len(words) / sentence_count(text) - 84.6 * syllables / max(1, len(words))
+
+    return ease
 
 
 def lix(text: str) -> float:
@@ -136,7 +140,7 @@ TEXT_SCORERS: dict[str, tuple[str, str, Callable[[], Callable[[str], float]]]] =
     "casual": ("share of casual words", "", lambda: lambda text: share_of_words(words_of(text), CASUAL)),
     "lix": ("readability LIX, higher is harder", "", lambda: lix),
     "mtld": ("lexical diversity MTLD", "", lambda: mtld),
-    "flesch": ("Flesch's reading ease, higher is easier", "pyphen", lambda: flesch),
+    "flesch": ("Flesch's reading ease, higher is easier", "pyphen", flesch),
     "vader": ("sentiment by VADER", "vaderSentiment", vader),
     "afinn": ("sentiment by AFINN, a word", "afinn", afinn),
 }
@@ -152,7 +156,7 @@ def open_scorer(name: str) -> Callable[[str], float]:
         )
     _, package, make = TEXT_SCORERS[name]
     if package and importlib.util.find_spec(package) is None:
-        raise UnavailableError(f"the scorer {name} needs the package {package}", "pip install 'manyminds[scorers]'")
+        raise UnavailableError(f"the scorer {name} needs the package {package}", "pip install '.[scorers]'")
     return make()
 
 

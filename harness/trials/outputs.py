@@ -57,26 +57,25 @@ def checked_per_pair(answer: torch.Tensor, n: int, who: str) -> np.ndarray:
 def score_queries(
     method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
 ) -> np.ndarray:
-    """Return float32[n queries]: log-odds that left is preferred.
+    """Return float32[n queries]: log-odds that left is preferred; arguments as in `scores_and_answer_facts`."""
+    return scores_and_answer_facts(method, predictor, state, users, query, answer)[0]
+
+
+def scores_and_answer_facts(
+    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Return float32[n queries], log-odds that left is preferred, and facts of a language model's answers.
 
     predictor: from `method.open_predictor`.  answer: answers the questions of a method that asks a language model
-    (`Method.asks_model`); other methods need no answerer.
+    (`Method.asks_model`); other methods need no answerer, and have no such facts.
     """
     if not method.asks_model:
-        return checked_per_pair(predictor.score(state, users, query), len(query), f"{method.name}.score")
+        return checked_per_pair(predictor.score(state, users, query), len(query), f"{method.name}.score"), {}
     if answer is None:
         raise ValueError(f"{method.name} asks a language model, but there is no answerer: pass one as `answer`")
-    log_odds = predictor.score_answers(answer(predictor.questions(state, users, query)), query)
-    return checked_per_pair(log_odds, len(query), f"{method.name}.score_answers")
-
-
-def answer_facts(
-    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, answer: Answerer | None
-) -> dict[str, float]:
-    """Return what a reader should know of a language model's answers; {} for methods that ask none."""
-    if not method.asks_model or answer is None or not len(query):
-        return {}
-    return predictor.answer_facts(answer(predictor.questions(state, users, query)), query)
+    told = answer(predictor.questions(state, users, query))
+    log_odds = checked_per_pair(predictor.score_answers(told, query), len(query), f"{method.name}.score_answers")
+    return log_odds, predictor.answer_facts(told, query)
 
 
 def checked_generated(made: pa.Table, n: int, who: str) -> pa.Table:

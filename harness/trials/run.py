@@ -21,7 +21,7 @@ from harness.store import provenance
 from harness.store.store import Store
 from harness.trials.choose import choose_candidates
 from harness.trials.facts import peak_memory_mb, reset_peak_memory, source_digests
-from harness.trials.outputs import answer_facts, checked_per_pair, checked_state, checked_users, score_queries
+from harness.trials.outputs import checked_per_pair, checked_state, checked_users, scores_and_answer_facts
 from harness.trials.trial import Trial
 from harness.trials.write_texts import write_texts
 
@@ -149,7 +149,7 @@ def _last_save(checkpoint: Path | None) -> int | None:
 class PanelResult:
     """The result of a trial on one panel: predictions as in TrialResult, users and costs.
 
-    users, and both costs per user, are those at the largest number of shots scored.
+    users, both costs per user, and facts of a language model's answers are those at the largest number of shots scored.
     """
 
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
@@ -193,31 +193,28 @@ class PanelRunner:
                     if (old := f"{kind}{name}/{before}") in found.predictions:
                         found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
             else:
-                found.predictions[f"{name}/{shots}"] = self.score_queries(users, query)
+                found.predictions[f"{name}/{shots}"], found.answers = self.score_queries(users, query)
                 # A method that asks a language model chooses no candidates: comparing them in pairs would need a million
                 # questions.
                 if panel.choices is not None and not self.trial.method.asks_model:
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
-        if name == "test":
-            method = self.trial.method
-            found.answers = answer_facts(method, self.predictor, self.state, found.users, query, self.answer)
         if query.n_users > 1:
             other = torch.from_numpy(fixed_derangement(query.n_users))
             others = tuple(t[other] for t in found.users)
             alike = equal_users(others, found.users)
             last = found.predictions[f"{name}/{before}"]
-            found.predictions[f"{name}/{before}/swapped"] = last if alike else self.score_queries(others, query)
+            found.predictions[f"{name}/{before}/swapped"] = last if alike else self.score_queries(others, query)[0]
         if name == "test" and panel.choices is not None and self.trial.method.generates:
             found.written, found.tokens_per_second = write_texts(
                 self.trial.method.name, self.predictor, self.state, adapted, panel, self.run
             )
         return found
 
-    def score_queries(self, users: Users, query: Pairs) -> np.ndarray:
-        """Return float32[n queries]: log-odds that left is preferred."""
-        return score_queries(self.trial.method, self.predictor, self.state, users, query, self.answer)
+    def score_queries(self, users: Users, query: Pairs) -> tuple[np.ndarray, dict[str, float]]:
+        """Return float32[n queries], log-odds that left is preferred, and facts of a language model's answers."""
+        return scores_and_answer_facts(self.trial.method, self.predictor, self.state, users, query, self.answer)
 
     def choose_candidates(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
         """Return each user's best of the first n candidates, as choose.choose_candidates does."""

@@ -7,7 +7,7 @@ import pytest
 from harness import registry
 from harness.errors import UnavailableError, UserError
 from harness.inference import scorers
-from harness.inference.scorers import TEXT_SCORERS, disagreements, flesch, lix, mtld, open_scorer
+from harness.inference.scorers import TEXT_SCORERS, disagreements, lix, mtld, open_scorer
 from harness.models.small import build_small_model
 from tests.methods.test_reward_model import build_reward_model
 from tests.test_documents import call
@@ -34,6 +34,7 @@ def test_readability_is_as_by_hand():
     text = "The cat sat. The elephant remembered everything."  # 7 words, 2 sentences, 3 of more than six letters
     assert lix(text) == pytest.approx(7 / 2 + 100 * 3 / 7)
     # parts by hyphens: the, cat, sat, the: 1 each; ele-phant: 2; re-mem-bered: 3; ev-ery-thing: 3
+    flesch = open_scorer("flesch")
     assert flesch(text) == pytest.approx(206.835 - 1.015 * 3.5 - 84.6 * 12 / 7, abs=1e-6)
     assert flesch("Yes. No.") > flesch("Incomprehensible institutional considerations.")
 
@@ -78,18 +79,20 @@ def test_a_table_of_scores_is_a_task_of_raters(tmp_path, monkeypatch, capsys):
     pl.DataFrame({"prompt": [f"Prompt {i // 6}" for i in range(240)], "response": texts}).write_csv("texts.csv")
     build_small_model(tmp_path / "small", steps=0)
     build_reward_model("llama", tmp_path / "rm", tmp_path / "small")
-    by = " ".join(f"--by {name}" for name in [*TEXT_SCORERS, f"transformers:{tmp_path / 'rm'}"])
+    models = [f"transformers:{tmp_path / 'rm'}", f"transformers:{tmp_path / 'rm'}?max_length=40"]  # two raters
+    by = " ".join(f"--by {name}" for name in [*TEXT_SCORERS, *models])
     out = call(f"manyminds score texts.csv {by} --out scores.parquet --local", monkeypatch, capsys)
     assert "two scorers order two responses to a prompt differently in" in out and "reward model" in out
     again = call(f"manyminds score texts.csv {by} --out again.parquet --local", monkeypatch, capsys)
     assert again == out
     table = pl.read_parquet("scores.parquet")
     assert (
-        table.width == 13
+        table.width == 14
+        and set(models) <= set(table.columns)
         and table.equals(pl.read_parquet("again.parquet"))
         and table.null_count().sum_horizontal()[0] == 0
     )
     task = registry.make_instance(
         "task", "model_raters", {"file": "scores.parquet", "shots": [0, 5], "encoder": "hashing-16"}
     )
-    assert task.build(0).pairs.n_users == 11
+    assert task.build(0).pairs.n_users == 12

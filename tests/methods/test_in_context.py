@@ -330,7 +330,14 @@ def test_how_a_judge_depends_on_order_is_a_fact_of_its_trial(judge, agree, first
     task = Loud()
     data = task.build(0)
     trial = Trial(task, InContext(), 0, "data", "key")
-    found = run_trial(trial, task.split(data, 0), None, answer=lambda asked: np.array(judge(asked.prompts))).facts
+    asked_for = []
+
+    def answer(asked):
+        asked_for.append(asked)
+        return np.array(judge(asked.prompts))
+
+    found = run_trial(trial, task.split(data, 0), None, answer=answer).facts
+    assert len(asked_for) == 3 * (len(task.shots) + 1)  # each panel at each number of shots, and swapped: none twice
     assert found["answers"] == {"orders_agree": agree, "first_named": pytest.approx(first)}
     row = SimpleNamespace(keys=["k"], label="in_context")
     flags = flag_judges({trial.method: row}, {"k": {"facts": found}})
