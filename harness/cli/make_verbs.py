@@ -116,7 +116,9 @@ def score(
     what: SuiteOrTexts,
     by: Annotated[
         list[str],
-        typer.Option(help="A text scorer, or a reward model ENGINE:MODEL; repeatable. Default: all text scorers."),
+        typer.Option(
+            help="A text scorer, or a reward model ENGINE:MODEL; repeatable. Default: all text scorers that are installed."
+        ),
     ] = [],  # noqa: B006  # typer copies it
     out: OutputFile = None,
     store: StoreDir = Path("store"),
@@ -131,10 +133,13 @@ def score(
 
     from harness.inference import files
     from harness.inference.encode import asked_rewards
-    from harness.inference.scorers import TEXT_SCORERS, disagreements, open_scorer
+    from harness.inference.scorers import INSTALL_SCORERS, TEXT_SCORERS, disagreements, has_package, open_scorer
 
     files.check_output_path(out, ".parquet")
-    scorers = {name: None if ":" in name else open_scorer(name) for name in by or TEXT_SCORERS}
+    names = by or [name for name in TEXT_SCORERS if has_package(name)]
+    if left_out := [] if by else [name for name in TEXT_SCORERS if name not in names]:
+        stderr.print(f"left out: {', '.join(left_out)}; {INSTALL_SCORERS} brings them", markup=False)
+    scorers = {name: None if ":" in name else open_scorer(name) for name in names}
     runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
     table = pl.concat([pl.DataFrame(part) for part in files.read_text_columns(what, "prompt?", "response")])
     table = table.with_columns(pl.col("prompt").fill_null(""))

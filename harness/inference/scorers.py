@@ -146,6 +146,15 @@ TEXT_SCORERS: dict[str, tuple[str, str, Callable[[], Callable[[str], float]]]] =
 }
 
 
+INSTALL_SCORERS = "pip install '.[scorers]'"
+
+
+def has_package(name: str) -> bool:
+    """Return whether the package that a text scorer needs, if any, is installed."""
+    package = TEXT_SCORERS[name][1]
+    return not package or importlib.util.find_spec(package) is not None
+
+
 def open_scorer(name: str) -> Callable[[str], float]:
     """Return the scorer of that name. Raises UserError for an unknown name, UnavailableError for a missing package."""
     if name not in TEXT_SCORERS:
@@ -155,8 +164,8 @@ def open_scorer(name: str) -> Callable[[str], float]:
             did_you_mean(name, TEXT_SCORERS, f"{known}; or a reward model, transformers:org/name@REVISION"),
         )
     _, package, make = TEXT_SCORERS[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise UnavailableError(f"the scorer {name} needs the package {package}", "pip install '.[scorers]'")
+    if not has_package(name):
+        raise UnavailableError(f"the scorer {name} needs the package {package}", INSTALL_SCORERS)
     return make()
 
 

@@ -70,6 +70,15 @@ def test_wrong_scorers_are_explained(monkeypatch):
         open_scorer("afinn")
 
 
+def test_scorers_that_are_not_installed_are_left_out_unless_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pl.DataFrame({"response": ["Yes.", "No, never."]}).write_csv("texts.csv")
+    monkeypatch.setattr(scorers, "has_package", lambda name: not TEXT_SCORERS[name][1])
+    out = call("manyminds score texts.csv --local", monkeypatch, capsys)
+    assert "words" in out and "vader" not in out
+    call("manyminds score texts.csv --by vader --local", monkeypatch, capsys, code=2)
+
+
 def test_a_table_of_scores_is_a_task_of_raters(tmp_path, monkeypatch, capsys):
     """Ten text scorers and a reward model rate a file; `model_raters` reads it, and a second run asks nothing."""
     monkeypatch.chdir(tmp_path)
