@@ -75,4 +75,7 @@ def coerce_value(value: object, hint: Any, where: str) -> Any:
         return value
     plain = {float: "a finite number", int: "a whole number", str: "text in quotes", bool: "true or false"}
     wanted = " or ".join(map(repr, args)) if origin is typing.Literal else plain.get(hint, str(hint))
-    raise UserError(f"{where} = {value!r} is not {wanted}", f"set {where.rpartition('.')[2]} to a value of that type")
+    raise UserError(
+        f"{where} = {value!r} is not {wanted}",
+        f"set {where.rpartition(' ')[2].rpartition('.')[2]} to a value of that type",
+    )

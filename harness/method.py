@@ -236,7 +236,7 @@ class Method(Predictor):
 
     @property
     def has_rewards(self) -> bool:
-        """Whether `reward` scores single items; where false, the method scores pairs only."""
+        """Whether single items are scored, by `reward` or by a language model's answers; where false, only pairs are."""
         return True
 
     def prepare_models(self, store: Store) -> None:

@@ -66,6 +66,20 @@ def read_table(path: Path, split: str = "train") -> pl.DataFrame:
     return frame
 
 
+def filled_texts(table: pl.DataFrame, column: str, hint: str) -> list[str]:
+    """Return a column's values as texts. Raises UserError where the table lacks the column, or a row has nothing in it."""
+    if column not in table.columns:
+        raise UserError(f"there is no column {column}; the columns are {', '.join(table.columns)}", hint)
+    texts = table[column].cast(pl.String)
+    if (empty := texts.is_null() | (texts.str.strip_chars() == "")).any():
+        raise UserError(
+            f"row {empty.arg_true()[0]} (counting from 0) of column {column} is empty", "fill it in or drop the row"
+        )
+    if not len(texts):
+        raise UserError("the table has no rows", hint)
+    return texts.to_list()
+
+
 def files_of_table(path: Path) -> list[Path]:
     """Return the files that `read_table` reads: the file itself, or all files of a folder."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

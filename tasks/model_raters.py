@@ -59,21 +59,21 @@ class ModelRaters(TextTask):
         super().__post_init__()
         if self.pairs_per_user < max(1, *self.shots):
             raise UserError(
-                f"model_raters: pairs_per_user = {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
+                f"{self.name}: pairs_per_user = {self.pairs_per_user} is below the {max(self.shots)} shots or below 1",
                 "raise pairs_per_user, or lower shots",
             )
         if self.n_candidates < 0 or 0 < self.n_candidates < MIN_RESPONSES_TO_CHOOSE:
             raise UserError(
-                f"model_raters: n_candidates = {self.n_candidates} must be 0, or {MIN_RESPONSES_TO_CHOOSE} or more",
+                f"{self.name}: n_candidates = {self.n_candidates} must be 0, or {MIN_RESPONSES_TO_CHOOSE} or more",
                 "for example n_candidates = 16",
             )
         if twice := {name for name in self.raters if self.raters.count(name) > 1}:
-            raise UserError(f"model_raters: raters names {min(twice)!r} twice", "name each column once")
+            raise UserError(f"{self.name}: raters names {min(twice)!r} twice", "name each column once")
 
     def files_digest(self) -> str:
         return files_content_digest(self.file) if self.file else ""
 
-    def read_ratings(self) -> pl.DataFrame:
+    def read_ratings(self, store: Store | None = None) -> pl.DataFrame:
         """Return a row per distinct response with its raters' scores. Raises UserError for an unusable table."""
         table = read_ratings_file(Path(self.file)) if self.file else simulated_ratings()
         names, features = self.rater_columns(table)
@@ -109,7 +109,7 @@ class ModelRaters(TextTask):
         return list(self.raters) or found, features
 
     def build(self, seed: int, store: Store | None = None) -> PreferenceDataset:
-        table = self.read_ratings()
+        table = self.read_ratings(store)
         names, features = self.rater_columns(table)
         rng = np.random.default_rng(len(table))  # not `seed`: all seeds have the same pairs, as in other data sets
         table = table[rng.permutation(len(table))]  # the table's order may follow its scores
@@ -135,7 +135,7 @@ class ModelRaters(TextTask):
             counts[name] = np.bincount(user, minlength=len(names))
             if not counts[name].all():
                 raise UserError(
-                    f"{self.file}: no two of the {(part == number).sum()} responses in the part {name!r} have the same "
+                    f"{self.file or self.name}: no two of the {(part == number).sum()} responses in the part {name!r} have the same "
                     f"prompt and different scores of {names[int(counts[name].argmin())]}",
                     "check that the column is not constant, or add prompts with two or more responses",
                 )
@@ -157,29 +157,33 @@ class ModelRaters(TextTask):
         enough = np.flatnonzero(size >= MIN_RESPONSES_TO_CHOOSE)
         if not enough.size:
             raise UserError(
-                f"{self.file}: no query prompt has {MIN_RESPONSES_TO_CHOOSE} responses to choose from",
+                f"{self.file or self.name}: no query prompt has {MIN_RESPONSES_TO_CHOOSE} responses to choose from",
                 "set n_candidates = 0",
             )
         order = np.argsort(of, kind="stable")
         n = min(size[enough].min(), self.n_candidates)
         return rows[order[(np.cumsum(size) - size)[enough, None] + np.arange(n)]].astype(np.int32)
 
+    def held_out_raters(self, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of n raters are test raters, and which are validation raters."""
+        return np.array([seed % n]), np.array([(seed + 1) % n])
+
     def split(self, data: PreferenceDataset, seed: int) -> Splits:
         pairs, n = data.pairs, data.pairs.n_users
         rng = np.random.default_rng([seed, n, len(pairs)])
-        test, validation = seed % n, (seed + 1) % n
-        train = np.setdiff1d(np.arange(n), [test, validation])
+        test, validation = self.held_out_raters(seed, n)
+        train = np.setdiff1d(np.arange(n), np.concatenate([test, validation]))
         ends = np.cumsum([data.users[name] for name in PROMPT_PARTS], axis=0)[:, pairs.user]
         known, shown, asked = (pairs.take((ends <= pairs.rank).sum(0) == number) for number in range(len(PROMPT_PARTS)))
 
-        def some(pairs: Pairs, raters: np.ndarray | list[int], n: int) -> Pairs:
+        def some(pairs: Pairs, raters: np.ndarray, n: int) -> Pairs:
             """Draw n pairs of each of these raters, in random order."""
             return split_pairs_of_each_user(pairs.of(raters), rng, lambda counts: np.minimum(n, counts))[0]
 
         n_context = max(self.shots)
         panels = {"seen": Panel(some(known, train, n_context), some(shown, train, self.queries))}
-        for name, rater in (("validation", validation), ("test", test)):
-            panels[name] = Panel(some(shown, [rater], n_context), some(asked, [rater], self.queries))
+        for name, raters in (("validation", validation), ("test", test)):
+            panels[name] = Panel(some(shown, raters, n_context), some(asked, raters, self.queries))
         panels["test"] = replace(panels["test"], choices=data.choices)
         return Splits(known.of(train), panels)
 

@@ -16,7 +16,7 @@ from harness.inference.tokens import token_lists
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-CONTINUATIONS_PER_BLOCK = 1024  # of some twenty tokens each, after beginnings that are read once: half a minute
+CONTINUATIONS_PER_BLOCK = 512  # of some thirty tokens each, after beginnings that are read once: half a minute
 
 
 def canonical_reader(name: str) -> str:

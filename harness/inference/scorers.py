@@ -155,14 +155,19 @@ def has_package(name: str) -> bool:
     return not package or importlib.util.find_spec(package) is not None
 
 
-def open_scorer(name: str) -> Callable[[str], float]:
-    """Return the scorer of that name. Raises UserError for an unknown name, UnavailableError for a missing package."""
+def check_scorer(name: str) -> None:
+    """Raise UserError for an unknown name."""
     if name not in TEXT_SCORERS:
         known = ", ".join(TEXT_SCORERS)
         raise UserError(
             f"there is no text scorer {name!r}",
             did_you_mean(name, TEXT_SCORERS, f"{known}; or a reward model, transformers:org/name@REVISION"),
         )
+
+
+def open_scorer(name: str) -> Callable[[str], float]:
+    """Return the scorer of that name. Raises UserError for an unknown name, UnavailableError for a missing package."""
+    check_scorer(name)
     _, package, make = TEXT_SCORERS[name]
     if not has_package(name):
         raise UnavailableError(f"the scorer {name} needs the package {package}", INSTALL_SCORERS)

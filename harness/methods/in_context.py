@@ -67,6 +67,10 @@ class InContext(Method):
                 "max_examples = 20, max_characters = 600",
             )
 
+    @property
+    def has_rewards(self) -> bool:
+        return False  # it is shown pairs
+
     def refuses(self, task: TaskFacts) -> str | None:
         if not task.has_text:
             return "needs items with text"

@@ -27,12 +27,13 @@ class Likelihood(Method):
 
     Where all items of a task answer one prompt, a list has a line for each response; otherwise each response follows its
     prompt, and only the tokens of the response x count. The lists have the same order: by the numbers of the pairs'
-    items. Ties are left out. The first `max_examples` pairs are shown, with texts cut to `max_characters`.
+    items. Ties are left out. The first `max_examples` pairs are shown, with texts cut to `max_characters`. Where a task
+    has candidates, each is scored once for every user and number of shots.
     """
 
     family = "language model"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # chooses candidates too
     asks_model: ClassVar[bool] = True
 
     model: str = field(default="transformers:small", metadata={"identity": likelihood.canonical_reader})

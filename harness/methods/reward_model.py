@@ -24,7 +24,7 @@ class RewardModel(Method):
 
     family = "language model"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # chooses candidates too
     asks_model: ClassVar[bool] = True
 
     model: str = field(default="", metadata={"identity": encode.canonical_reward_model})  # there is none by default

@@ -208,7 +208,7 @@ def parse_option(value: str, default: object, where: str) -> object:
     read: object = value
     if kind in (int, float, bool):
         with contextlib.suppress(ValueError):
-            read = json.loads(value)
+            read = json.loads(f"0{value}" if value.startswith(".") else value)
     return coerce_value(read, kind, where)
 
 

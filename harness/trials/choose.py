@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from harness.data import Pairs
-from harness.method import Method, Predictor, State, Users
-from harness.trials.outputs import checked_per_pair
+from harness.method import Answerer, Method, Predictor, State, Users
+from harness.trials.outputs import checked_per_pair, score_queries
 
 MAX_SCORES_AT_ONCE = 2**15  # rewards or log-odds in one call; with 128 features in double precision that is 32 MB
 
@@ -19,13 +19,20 @@ def candidate_counts(n: int) -> list[int]:
 
 
 def choose_candidates(
-    method: Method, predictor: Predictor, state: State, users: Users, query: Pairs, choices: np.ndarray
+    method: Method,
+    predictor: Predictor,
+    state: State,
+    users: Users,
+    query: Pairs,
+    choices: np.ndarray,
+    answer: Answerer | None = None,
 ) -> np.ndarray:
     """Choose for each user the best of a prompt's first 1, 2, 4, ... candidates.
 
     Return uint8[n_users, prompts, len(candidate_counts(n))]: the place of the choice among the prompt's candidates.
 
     query: only its users and items are read, not its pairs.  choices: int32[prompts, n], rows of the query's items.
+    answer: answers the questions of a method that asks a language model.
 
     The candidate with the largest reward is chosen. A tie goes to the lower place, since candidates are in no
     particular order. For a method that scores only pairs (`Method.has_rewards` is False) the candidates play a round
@@ -33,6 +40,9 @@ def choose_candidates(
     rewards, that sum is n times the reward minus a constant of the prompt, so both rules choose the same candidate.
     Counting won duels instead would ignore their margins. log-odds(b, a) = -log-odds(a, b) is assumed, so each pair is
     scored once.
+
+    A method that asks a language model about single items compares each candidate with the first of its prompt, which
+    asks about each candidate once.
     """
     n = choices.shape[1]
 
@@ -41,7 +51,9 @@ def choose_candidates(
         step = max(1, MAX_SCORES_AT_ONCE // (query.n_users * each))
         return [choices[start : start + step] for start in range(0, len(choices), step)]
 
-    if method.has_rewards:
+    if method.asks_model:
+        found = [_by_answers(method, predictor, state, users, query, part, answer) for part in parts(n)]
+    elif method.has_rewards:
         found = [_by_reward(method.name, predictor, state, users, query, part) for part in parts(n)]
     else:
         duels = parts(n * (n - 1) // 2)
@@ -55,8 +67,41 @@ def _by_reward(
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), choices.size)
     item = np.tile(choices.ravel(), query.n_users)
     reward = checked_per_pair(predictor.reward(state, users, query.items, user, item), len(item), f"{name}.reward")
-    reward = reward.reshape(query.n_users, *choices.shape)
-    return np.stack([reward[..., :n].argmax(2) for n in candidate_counts(choices.shape[1])], axis=2)
+    return _largest(reward.reshape(query.n_users, *choices.shape))
+
+
+def _by_answers(
+    method: Method,
+    predictor: Predictor,
+    state: State,
+    users: Users,
+    query: Pairs,
+    choices: np.ndarray,
+    answer: Answerer | None,
+) -> np.ndarray:
+    others = choices[:, 1:]
+    user = np.repeat(np.arange(query.n_users, dtype=np.int32), others.size)
+    left, right = (
+        np.tile(side.ravel(), query.n_users) for side in (others, np.repeat(choices[:, :1], others.shape[1], axis=1))
+    )
+    pairs = _unjudged(query, user, left, right)
+    log_odds = score_queries(method, predictor, state, users, pairs, answer)
+    reward = np.zeros(
+        (query.n_users, *choices.shape)
+    )  # of the first of each prompt, with which the others are compared
+    reward[..., 1:] = log_odds.reshape(query.n_users, *others.shape)
+    return _largest(reward)
+
+
+def _largest(reward: np.ndarray) -> np.ndarray:
+    """Return the place of the largest reward among the first n candidates; reward: float[n_users, prompts, candidates]."""
+    return np.stack([reward[..., :n].argmax(2) for n in candidate_counts(reward.shape[2])], axis=2)
+
+
+def _unjudged(query: Pairs, user: np.ndarray, left: np.ndarray, right: np.ndarray) -> Pairs:
+    """Return pairs of the query's items, without labels."""
+    label = np.full(len(user), np.nan, dtype=np.float32)
+    return replace(query, user=user, left=left, right=right, label=label, seconds=None)
 
 
 def _by_round_robin(
@@ -66,8 +111,7 @@ def _by_round_robin(
     one, other = np.triu_indices(n, 1)
     left, right = (np.tile(choices[:, side].ravel(), query.n_users) for side in (one, other))
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), len(choices) * len(one))
-    label = np.full(len(user), np.nan, dtype=np.float32)
-    pairs = replace(query, user=user, left=left, right=right, label=label, seconds=None)
+    pairs = _unjudged(query, user, left, right)
     log_odds = checked_per_pair(predictor.score(state, users, pairs), len(pairs), f"{name}.score")
     log_odds = log_odds.reshape(query.n_users, len(choices), len(one))
     table = np.zeros((query.n_users, len(choices), n, n))

@@ -194,9 +194,8 @@ class PanelRunner:
                         found.predictions[f"{kind}{name}/{shots}"] = found.predictions[old]
             else:
                 found.predictions[f"{name}/{shots}"], found.answers = self.score_queries(users, query)
-                # A method that asks a language model chooses no candidates: comparing them in pairs would need a million
-                # questions.
-                if panel.choices is not None and not self.trial.method.asks_model:
+                # A language model that compares pairs chooses no candidates: that would need a million questions.
+                if panel.choices is not None and (self.trial.method.has_rewards or not self.trial.method.asks_model):
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
@@ -218,7 +217,7 @@ class PanelRunner:
 
     def choose_candidates(self, users: Users, query: Pairs, choices: np.ndarray) -> np.ndarray:
         """Return each user's best of the first n candidates, as choose.choose_candidates does."""
-        return choose_candidates(self.trial.method, self.predictor, self.state, users, query, choices)
+        return choose_candidates(self.trial.method, self.predictor, self.state, users, query, choices, self.answer)
 
 
 def elicit_context(method: Method, state: State, pool: Pairs, shots: int, run: Run) -> Pairs:

@@ -1,6 +1,7 @@
 """The likelihood contrast: a bag of words gives its closed form, a person's taste is read, and nothing is asked twice."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from harness.method import Run
 from harness.methods.likelihood import Likelihood
 from harness.models.small import build_small_model
 from harness.store.store import Store
+from harness.trials.choose import candidate_counts, choose_candidates
 from harness.trials.outputs import score_queries
 from tests.tasks.test_choices import table
 
@@ -70,6 +72,32 @@ def test_a_bag_of_words_gives_its_closed_form(model, prompts):
         wanted = contrast(query.left[row]) - contrast(query.right[row])
         assert found[row] == pytest.approx(wanted, abs=1e-5)
     assert np.abs(found).max() > 0.5
+
+
+def test_the_candidate_with_the_largest_contrast_is_chosen(model):
+    """Among the first 1, 2, 4 and 5 candidates of each prompt; each candidate is asked about once a person and list."""
+    data, method = people(n=3, each=20), Likelihood(model=model)
+    pairs, calls = data.pairs, []
+    context, query = pairs.first(6), pairs.take(pairs.rank >= 6)
+    users = method.adapt({}, context, Run(0))
+    choices = np.random.default_rng(0).permutation(len(pairs.items))[:20].reshape(4, 5).astype(np.int32)
+
+    def answer(asked):
+        calls.append(len(asked.texts))
+        return bag_of_words(asked)
+
+    found = choose_candidates(method, method, {}, users, query.without_labels(), choices, answer)
+    assert calls == [3 * 20 * 2]
+    user, item = np.divmod(np.arange(60), 20)
+    item = choices.ravel()[item]
+    versus = choices[0, 0]  # a common rival for all: the contrast minus a constant of the person
+    label = np.full(60, np.nan, dtype=np.float32)
+    all_pairs = replace(query, user=user.astype(np.int32), left=item, right=np.full(60, versus), label=label)
+    worth = score_queries(method, method, {}, users, all_pairs, bag_of_words).reshape(3, 4, 5)
+    for place, n in enumerate(candidate_counts(5)):
+        chosen = np.take_along_axis(worth, found[..., place, None].astype(int), axis=2)[..., 0]
+        np.testing.assert_allclose(chosen, worth[..., :n].max(2), atol=1e-5)
+    assert len(np.unique(found[..., -1])) > 2
 
 
 def test_what_a_person_is_shown_matters_but_neither_its_order_nor_its_sides_do(model):

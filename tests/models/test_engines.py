@@ -102,7 +102,7 @@ def test_log_odds_are_those_of_a_plain_softmax(folder, writer, prompts, monkeypa
         p = [model(torch.tensor([prompt])).logits[0, -1].double().softmax(0) for prompt in prompts]
     golden = [float((row[a] / row[b]).log()) for row in p]
     for budget in (1, 100, 10**6):
-        monkeypatch.setattr(writer, "tokens", budget)
+        monkeypatch.setattr(on_transformers, "MAX_CPU_PACKED_TOKENS", budget)
         odds = writer.answer(prompts, ("A", "B"))
         assert odds.dtype == np.float64
         np.testing.assert_allclose(odds, golden, atol=CLOSE)
@@ -282,7 +282,7 @@ def test_log_likelihoods_are_those_of_plain_transformers_however_batched(folder,
     wanted = plain_log_likelihoods(folder, beginnings, rest, scored)
     engine = open_engine("transformers", folder, "answer")
     for budget in (1, 20, 10**6):
-        monkeypatch.setattr(engine, "tokens", budget)
+        monkeypatch.setattr(on_transformers, "MAX_CPU_PACKED_TOKENS", budget)
         np.testing.assert_allclose(engine.log_likelihood(beginnings, rest, scored), wanted, atol=1e-4)
     turned = engine.log_likelihood(beginnings[::-1], rest[::-1], scored[::-1])
     np.testing.assert_allclose(turned, wanted[::-1], atol=1e-4)
