@@ -18,8 +18,8 @@ from tasks.attributes import canonical_writer
 from tasks.model_raters import MIN_RATERS, MIN_RESPONSES_TO_CHOOSE, ModelRaters, check_numbers
 
 MANNERS = [manner for both in TRAIT_DESCRIPTIONS.values() for manner in both]
-# In the user's turn: small models do not hear the system line. Most answers then end within 80 tokens.
-INSTRUCTION = "{} Answer in one or two short sentences. Your answer must be {}."
+# In the user's turn: small models do not hear the system line. Nearly all answers then end within 80 tokens.
+INSTRUCTION = "{} Answer in one short sentence. Your answer must be {}."
 QUESTIONS = (  # written for this project
     "How do I boil an egg?",
     "What should I do on a rainy day?",
@@ -92,14 +92,14 @@ class WrittenAnswers(ModelRaters):
     answers: int = 8  # to each question, at most one in each of the 14 manners
     raters: tuple[str, ...] = field(
         default=("words", "sentence_words", "word_letters", "second_person", "casual", "lix", "mtld"),
-        metadata={"identity": raters.canonical_raters},
+        metadata={"identity": raters.canonical_rater_names},
     )
     personas: str = field(default="", metadata={"identity": False})  # `files_digest` identifies its content
 
     def __post_init__(self) -> None:
         super().__post_init__()
         canonical_writer(self.writer)
-        raters.canonical_raters(self.raters)
+        raters.canonical_rater_names(self.raters)
         if self.file and self.writer == "templates":
             raise UserError(
                 "written_answers: templates answer the simulator's own prompts only",
@@ -112,7 +112,8 @@ class WrittenAnswers(ModelRaters):
             )
 
     def files_digest(self) -> str:
-        return "".join(files_content_digest(file) for file in (self.file, self.personas) if file)
+        files = {"questions": self.file, "personas": self.personas}
+        return " ".join(f"{name} {files_content_digest(file)}" for name, file in files.items() if file)
 
     def read_ratings(self, store: Store | None = None) -> pl.DataFrame:
         """Return a row per distinct answer with its raters' scores. Raises NotCachedError for what no model made yet."""
@@ -121,13 +122,7 @@ class WrittenAnswers(ModelRaters):
         personas = raters.read_personas(self.personas)
         found: dict[str, np.ndarray] = {}
         for name in self.raters:
-            scores = raters.rater_scores(name, prompts, answers, store, personas)
-            if twice := found.keys() & scores.keys():
-                raise UserError(
-                    f"written_answers: two raters are called {min(twice)}",
-                    "name one model in likelihood:MODEL, and call no persona as a text scorer is called",
-                )
-            found |= scores
+            raters.add_scores(found, raters.rater_scores(name, prompts, answers, store, personas))
         if len(found) < MIN_RATERS:
             raise UserError(
                 f"written_answers: {len(found)} raters ({', '.join(found) or 'none'}) are too few",

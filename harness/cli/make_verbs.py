@@ -117,9 +117,14 @@ def score(
     by: Annotated[
         list[str],
         typer.Option(
-            help="A text scorer, or a reward model ENGINE:MODEL; repeatable. Default: all text scorers that are installed."
+            help="A text scorer, a reward model ENGINE:MODEL, or likelihood:ENGINE:MODEL for personas; repeatable. "
+            "Default: all text scorers that are installed."
         ),
     ] = [],  # noqa: B006  # typer copies it
+    personas: Annotated[
+        Path | None,
+        typer.Option(help="A table of personas for likelihood: columns name and description.", show_default=False),
+    ] = None,
     out: OutputFile = None,
     store: StoreDir = Path("store"),
     local: LocalOnly = False,
@@ -127,37 +132,39 @@ def score(
     gpus: GpusPerEngine = 1,
     minutes_per_block: BlockMinutes = DEFAULT_BLOCK_MINUTES,
 ) -> None:
-    """Score a file's responses (columns prompt and response) by text scorers and reward models, for `model_raters`."""
+    """Score a file's responses (columns prompt and response) by raters that are no people, for `model_raters`."""
     import numpy as np
     import polars as pl
 
-    from harness.inference import files
-    from harness.inference.encode import asked_rewards
-    from harness.inference.scorers import INSTALL_SCORERS, TEXT_SCORERS, disagreements, has_package, open_scorer
+    from harness.inference import files, raters
+    from harness.inference.jobs import NotCachedError
+    from harness.inference.scorers import INSTALL_SCORERS, TEXT_SCORERS, disagreements, has_package
 
     files.check_output_path(out, ".parquet")
-    names = by or [name for name in TEXT_SCORERS if has_package(name)]
+    names = list(dict.fromkeys(by)) or [name for name in TEXT_SCORERS if has_package(name)]
     if left_out := [] if by else [name for name in TEXT_SCORERS if name not in names]:
         stderr.print(f"left out: {', '.join(left_out)}; {INSTALL_SCORERS} brings them", markup=False)
-    scorers = {name: None if ":" in name else open_scorer(name) for name in names}
+    raters.canonical_rater_names(names)
+    described = raters.read_personas(str(personas or ""))
     runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
     table = pl.concat([pl.DataFrame(part) for part in files.read_text_columns(what, "prompt?", "response")])
     table = table.with_columns(pl.col("prompt").fill_null(""))
-    found: dict[str, list[float]] = {}
-    for name, scorer in scorers.items():
-        if scorer:
-            found[name] = [scorer(text) for text in table["response"]]
-            continue
-        rows = asked_rewards(name, 0, table["prompt"].to_list(), table["response"].to_list(), runner.store)
-        if len(missing := rows.missing()):
-            runner([rows.make_job(lambda: [missing])])
-        found[name] = rows.stored().tolist()  # the whole name: two options of one model are two raters
+    prompts, responses = table["prompt"].to_list(), table["response"].to_list()
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        try:
+            scores = raters.rater_scores(name, prompts, responses, runner.store, described)
+        except NotCachedError as missing:
+            runner([missing.job])
+            scores = raters.rater_scores(name, prompts, responses, runner.store, described)
+        raters.add_scores(found, scores)
     scored = table.with_columns(pl.Series(name, values, dtype=pl.Float64) for name, values in found.items())
     apart, ties = disagreements(scored.select(list(found)).to_numpy(), table["prompt"].rank("dense").to_numpy())
     for name, share in zip(found, ties, strict=True):
-        print(f"{name:16} {TEXT_SCORERS.get(name, ('reward model',))[0]}; ties {share:.0%}")
+        kind = TEXT_SCORERS[name][0] if name in names and name in TEXT_SCORERS else "reward model"
+        print(f"{name:16} {kind if name in names else described[name]}; ties {share:.0%}")
     if not np.isnan(apart):
-        print(f"two scorers order two responses to a prompt differently in {apart:.0%}")
+        print(f"two raters order two responses to a prompt differently in {apart:.0%}")
     if out:
         scored.write_parquet(out)
         stderr.print(f'{len(scored)} rows in {out}; a suite\'s task: name = "model_raters", file = "{out}"')

@@ -52,7 +52,7 @@ def canonical_rater(name: str) -> str:
     return name
 
 
-def canonical_raters(names: Sequence[str]) -> list[str]:
+def canonical_rater_names(names: Sequence[str]) -> list[str]:
     """Return the canonical names of raters."""
     return [canonical_rater(name) for name in names]
 
@@ -100,3 +100,13 @@ def rater_scores(
     found[:, order] = asked.stored().reshape(len(told), -1)
     found = found[: len(personas)] - found[len(personas) :].mean(axis=0)
     return dict(zip(personas, found, strict=True))
+
+
+def add_scores(found: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> None:
+    """Add scores of raters to those found before. Raises UserError where two raters have one name."""
+    if twice := found.keys() & scores.keys():
+        raise UserError(
+            f"two raters are called {min(twice)}",
+            "name one model in likelihood:MODEL, and call no persona as a text scorer is called",
+        )
+    found |= scores

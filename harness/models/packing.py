@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-TokenIds = Sequence[int] | np.ndarray
+from harness.models.base import TokenIds
+
 LONG_BEGINNING = 0.25  # of a pack's tokens; a longer one is read by itself, and its keys and values are kept
 SEEN_LAYERS = {"full_attention"}  # layers of other kinds read a sequence in its order, or forget its beginning
 

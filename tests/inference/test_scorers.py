@@ -91,7 +91,7 @@ def test_a_table_of_scores_is_a_task_of_raters(tmp_path, monkeypatch, capsys):
     models = [f"transformers:{tmp_path / 'rm'}", f"transformers:{tmp_path / 'rm'}?max_length=40"]  # two raters
     by = " ".join(f"--by {name}" for name in [*TEXT_SCORERS, *models])
     out = call(f"manyminds score texts.csv {by} --out scores.parquet --local", monkeypatch, capsys)
-    assert "two scorers order two responses to a prompt differently in" in out and "reward model" in out
+    assert "two raters order two responses to a prompt differently in" in out and "reward model" in out
     again = call(f"manyminds score texts.csv {by} --out again.parquet --local", monkeypatch, capsys)
     assert again == out
     table = pl.read_parquet("scores.parquet")
