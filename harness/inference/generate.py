@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,13 @@ def parse_generator(name: str) -> LanguageModel:
             "temperature=1&top_p=1&max_tokens=256&seed=0",
         )
     return model
+
+
+def likeliest_writer(judge: str, max_tokens: int) -> str:
+    """Return the name of a judge's model as a generator that writes the likeliest tokens."""
+    model, _, query = judge.partition("?")
+    options = [(name, value) for name, value in parse_qsl(query) if name not in ("max_length", "votes")]
+    return f"{model}?{urlencode([*options, ('temperature', 0), ('max_tokens', max_tokens)])}"
 
 
 def stored_candidates(

@@ -128,7 +128,7 @@ def cache_option(lm: Any) -> str:
 
 def returned_cache(out: Any) -> Any:
     """Return the keys and values in a model's output, under either name."""
-    return out["cache" if "cache" in out else "past_key_values"]
+    return getattr(out, "cache" if hasattr(out, "cache") else "past_key_values")
 
 
 def token_positions(mask: Tensor, n: int, context_length: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from harness.errors import UserError
 from harness.inference import answer, encode, likelihood
 from harness.inference.asked import AskedRows
-from harness.inference.jobs import Job, merge_jobs
+from harness.inference.jobs import Job, NotCachedError, merge_jobs
 from harness.method import Answerer, Asked, Continuations, ItemRewards
 from harness.parallel import one_thread
 from harness.store.prepared import open_prepared_task
@@ -47,6 +47,8 @@ def question_collector(store: Store, jobs: list[Job]) -> Answerer:
 def jobs_of_questions(trials: Iterable[Trial], store: Store) -> list[Job]:
     """Collect the unanswered questions of these trials' methods (`Method.asks_model`), in one job per model.
 
+    The jobs also make what these methods read before they ask, such as texts by the model.
+
     The trials run with log-odds of 0 in place of missing answers, and their results are discarded. Where questions
     depend on earlier answers, new ones appear once these are answered: call again until there are none. A trial that
     fails here fails again when it runs, and is reported then. Only unanswered questions are held in memory.
@@ -60,6 +62,8 @@ def jobs_of_questions(trials: Iterable[Trial], store: Store) -> list[Job]:
                     run_trial(
                         trial, prepared.splits, prepared.truth, store=store, answer=question_collector(store, jobs)
                     )
+                except NotCachedError as missing:  # of what the method reads before it asks
+                    jobs.append(missing.job)
                 except UserError:
                     raise
                 except Exception:  # reported when the trial itself runs

@@ -57,7 +57,8 @@ def run_trial(
 ) -> TrialResult:
     """Fit the method once, then score every panel at every number of shots.
 
-    At the largest number of shots, each panel is scored once more with the swap control. Where a panel has candidates,
+    A method that asks a language model is not scored on the panel `seen` of training users, and has a swap control on the
+    panel `test` alone: answers cost time and money. At the largest number of shots, each panel is scored once more with the swap control. Where a panel has candidates,
     the method also chooses each user's best of the first n, at every number of shots. On the test panel, a method with
     `generates` then writes texts. Where `adapt` returns the same as at the previous number of shots, predictions are
     copied, not computed again.
@@ -82,6 +83,8 @@ def run_trial(
     fit_seconds = time.perf_counter() - began
     with method.open_predictor(state, run) as predictor:
         for name, panel in splits.panels.items():
+            if name == "seen" and method.asks_model:
+                continue  # nothing is learned from training users, and their queries are half of all questions
             found = PanelRunner(trial, predictor, state, run, answer).run_panel(name, panel)
             predictions |= found.predictions
             test = found if name == "test" else test
@@ -199,7 +202,7 @@ class PanelRunner:
                     found.predictions[f"choices/{name}/{shots}"] = self.choose_candidates(users, query, panel.choices)
             adapted = {k: v for k, v in adapted.items() if k == counts[0]} | {shots: users}
             before = shots
-        if query.n_users > 1:
+        if query.n_users > 1 and (name == "test" or not self.trial.method.asks_model):
             other = torch.from_numpy(fixed_derangement(query.n_users))
             others = tuple(t[other] for t in found.users)
             alike = equal_users(others, found.users)

@@ -7,19 +7,23 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 import torch
 
+from harness.api import run_suite
 from harness.board.flags import flag_judges
 from harness.check.methods import method_checks, with_readable_items
 from harness.data import TEXT_SCHEMA, Items, Pairs, PreferenceDataset
 from harness.errors import UserError
 from harness.inference.answer import question_table
 from harness.inference.cache import id_array
+from harness.inference.generate import likeliest_writer, parse_generator
 from harness.inference.jobs import NotCachedError, make_in_process
-from harness.method import TaskFacts
-from harness.methods.in_context import SYSTEM_PROMPT, InContext
+from harness.method import Run, TaskFacts
+from harness.methods import in_context
+from harness.methods.in_context import PERSONA_TEMPLATE, SYSTEM_PROMPT, InContext
 from harness.models import engine, small
 from harness.store.store import Store
 from harness.task import Task, split_in_order
@@ -337,7 +341,8 @@ def test_how_a_judge_depends_on_order_is_a_fact_of_its_trial(judge, agree, first
         return np.array(judge(asked.prompts))
 
     found = run_trial(trial, task.split(data, 0), None, answer=answer).facts
-    assert len(asked_for) == 3 * (len(task.shots) + 1)  # each panel at each number of shots, and swapped: none twice
+    # the panels validation and test at each number of shots, and test swapped: none twice, and nothing of the panel `seen`
+    assert len(asked_for) == 2 * len(task.shots) + 1
     assert found["answers"] == {"orders_agree": agree, "first_named": pytest.approx(first)}
     row = SimpleNamespace(keys=["k"], label="in_context")
     flags = flag_judges({trial.method: row}, {"k": {"facts": found}})
@@ -348,3 +353,75 @@ def test_questions_without_an_answer_are_left_out_of_what_a_judge_is_said_to_do(
     method = InContext()
     assert method.answer_facts(np.array([1.0, np.nan, -1.0, 1.0]), None) == {"orders_agree": 1.0, "first_named": 0.5}
     assert method.answer_facts(np.full(4, np.nan), None) == {}
+
+
+def test_a_persona_is_written_from_choices_and_shown(monkeypatch):
+    """A writer that reads the choices rightly; the judge then sees its words, and the choices only if it shall."""
+    asked = []
+
+    def write(systems, prompts, writer, n, store):
+        asked.extend(prompts)
+        assert writer == "transformers:small?temperature=0&max_tokens=200" and n == 1
+        return [["loud" if counting(f"{p}New choice:\n\nA: !!\nB: !") > 0 else "quiet"] for p in prompts]
+
+    monkeypatch.setattr(in_context, "stored_candidates", write)
+    found = accuracy(trial(InContext(view="persona"), judged()))
+    assert found == {0: 0.5, 1: 1, 4: 1}
+    assert asked and all("Preferred: !" in prompt and "New choice" not in prompt for prompt in asked)
+    assert accuracy(trial(InContext(view="persona+context"), judged())) == {0: 0.5, 1: 1, 4: 1}
+    data = Loud().build(0)
+    for view, shown in (("persona", False), ("persona+context", True)):
+        method = InContext(view=view)
+        users = method.adapt({}, data.pairs.first(2), Run(0))
+        texts = method.questions({}, users, data.pairs).prompts
+        assert all("This person is described so:\n" in text for text in texts)
+        assert all(("Preferred:" in text) == shown for text in texts)
+
+
+def test_personas_of_other_alphabets_come_back_whole(monkeypatch):
+    written = ["Mag es kürzer — «ça va».", "", "好き", "🙂"]
+    monkeypatch.setattr(InContext, "write_personas", lambda self, context, run: written)
+    context = pairs([0, 1, 2, 3], [0] * 4, [1] * 4, [1.0] * 4, range(4), ITEMS)
+    method = InContext(view="persona")
+    texts = method.questions({}, method.adapt({}, context, None), context).prompts
+    for text, persona in zip(texts[:4], written, strict=True):
+        assert (PERSONA_TEMPLATE.format(persona) in text) == bool(persona)
+
+
+def test_a_persona_s_writer_is_the_judge_s_model():
+    assert (
+        likeliest_writer("openai:m?base_url=http://localhost:1/v1&votes=3&parallel=2", 9)
+        == "openai:m?base_url=http%3A%2F%2Flocalhost%3A1%2Fv1&parallel=2&temperature=0&max_tokens=9"
+    )
+    model = parse_generator(likeliest_writer("transformers:small?dtype=bfloat16&max_length=99", 9))
+    assert (model["dtype"], model["temperature"], model["max_tokens"]) == ("bfloat16", 0.0, 9)
+
+
+def test_a_suite_writes_personas_before_it_asks(suite, tmp_path):
+    """With a real, untrained model: personas at every number of shots, then questions; a second run makes nothing."""
+    file = tmp_path / "personas.toml"
+    file.write_text((tmp_path / "suite.toml").read_text().replace("max_examples = [1, 2]", 'view = "persona"'))
+    result = run_suite(file, tmp_path / "store")
+    assert result.scores().filter(pl.col("method").str.contains("in_context"))["accuracy"].is_not_null().all()
+    made = sorted(path.name for path in (tmp_path / "store" / "rows").rglob("*") if path.is_file())
+    assert run_suite(file, tmp_path / "store").trials()["key"].to_list() == result.trials()["key"].to_list()
+    assert sorted(path.name for path in (tmp_path / "store" / "rows").rglob("*") if path.is_file()) == made
+
+
+@dataclass(frozen=True)
+class Curt(InContext):
+    """A judge with a prompt of its own."""
+
+    system_prompt = "Which?"
+    question_template = "{}\n\nfirst or second?"
+    answer_words = ("first", "second")
+
+    def person_text(self, profile, persona, choices):
+        return f"Seen: {choices.count('Preferred')}\n"
+
+
+def test_a_judge_has_a_prompt_of_its_own_by_a_subclass():
+    context = pairs([0], [0], [1], [1.0], [0], ITEMS)
+    asked = Curt().questions({}, Curt().adapt({}, context, None), context)
+    assert asked.words == ("first", "second") and set(asked.systems) == {"Which?"}
+    assert asked.prompts[0] == "Seen: 1\nPrompt: Why?\nA: zero\nB: one\n\nfirst or second?"

@@ -63,6 +63,7 @@ LEFT_OUT = {  # `files_digest` is identity
     for name in registry.list_names("task")
     if any(field.name == "file" for field in dataclasses.fields(registry.load_class("task", name)))
 }
+LEFT_OUT["written_answers"] |= {"personas"}
 LEFT_OUT |= {
     name: {"recompute"} for name in ("dpo", "dpo_dedicated", "np_dpo")
 }  # saves memory and costs time; the result is the same
