@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from harness.models.on_endpoint import (
     Endpoint,
     RefusedError,
     check_base_url,
+    log_likelihood_of_end,
     log_odds_of_choice,
     log_odds_of_votes,
 )
@@ -41,7 +42,9 @@ def parse_endpoint(name: str, defaults: dict[str, object]) -> LanguageModel:
 
 @dataclass(frozen=True)
 class EndpointRecipe:
-    """What both recipes share: prompts as texts, and limits that are checked before the first request."""
+    """What these recipes share: inputs are texts, and limits are checked before the first request."""
+
+    columns: ClassVar[tuple[str, ...]] = ("system", "prompt")  # of the inputs; the last one is never empty
 
     model: LanguageModel
     rows_per_block: int = ROWS_PER_REQUEST_BLOCK
@@ -66,17 +69,18 @@ class EndpointRecipe:
         raise NotImplementedError
 
     def prepare(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Return the prompts; empty ones are errors."""
-        empty = np.array([not text.strip() for text in table["prompt"].to_pylist()], dtype=bool)
+        """Return the inputs; rows whose prompt, or text, is empty are errors."""
+        asked = self.columns[-1]
+        empty = np.array([not text.strip() for text in table[asked].to_pylist()], dtype=bool)
         bad = id_array(table["id"])[empty].tolist()
-        return table.filter(pa.array(~empty)), error_table(bad, ["the prompt is empty"] * len(bad))
+        return table.filter(pa.array(~empty)), error_table(bad, [f"the {asked} is empty"] * len(bad))
 
     def start(self) -> Worker:
         endpoint = Endpoint(self.model)
 
         def ask_block(ready: pa.Table) -> tuple[pa.Table, pa.Table, dict]:
             ids = id_array(ready["id"])
-            asked = list(zip(ready["system"].to_pylist(), ready["prompt"].to_pylist(), strict=True))
+            asked = list(zip(*(ready[column].to_pylist() for column in self.columns), strict=True))
             found = endpoint.ask_all(lambda one: self.ask(endpoint, *one), asked)
             refused = np.array([isinstance(one, RefusedError) for one in found], dtype=bool)
             bad = error_table(ids[refused].tolist(), [str(one) for one in found if isinstance(one, RefusedError)])
@@ -85,8 +89,8 @@ class EndpointRecipe:
 
         return ask_block
 
-    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> Any:
-        """Ask for one row."""
+    def ask(self, endpoint: Endpoint, *inputs: Any) -> Any:
+        """Ask for one row, whose inputs are those of `columns`."""
         raise NotImplementedError
 
     def rows(self, ids: list[bytes], answers: list[Any]) -> pa.Table:
@@ -104,7 +108,8 @@ class EndpointAnswers(EndpointRecipe):
     def requests_per_row(self) -> int:
         return 2  # votes are asked for by a second request
 
-    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> tuple[float, int]:
+    def ask(self, endpoint: Endpoint, *inputs: Any) -> tuple[float, int]:
+        system, prompt = inputs
         (first, *_) = endpoint.chat(
             system, prompt, max_tokens=1, temperature=0, logprobs=True, top_logprobs=TOP_LOGPROBS
         )
@@ -134,7 +139,8 @@ class EndpointSamples(EndpointRecipe):
     def requests_per_row(self) -> int:
         return self.n  # of a server that gives one sample at a time
 
-    def ask(self, endpoint: Endpoint, system: str | None, prompt: str) -> list[dict]:
+    def ask(self, endpoint: Endpoint, *inputs: Any) -> list[dict]:
+        system, prompt = inputs
         options = {name: self.model[name] for name in ("temperature", "top_p", "max_tokens")}
         found: list[dict] = []
         while len(found) < self.n:  # some servers give one at a time
@@ -158,6 +164,26 @@ class EndpointSamples(EndpointRecipe):
             },
             schema=SAMPLE_SCHEMA,
         )
+
+
+@dataclass(frozen=True)
+class EndpointLikelihoods(EndpointRecipe):
+    """Log-likelihoods of texts, of a server that returns the probabilities of a prompt's own tokens, as vLLM's does."""
+
+    columns = ("beginning", "lead", "text")
+
+    @property
+    def requests_per_row(self) -> int:
+        return 1
+
+    def ask(self, endpoint: Endpoint, *inputs: Any) -> float:
+        *before, text = inputs
+        # the token that the server writes shows where the prompt ends
+        said = endpoint.complete("".join([*before, text]), echo=True, logprobs=1, max_tokens=1, temperature=0)
+        return log_likelihood_of_end(said, len(text))
+
+    def rows(self, ids: list[bytes], answers: list[float]) -> pa.Table:
+        return pa.table({"id": pa.array(ids, ID_TYPE), "log_likelihood": pa.array(answers, pa.float64())})
 
 
 def text_seed(seed: int, system: str | None, prompt: str, drawn: int) -> int:

@@ -11,17 +11,24 @@ import pyarrow as pa
 from harness.inference.answer import parse_local_judge
 from harness.inference.asked import AskedRows, number_rows
 from harness.inference.cache import ID_TYPE, error_table, id_array, text_id
+from harness.inference.endpoint import EndpointLikelihoods, parse_endpoint
 from harness.inference.jobs import Job, Worker
 from harness.inference.tokens import token_lists
+from harness.models.names import LanguageModel
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
 CONTINUATIONS_PER_BLOCK = 512  # of some thirty tokens each, after beginnings that are read once: half a minute
 
 
+def parse_reader(name: str) -> LanguageModel:
+    """Parse the name of a model that reads texts. Raises UserError for a wrong name or option."""
+    return parse_endpoint(name, {}) if name.startswith("openai:") else parse_local_judge(name)
+
+
 def canonical_reader(name: str) -> str:
     """Return the canonical name of such a model, which keys of results contain in place of a method's field `model`."""
-    return parse_local_judge(name).canonical_name
+    return parse_reader(name).canonical_name
 
 
 def asked_likelihoods(
@@ -30,8 +37,9 @@ def asked_likelihoods(
     """Return the rows of log p(texts[i] | beginnings[i], leads[i]) with their place in the store."""
 
     def job(batches: Callable[[], Iterable[pa.Table]]) -> Job:
-        identity = parse_local_judge(name).identity | {"of": "log-likelihood"}
-        return Job("likelihoods", identity, LikelihoodRecipe(name, store), batches)
+        model = parse_reader(name)
+        recipe = EndpointLikelihoods(model) if model.engine == "openai" else LikelihoodRecipe(name, store)
+        return Job("likelihoods", model.identity | {"of": "log-likelihood"}, recipe, batches)
 
     return AskedRows(continuation_table(beginnings, leads, texts), job, "log_likelihood", "texts", store)
 

@@ -9,7 +9,6 @@ import torch
 from harness.data import Pairs, Panel
 from harness.errors import UserError
 from harness.inference import likelihood
-from harness.inference.answer import parse_local_judge
 from harness.learning.shown import CutTexts, cut_texts, shown_choices
 from harness.method import Continuations, Method, Run, State, TaskFacts, Users
 
@@ -42,7 +41,7 @@ class Likelihood(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_local_judge(self.model)
+        likelihood.parse_reader(self.model)
         if self.max_examples < 1 or self.max_characters < 1:
             raise UserError(
                 f"likelihood: max_examples = {self.max_examples} and max_characters = {self.max_characters} must both be "

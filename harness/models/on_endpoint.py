@@ -95,7 +95,15 @@ class Endpoint:
         """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        said = self._send("chat/completions", {"model": self.name, "messages": messages} | body)
+        return self._choices("chat/completions", {"messages": messages} | body)
+
+    def complete(self, prompt: str, **body: object) -> dict:
+        """Return the choice of a plain completion; errors as in `chat`."""
+        return self._choices("completions", {"prompt": prompt} | body)[0]
+
+    def _choices(self, path: str, body: dict[str, Any]) -> list[dict]:
+        """Send a request; note what was read and written, and what the server says it is."""
+        said = self._send(path, {"model": self.name} | body)
         with self._lock:
             self.served[f"{said.get('model', self.name)} {said.get('system_fingerprint') or ''}".strip()] += 1
             for kind in ("prompt_tokens", "completion_tokens"):
@@ -203,6 +211,24 @@ def log_odds_of_choice(choice: dict, words: tuple[str, str]) -> float | None:
         mine = [logprob for token, logprob in top if token and word.lower().startswith(token)]
         found.append(np.logaddexp.reduce(mine) if mine else least)
     return float(found[0] - found[1])
+
+
+def log_likelihood_of_end(choice: dict, characters: int) -> float:
+    """Return the summed log-probability of the tokens that hold the last characters of a prompt.
+
+    choice: of a completion that repeats its prompt and goes on for one token. A token that begins before these characters
+    counts too. The first token of all has no probability, and counts 0. Raises UserError where there are no probabilities.
+    """
+    told = choice.get("logprobs") or {}
+    start, each = told.get("text_offset") or [], told.get("token_logprobs") or []
+    if len(start) < 2 or len(start) != len(each):
+        raise UserError(
+            "the server returns no log-probabilities of a prompt's own tokens",
+            "use vLLM's server, or the model's files: transformers:MODEL or vllm:MODEL",
+        )
+    # places are counted from the end, because some servers count a token that begins every text
+    first = start[-1] - characters
+    return float(sum(logp or 0.0 for logp, after in zip(each[:-1], start[1:], strict=True) if after > first))
 
 
 def log_odds_of_votes(texts: Sequence[str], words: tuple[str, str]) -> float:

@@ -34,6 +34,7 @@ from harness.learning.policy import Film, ItemTokens, Policy, add_lora, response
 from harness.method import Run
 from harness.models import small
 from harness.models.engine import open_engine
+from harness.models.sampling import pad_tokens
 from harness.models.tokens import batches_by_length, token_counts
 from harness.on_ray.inference import make_on_ray
 from harness.store.store import Store
@@ -136,7 +137,8 @@ def measure(what: str, size: dict, count: int, folder: Path, device: str, peak: 
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    ready = [engine.padded([tokens[i] for i in rows], torch.long) for rows in batches_by_length(length, engine.tokens)]
+    batches = batches_by_length(length, engine.tokens)
+    ready = [pad_tokens([tokens[i] for i in rows], engine.device) for rows in batches]
     seconds = {}
     with torch.inference_mode():
         for _ in range(2):  # the first warms up

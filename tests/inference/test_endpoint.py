@@ -1,6 +1,7 @@
 """Models behind an OpenAI-compatible server, tried on one that misbehaves in every way, and never asked twice."""
 
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,8 @@ from harness.inference.answer import answer_job, parse_judge, question_table, st
 from harness.inference.encode import parse_encoder
 from harness.inference.generate import generate_job, generator_inputs, stored_candidates
 from harness.inference.jobs import NotCachedError, make_in_process
+from harness.inference.likelihood import asked_likelihoods, canonical_reader
+from harness.methods.likelihood import Likelihood
 from harness.models import on_endpoint
 from harness.models.on_endpoint import KEY_VARIABLE, log_odds_of_choice, log_odds_of_votes
 from harness.store.store import Store
@@ -271,3 +274,37 @@ def test_log_odds_of_tokens_and_votes():
     assert found == pytest.approx(np.log(0.3) + 3)  # B is not told: it has less than the least
     assert log_odds_of_choice({"logprobs": None}, AB) is None
     assert log_odds_of_votes(["A", "A", "B", "neither"], AB) == pytest.approx(np.log(2.5 / 1.5))
+
+
+def echoed(prompt, bos=False):
+    """Return a completion that repeats its prompt: a token a word, whose probability is by its letters."""
+    tokens = (["<s>"] if bos else []) + re.findall(r"\s*\S+", prompt) + [" next"]
+    start = np.cumsum([0, *map(len, tokens)])[:-1].tolist()
+    logp = [None] + [-float(len(token.strip())) for token in tokens[1:]]
+    return {"logprobs": {"tokens": tokens, "text_offset": start, "token_logprobs": logp}, "text": ""}
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_log_likelihoods_of_a_server_are_those_of_a_prompt_s_last_tokens(bos, serve, store):
+    """The text alone counts, not what stands before it; a second run asks nothing."""
+
+    def reply(body, n):
+        assert body["echo"] and body["max_tokens"] == 1 and body["temperature"] == 0
+        return 200, json.dumps({"model": "m", "choices": [echoed(body["prompt"], bos)]})
+
+    server = serve(reply)
+    texts = [" one three", " two", " one three"]
+    asked = asked_likelihoods(server.name, ["Before it. ", "x", ""], ["Q: why?\nA:", "", "A:"], texts, store)
+    job = asked.make_job(lambda: [asked.missing()])
+    assert run(job, store)["errors"] == 0 and len(server.requests) == 3
+    np.testing.assert_allclose(asked.stored(), [-8, -3, -8])
+    assert len(asked.missing()) == 0
+    method = Likelihood(model=server.name)
+    assert method.model == server.name and "parallel" not in canonical_reader(server.name)
+
+
+def test_a_server_without_probabilities_of_a_prompt_is_no_reader(serve, store):
+    server = serve(lambda body, n: (200, completion("A")))
+    asked = asked_likelihoods(server.name, ["a"], [""], [" b"], store)
+    with pytest.raises(UserError, match="no log-probabilities of a prompt's own tokens"):
+        run(asked.make_job(lambda: [asked.missing()]), store)

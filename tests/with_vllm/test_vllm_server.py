@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from harness.inference.answer import answer_job, question_table, stored_log_odds
 from harness.inference.generate import generate_job, generator_inputs, stored_candidates
 from harness.inference.jobs import make_in_process
+from harness.inference.likelihood import asked_likelihoods
 from harness.models import small
 from harness.models.inputs import open_tokenizer, render_prompt
 from harness.models.on_endpoint import TOP_LOGPROBS, log_odds_of_choice
@@ -80,3 +81,20 @@ def test_a_vllm_server_judges_and_writes(server, folder, tmp_path):
     assert run(generate_job(writer, 2, lambda: [table], store), store)["errors"] == 0
     assert all(len(row) == 2 and all(row) for row in stored_candidates([None] * 6, prompts, writer, 2, store))
     assert run(generate_job(writer, 2, lambda: [table], store), store)["rows"] == 0
+
+
+def test_a_vllm_server_reads(server, folder, tmp_path):
+    """Log-likelihoods of texts that begin with a token of their own are those of the model's files."""
+    store = Store(tmp_path / "store").open()
+    texts = [" On baking bread.", " It is late.", " Per month, and not per year."]
+    beginnings, leads = (
+        ["People like this:\n", "", "People like this:\n"],
+        ["Question: Why?\nAnswer:", "Answer:", "Answer:"],
+    )
+    found = []
+    for name in (f"openai:small?base_url={server}", f"transformers:{folder}"):
+        asked = asked_likelihoods(name, beginnings, leads, texts, store)
+        assert run(asked.make_job(lambda asked=asked: [asked.missing()]), store)["errors"] == 0
+        found.append(asked.stored())
+    np.testing.assert_allclose(found[0], found[1], atol=0.01)
+    assert np.ptp(found[0]) > 1
