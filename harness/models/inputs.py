@@ -151,7 +151,7 @@ def why_cut_off(tokenizer: PreTrainedTokenizerBase, before: str, limit: int) -> 
     length = len(tokenizer(before, add_special_tokens=plain, verbose=False)["input_ids"])
     return (
         f"the prompt has {length} tokens, and the encoder reads {limit}, which leaves no room for the response: raise "
-        "max_length, or use of=response"
+        "max_length or shorten the prompt; with of=response an encoder reads responses alone"
         if length >= limit
         else None
     )

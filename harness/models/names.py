@@ -150,6 +150,12 @@ class LanguageModel:
                 raise UnavailableError(
                     f"{folder} contains no config.json, but GGUF files", f"name one of them: {self.model}/{files[0]}"
                 )
+            if (folder / "adapter_config.json").is_file():
+                raise UnavailableError(
+                    f"{folder} contains an adapter, not a model",
+                    "merge it into its base model and name the result: peft.AutoPeftModelForCausalLM"
+                    f".from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained(NEW_FOLDER)",
+                )
             raise UnavailableError(
                 f"{folder} contains no language model: config.json is missing", f"name a model as in {EXAMPLE_NAMES}"
             )

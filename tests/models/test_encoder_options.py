@@ -179,6 +179,13 @@ def test_a_folder_of_gguf_files_says_to_name_one(tmp_path):
     assert not any((tmp_path / "store" / "models").glob("*"))  # nothing half-written
 
 
+def test_a_folder_of_an_adapter_says_to_merge_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnavailableError, match="contains an adapter, not a model") as error:
+        parse_model(f"transformers:{tmp_path}", {}).check_available(Store(tmp_path / "store").open())
+    assert "merge_and_unload" in error.value.hint
+
+
 @needs_smollm
 @pytest.mark.slow
 def test_smollm_is_the_model_of_its_file(tmp_path):
