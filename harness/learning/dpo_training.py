@@ -36,6 +36,7 @@ from harness.models.tokens import batches_by_length
 # Seconds between checkpoints, the most work a kill can cost. MANYMINDS_CHECKPOINT_SECONDS overrides it.
 CHECKPOINT_SECONDS = 120.0
 WARMUP_SHARE = 0.05  # of the steps
+HELD_OUT_PAIRS = 64  # scored during training
 MAX_GRADIENT_NORM = 1.0  # norm of the gradient of all weights together
 ADAM_BYTES_PER_WEIGHT = 12  # extra bytes per trained weight: its gradient and two moments
 MAX_MEMORY_SHARE = 0.8  # share of a GPU's memory for weights, gradients and moments; the rest is for a batch
@@ -90,8 +91,8 @@ def train_policy(
     to rounding. Checkpoints go to run.checkpoint, and training resumes from the last one: on a CPU bit for bit, for the
     same number of workers. Raises ValueError where the loss or the norm of its gradient is not finite.
     reference: float64[items], log-probabilities under the reference model.
-    held_out: returns named values from held-out data, logged about ten times during training, but not where the policy
-        is sharded.
+    held_out: returns named values from held-out data, logged about ten times during training, less often where steps are
+        few or small, and not at all where the policy is sharded.
     """
     sharded, wrapped, steps = needs_sharding(policy), wrap_for_workers(policy), settings.steps
     learned = policy.trained_tensors()
@@ -116,7 +117,7 @@ def train_policy(
             loss, margin, accuracy = np.mean(recent, axis=0)
             run.log(step=step + 1, train_loss=loss, train_margin=margin, train_accuracy=accuracy)
             recent.clear()
-        if held_out and not sharded and (step + 1) % max(1, steps // 10) == 0:
+        if held_out and not sharded and (step + 1) % held_out_every(steps, len(pairs.left)) == 0:
             run.log(**held_out())
         due = step + 1 == steps or time.monotonic() - saved_at >= seconds_between
         if run.checkpoint and parallel.first_workers_value(due):
@@ -126,6 +127,14 @@ def train_policy(
     if steps > first:
         run.log(tokens_per_second=tokens_read / busy_seconds)
     return {name: gather_tensor(t.detach()).cpu().clone() for name, t in learned.items()}
+
+
+def held_out_every(steps: int, batch: int) -> int:
+    """Return after how many steps held-out pairs are scored: a tenth of all, or more, so that scoring costs less than training.
+
+    Scoring a pair costs a third of training on it, and HELD_OUT_PAIRS are scored.
+    """
+    return min(steps, max(steps // 10, HELD_OUT_PAIRS // batch, 1))
 
 
 def make_optimizer(learned: dict[str, torch.Tensor], rates: dict[str, float]) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from harness.data import Items, Pairs, Panel
 from harness.errors import UserError
 from harness.fields import renamed_field
 from harness.learning import policy
-from harness.learning.dpo_training import TrainingSettings, TrainingStep, train_policy
+from harness.learning.dpo_training import HELD_OUT_PAIRS, TrainingSettings, TrainingStep, train_policy
 from harness.learning.policy import Policy
 from harness.learning.policy_sampling import write_responses
 from harness.method import Method, Predictor, Run, State, TaskFacts, Users
@@ -29,7 +29,6 @@ from harness.store.store import Store
 # Number of successive steps whose pairs are sorted by length together. It is large enough that the pairs of a step have
 # similar lengths, and small enough that the order of the pairs stays random.
 LENGTH_SORTED_STEPS = 16
-VALIDATION_PAIRS = 64  # validation pairs scored during training
 
 
 @dataclass(frozen=True)
@@ -262,11 +261,13 @@ def policy_log_ratios(
 def validation_curves(
     opened: Policy, tokens: policy.ItemTokens, reference: torch.Tensor, query: Pairs, beta: float
 ) -> dict:
-    """Return margin and accuracy of the first VALIDATION_PAIRS validation pairs; {} where there are none."""
+    """Return margin and accuracy of the first HELD_OUT_PAIRS validation pairs; {} where there are none."""
     if not len(query):
         return {}
-    rows = np.arange(min(VALIDATION_PAIRS, len(query)))
-    items = np.concatenate([query.left[rows], query.right[rows]]).astype(np.int64)
-    left, right = (policy.response_log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]).chunk(2)
+    rows = np.arange(min(HELD_OUT_PAIRS, len(query)))
+    items, place = np.unique(np.concatenate([query.left[rows], query.right[rows]]), return_inverse=True)
+    items = items.astype(np.int64)
+    said = policy.response_log_probs(opened, tokens, items) - reference[torch.from_numpy(items)]
+    left, right = said[torch.from_numpy(place)].chunk(2)
     toward = beta * (left - right) * torch.from_numpy(2 * query.label[rows] - 1)
     return {"validation_margin": toward.mean(), "validation_accuracy": ((toward.sign() + 1) / 2).mean()}
