@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.data import TEXT_SCHEMA, Items, Pairs, Panel
 from harness.learning import policy
-from harness.learning.dpo_training import dpo_loss
+from harness.learning.dpo_training import HELD_OUT_PAIRS, dpo_loss, held_out_every
 from harness.method import Run
 from harness.registry import make_instance
 from harness.sources.text_world import PROMPTS, write_response
@@ -314,3 +314,12 @@ def test_refuses_what_it_cannot_do(base):
     assert method("dpo", base).refuses(plain) is None
     assert "numeric features" in method("np_dpo", base, targets=2).refuses(plain)
     assert "text" in method("dpo", base).refuses(replace(plain, has_text=False))
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "every"), [(240, 16, 24), (24, 16, 4), (10, 4, 10), (3, 64, 1), (40, 1, 40)]
+)
+def test_held_out_pairs_cost_less_than_training(steps, batch, every):
+    """Ten times where training is long; a scored pair costs a third of a trained one."""
+    assert held_out_every(steps, batch) == every
+    assert steps // every * HELD_OUT_PAIRS / 3 <= max(steps * batch, HELD_OUT_PAIRS / 3)
