@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
-from harness.report.plots import PAGE_WIDTH, Look, add_legend, draw_grey_line, draw_svg, look_at_index, write_line_names
+from harness.report.plots import (
+    PAGE_WIDTH,
+    Look,
+    add_legend,
+    draw_grey_line,
+    draw_svg,
+    look_at_index,
+    shorten,
+    write_line_names,
+)
 from harness.report.words import format_number, largest_candidate_count
 from harness.trials.trial import field_values
 
@@ -159,7 +168,7 @@ def _draw_ranks(axes: Axes, task: TaskBoard, looks: Looks) -> None:
         color, marker, _ = looks[label]
         axes.plot(rank[1:], [y, y], color=color, lw=5, alpha=0.45, solid_capstyle="round")
         axes.plot(rank[0], y, marker=marker, color=color, ms=8)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_yticks(range(len(rows)), [shorten(label) for label, _ in rows])
     axes.set_xticks(range(1, len(rows) + 1))
     axes.set(xlabel=f"rank at {task.shots} shots", xlim=(0.5, len(rows) + 0.5))
     axes.invert_yaxis()

@@ -40,6 +40,9 @@ PLOT_STYLE: dict[Any, object] = {
 }
 FIGURE_SIZE = (6.4, 4.2)  # inches
 PAGE_WIDTH = 12.8  # inches
+LEGEND_ROW = 0.17  # inches
+ROWS_WITH_ROOM = 3  # of a legend, for which a figure of the usual size has room
+MAX_LABEL = 30  # letters: two labels then stand side by side
 
 
 def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGURE_SIZE) -> str:
@@ -75,12 +78,22 @@ def looks_of_methods(board: Board) -> dict[str, Look]:
 
 
 def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
-    """Add a legend above the axes, in as many columns as fit."""
+    """Add a legend above the axes, in as many columns as fit; a legend of many rows makes the figure taller."""
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
-        longest = max(len(str(h.get_label())) for h in handles)
-        columns = int(figure.get_figwidth() / (0.6 + 0.078 * longest))  # inches of a handle and of a letter
-        figure.legend(handles=handles, fontsize=9, ncols=min(max(columns, 1), 8), loc="outside upper center")
+        labels = [shorten(str(h.get_label())) for h in handles]
+        columns = int(
+            figure.get_figwidth() / (0.6 + 0.078 * max(map(len, labels)))
+        )  # inches of a handle and of a letter
+        columns = min(max(columns, 1), 8)
+        figure.legend(handles, labels, fontsize=9, ncols=columns, loc="outside upper center")
+        rows = -(-len(handles) // columns)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - ROWS_WITH_ROOM))
+
+
+def shorten(label: str) -> str:
+    """Cut a label of many settings after its first ones; the page's tables have it whole."""
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
 
 
 def draw_grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:
