@@ -1,6 +1,8 @@
 """The `manyminds` command."""
 
+import atexit
 import io
+import os
 import sys
 
 
@@ -23,5 +25,13 @@ def main() -> None:
             status = 0
         if received:  # also where a library has turned the exception into another one
             print("interrupted: finished work is kept, and the same command continues from there", file=sys.stderr)
-            status = 128 + received[-1]
+            end_at_once(128 + received[-1])
     sys.exit(status)
+
+
+def end_at_once(status: int) -> None:
+    """End the process without taking Python apart, during which threads of libraries in C++ may crash."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
