@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from harness.data import TEXT_SCHEMA, Items, PreferenceDataset, Splits, Truth
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.inference import answer as answer_module
 from harness.inference import generate, role_play
 from harness.inference.features import check_encoder, encode_items, encoder_field
@@ -39,6 +39,11 @@ def canonical_writer(generator: str) -> str:
 
     The form is the same for a model wherever its files are.
     """
+    if ":" not in generator and generator != "templates":
+        raise UserError(
+            f"{generator!r} is not the name of a writer",
+            did_you_mean(generator, ["templates"], "templates, or a language model such as transformers:smollm"),
+        )
     return generator if generator == "templates" else generate.parse_generator(generator).canonical_name
 
 

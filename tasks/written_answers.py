@@ -100,6 +100,11 @@ class WrittenAnswers(ModelRaters):
         super().__post_init__()
         canonical_writer(self.writer)
         raters.canonical_rater_names(self.raters)
+        if self.personas and not any(name.startswith(raters.BY_LIKELIHOOD) for name in self.raters):
+            raise UserError(
+                "written_answers: personas are rated by a language model, and raters names none",
+                'raters = ["likelihood:transformers:smollm"]',
+            )
         if self.file and self.writer == "templates":
             raise UserError(
                 "written_answers: templates answer the simulator's own prompts only",

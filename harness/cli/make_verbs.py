@@ -145,6 +145,10 @@ def score(
     if left_out := [] if by else [name for name in TEXT_SCORERS if name not in names]:
         stderr.print(f"left out: {', '.join(left_out)}; {INSTALL_SCORERS} brings them", markup=False)
     raters.canonical_rater_names(names)
+    if personas and not any(name.startswith(raters.BY_LIKELIHOOD) for name in names):
+        raise UserError(
+            "--personas needs a language model that rates as they would", "--by likelihood:transformers:smollm"
+        )
     described = raters.read_personas(str(personas or ""))
     runner = JobRunner(Store(store).open(), local, workers, gpus, minutes_per_block)
     table = pl.concat([pl.DataFrame(part) for part in files.read_text_columns(what, "prompt?", "response")])

@@ -18,7 +18,7 @@ from harness.models.names import LanguageModel
 from harness.models.tokens import tokenizer_and_limit
 from harness.store.store import Store
 
-CONTINUATIONS_PER_BLOCK = 512  # of some thirty tokens each, after beginnings that are read once: half a minute
+CONTINUATIONS_PER_BLOCK = 256  # of some thirty tokens each, after beginnings that are read once: a quarter of a minute
 
 
 def parse_reader(name: str) -> LanguageModel:

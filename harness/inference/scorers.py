@@ -161,7 +161,11 @@ def check_scorer(name: str) -> None:
         known = ", ".join(TEXT_SCORERS)
         raise UserError(
             f"there is no text scorer {name!r}",
-            did_you_mean(name, TEXT_SCORERS, f"{known}; or a reward model, transformers:org/name@REVISION"),
+            did_you_mean(
+                name,
+                TEXT_SCORERS,
+                f"{known}; a reward model, transformers:org/name@REVISION; or personas, likelihood:transformers:smollm",
+            ),
         )
 
 

@@ -292,19 +292,37 @@ def response_log_probs(
 
 @lru_cache(2)  # a trial calls this a dozen times; Items are hashed by identity
 def reference_log_probs(
-    items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0, dtype: torch.dtype = torch.float32
+    items: Items,
+    model: LanguageModel,
+    store: Store,
+    max_response_tokens: int = 0,
+    dtype: torch.dtype = torch.float32,
+    needed: tuple[int, ...] = (),
 ) -> torch.Tensor:
-    """Return float64[items]: the log-probability of each response under the untrained model, cached in the store."""
-    text = hashlib.sha256()
-    for name in ("prompt", "response"):
-        for chunk in items.known_text[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
-            text.update(chunk)
-    identity = model.identity | {
-        "text": text.hexdigest(),
-        "cut": max_response_tokens,
-        "dtype": str(dtype),
-        "device": torch_device().type,
-    }
+    """Return float64[items]: the log-probability of each response under the untrained model, cached in the store.
+
+    needed: numbers of items; where they are fewer than half of all, only these are computed, and the others are NaN.
+    """
+
+    def identity_of(rows: np.ndarray) -> dict[str, object]:
+        known = items.known_text if len(rows) == len(items) else items.known_text.take(pa.array(rows))
+        text = hashlib.sha256()
+        for name in ("prompt", "response"):
+            for chunk in known[name].cast(pa.large_string()).combine_chunks().buffers()[1:]:
+                text.update(chunk)
+        return model.identity | {
+            "text": text.hexdigest(),
+            "cut": max_response_tokens,
+            "dtype": str(dtype),
+            "device": torch_device().type,
+        }
+
+    rows = np.arange(len(items))
+    identity = identity_of(rows)
+    whole = store.read_manifest("references", identity_hash(identity)) is not None
+    if 0 < 2 * len(needed) < len(items) and not parallel.first_workers_value(whole):
+        rows = np.array(needed, dtype=np.int64)
+        identity = identity_of(rows)
     key = identity_hash(identity)
     kept = store.read_manifest("references", key)
     if parallel.first_workers_value(kept is not None):
@@ -313,12 +331,18 @@ def reference_log_probs(
             raise ValueError(
                 f"the reference log-probabilities {key} are in another worker's store but not in this one's, {store.root}"
             )
-        return torch.from_numpy(safetensors.numpy.load(store.read_verified(kept, "log_probs.safetensors"))["log_probs"])
+        stored = safetensors.numpy.load(store.read_verified(kept, "log_probs.safetensors"))["log_probs"]
+        return _with_others_unknown(torch.from_numpy(stored), rows, len(items))
     tokens = tokenise_items(items, model, store, max_response_tokens)
-    found = response_log_probs(
-        Policy(load_language_model(model.model_folder(store), dtype)), tokens, np.arange(len(items))
-    )
+    found = response_log_probs(Policy(load_language_model(model.model_folder(store), dtype)), tokens, rows)
     if parallel.worker_rank() == 0:
         content = safetensors.numpy.save({"log_probs": found.numpy()})
         store.commit("references", key, identity, {"log_probs.safetensors": content}, {})
-    return found
+    return _with_others_unknown(found, rows, len(items))
+
+
+def _with_others_unknown(values: torch.Tensor, rows: np.ndarray, n: int) -> torch.Tensor:
+    """Return float64[n] with the values at these rows, and NaN at all others."""
+    if len(rows) == n:
+        return values
+    return torch.full((n,), torch.nan, dtype=torch.float64).index_copy_(0, torch.from_numpy(rows), values)

@@ -93,11 +93,21 @@ class Dpo(Method):
     def prepare_models(self, store: Store) -> None:
         self.language_model.check_available(store)
 
-    def tokens_and_reference(self, items: Items, store: Store) -> tuple[policy.ItemTokens, torch.Tensor]:
-        """Return the items' tokens, and the log-probabilities of their responses under the reference model."""
+    def tokens_and_reference(
+        self, items: Items, store: Store, needed: np.ndarray | None = None
+    ) -> tuple[policy.ItemTokens, torch.Tensor]:
+        """Return the items' tokens, and the log-probabilities of their responses under the reference model.
+
+        needed: numbers of the items that are asked about; log-probabilities of others may be NaN.
+        """
         tokens = policy.tokenise_items(items, self.language_model, store, self.max_response_tokens)
         return tokens, policy.reference_log_probs(
-            items, self.language_model, store, self.max_response_tokens, self.weights_dtype
+            items,
+            self.language_model,
+            store,
+            self.max_response_tokens,
+            self.weights_dtype,
+            () if needed is None else tuple(np.unique(needed).tolist()),
         )
 
     @property
@@ -122,13 +132,17 @@ class Dpo(Method):
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         store = policy.require_run_store(run)
-        tokens, reference = self.tokens_and_reference(train.items, store)
+        tokens = policy.tokenise_items(train.items, self.language_model, store, self.max_response_tokens)
+        step_at, query = self.training_schedule(train, tokens, run), validation.query
+        shown = [side for step in map(step_at, range(self.steps)) for side in (step.left, step.right)]
+        needed = np.concatenate([*shown, query.left[:HELD_OUT_PAIRS], query.right[:HELD_OUT_PAIRS]])
+        tokens, reference = self.tokens_and_reference(train.items, store, needed)
         opened = self.untrained_policy(run.seed, store)
         return train_policy(
             opened,
             tokens,
             reference,
-            self.training_schedule(train, tokens, run),
+            step_at,
             TrainingSettings(self.beta, self.steps, {"lm": self.rate}),
             run=run,
             held_out=lambda: validation_curves(opened, tokens, reference, validation.query, self.beta),
@@ -181,7 +195,7 @@ class LoadedDpo(Predictor):
 
     def reward(self, state: State, users: Users, items: Items, user: np.ndarray, item: np.ndarray) -> torch.Tensor:
         latent = users[0][torch.from_numpy(np.asarray(user)).long()]
-        tokens, reference = self.method.tokens_and_reference(items, self.store)
+        tokens, reference = self.method.tokens_and_reference(items, self.store, np.asarray(item))
         return self.method.beta * policy_log_ratios(self.model, tokens, reference, latent, np.asarray(item))
 
     def generate(

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import parse_qsl
 
 from harness.atomic import write_atomically
-from harness.errors import UnavailableError, UserError
+from harness.errors import UnavailableError, UserError, did_you_mean
 from harness.fields import coerce_value
 from harness.store.store import Store
 
@@ -190,10 +190,13 @@ def parse_model(
         engine == "openai" or model in ("small", *NAMED_MODELS) or model.startswith(("package:", "./", "../", "/", "~"))
     )
     if not local and not HUB_MODEL.fullmatch(model):
+        by_revision = (
+            f"{engine}:{model.partition('@')[0]}@REVISION, where the revision is printed by "
+            f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD"
+        )
         raise UserError(
             f"{name!r}: {model} is not a path (./x or /x), and a hub model needs a revision of 40 hex digits",
-            f"{engine}:{model.partition('@')[0]}@REVISION, where the revision is printed by "
-            f"git ls-remote https://huggingface.co/{model.partition('@')[0]} HEAD",
+            by_revision if "/" in model else did_you_mean(model, ["small", *NAMED_MODELS], by_revision),
         )
     model = model if engine == "openai" else NAMED_MODELS.get(model, model)
     options = dict(defaults)

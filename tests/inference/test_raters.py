@@ -153,12 +153,22 @@ def test_answers_are_written_rated_and_split_by_raters(folder, tmp_path):
         ({"answers": 3}, "answers = 3 must be 4 to 14"),
         ({"raters": ["wordz"]}, "no text scorer 'wordz'"),
         ({"file": "questions.csv"}, "templates answer the simulator's own prompts only"),
-        ({"writer": "nothing"}, "nothing"),
+        ({"writer": "template"}, "'template' is not the name of a writer"),
+        ({"personas": "mine.csv"}, "raters names none"),
     ],
 )
 def test_wrong_fields_of_written_answers_are_explained(fields, message):
     with pytest.raises(UserError, match=message):
         registry.make_instance("task", "written_answers", fields)
+
+
+def test_personas_without_a_model_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pl.DataFrame({"response": RESPONSES}).write_csv("texts.csv")
+    call("manyminds score texts.csv --by words --personas mine.csv --local", monkeypatch, capsys, code=2)
+    with pytest.raises(UserError) as error:
+        canonical_rater("likelihood:transformers:smolm")
+    assert error.value.hint == "did you mean 'smollm'?"
 
 
 def test_too_few_raters_are_refused(tmp_path):

@@ -132,7 +132,7 @@ def test_generate_stops_before_vectors(tmp_path, folder):
         ("encoder", "transformers:package:not_there/model", "package not_there is not installed"),
         ("generator", "gpt:small", "not the name of a language model"),
         ("generator", "transformers:small?temperature=hot", "is not a finite number"),
-        ("responses", "nobody", "not the name of a language model"),
+        ("responses", "nobody", "not the name of a writer"),
         ("raters", "nobody", "not the name of a language model"),
     ],
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.data import TEXT_SCHEMA, Items, Pairs, Panel
-from harness.learning import policy
+from harness.learning import dpo_training, policy
 from harness.learning.dpo_training import HELD_OUT_PAIRS, dpo_loss, held_out_every
 from harness.method import Run
 from harness.registry import make_instance
@@ -79,6 +79,27 @@ def by_hand(lm, tokenizer, prompt, response):
     with torch.no_grad():
         said = lm(torch.tensor([ids])).logits[0].log_softmax(1)
     return sum(float(said[i - 1, ids[i]]) for i in range(len(head), len(ids)))
+
+
+def test_only_what_a_short_training_reads_is_asked_of_the_reference(base, train, store, monkeypatch):
+    """Of items of which fewer than half are needed, those alone; of the whole, where it is known already."""
+    model, needed = policy.parse_policy_model(f"transformers:{base}"), (0, 7, 143)
+    asked, ask = [], policy.response_log_probs
+
+    def noted(opened, tokens, rows):
+        asked.append(rows.tolist())
+        return ask(opened, tokens, rows)
+
+    monkeypatch.setattr(policy, "response_log_probs", noted)
+    some = policy.reference_log_probs(train.items, model, store, needed=needed)
+    assert asked == [[0, 7, 143]] and set(np.flatnonzero(~some.isnan())) == set(needed)
+    again = Items(train.items.features, train.items.text)
+    torch.testing.assert_close(policy.reference_log_probs(again, model, store, needed=needed), some, equal_nan=True)
+    assert len(asked) == 1
+    whole = policy.reference_log_probs(Items(train.items.features, train.items.text), model, store)
+    torch.testing.assert_close(some[list(needed)], whole[list(needed)])
+    found = policy.reference_log_probs(Items(train.items.features, train.items.text), model, store, needed=(1, 2))
+    assert torch.equal(found, whole) and len(asked) == 2
 
 
 def test_reference_is_what_transformers_says_and_is_found_once(base, train, store, monkeypatch):
@@ -183,7 +204,7 @@ def test_killed_and_run_again_it_finds_the_same_bits(base, train, store, tmp_pat
 def test_what_is_trained_is_not_trained_again_where_something_fails_later(base, train, store, tmp_path, monkeypatch):
     made, run = method("dpo", base), Run(0, checkpoint=tmp_path / "checkpoint", store=store)
     first = fitted(made, train, run)
-    monkeypatch.setattr(type(made), "training_schedule", lambda *_: lambda step: 1 / 0)
+    monkeypatch.setattr(dpo_training, "accumulate_gradients", lambda *_: 1 / 0)
     again = fitted(made, train, Run(0, checkpoint=tmp_path / "checkpoint", store=store))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
