@@ -80,9 +80,11 @@ def test_the_example_task_method_and_suite_run(newcomer, monkeypatch, capsys):
         "text_task.py",
         "my_method.py",
         "my_suite.toml",
+        "curt_judge.py",
     }
-    mine = [*commands("README.md"), *commands("harness/methods/README.md"), "manyminds check text_task.py"]
-    assert len(mine) == 8
+    checks = ["manyminds check text_task.py", "manyminds check curt_judge.py"]
+    mine = [*commands("README.md"), *commands("harness/methods/README.md"), *checks]
+    assert len(mine) == 9
     boards = []
     for line in mine:
         if " run " in line:

@@ -133,33 +133,37 @@ class Dpo(Method):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         store = policy.require_run_store(run)
         tokens = policy.tokenise_items(train.items, self.language_model, store, self.max_response_tokens)
-        step_at, query = self.training_schedule(train, tokens, run), validation.query
-        shown = [side for step in map(step_at, range(self.steps)) for side in (step.left, step.right)]
-        needed = np.concatenate([*shown, query.left[:HELD_OUT_PAIRS], query.right[:HELD_OUT_PAIRS]])
+        rows, query = self.scheduled_pairs(train, tokens, run).ravel(), validation.query
+        scored = query.left[:HELD_OUT_PAIRS], query.right[:HELD_OUT_PAIRS]
+        needed = np.concatenate([train.left[rows], train.right[rows], *scored])
         tokens, reference = self.tokens_and_reference(train.items, store, needed)
         opened = self.untrained_policy(run.seed, store)
         return train_policy(
             opened,
             tokens,
             reference,
-            step_at,
+            self.training_schedule(train, tokens, run),
             TrainingSettings(self.beta, self.steps, {"lm": self.rate}),
             run=run,
             held_out=lambda: validation_curves(opened, tokens, reference, validation.query, self.beta),
         )
 
-    def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run):
-        """Return a function from step to pairs: repeated random passes, with pairs of similar lengths in a step."""
+    def scheduled_pairs(self, train: Pairs, tokens: policy.ItemTokens, run: Run) -> np.ndarray:
+        """Return int64[steps, batch], the pairs of each step: repeated random passes, with pairs of similar lengths in a step."""
         rng = np.random.default_rng([run.seed, 1])
         times = -(-self.steps * self.batch // len(train))
         order = np.concatenate([rng.permutation(len(train)) for _ in range(times)])[: self.steps * self.batch]
         length = np.maximum(tokens.length[train.left], tokens.length[train.right])[order]
         window = np.arange(len(order)) // (LENGTH_SORTED_STEPS * self.batch)
         steps = order[np.lexsort((length, window))].reshape(self.steps, self.batch)
-        turn = np.lexsort((rng.random(self.steps), np.arange(self.steps) // LENGTH_SORTED_STEPS))
+        return steps[np.lexsort((rng.random(self.steps), np.arange(self.steps) // LENGTH_SORTED_STEPS))]
+
+    def training_schedule(self, train: Pairs, tokens: policy.ItemTokens, run: Run):
+        """Return a function from step to pairs, those of `scheduled_pairs`."""
+        steps = self.scheduled_pairs(train, tokens, run)
 
         def step_at(step: int) -> TrainingStep:
-            rows = steps[turn[step]]
+            rows = steps[step]
             return TrainingStep(
                 train.left[rows].astype(np.int64), train.right[rows].astype(np.int64), train.label[rows]
             )

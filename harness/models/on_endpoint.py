@@ -217,7 +217,8 @@ def log_likelihood_of_end(choice: dict, characters: int) -> float:
     """Return the summed log-probability of the tokens that hold the last characters of a prompt.
 
     choice: of a completion that repeats its prompt and goes on for one token. A token that begins before these characters
-    counts too. The first token of all has no probability, and counts 0. Raises UserError where there are no probabilities.
+    counts too. The first token of all has no probability, and counts 0: where nothing
+    stands before the text, a server gives less than the model's files do, which begin with a token of their own. Raises UserError where there are no probabilities.
     """
     told = choice.get("logprobs") or {}
     start, each = told.get("text_offset") or [], told.get("token_logprobs") or []

@@ -88,7 +88,7 @@ def test_a_vllm_server_reads(server, folder, tmp_path):
     store = Store(tmp_path / "store").open()
     texts = [" On baking bread.", " It is late.", " Per month, and not per year."]
     beginnings, leads = (
-        ["People like this:\n", "", "People like this:\n"],
+        ["People like this:\n", "Hm.\n", "People like this:\n"],
         ["Question: Why?\nAnswer:", "Answer:", "Answer:"],
     )
     found = []
