@@ -140,9 +140,9 @@ class WrittenAnswers(ModelRaters):
         return [name for name in table.columns if name not in ("prompt", "response")], []
 
     def held_out_raters(self, seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        fold = np.random.default_rng(n).permutation(n) % FOLD_COUNT
         if n < FOLD_COUNT:
             return super().held_out_raters(seed, n)
+        fold = np.random.default_rng(n).permutation(n) % FOLD_COUNT
         return np.flatnonzero(fold == seed % FOLD_COUNT), np.flatnonzero(fold == (seed + 1) % FOLD_COUNT)
 
     def write_answers(self, store: Store | None) -> pl.DataFrame:

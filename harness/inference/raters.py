@@ -65,10 +65,8 @@ def read_personas(file: str) -> dict[str, str]:
     if not file:
         return PERSONAS
     with error_prefix(file):
-        table, hint = (
-            read_table(Path(file)),
-            "a row is a persona, for example butler and: a butler, who is formal and polite",
-        )
+        table = read_table(Path(file))
+        hint = "a row is a persona, for example butler and: a butler, who is formal and polite"
         names, descriptions = (filled_texts(table, column, hint) for column in ("name", "description"))
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"two personas are called {twice[0]!r}", "give each its own name")
@@ -80,8 +78,8 @@ def rater_scores(
 ) -> dict[str, np.ndarray]:
     """Return the scores float64[n] that a rater gives to responses, by its name; of `likelihood:MODEL`, those of each persona.
 
-    name: a text scorer, a reward model ENGINE:MODEL, or likelihood:ENGINE:MODEL. A persona's score of a response is its
-    log-likelihood when the model is told that the answer is by this persona, minus the mean over PLAIN_PERSONAS.
+    name: a text scorer, a reward model ENGINE:MODEL, or likelihood:ENGINE:MODEL. A persona's score, in nats, is
+    log p(response | PERSONA_PROMPT with the persona and the prompt), minus the mean of the same for PLAIN_PERSONAS.
     Scores are NaN where a model could not read a response. Raises NotCachedError where it has not read some yet, and
     UserError for an unknown name.
     """

@@ -82,10 +82,8 @@ def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
         labels = [shorten(str(h.get_label())) for h in handles]
-        columns = int(
-            figure.get_figwidth() / (0.6 + 0.078 * max(map(len, labels)))
-        )  # inches of a handle and of a letter
-        columns = min(max(columns, 1), 8)
+        width = 0.6 + 0.078 * max(map(len, labels))  # inches of a handle and of its letters
+        columns = min(max(int(figure.get_figwidth() / width), 1), 8)
         figure.legend(handles, labels, fontsize=9, ncols=columns, loc="outside upper center")
         rows = -(-len(handles) // columns)
         figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - ROWS_WITH_ROOM))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -52,7 +53,11 @@ def choose_candidates(
         return [choices[start : start + step] for start in range(0, len(choices), step)]
 
     if method.asks_model:
-        found = [_by_answers(method, predictor, state, users, query, part, answer) for part in parts(n)]
+
+        def score(pairs: Pairs) -> np.ndarray:
+            return score_queries(method, predictor, state, users, pairs, answer)
+
+        found = [_by_answers(score, query, part) for part in parts(n)]
     elif method.has_rewards:
         found = [_by_reward(method.name, predictor, state, users, query, part) for part in parts(n)]
     else:
@@ -70,26 +75,14 @@ def _by_reward(
     return _largest(reward.reshape(query.n_users, *choices.shape))
 
 
-def _by_answers(
-    method: Method,
-    predictor: Predictor,
-    state: State,
-    users: Users,
-    query: Pairs,
-    choices: np.ndarray,
-    answer: Answerer | None,
-) -> np.ndarray:
+def _by_answers(score: Callable[[Pairs], np.ndarray], query: Pairs, choices: np.ndarray) -> np.ndarray:
+    """Choose by log-odds against each prompt's first candidate. score: returns the log-odds of pairs."""
     others = choices[:, 1:]
     user = np.repeat(np.arange(query.n_users, dtype=np.int32), others.size)
-    left, right = (
-        np.tile(side.ravel(), query.n_users) for side in (others, np.repeat(choices[:, :1], others.shape[1], axis=1))
-    )
-    pairs = _unjudged(query, user, left, right)
-    log_odds = score_queries(method, predictor, state, users, pairs, answer)
-    reward = np.zeros(
-        (query.n_users, *choices.shape)
-    )  # of the first of each prompt, with which the others are compared
-    reward[..., 1:] = log_odds.reshape(query.n_users, *others.shape)
+    first = np.repeat(choices[:, :1], others.shape[1], axis=1)
+    left, right = (np.tile(side.ravel(), query.n_users) for side in (others, first))
+    reward = np.zeros((query.n_users, *choices.shape))  # the first candidate's reward is the zero of its prompt
+    reward[..., 1:] = score(_unjudged(query, user, left, right)).reshape(query.n_users, *others.shape)
     return _largest(reward)
 
 
