@@ -1,4 +1,4 @@
-"""Checks of fields: each value is converted to the type of its annotation, or rejected with the field's name."""
+"""Fields of tasks and methods: their values, what they add to keys, and checks against their annotations."""
 
 from __future__ import annotations
 
@@ -28,6 +28,38 @@ def recorded_name(field: dataclasses.Field) -> str:
 def names_by_recorded_name(cls: type) -> dict[str, str]:
     """Return recorded name -> current name for every field of a task or method class."""
     return {recorded_name(field): field.name for field in dataclasses.fields(cls)}
+
+
+def name_at_version(thing: Any) -> str:
+    """Return `name@version`."""
+    return f"{thing.name}@{type(thing).version}"
+
+
+def field_values(thing: Any) -> dict[str, object]:
+    """Return every field with its value."""
+    return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+
+
+def recorded_values(thing: Any) -> dict[str, object]:
+    """Return every field with its value, renamed fields under their first names: for hashes that must not change."""
+    return {recorded_name(field): getattr(thing, field.name) for field in dataclasses.fields(thing)}
+
+
+def identity_fields(thing: Any) -> dict[str, object]:
+    """Return the fields that are part of a key, under the names recorded in keys.
+
+    A field declared with metadata={"identity": False} is left out, for example a path, since `files_digest` covers the
+    file's content. If "identity" is a function, its value for the field is used: a model's content instead of its
+    folder, for example.
+    """
+    found = recorded_values(thing)
+    for declared in dataclasses.fields(thing):
+        counts, name = declared.metadata.get("identity", True), recorded_name(declared)
+        if counts is False:
+            del found[name]
+        elif counts is not True:
+            found[name] = counts(found[name])
+    return found
 
 
 def with_current_names(cls: type, table: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import safetensors.torch
 
 from harness import registry
 from harness.errors import UserError
-from harness.fields import names_by_recorded_name
+from harness.fields import name_at_version, names_by_recorded_name
 from harness.method import Method, State, Users
 from harness.scores.metrics import METRICS_VERSION
 from harness.store.store import Store
 from harness.trials.export import load_trained_method
-from harness.trials.trial import name_at_version
 
 
 @dataclass(frozen=True, eq=False)

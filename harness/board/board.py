@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from harness.fields import field_values
 from harness.method import Method
 from harness.scores import stats
 from harness.task import Task
 from harness.trials.suite import Suite
-from harness.trials.trial import field_values
 
 REFERENCE_METHOD = "shared"  # the baseline of every gain: one reward function for all users
 MAX_SHOWN_VALUE = 60  # characters of a field's value in a label; a label stands in titles and tables

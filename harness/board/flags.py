@@ -18,6 +18,7 @@ from harness.trials.trial import Trial
 # Of pairs, for which a judge gives the same answer in both orders: coins would agree in half of them, and so does a judge
 # without an opinion and without a bias of place.
 MIN_ORDERS_AGREE = 0.6
+LEAST_EFFECT = 0.01  # share of queries; methods that gain a point of accuracy by reading people change more answers
 
 
 def flag_code_versions(manifests: dict[str, dict]) -> list[str]:
@@ -97,6 +98,20 @@ def flag_licence(task: Task) -> list[str]:
 def flag_tied_labels(share: float) -> list[str]:
     """Report the share of test pairs whose label is one half, from one in two hundred on."""
     return [f"{share:.1%} of the test labels are ties, which say nothing"] if share >= 0.005 else []
+
+
+def flag_reads_nobody(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
+    """Report methods that learn something of each person, and answer all the same for another one."""
+    flags = []
+    for method, row in rows.items():
+        facts = [] if method.family == "control" else [manifests[key]["facts"] for key in row.keys]
+        effects = [found["context_effect"] for found in facts if found.get("context_effect") is not None]
+        if effects and np.mean(effects) < LEAST_EFFECT and all(found["bytes_per_user"] for found in facts):
+            flags.append(
+                f"{row.label} reads nobody: with another person's answers it gives another answer to {np.mean(effects):.1%} "
+                "of the queries"
+            )
+    return flags
 
 
 def flag_tied_predictions(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:

@@ -24,6 +24,7 @@ from harness.check.findings import (
     joined_or_none,
 )
 from harness.data import TEXT_SCHEMA, Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
+from harness.fields import field_values
 from harness.inference.answer import question_table
 from harness.inference.cache import id_array
 from harness.inference.likelihood import continuation_table
@@ -33,7 +34,7 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.outputs import checked_per_pair, checked_state, checked_users, score_queries
 from harness.trials.run import run_trial
-from harness.trials.trial import Trial, field_values, identity_hash
+from harness.trials.trial import Trial, identity_hash
 
 
 @contextlib.contextmanager

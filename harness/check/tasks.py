@@ -22,6 +22,7 @@ from harness.check.findings import (
     problem_raised,
 )
 from harness.data import Pairs, PreferenceDataset, Splits, arrays_digest, named_arrays, split_arrays
+from harness.fields import field_values
 from harness.method import Run
 from harness.sameness import same_reading
 from harness.scores.metrics import label_of_preferred
@@ -36,7 +37,7 @@ from harness.trials.prepare import (
     equal_options_share,
     prepared_features,
 )
-from harness.trials.trial import field_values, identity_hash, task_identity
+from harness.trials.trial import identity_hash, task_identity
 
 MIN_SHINGLE_OVERLAP = 0.9  # Jaccard; ten words of which one differs by a letter share about .85
 MAX_NEAR_DUPLICATES = 0.05  # share of queries

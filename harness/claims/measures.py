@@ -12,8 +12,8 @@ from scipy.stats import t as t_distribution
 from harness.claims.results import NoNumberError, Results, SelectedValues, paired_difference
 from harness.claims.schema import Check, Selection
 from harness.errors import UserError
+from harness.fields import field_values
 from harness.scores import stats
-from harness.trials.trial import field_values
 
 POWER_DRAWS = 20_000  # the standard error of a power is then below .004
 

@@ -13,13 +13,14 @@ from harness.board import best_of, text_worth
 from harness.board.results import committed_manifest, load_scores
 from harness.claims.schema import BEST_OF_N_METRICS, FACTS_OF_METRIC, Selection
 from harness.errors import UserError, did_you_mean
+from harness.fields import field_values, recorded_values
 from harness.method import Method
 from harness.store.prepared import person_ids
 from harness.store.store import Store
 from harness.task import Task
 from harness.trials.plan import Plan
 from harness.trials.suite import Suite
-from harness.trials.trial import Trial, field_values, recorded_values
+from harness.trials.trial import Trial
 
 WRITTEN_PREFIX = "written_"  # a metric is this prefix and the name of a column of text_worth.text_outcomes
 

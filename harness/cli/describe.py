@@ -19,10 +19,9 @@ import polars as pl
 
 from harness import registry
 from harness.errors import did_you_mean
-from harness.fields import names_by_recorded_name, recorded_name
+from harness.fields import field_values, name_at_version, names_by_recorded_name, recorded_name
 from harness.scores.metrics import METRICS_VERSION
 from harness.store.store import Store
-from harness.trials.trial import field_values, name_at_version
 
 
 @dataclasses.dataclass(frozen=True)

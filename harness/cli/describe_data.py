@@ -109,7 +109,7 @@ def _description(task: TableTask) -> dict[str, Any]:
 
 def _suggested(task: TableTask) -> dict[str, Any]:
     """Return the fields of a task that are not its defaults."""
-    from harness.trials.trial import field_values
+    from harness.fields import field_values
 
     default = field_values(type(task)())
     return {name: value for name, value in field_values(task).items() if value != default[name]}

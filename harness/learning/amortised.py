@@ -40,12 +40,12 @@ class AmortisedMethod(Method):
     """
 
     width: int = 64  # paper: 256; on `two_modes` 64 is as close to the Bayes score as 96, in two thirds of the time
-    latent_dim: int = 32  # chosen, like `rate`, on validation users of `two_modes` and `low_rank`
-    context: int = 10  # from C.1, like `targets` and `users_per_step`
-    targets: int = 20
-    users_per_step: int = 64
-    steps: int = 1000
-    rate: float = 3e-3
+    latent_dim: int = 32  # chosen, like all that follows, on validation users of `two_modes`, `low_rank` and `raters`
+    context: int = 20
+    targets: int = 10
+    users_per_step: int = 32
+    steps: int = 2000
+    rate: float = 1e-3  # at higher ones the networks overfit the 500 people of `low_rank`
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,11 +25,11 @@ def whitening_matrix(pairs: Pairs) -> torch.Tensor:
     return vectors * values.rsqrt() @ vectors.T
 
 
-def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def moment_svd(train: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Factorise the users x pairs matrix of labels (1, -1; 0 where the user did not judge the pair) in feature space.
 
-    Returns the singular values float64[min(n_users, d)], and weights float64[d, <= rank]. The pairs' gaps times these
-    weights are the leading right singular vectors, which are orthonormal over all pairs. The matrix is never formed:
+    Returns the singular values float64[r] with r = min(n_users, d), and weights float64[d, r]. The pairs' gaps times
+    these weights are the right singular vectors, leading ones first, which are orthonormal over all pairs. The matrix is never formed:
     its product with the features is the sum of each user's signed gaps. Each row is divided by the root of its user's
     number of pairs, so that all rows are equally noisy.
     """
@@ -39,7 +39,7 @@ def moment_svd(train: Pairs, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     sums.index_add_(0, torch.from_numpy(train.user).long(), signed)
     counts = torch.from_numpy(np.diff(train.offsets)).clamp(min=1)
     _, singular, Vt = torch.linalg.svd(sums / counts.sqrt().unsqueeze(1) @ whiten, full_matrices=False)
-    return singular, whiten @ Vt[:rank].T
+    return singular, whiten @ Vt.T
 
 
 def weights_in_basis(train: Pairs, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import softplus
 
-from harness.data import Items, Pairs
+from harness.data import Items, Pairs, require_value
 from harness.method import Method, Run, State, TaskFacts, Users
 
 # Bytes of Hessians per chunk of users. Every Newton step reads all of them, so a chunk must fit a core's own cache.
@@ -22,13 +22,15 @@ HESSIAN_CHUNK_BYTES = 2**20
 FEATURE_CHUNK_BYTES = 2**24
 # Newton's method ends at a step below this many log-odds. The remaining error is about the square of that step.
 NEWTON_TOLERANCE = 1e-4
+MAX_TIME_RATIO = 4.0  # an answer four times as fast as usual may be a click by accident, and counts as no faster
 MAX_NEWTON_STEPS = 100  # Newton needs 4 to 12; the bound only guards against a bug
 
 
 class LinearMethod(Method):
     """A method whose state is {"mean": float64[d], "root": float64[d, r]}.
 
-    `root` may also be a scalar, which stands for that scalar times the d x d identity.
+    `root` may also be a scalar, which stands for that scalar times the d x d identity. A state may also have `haste`, by
+    which a new user's quick answers count more (`answer_weights`).
     A subclass that declares the field `elicitation` can choose which pairs to ask. With `elicitation = "uncertainty"`,
     `adapt` also returns every user's posterior covariance.
     """
@@ -37,7 +39,7 @@ class LinearMethod(Method):
         return "needs items with numeric features" if task.feature_dim is None else super().refuses(task)
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
-        weights = fit_map_weights(context, state["mean"], state["root"])
+        weights = fit_map_weights(context, state["mean"], state["root"], haste_of(state))
         if self.elicitation == "random":
             return (weights,)
         return weights, posterior_covariances(context, weights, state["root"])
@@ -59,12 +61,18 @@ class LinearMethod(Method):
         return row_log_odds(torch.from_numpy(query.gap), users[0], query)
 
 
-def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+def haste_of(state: State) -> float:
+    """Return by how much quick answers count more under a linear method's state."""
+    return float(state["haste"]) if "haste" in state else 0.0
+
+
+def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor, haste: float = 0.0) -> torch.Tensor:
     """Return float64[n_users, d]: every user's maximum a posteriori weights under w ~ N(mean, root rootT).
 
     For each user, minimise sum_i [softplus(z_i) - y_i z_i] + |v|^2 / 2 with z = X w and w = mean + root v; labels y may
     be soft. Users without pairs get exactly `mean`. Chunks of users are solved in the primal (r x r) or the dual
     (n x n), whichever is smaller. No more than one chunk of features is in memory at a time.
+    haste: by how much quick answers count more, see `answer_weights`.
     """
     d = len(mean)
     weights = mean.repeat(context.n_users, 1)
@@ -72,7 +80,7 @@ def fit_map_weights(context: Pairs, mean: torch.Tensor, root: torch.Tensor) -> t
     if r == 0:
         return weights
     for users, part in chunks_of_users(context, d, lambda n: min(n, r)):
-        X, y, mask = padded_gaps(part)
+        X, y, mask = padded_gaps(part, haste)
         offset = X @ mean if mean.any() else torch.zeros_like(y)
         Z = X.mul_(root) if root.ndim == 0 else X @ root
         v = newton_dual(Z, y, mask, offset) if Z.shape[1] < r else newton_primal(Z, y, mask, offset)
@@ -101,11 +109,36 @@ def chunks_of_users(pairs: Pairs, d: int, side: Callable[[int], int]) -> Iterato
             yield torch.from_numpy(users[start:stop]), alike.chunk(start, stop)
 
 
-def padded_gaps(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return gaps float64[users, n, d], labels and mask float64[users, n]; users with fewer pairs get zero rows."""
+def padded_gaps(pairs: Pairs, haste: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return gaps float64[users, n, d], labels and weights float64[users, n]; users with fewer pairs get zero rows.
+
+    The weights are those of `answer_weights`: with haste 0 they are 1, and 0 for rows that do not exist.
+    """
     X, y = torch.from_numpy(pairs.gap).double(), torch.from_numpy(pairs.label).double()
-    X, y, mask = padded_rows(pairs, X, y, torch.ones_like(y))
-    return X, y, mask
+    X, y, weight = padded_rows(pairs, X, y, answer_weights(pairs, haste))
+    return X, y, weight
+
+
+def answer_weights(pairs: Pairs, haste: float) -> torch.Tensor:
+    """Return float64[n]: how much each answer counts; the mean over a user's answers is 1.
+
+    An answer counts (t / m)^-haste, with t its time and m the geometric mean of the user's times, and t / m cut to
+    MAX_TIME_RATIO. In a drift-diffusion process people decide quickly where their preference is strong, so quick answers
+    say more (ICRA, section 4).
+    """
+    if haste == 0:
+        return torch.ones(len(pairs), dtype=torch.float64)
+    user = torch.from_numpy(pairs.user).long()
+    own = torch.from_numpy(np.diff(pairs.offsets)).clamp(min=1)
+    times = torch.from_numpy(require_value(pairs.seconds, "response times", "use signal = choice")).double()
+    log_time = times.clamp(min=1e-3).log()  # a millisecond
+
+    def user_mean(x: torch.Tensor) -> torch.Tensor:
+        return (torch.zeros(pairs.n_users, dtype=torch.float64).index_add_(0, user, x) / own)[user]
+
+    longer = (log_time - user_mean(log_time)).clamp(-np.log(MAX_TIME_RATIO), np.log(MAX_TIME_RATIO))
+    weight = (-haste * longer).exp()
+    return weight / user_mean(weight)
 
 
 def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -200,16 +233,6 @@ def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torc
     if (counts == counts[0]).all():
         return (gap.view(len(counts), counts[0], -1).to(weights) @ weights.unsqueeze(2)).view(-1)
     return torch.einsum("nd,nd->n", gap.to(weights), weights[torch.from_numpy(pairs.user).long()])
-
-
-def laplace_posteriors(pairs: Pairs, mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the modes float64[n_users, d] of all users' posteriors, and the sum float64[d, d] of their covariances."""
-    weights = fit_map_weights(pairs, mean, root)
-    eye = torch.eye(root.shape[1], dtype=torch.float64)
-    total = pairs.n_users * eye
-    for _, covariance in covariances_by_chunk(pairs, weights, root):
-        total += (covariance - eye).sum(0)
-    return weights, root @ total @ root.T
 
 
 def posterior_covariances(pairs: Pairs, weights: torch.Tensor, root: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,10 @@ class ItemTokens:
         )
 
 
+# So few items are all read at once: seeds and panels then share them, and the model is loaded once, not for each panel.
+WHOLE_BELOW = 1000
+
+
 @lru_cache(2)  # a trial calls this a dozen times; Items are hashed by identity
 def tokenise_items(items: Items, model: LanguageModel, store: Store, max_response_tokens: int = 0) -> ItemTokens:
     """Tokenise all items: the prompt by the model's chat template (or plain), the response, and the end-of-text token.
@@ -301,7 +305,8 @@ def reference_log_probs(
 ) -> torch.Tensor:
     """Return float64[items]: the log-probability of each response under the untrained model, cached in the store.
 
-    needed: numbers of items; where they are fewer than half of all, only these are computed, and the others are NaN.
+    needed: numbers of items; where they are fewer than half of more than WHOLE_BELOW, only these are computed, and the
+    others are NaN.
     """
 
     def identity_of(rows: np.ndarray) -> dict[str, object]:
@@ -320,7 +325,7 @@ def reference_log_probs(
     rows = np.arange(len(items))
     identity = identity_of(rows)
     whole = store.read_manifest("references", identity_hash(identity)) is not None
-    if 0 < 2 * len(needed) < len(items) and not parallel.first_workers_value(whole):
+    if len(items) > WHOLE_BELOW and 0 < 2 * len(needed) < len(items) and not parallel.first_workers_value(whole):
         rows = np.array(needed, dtype=np.int64)
         identity = identity_of(rows)
     key = identity_hash(identity)

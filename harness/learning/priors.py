@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
-from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, row_log_odds
-from harness.method import State
+from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, haste_of, row_log_odds
+from harness.method import Run, State
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
 # Weight of the log barrier that keeps users' weights off the boundary of the simplex. In the same loss, each of the
@@ -49,27 +50,107 @@ def james_stein_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int)
 PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def best_prior_on_validation(
-    priors: list[State], validation: Panel, predict: Callable[[State, Pairs], torch.Tensor] | None = None
-) -> State:
-    """Return the prior with the lowest calibrated log loss on validation users.
+Predict = Callable[[State, Pairs], torch.Tensor]  # log-odds of the validation queries, given a state and a context
+
+
+def loss_on_validation(state: State, validation: Panel, predict: Predict | None = None) -> float:
+    """Return the calibrated log loss of a state on validation users, in nats.
 
     The loss is summed over contexts of an eighth, a quarter, half and all of the users' context pairs.
-    priors: states of a method that differ in the prior, or in whatever else the method selects on validation users.
-    predict: returns the log-odds of the validation queries, given a prior and a context; None for a linear method.
+    predict: None for a linear method.
     """
     shots = int(np.diff(validation.context.offsets).max(initial=0))
     contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
     gap, y = torch.from_numpy(validation.query.gap), validation.query.label
 
     def predict_linearly(prior: State, context: Pairs) -> torch.Tensor:
-        return row_log_odds(gap, fit_map_weights(context, prior["mean"], prior["root"]), validation.query)
+        weights = fit_map_weights(context, prior["mean"], prior["root"], haste_of(prior))
+        return row_log_odds(gap, weights, validation.query)
 
-    def loss(prior: State) -> float:
-        scores = [(predict or predict_linearly)(prior, context).numpy() for context in contexts]
-        return sum(mean_log_loss(fit_temperature_scale(z, y) * z, y) for z in scores)
+    scores = [(predict or predict_linearly)(state, context).numpy() for context in contexts]
+    return sum(mean_log_loss(fit_temperature_scale(z, y) * z, y) for z in scores)
 
-    return min(priors, key=loss)
+
+def best_prior_on_validation(priors: list[State], validation: Panel, predict: Predict | None = None) -> State:
+    """Return the prior with the lowest `loss_on_validation` of those that `lowest_nearby` looks at.
+
+    priors: states of a method that differ in one number of the prior, in its order.
+    """
+    return priors[lowest_nearby(priors, len(priors) // 2, validation, predict)[1]]
+
+
+def lowest_nearby(
+    priors: list[State], start: int, validation: Panel, predict: Predict | None = None
+) -> tuple[float, int]:
+    """Walk downhill from priors[start], and return the lowest loss on validation users with the prior's place.
+
+    The loss of a user's answers has one valley along a prior's scale; looking at every prior costs twice as much.
+    """
+
+    def looked_at(place: int) -> tuple[float, int]:
+        loss = loss_on_validation(priors[place], validation, predict)
+        return (loss if math.isfinite(loss) else math.inf), place
+
+    best = first = looked_at(start)
+    for step in (1, -1):
+        while 0 <= best[1] + step < len(priors) and (found := looked_at(best[1] + step)) < best:
+            best = found
+        if best != first:
+            break
+    return best
+
+
+def rescaled(state: State, validation: Panel, predict: Predict | None = None) -> State:
+    """Return the state with its prior's standard deviations multiplied by one of PRIOR_SCALES, chosen on validation users."""
+    priors = [state | {"root": scale * state["root"]} for scale in PRIOR_SCALES]
+    return best_prior_on_validation(priors, validation, predict)
+
+
+HASTES = (0.0, 0.25, 0.5, 1.0)
+
+
+def with_haste(state: State, validation: Panel, predict: Predict | None = None) -> State:
+    """Add to a linear method's state by how much quick answers count more: one of HASTES, chosen on validation users."""
+    states = [state | {"haste": torch.tensor(haste, dtype=torch.float64)} for haste in HASTES]
+    return min(states, key=lambda state: loss_on_validation(state, validation, predict))
+
+
+FIRST_RANK = 8  # from which the choice of a rank starts
+RANKS = (2, 32)  # the lowest and the highest rank that is tried
+
+
+def best_rank_on_validation(
+    rank: int | None,
+    most: int,
+    priors_at: Callable[[int], list[State]],
+    validation: Panel,
+    run: Run,
+    predict: Predict | None = None,
+) -> State:
+    """Return the prior with the lowest loss on validation users, over ranks and the priors of each rank.
+
+    The rank is doubled as long as the loss falls. If it does not fall at once, the rank is halved as long as it does.
+    rank: a rank that is given, so that only the prior is chosen.  most: no higher rank can differ.
+    priors_at: returns the priors of a rank, as for `best_prior_on_validation`.
+    """
+    if rank is not None:
+        return best_prior_on_validation(priors_at(rank), validation, predict)
+
+    def tried(rank: int, start: int | None = None) -> tuple[float, int, int, list[State]]:
+        priors = priors_at(rank)
+        loss, place = lowest_nearby(priors, len(priors) // 2 if start is None else start, validation, predict)
+        run.log(rank=rank, rank_loss=loss)
+        return loss, rank, place, priors
+
+    best = first = tried(min(FIRST_RANK, most))
+    for factor in (2, 0.5):
+        while RANKS[0] <= (after := min(int(best[1] * factor), RANKS[1], most)) != best[1]:
+            if (found := tried(after, best[2]))[0] >= best[0]:
+                break
+            best = found
+        if best is not first:
+            break
+    return best[3][best[2]]
 
 
 # Seven values, as PRIOR_SCALES has, so that no method has more candidates to select from on validation users.

@@ -58,6 +58,7 @@ class Icra(LinearMethod):
 
     family = "linear"
     paper = "ICRA"
+    version = 2
 
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"

@@ -10,10 +10,12 @@ from harness.errors import UserError
 from harness.learning.factors import fit_factors, moment_svd, random_factors, weights_in_basis
 from harness.learning.linear import LinearMethod, padded_gaps
 from harness.learning.priors import (
-    best_prior_on_validation,
+    RANKS,
+    best_rank_on_validation,
     empirical_prior,
     fit_simplex_weights,
     mixture_priors,
+    rescaled,
     tempered_priors,
 )
 from harness.method import Run, State, Users
@@ -36,29 +38,46 @@ class Lore(LinearMethod):
     family = "linear"
     paper = "Bose et al. 2025, LoRe"
 
-    rank: int = 5
+    version = 2
+    rank: int | None = None  # number of basis rewards; None: chosen on validation users
     weights: Literal["simplex", "free"] = "simplex"
     svd: bool = True  # free weights start from the SVD; False: from random values
     steps: int = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rank, self.steps) < 1:
-            raise UserError("lore: rank and steps must be at least 1", "rank is the number of basis rewards")
+        if (self.rank is not None and self.rank < 1) or self.steps < 1:
+            raise UserError(
+                "lore: rank and steps must be at least 1", "leave out rank to choose it on validation users"
+            )
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        simplex = self.weights == "simplex"
-        if simplex or not self.svd:
-            weights, basis = random_factors(train, self.rank, run.generator("lore"))
-        else:
-            weights, basis = weights_in_basis(train, moment_svd(train, self.rank)[1])
-        weights, basis = fit_factors(train, weights, basis, 0.0, self.steps, run, simplex)
-        if not simplex:
-            return best_prior_on_validation(tempered_priors(*empirical_prior(weights, basis)), validation)
-        priors = [prior | {"basis": basis} for prior in mixture_priors(weights)]
-        return best_prior_on_validation(
-            priors, validation, lambda prior, shown: self.score_from_context(prior, shown, validation.query)
-        )
+        if self.weights == "simplex":
+            return best_rank_on_validation(
+                self.rank,
+                RANKS[1],
+                lambda rank: self.mixture_priors_at(rank, train, run),
+                validation,
+                run,
+                lambda prior, shown: self.score_from_context(prior, shown, validation.query),
+            )
+        directions = moment_svd(train)[1]
+
+        def priors_at(rank: int) -> list[State]:
+            start = (
+                weights_in_basis(train, directions[:, :rank])
+                if self.svd
+                else random_factors(train, rank, run.generator("lore"))
+            )
+            return tempered_priors(*empirical_prior(*fit_factors(train, *start, 0.0, self.steps, run)))
+
+        return rescaled(best_rank_on_validation(self.rank, directions.shape[1], priors_at, validation, run), validation)
+
+    def mixture_priors_at(self, rank: int, train: Pairs, run: Run) -> list[State]:
+        """Fit `rank` basis rewards and training users' weights on the simplex; return priors of new users' weights."""
+        start = random_factors(train, rank, run.generator("lore"))
+        weights, basis = fit_factors(train, *start, 0.0, self.steps, run, simplex=True)
+        return [prior | {"basis": basis} for prior in mixture_priors(weights)]
 
     def score_from_context(self, state: State, context: Pairs, query: Pairs) -> torch.Tensor:
         """Return the log-odds float64[n] of the queries for users adapted to the context."""

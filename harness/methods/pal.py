@@ -31,6 +31,7 @@ class Pal(Method):
 
     family = "network"
     paper = "Chen et al. 2024, PAL"
+    version = 2
 
     variant: Literal["distance", "angle"] = "distance"
     prototypes: int = 16  # K

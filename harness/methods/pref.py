@@ -12,7 +12,14 @@ from harness.errors import UserError
 from harness.fields import renamed_field
 from harness.learning.factors import fit_factors, mean_square_gap, moment_svd, random_factors, weights_in_basis
 from harness.learning.linear import LinearMethod, log_odds_variance
-from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior, tempered_priors
+from harness.learning.priors import (
+    PRIOR_SCALES,
+    RANKS,
+    best_rank_on_validation,
+    empirical_prior,
+    rescaled,
+    tempered_priors,
+)
 from harness.method import Run, State, Users
 
 # The SVD of a users x pairs matrix with this many entries takes 4 s on one core. `arguments` would have 61 million.
@@ -47,7 +54,8 @@ class Pref(LinearMethod):
     family = "linear"
     paper = "PReF"
 
-    rank: int = 8  # J; chosen on `attributes` (6 is too low, 10 gains nothing) and `low_rank`
+    version = 2
+    rank: int | None = None  # J; None: chosen on validation users
     decay: float = 0.12  # relative to the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
     svd: bool = True  # False starts from random factors: the ablation without SVD
     whiten: bool = True  # the prior has the training users' covariance; False: the paper's beta I
@@ -57,31 +65,42 @@ class Pref(LinearMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rank, self.steps) < 1 or self.decay < 0:
+        if (self.rank is not None and self.rank < 1) or self.steps < 1 or self.decay < 0:
             raise UserError(
-                "pref: rank and steps must be at least 1, decay 0 or more", "decay = 0 is the ablation without L2"
+                "pref: rank and steps must be at least 1, decay 0 or more",
+                "leave out rank to choose it on validation users; decay = 0 is the ablation without L2",
             )
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        spectrum, basis = self.matrix_svd(train)
-        start = weights_in_basis(train, basis) if self.svd else random_factors(train, self.rank, run.generator("pref"))
-        weights, basis = fit_factors(train, *start, self.decay, self.steps, run)
-        if self.whiten:
-            priors = tempered_priors(*empirical_prior(weights, basis))
-        else:
+        spectrum, directions = self.matrix_svd(train)
+
+        def priors_at(rank: int) -> list[State]:
+            start = (
+                weights_in_basis(train, directions[:, :rank])
+                if self.svd
+                else random_factors(train, rank, run.generator("pref"))
+            )
+            weights, basis = fit_factors(train, *start, self.decay, self.steps, run)
+            if self.whiten:
+                return tempered_priors(*empirical_prior(weights, basis))
             zero = torch.zeros(len(basis), dtype=basis.dtype)
-            priors = [{"mean": zero, "root": scale * basis} for scale in PRIOR_SCALES]
-        return best_prior_on_validation(priors, validation) | {"spectrum": spectrum}
+            return [{"mean": zero, "root": scale * basis} for scale in PRIOR_SCALES]
+
+        found = best_rank_on_validation(self.rank, directions.shape[1], priors_at, validation, run)
+        if self.whiten:
+            found = rescaled(found, validation)
+        return found | {"spectrum": spectrum}
 
     def matrix_svd(self, train: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the singular values, and float64[d, <= J]: the map from features to phi.
+        """Return the singular values, and float64[d, r]: the map from features to phi, leading directions first.
 
-        Ridge regression on the pairs' gaps fits this map to the pairs' side of the SVD (algorithm 1, lines 2 to 5).
+        Ridge regression on the pairs' gaps fits this map to the pairs' side of the SVD (algorithm 1, lines 2 to 5). It is
+        fitted for the given rank, or for the highest one that is tried.
         """
         low, high = np.minimum(train.left, train.right).astype(np.int64), np.maximum(train.left, train.right)
         _, first, pair = np.unique(low * len(train.items) + high, return_index=True, return_inverse=True)
         if len(train) < 2 * len(first) or train.n_users * len(first) > MAX_MATRIX_ENTRIES:
-            return moment_svd(train, self.rank)
+            return moment_svd(train)
         sign = np.where(train.left == low, 1.0, -1.0)  # both orders of a pair are one column
         cells = torch.from_numpy(train.user).long(), torch.from_numpy(pair)
         matrix, times = torch.zeros(2, train.n_users, len(first), dtype=torch.float64)
@@ -89,9 +108,11 @@ class Pref(LinearMethod):
         times.index_put_(cells, torch.ones(len(train), dtype=torch.float64), accumulate=True)
         _, spectrum, Vt = torch.linalg.svd(matrix / times.clamp(min=1), full_matrices=False)
         gap = torch.from_numpy(train.gap[first] * sign[first, None]).double()
-        columns = spectrum[: self.rank].sqrt() * Vt[: self.rank].T
+        most = self.rank or RANKS[1]
+        columns = spectrum[:most].sqrt() * Vt[:most].T
         alphas = mean_square_gap(train) * np.logspace(-2, 5, 8)
-        ridge = RidgeCV(alphas, fit_intercept=False).fit(gap, columns)  # leave-one-out over pairs chooses alpha
+        # leave-one-out over pairs chooses alpha, for each direction its own
+        ridge = RidgeCV(alphas, fit_intercept=False, alpha_per_target=True).fit(gap, columns)
         return spectrum, torch.from_numpy(np.atleast_2d(ridge.coef_).T.copy())
 
     def uncertainty(self, state: State, users: Users, pool: Pairs) -> torch.Tensor:

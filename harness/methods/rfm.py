@@ -35,6 +35,7 @@ class Rfm(LinearMethod):
 
     family = "linear"
     paper = "Barreto et al. 2025, Reward-Feature Models"
+    version = 2
 
     dim: int = 32  # of phi
     features: Literal["linear", "mlp"] = "linear"

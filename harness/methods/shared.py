@@ -32,6 +32,7 @@ class Shared(LinearMethod):
 
     family = "control"
     paper = "Bradley and Terry 1952"
+    version = 2
 
     head: Literal["linear", "mlp"] = "linear"
     hidden: int = 64  # width of each hidden layer; `mlp` only

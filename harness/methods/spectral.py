@@ -6,7 +6,7 @@ from harness.data import Pairs, Panel
 from harness.errors import UserError
 from harness.learning.factors import moment_svd, weights_in_basis
 from harness.learning.linear import LinearMethod
-from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior
+from harness.learning.priors import PRIOR_SCALES, best_rank_on_validation, empirical_prior
 from harness.method import Run, State
 
 
@@ -22,13 +22,19 @@ class Spectral(LinearMethod):
 
     family = "linear"
 
-    rank: int = 8
+    version = 2
+    rank: int | None = None  # the number of directions kept; None: chosen on validation users
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise UserError("spectral: rank must be at least 1", "rank is the number of directions kept")
+        if self.rank is not None and self.rank < 1:
+            raise UserError("spectral: rank must be at least 1", "leave it out to choose it on validation users")
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
-        mean, root = empirical_prior(*weights_in_basis(train, moment_svd(train, self.rank)[1]))
-        return best_prior_on_validation([{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES], validation)
+        directions = moment_svd(train)[1]
+
+        def priors_at(rank: int) -> list[State]:
+            mean, root = empirical_prior(*weights_in_basis(train, directions[:, :rank]))
+            return [{"mean": mean, "root": scale * root} for scale in PRIOR_SCALES]
+
+        return best_rank_on_validation(self.rank, directions.shape[1], priors_at, validation, run)

@@ -23,6 +23,7 @@ class Surface(Method):
     """
 
     family = "control"
+    version = 2
 
     def refuses(self, task: TaskFacts) -> str | None:
         return super().refuses(task) if task.has_text else "needs items with text"

@@ -28,12 +28,6 @@ class Vpl(AmortisedMethod):
     family = "network"
     paper = "Poddar et al. 2024, VPL"
 
-    context: int = 20
-    targets: int = 10
-    users_per_step: int = 32
-    steps: int = 2000
-    # Chosen, with beta and steps, on validation users of `low_rank`: higher rates overfit its 500 people.
-    rate: float = 1e-3
     beta: float = 0.001  # weight of the KL against the loss per target, both in nats
 
     def __post_init__(self) -> None:

@@ -352,7 +352,7 @@ def _turn_of_trial(store: Store, trial: Trial, marks: GroupMarks) -> int:
 
 
 def _trial_as_dict(trial: Trial) -> dict:
-    from harness.trials.trial import field_values
+    from harness.fields import field_values
 
     things = {
         kind: [thing.name, field_values(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
+from harness.fields import field_values
 from harness.report.plots import (
     PAGE_WIDTH,
     Look,
@@ -20,7 +21,6 @@ from harness.report.plots import (
     write_line_names,
 )
 from harness.report.words import format_number, largest_candidate_count
-from harness.trials.trial import field_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

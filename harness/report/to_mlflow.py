@@ -38,10 +38,11 @@ from harness.board.board import Board, Row, TaskBoard
 from harness.board.make import make_board
 from harness.board.results import committed_manifest
 from harness.errors import UserError
+from harness.fields import field_values, name_at_version, recorded_values
 from harness.store.secrets import without_secrets
 from harness.store.store import Store
 from harness.trials.plan import Plan
-from harness.trials.trial import Trial, field_values, identity_hash, name_at_version, recorded_values
+from harness.trials.trial import Trial, identity_hash
 
 PUBLISH_VERSION = 4  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"

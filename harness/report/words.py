@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness.board.board import Point, Row, TaskBoard
+from harness.fields import field_values
 from harness.scores.stats import WorseOff
 from harness.task import Task
-from harness.trials.trial import field_values
 
 MAX_QUOTED_CHARACTERS = 200  # of a response on the page
 # With more task settings than this, each has one line in the terminal, and a folded table without figures on the page.

@@ -9,10 +9,10 @@ import safetensors
 
 from harness import registry
 from harness.errors import UserError
-from harness.fields import names_by_recorded_name
+from harness.fields import identity_fields, name_at_version, names_by_recorded_name
 from harness.method import Method, Run, State
 from harness.store.store import Store
-from harness.trials.trial import Trial, identity_fields, name_at_version
+from harness.trials.trial import Trial
 
 
 def export_metadata(trial: Trial) -> dict[str, str]:

@@ -16,6 +16,7 @@ FACT_NAMES = (
     "answers",
     "bytes_per_user",
     "code",
+    "context_effect",
     "curves",
     "device",
     "fit_seconds",

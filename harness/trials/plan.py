@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from harness.errors import UserError
+from harness.fields import name_at_version
 from harness.inference.jobs import Job, NotCachedError, merge_jobs
 from harness.method import Method, TaskFacts
 from harness.scores.stats import detectable_difference
@@ -19,7 +20,7 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.prepare import describe_error, prepare_task, task_facts
 from harness.trials.suite import Suite
-from harness.trials.trial import Trial, name_at_version
+from harness.trials.trial import Trial
 
 ASSUMED_DISAGREEMENT = 0.2  # share of queries on which two methods differ: between .1 and .3 on the suites here
 ASSUMED_CORRELATION = 0.05  # correlation of such differences within one person

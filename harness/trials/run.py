@@ -92,6 +92,7 @@ def run_trial(
         "adapt_seconds_per_user": test.adapt_seconds_per_user,
         "answers": test.answers,  # how the language model that was asked answers
         "bytes_per_user": test.bytes_per_user,
+        "context_effect": context_effect(predictions, max(trial.task.shots)),
         "curves": run.curves,
         "device": run.device,
         "fit_seconds": fit_seconds,
@@ -114,6 +115,12 @@ def run_trial(
         )
     scores = score_table(predictions, splits, truth)
     return TrialResult(predictions, scores, facts, _learned_tensors(method, state, test.users), test.written)
+
+
+def context_effect(predictions: dict[str, np.ndarray], shots: int) -> float | None:
+    """Return the share of test queries answered otherwise with another person's state; None for a single person."""
+    own, swapped = (predictions.get(f"test/{shots}{kind}") for kind in ("", "/swapped"))
+    return None if own is None or swapped is None else float((np.sign(own) != np.sign(swapped)).mean())
 
 
 def pairs_digest(splits: Splits) -> str:

@@ -12,12 +12,11 @@ from typing import Any
 
 from harness import registry
 from harness.errors import UnavailableError, UserError, did_you_mean
-from harness.fields import with_current_names
+from harness.fields import field_values, identity_fields, name_at_version, recorded_values, with_current_names
 from harness.method import Method
 from harness.registry import PROJECT_ROOT
 from harness.store.store import identity_hash
 from harness.task import Task
-from harness.trials.trial import field_values, identity_fields, name_at_version, recorded_values
 
 # on every board unless `controls = false`
 CONTROL_METHODS = ("chance", "surface", "shared", "per_user", "spectral", "mixed_logit", "bayes")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from harness.fields import recorded_name
+from harness.fields import identity_fields, name_at_version
 from harness.store.store import identity_hash
 
 if TYPE_CHECKING:
@@ -16,38 +15,6 @@ if TYPE_CHECKING:
 
 # Raised whenever the same trial would get another key. tests/trials/test_trial.py pins the keys of each version.
 KEY_VERSION = 2
-
-
-def name_at_version(thing: Task | Method) -> str:
-    """Return `name@version`."""
-    return f"{thing.name}@{type(thing).version}"
-
-
-def field_values(thing: Task | Method) -> dict[str, object]:
-    """Return every field with its value."""
-    return {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
-
-
-def recorded_values(thing: Task | Method) -> dict[str, object]:
-    """Return every field with its value, renamed fields under their first names: for hashes that must not change."""
-    return {recorded_name(field): getattr(thing, field.name) for field in dataclasses.fields(thing)}
-
-
-def identity_fields(thing: Task | Method) -> dict[str, object]:
-    """Return the fields that are part of a key, under the names recorded in keys.
-
-    A field declared with metadata={"identity": False} is left out, for example a path, since `files_digest` covers the
-    file's content. If "identity" is a function, its value for the field is used: a model's content instead of its
-    folder, for example.
-    """
-    found = recorded_values(thing)
-    for declared in dataclasses.fields(thing):
-        counts, name = declared.metadata.get("identity", True), recorded_name(declared)
-        if counts is False:
-            del found[name]
-        elif counts is not True:
-            found[name] = counts(found[name])
-    return found
 
 
 def task_identity(task: Task, seed: int) -> dict[str, object]:

@@ -134,6 +134,23 @@ def test_the_caveat_of_a_task_is_on_its_board(tiny, monkeypatch):
     assert make_board(plan, store).tasks[0].flags[0] == caveat
 
 
+def test_a_method_that_reads_nobody_is_flagged(tmp_path):
+    """A method that stores something about people and answers everybody alike is named; one that reads people is not."""
+    (tmp_path / "deaf.py").write_text(
+        '"""Deaf, for a test."""\nimport torch\nfrom harness.methods.per_user import PerUser\n'
+        "class Deaf(PerUser):\n    def score(self, state, users, query):\n"
+        "        return torch.from_numpy(query.gap[:, 0]) + 1e-9 * super().score(state, users, query)\n"
+    )
+    registry.add_plugins([tmp_path / "deaf.py"])
+    file = tmp_path / "suite.toml"
+    file.write_text('seeds = 3\n[[tasks]]\nname = "low_rank"\nn_users = 60\n[[methods]]\nname = "deaf"\n')
+    store = Store(tmp_path / "store").open()
+    plan = make_plan(read_suite(file), store)
+    list(finish_trials(plan.trials, store))
+    said = [flag for flag in make_board(plan, store).tasks[0].flags if "reads nobody" in flag]
+    assert said == ["deaf reads nobody: with another person's answers it gives another answer to 0.0% of the queries"]
+
+
 def test_a_changed_source_file_is_flagged(tiny, tmp_path):
     """Old results stay when a method's file changes and its settings do not, and the board has a flag."""
     file, _, store = tiny

@@ -139,7 +139,7 @@ def test_generate_stops_before_vectors(tmp_path, folder):
 def test_wrong_names_are_explained(field, value, message):
     from harness import registry
     from harness.errors import UserError
-    from harness.trials.trial import identity_fields
+    from harness.fields import identity_fields
 
     with pytest.raises(UserError, match=message):
         identity_fields(registry.make_instance("task", "attributes", {field: value}))

@@ -91,6 +91,7 @@ def test_only_what_a_short_training_reads_is_asked_of_the_reference(base, train,
         return ask(opened, tokens, rows)
 
     monkeypatch.setattr(policy, "response_log_probs", noted)
+    monkeypatch.setattr(policy, "WHOLE_BELOW", len(train.items) - 1)
     some = policy.reference_log_probs(train.items, model, store, needed=needed)
     assert asked == [[0, 7, 143]] and set(np.flatnonzero(~some.isnan())) == set(needed)
     again = Items(train.items.features, train.items.text)
@@ -100,6 +101,11 @@ def test_only_what_a_short_training_reads_is_asked_of_the_reference(base, train,
     torch.testing.assert_close(some[list(needed)], whole[list(needed)])
     found = policy.reference_log_probs(Items(train.items.features, train.items.text), model, store, needed=(1, 2))
     assert torch.equal(found, whole) and len(asked) == 2
+
+
+def test_few_items_are_read_at_once_whatever_is_needed(base, train, store):
+    model = policy.parse_policy_model(f"transformers:{base}")
+    assert not policy.reference_log_probs(train.items, model, store, needed=(0,)).isnan().any()
 
 
 def test_reference_is_what_transformers_says_and_is_found_once(base, train, store, monkeypatch):

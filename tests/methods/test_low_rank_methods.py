@@ -108,10 +108,11 @@ def test_the_matrix_of_shared_pairs_by_hand(rank):
         return np.linalg.solve(gap[rows].T @ gap[rows] + penalty * np.eye(6), gap[rows].T @ columns[rows])
 
     def left_out(penalty):
-        return sum(np.square(gap[k] @ ridge(np.arange(10) != k, penalty) - columns[k]).sum() for k in range(10))
+        return sum(np.square(gap[k] @ ridge(np.arange(10) != k, penalty) - columns[k]) for k in range(10))
 
-    rows = x[left] - x[right]
-    fitted = ridge(np.arange(10), min(np.square(rows).mean() * 10.0 ** np.arange(-2, 6), key=left_out))
+    penalties = np.square(x[left] - x[right]).mean() * 10.0 ** np.arange(-2, 6)
+    best = penalties[np.argmin([left_out(penalty) for penalty in penalties], axis=0)]  # of each direction
+    fitted = np.stack([ridge(np.arange(10), best[i])[:, i] for i in range(rank)], 1)
     sign = np.sign((basis.numpy() * fitted).sum(0))  # the sign of a singular vector is arbitrary
     assert np.abs(basis.numpy() - sign * fitted).max() < 1e-6
 
@@ -122,7 +123,7 @@ def test_the_projected_svd_is_that_of_the_whole_matrix_where_features_tell_pairs
     gap = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     user = np.repeat(np.arange(9), 12)
     label = rng.integers(2, size=(9, 12)).astype(np.float32)
-    singular, basis = factors.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()), 9)
+    singular, basis = factors.moment_svd(from_gaps(user, np.tile(gap, (9, 1)), label.ravel()))
     _, wanted, Vt = np.linalg.svd(2 * label - 1, full_matrices=False)
     scale = np.sqrt(9 * 1.001)  # every pair occurs nine times; 1.001 is the small ridge on the second moment
     assert np.abs(singular.numpy() * scale * np.sqrt(12) - wanted).max() < 1e-4  # rows are divided by the root of 12
@@ -146,7 +147,7 @@ def test_refinement_reaches_scipys_optimum():
 
     best = min((minimize(loss, rng.normal(size=n_users * d + d * d)) for _ in range(3)), key=lambda r: r.fun)
     W, theta = best.x[: n_users * d].reshape(n_users, d), best.x[n_users * d :].reshape(d, d)
-    weights, basis = factors.weights_in_basis(train, factors.moment_svd(train, d)[1])
+    weights, basis = factors.weights_in_basis(train, factors.moment_svd(train)[1])
     weights, basis = factors.fit_factors(train, weights, basis, 0.12, 500, Run(0))
     assert abs(loss(torch.cat([weights.flatten(), basis.flatten()]).numpy()) - best.fun) < 1e-4
     assert np.abs((weights @ basis.T).numpy() - W @ theta.T).max() < 0.02

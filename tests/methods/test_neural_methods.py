@@ -150,9 +150,9 @@ def test_the_bound_is_that_of_the_users_there_are():
     state |= initial_mlp("reward", [64, 1], draw)
     sides = torch.from_numpy(np.stack([train.left, train.right], 1).astype(np.int64))
     batch = next(method.training_batches(train, torch.from_numpy(train.items.features), sides, draw))
-    noise = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
     total, n_targets = 0.0, 0
-    for u in range(64):
+    for u in range(32):
         shown, there = batch.shown[u, batch.mask[u]][None], batch.weight[u] > 0
         asked, label = batch.asked[u, there], batch.label[u, there]
         both = torch.cat([shown, pair_inputs(asked, label)[None]], 1)
@@ -163,7 +163,7 @@ def test_the_bound_is_that_of_the_users_there_are():
         normals = (torch.distributions.Normal(mean, variance.sqrt()) for mean, variance in (q, p))
         total += torch.distributions.kl_divergence(*normals).sum() - likely.log_prob(label).sum()
         n_targets += len(label)
-    assert n_targets < 64 * 9
+    assert n_targets < 32 * 9
     loss = method.training_loss(state, batch, torch.Generator().manual_seed(1))
     assert torch.allclose(loss, total / n_targets, rtol=1e-4)
 
@@ -210,10 +210,10 @@ def test_episodes_ask_only_what_they_do_not_show():
             own = user[both[0]]
             assert len(set(both)) == len(both) and (user[both] == own).all() and len(asked)
             assert torch.equal(batch.label[u, there], torch.from_numpy(pairs.label)[asked])
-            assert len(asked) == min(20, counts[own] - len(shown))
+            assert len(asked) == min(10, counts[own] - len(shown))
             sizes[int(counts[own])].add(len(shown))
         assert abs(float(batch.weight.sum()) - 1) < 1e-5
-    assert sizes == {2: {0, 1}, 3: {0, 1, 2}, 8: set(range(8)), 30: set(range(11))}
+    assert sizes == {2: {0, 1}, 3: {0, 1, 2}, 8: set(range(8)), 30: set(range(21))}
 
 
 def test_training_finds_a_regression_and_keeps_the_best_on_the_way():
@@ -337,3 +337,20 @@ def test_data_without_anything_to_learn(name, fields, what):
 def test_settings_that_mean_nothing_are_refused(name, fields):
     with pytest.raises(UserError, match=name):
         make_instance("method", name, fields)
+
+
+@pytest.mark.slow
+def test_np_btl_reads_people_who_mix_a_few_tastes():
+    """On `low_rank` with Dirichlet users accuracy rises with the answers read; with the paper's deep h_2 it did not."""
+    task = LowRank(weights="dirichlet")
+    splits = task.split(task.build(0), 0)
+    method, panel = make_instance("method", "np_btl", {}), splits.panels["test"]
+    state = method.fit(splits.train, splits.panels["validation"], Run(0))
+    reached = [
+        (
+            (method.score(state, method.adapt(state, panel.context.first(n), Run(0)), panel.query) > 0).numpy()
+            == (panel.query.label > 0.5)
+        ).mean()
+        for n in (0, 20)
+    ]
+    assert reached[1] > reached[0] + 0.03

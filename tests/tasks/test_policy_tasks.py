@@ -5,11 +5,12 @@ import pytest
 
 from harness import registry
 from harness.claims.schema import read_claims
+from harness.fields import field_values
 from harness.models import small
 from harness.store.store import Store
 from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
-from harness.trials.trial import Trial, field_values
+from harness.trials.trial import Trial
 from tasks.personas import CONCEPTS, Personas
 
 FOLDER = registry.PROJECT_ROOT / "jobs" / "suites" / "claims"

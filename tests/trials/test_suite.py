@@ -7,11 +7,11 @@ import scipy.stats
 
 from harness import registry
 from harness.errors import UserError
+from harness.fields import field_values
 from harness.method import TaskFacts
 from harness.store.store import Store
 from harness.trials.plan import describe_plan, make_plan, unfinished_trials
 from harness.trials.suite import CONTROL_METHODS, read_suite
-from harness.trials.trial import field_values
 
 
 def suite(tmp_path, text):

@@ -21,9 +21,11 @@ from harness.trials.prepare import prepare_task
 from harness.trials.run import elicit_context, run_trial
 from harness.trials.trial import KEY_VERSION, Trial, identity_hash, task_identity
 
-GOLDEN = {  # KEY_VERSION -> keys of the trials below; a version's keys are never edited, and a new version adds its own
-    1: ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
-    2: ["152a218975199120", "9d4cb5fa84df4004", "9e298dc3e030e563"],
+# (KEY_VERSION, version of `per_user` and `rfm`) -> keys of the trials below; keys are never edited, only added
+GOLDEN = {
+    (1, 1): ["c634177c078357f3", "5ee7fd10fdd91153", "4036c4dc65418e81"],
+    (2, 1): ["152a218975199120", "9d4cb5fa84df4004", "9e298dc3e030e563"],
+    (2, 2): ["e34f03b46efcd667", "5703d1968fc9bd2a", "2d8ea6d9b9a765a3"],
 }
 
 
@@ -43,7 +45,7 @@ def trials():
 
 
 def test_golden_keys():
-    assert [t.key for t in trials()] == GOLDEN[KEY_VERSION]
+    assert [t.key for t in trials()] == GOLDEN[KEY_VERSION, type(trials()[0].method).version]
 
 
 def test_every_field_of_a_trial_is_identity():
@@ -96,7 +98,7 @@ def test_a_path_is_no_identity(tmp_path):
 def test_versions_are_identity(monkeypatch):
     trial = trials()[0]
     key, task_key = trial.key, identity_hash(task_identity(trial.task, 0))
-    monkeypatch.setattr(type(trial.method), "version", 2)
+    monkeypatch.setattr(type(trial.method), "version", type(trial.method).version + 1)
     assert dataclasses.replace(trial).key != key and identity_hash(task_identity(trial.task, 0)) == task_key
     monkeypatch.setattr(type(trial.task), "version", 2)
     assert identity_hash(task_identity(trial.task, 0)) != task_key

@@ -23,6 +23,7 @@ from harness.claims.figures.parts import (
 )
 from harness.claims.results import NoNumberError, Results
 from harness.errors import UserError
+from harness.fields import field_values
 from harness.method import Method
 from harness.report.plots import FIGURE_SIZE, add_legend, look_at_index
 from harness.report.words import format_number
@@ -30,7 +31,6 @@ from harness.scores import stats
 from harness.store.prepared import open_prepared_task
 from harness.task import Task
 from harness.trials import choose
-from harness.trials.trial import field_values
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl

@@ -15,11 +15,12 @@ from harness.claims.measures import measure_check
 from harness.claims.results import NoNumberError, Results
 from harness.claims.schema import WIN_METRICS, Check, Selection
 from harness.errors import UserError
+from harness.fields import field_values
 from harness.method import Method
 from harness.report.plots import FIGURE_SIZE, PAGE_WIDTH, Look, draw_grey_line, write_line_names
 from harness.report.words import distinct_task_labels
 from harness.task import Task
-from harness.trials.trial import Trial, field_values
+from harness.trials.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
