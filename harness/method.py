@@ -15,8 +15,10 @@ import torch
 
 from harness import fields
 from harness.data import Items, Pairs, Panel, Truth
+from harness.search_space import SearchSpace
 
 if TYPE_CHECKING:
+    from harness.learning.search import Search
     from harness.store.store import Store
 
 State = dict[str, torch.Tensor]  # what a method learned from training users
@@ -100,7 +102,11 @@ class Run:
     truth: Truth | None = None
     checkpoint: Path | None = None  # folder where a long `fit` saves what it needs to resume after a kill
     store: Store | None = None  # the store of language models and of their outputs for the task's responses
+    shots: tuple[int, ...] = ()  # the numbers of context pairs at which the trial scores people
+    data: str = ""  # digest of the prepared task
     curves: dict[str, list[float]] = field(default_factory=dict)
+    # what `fit` chose on validation users, as plain values, to be stored with the trial
+    chosen: dict[str, object] = field(default_factory=dict)
 
     def generator(self, purpose: str = "") -> torch.Generator:
         """Return a random number generator that depends on the seed and the purpose alone."""
@@ -207,6 +213,9 @@ class Method(Predictor):
     trains_model: ClassVar[bool] = False  # trains a language model; several workers may share one trial
     generates: ClassVar[bool] = False  # writes texts: defines `generate`
     exports: ClassVar[bool] = False  # exports the language model that it trained: defines `export`
+    searches: ClassVar[bool] = False  # tries settings of another method: defines `open_search`
+    # Fields that `tuned` may search, and between which values: as wide as makes sense, whatever the default.
+    search_space: ClassVar[SearchSpace] = {}
 
     def __post_init__(self) -> None:
         fields.validate_fields(self)
@@ -230,6 +239,11 @@ class Method(Predictor):
         return None
 
     @property
+    def variant_of(self) -> Method | None:
+        """The method that this one is a variant of, and beside whose name it stands on boards; None for most."""
+        return None
+
+    @property
     def elicitation(self) -> str:
         """How context pairs are chosen, `random` or `uncertainty`; a field of methods that define `uncertainty`."""
         return "random"
@@ -238,6 +252,10 @@ class Method(Predictor):
     def has_rewards(self) -> bool:
         """Whether single items are scored, by `reward` or by a language model's answers; where false, only pairs are."""
         return True
+
+    def open_search(self, run: Run) -> Search:
+        """Return a new search for the setting, where `searches = True`."""
+        raise NotImplementedError
 
     def prepare_models(self, store: Store) -> None:
         """Make what all trials of the method share; called before any trial runs.

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -15,9 +16,10 @@ import typing
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from harness.errors import UserError, did_you_mean
-from harness.fields import coerce_value, with_current_names
+from harness.fields import coerce_value, field_values, with_current_names
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 BUILT_IN_PACKAGES = {  # packages whose modules each define one task or method
@@ -194,6 +196,28 @@ def make_instance(kind: str, name: str, fields: dict[str, object]) -> Any:
             hint = did_you_mean(field, known, f"its fields: {', '.join(sorted(known)) or 'none'}")
             raise UserError(f"{kind} {name!r} has no field {field!r}", hint)
     return cls(**{field: coerce_value(value, hints[field], f"{name}.{field}") for field, value in fields.items()})
+
+
+def parse_setting(kind: str, text: str) -> Any:
+    """Make an instance from `name` or `name?field=value&field=value`; a value is JSON, or else text."""
+    name, _, rest = text.partition("?")
+    return make_instance(kind, name, {field: _plain_value(value) for field, value in parse_qsl(rest, True, True)})
+
+
+def setting_text(thing: Any) -> str:
+    """Return the text that `parse_setting` reads: a task's or method's name, and its fields that are not default."""
+    default = field_values(type(thing)())
+    changed = {name: value for name, value in field_values(thing).items() if value != default[name]}
+    plain = {name: isinstance(value, str) and _plain_value(value) == value for name, value in changed.items()}
+    given = {name: value if plain[name] else json.dumps(value) for name, value in changed.items()}
+    return f"{thing.name}?{urlencode(given)}" if given else thing.name
+
+
+def _plain_value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def lists_several_settings(kind: str, name: str, field: str, value: object) -> bool:

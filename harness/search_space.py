@@ -32,4 +32,4 @@ class OneOf:
     when: Mapping[str, object] = field(default_factory=dict)
 
 
-SearchSpace = Mapping[str, Span | OneOf]  # by the name of the method's field
+SearchSpace = dict[str, Span | OneOf]  # by the name of the method's field

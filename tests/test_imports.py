@@ -80,6 +80,7 @@ MAY_IMPORT = {
 DOORS = {  # library -> the only files or folders that may import it, at any place in a file
     "ray": {"harness/on_ray/", "jobs/"},
     "mlflow": {"harness/report/to_mlflow.py"},
+    "optuna": {"harness/learning/search.py"},
     "vllm": {"harness/models/on_vllm.py"},
 }
 MAX_FLOORS = 6  # levels of imports inside one folder; more are hard to read from top to bottom

@@ -150,8 +150,22 @@ def _as_plain_value(value: object) -> object:
 def setting_labels(things: list) -> dict:
     """Return a label for each task or method: its name, its fields that are not default, and those in which settings differ.
 
-    Long values, such as a query, are cut in the middle, unless two labels would then be the same.
+    Long values, such as a query, are cut in the middle, unless two labels would then be the same. A variant of a method has
+    that method's label and its own name, such as `rfm tuned`.
     """
+    variants = {thing: thing.variant_of for thing in things if isinstance(thing, Method) and thing.variant_of}
+    if variants:
+        plain = dict.fromkeys([thing for thing in things if thing not in variants] + list(variants.values()))
+        labels = setting_labels(list(plain))
+        labels |= {thing: f"{labels[base]} {thing.name}" for thing, base in variants.items()}
+        alike = Counter(labels[thing] for thing in things)
+        own = _labels_of_fields([thing for thing in variants if alike[labels[thing]] > 1])
+        return {thing: own.get(thing, labels[thing]) for thing in things}
+    return _labels_of_fields(things)
+
+
+def _labels_of_fields(things: list) -> dict:
+    """Return `setting_labels` of things that are no variants."""
     seen: dict[type, dict[str, list]] = {}  # the different values of each field
     for thing in things:
         of_class = seen.setdefault(type(thing), {})

@@ -114,6 +114,45 @@ def flag_reads_nobody(rows: dict[Method, Row], manifests: dict[str, dict]) -> li
     return flags
 
 
+def flag_searches(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
+    """Report the budget of every tuned row, and the settings that it chose under the suite's seeds."""
+    flags = []
+    for method, row in rows.items():
+        found = [manifests[key]["facts"].get("chosen") or {} for key in row.keys] if method.searches else []
+        if not found:
+            continue
+        seconds, failed = (sum(each[name] for each in found) for name in ("seconds", "failed"))
+        tried = max(each["tried"] for each in found)
+        kept = sum(not each["setting"] for each in found)
+        chose = settings_in_words([each["setting"] for each in found if each["setting"]])
+        flags.append(
+            f"{row.label}: {tried} settings a seed on validation users, {seconds:,.0f} s of a core in all"
+            + (f", {failed} failed" if failed else "")
+            + (f"; chose {chose}" if chose else "")
+            + (f"; under {kept} of {len(found)} seeds the method as it is" if kept else "")
+        )
+    return flags
+
+
+def settings_in_words(settings: list[dict]) -> str:
+    """Return the values of each field over several settings: `rank 4 to 11, variant angle or distance`."""
+    values: dict[str, set] = {}
+    for setting in settings:
+        for name, value in setting.items():
+            values.setdefault(name, set()).add(value)
+    found = []
+    for name, of_field in values.items():
+        numeric = all(type(value) in (int, float) for value in of_field)
+        shown = sorted({f"{value:.3g}" if type(value) is float else str(value) for value in of_field})
+        ends = (
+            [f"{end:.3g}" if type(end) is float else str(end) for end in (min(of_field), max(of_field))]
+            if numeric
+            else []
+        )
+        found.append(f"{name} {' to '.join(dict.fromkeys(ends)) if numeric else ' or '.join(shown)}")
+    return ", ".join(found)
+
+
 def flag_tied_predictions(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
     """Report methods that answer one half to more than a twentieth of the test pairs, as lost precision makes them."""
     flags = []

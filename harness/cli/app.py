@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness import registry
 from harness.cli.terminal import progress_bar
+from harness.errors import UserError
 from harness.store.logs import log_to_terminal
 from harness.store.store import Store
 
 if TYPE_CHECKING:
     from harness.api.running import MakeRows
     from harness.trials.plan import Plan
+    from harness.trials.suite import Suite
 
 FIRST_DAY = """\
 manyminds: who learns what one person prefers from a few choices?
@@ -72,14 +76,27 @@ def plan_with_progress(
     plugin: list[Path] | None,
     make: MakeRows | None = None,
     must_exist: bool = False,
+    quick: bool = False,
 ) -> tuple[Plan, Store]:
     """Prepare a suite's tasks with a progress bar; return the plan and the opened store.
 
     make: makes missing samples and vectors; without it, missing ones raise a UserError. must_exist: the store is only
-    read: it may be read-only, and a missing one raises UserError.
+    read: it may be read-only, and a missing one raises UserError. quick: with the suite's quick settings.
     """
     from harness import api
 
     set_data_folder(data)
+    registry.add_plugins(plugin or [])
+    read = quick_suite(suite) if quick else suite
     opened = Store(store).existing() if must_exist else Store(store).open()
-    return api.plan_suite(suite, opened, plugins=plugin or [], make=make, progress=progress_bar), opened
+    return api.plan_suite(read, opened, plugins=plugin or [], make=make, progress=progress_bar), opened
+
+
+def quick_suite(file: Path) -> Suite:
+    """Read a suite with its quick settings, under a name of its own. Raises UserError where it has none."""
+    from harness.trials.suite import load_toml, read_suite, shipped_suite
+
+    if not load_toml(shipped_suite(file)).get("quick"):
+        raise UserError(f"{file} has no quick settings", "leave out --quick, or add for example quick = { seeds = 3 }")
+    read = read_suite(file, quick=True)
+    return dataclasses.replace(read, name=f"{read.name}-quick", title=f"{read.title} (quick)")

@@ -12,7 +12,7 @@ import typer
 
 from harness import registry
 from harness.cli.app import plan_with_progress, set_data_folder
-from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir, SuiteArgument
+from harness.cli.options import DataDir, JsonOutput, Plugins, QuickOnly, StoreDir, SuiteArgument
 from harness.cli.terminal import print_json, stderr
 from harness.errors import UserError
 from harness.store.logs import log_files
@@ -115,12 +115,13 @@ def check(
 def plan(
     suite: SuiteArgument,
     store: StoreDir = Path("store"),
+    quick: QuickOnly = False,
     data: DataDir = None,
     plugin: Plugins = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Show what a run would do: its trials, the gains that it could detect, and how long it would take."""
-    planned, opened = plan_with_progress(suite, store, data, plugin)
+    planned, opened = plan_with_progress(suite, store, data, plugin, quick=quick)
     from harness.trials.plan import describe_plan
 
     told = describe_plan(planned, opened)

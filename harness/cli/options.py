@@ -14,6 +14,10 @@ QUICK_SUITE = registry.PROJECT_ROOT / "jobs" / "suites" / "quick.toml"
 SuiteArgument = Annotated[
     Path, typer.Argument(help="A suite's TOML file, for example from jobs/suites.", show_default=False)
 ]
+QuickOnly = Annotated[
+    bool,
+    typer.Option("--quick", help="Use the suite's `quick` settings: fewer seeds, smaller tasks, a smaller budget."),
+]
 StoreDir = Annotated[
     Path, typer.Option("--store", envvar="MANYMINDS_STORE", help="Folder for prepared tasks and results.")
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import registry
-from harness.cli.app import plan_with_progress, set_data_folder
+from harness.cli.app import plan_with_progress, quick_suite, set_data_folder
 from harness.cli.inference_jobs import JobRunner
 from harness.cli.options import (
     QUICK_SUITE,
@@ -18,6 +18,7 @@ from harness.cli.options import (
     JsonOutput,
     LocalOnly,
     Plugins,
+    QuickOnly,
     StoreDir,
     SuiteArgument,
     TrackingUri,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 def run(
     suite: SuiteArgument = QUICK_SUITE,
     store: StoreDir = Path("store"),
+    quick: QuickOnly = False,
     data: DataDir = None,
     plugin: Plugins = None,
     local: LocalOnly = False,
@@ -59,7 +61,7 @@ def run(
 
     began = time.monotonic()
     registry.add_plugins(plugin or [])
-    read_suite(suite)  # before a store is made: a mistake in it leaves nothing behind
+    quick_suite(suite) if quick else read_suite(suite)  # before a store is made: a mistake in it leaves nothing behind
     made = JobRunner(Store(store).open(), local)
     _check_axis_namer(axis_namer, made.store)
     if local and workers_per_policy > 1:
@@ -71,7 +73,7 @@ def run(
         from harness.on_ray.trials import check_gpus
 
         check_gpus(workers_per_policy, made.store)
-    planned, opened = plan_with_progress(suite, store, data, plugin, made)
+    planned, opened = plan_with_progress(suite, store, data, plugin, made, quick=quick)
     from harness.trials.plan import unfinished_trials
 
     todo = unfinished_trials(planned, opened)
@@ -107,6 +109,7 @@ def run(
 def board(
     suite: SuiteArgument,
     store: StoreDir = Path("store"),
+    quick: QuickOnly = False,
     data: DataDir = None,
     plugin: Plugins = None,
     axis_namer: AxisNamer = None,
@@ -115,7 +118,7 @@ def board(
 ) -> None:
     """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
-    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True)
+    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True, quick=quick)
     _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
 
 
@@ -123,6 +126,7 @@ def export(
     suite: SuiteArgument,
     folder: Annotated[Path, typer.Argument(help="A new folder for the data set.", show_default=False)],
     store: StoreDir = Path("store"),
+    quick: QuickOnly = False,
     data: DataDir = None,
     plugin: Plugins = None,
     as_json: JsonOutput = False,
@@ -130,7 +134,7 @@ def export(
     """Write a suite's pairs, items and predictions as a data set: parquet, a card for `datasets`, and Croissant."""
     from harness.api.to_datasets import export_suite
 
-    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True)
+    planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True, quick=quick)
     files = export_suite(planned, opened, folder)
     if as_json:
         print_json([str(file) for file in files])
@@ -226,12 +230,13 @@ def _list_claims() -> None:
 def publish(
     suite: SuiteArgument,
     store: StoreDir = Path("store"),
+    quick: QuickOnly = False,
     data: DataDir = None,
     plugin: Plugins = None,
     mlflow: TrackingUri = None,
 ) -> None:
     """Write a suite's results to MLflow; repeating the command makes no duplicates."""
-    planned, opened = plan_with_progress(suite, store, data, plugin)
+    planned, opened = plan_with_progress(suite, store, data, plugin, quick=quick)
     from harness.report.to_mlflow import Publisher
 
     publisher = Publisher(planned, opened, mlflow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from harness.learning.networks import apply_mlp, initial_mlp
 from harness.learning.networks import train_network as minimise
 from harness.method import Method, Run, State, TaskFacts, Users
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
+from harness.search_space import OneOf, SearchSpace, Span
 
 
 class TrainingBatch(NamedTuple):
@@ -38,6 +39,14 @@ class AmortisedMethod(Method):
     `targets` other pairs. Items are centred and scaled so that the mean variance of their features is 1. The weights
     with the lowest validation loss are kept (C.1).
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "width": OneOf((32, 64, 128)),  # multiples of the attention heads of `np_btl`
+        "latent_dim": Span(4, 64, whole=True),
+        "context": Span(5, 40, whole=True),
+        "steps": Span(500, 3000, whole=True),
+        "rate": Span(3e-4, 1e-2),
+    }
 
     width: int = 64  # paper: 256; on `two_modes` 64 is as close to the Bayes score as 96, in two thirds of the time
     latent_dim: int = 32  # chosen, like all that follows, on validation users of `two_modes`, `low_rank` and `raters`

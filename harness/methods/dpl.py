@@ -1,7 +1,7 @@
 """Distributional preference learning: an item's reward is a distribution over people (Siththaranjan et al. 2024)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from harness.data import Items, Pairs, Panel
 from harness.errors import UserError
 from harness.method import Method, Run, State, TaskFacts, Users
 from harness.methods.shared import apply_reward_network, train_reward_network
+from harness.search_space import OneOf, SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Dpl(Method):
 
     family = "network"
     paper = "Siththaranjan et al. 2024, DPL"
+    search_space: ClassVar[SearchSpace] = {
+        "model": OneOf(("mean_variance", "categorical")),
+        "atoms": Span(3, 30, whole=True, when={"model": "categorical"}),
+        "hidden": OneOf((0, 16, 64, 128)),
+        "steps": Span(200, 3000, whole=True),
+    }
 
     model: Literal["mean_variance", "categorical"] = "mean_variance"
     atoms: int = 10  # values of U in the categorical model

@@ -1,7 +1,7 @@
 """ICRA: in-context reward adaptation by one trained matrix or a small GPT-2, from choices (and response times)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from harness.learning.networks import train_network
 from harness.learning.priors import best_prior_on_validation
 from harness.method import Run, State, TaskFacts, Users
 from harness.methods.moment import Signal, answer_signals, mean_signed_gaps, refusal_without_times, shortest_seconds
+from harness.search_space import SearchSpace, Span
 
 # Strengths of the ridge, each divided by the number of training users; one of these seven is selected on validation
 # users.
@@ -59,6 +60,7 @@ class Icra(LinearMethod):
     family = "linear"
     paper = "ICRA"
     version = 2
+    search_space: ClassVar[SearchSpace] = {"length": Span(3, 300, whole=True)}
 
     model: Literal["linear", "gpt2"] = "linear"
     signal: Signal = "choice"

@@ -1,7 +1,7 @@
 """LoRe: a low-rank basis of rewards; every user's reward is a mixture of them (Bose et al. 2025)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from harness.learning.priors import (
     tempered_priors,
 )
 from harness.method import Run, State, Users
+from harness.search_space import SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Lore(LinearMethod):
     paper = "Bose et al. 2025, LoRe"
 
     version = 2
+    search_space: ClassVar[SearchSpace] = {"rank": Span(1, 64, whole=True), "steps": Span(15, 240, whole=True)}
     rank: int | None = None  # number of basis rewards; None: chosen on validation users
     weights: Literal["simplex", "free"] = "simplex"
     svd: bool = True  # free weights start from the SVD; False: from random values

@@ -1,7 +1,7 @@
 """Hierarchical-Bayes mixed logit: Gaussians over user weights fitted by empirical Bayes; the classical baseline."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from harness.learning.priors import (
 )
 from harness.method import Run, State, TaskFacts, Users
 from harness.methods.moment import Signal, refusal_without_times
+from harness.search_space import OneOf, SearchSpace, Span
 
 MAX_MIXTURE_FEATURES = 64  # with more, a few hundred people do not tell kinds apart, and it takes half a minute
 COMPONENTS = 5  # of the mixture that is tried: 2 or 8 do no better on validation users of `two_modes` and `low_rank`
@@ -51,6 +52,7 @@ class MixedLogit(LinearMethod):
     family = "linear"
     paper = "Train 2009"
     version = 2
+    search_space: ClassVar[SearchSpace] = {"steps": Span(3, 30, whole=True), "components": OneOf((1, 2, 3, 5, 8))}
 
     steps: int = 10
     components: int | None = None  # of the mixture; None: one or COMPONENTS, chosen on validation users

@@ -36,7 +36,6 @@ class NpBtl(AmortisedMethod):
     family = "network"
     paper = "Few-shot Steerable Alignment 2024"
     version = 2
-
     encoder: Literal["deepset", "attention"] = "deepset"
     latent: bool = False
 

@@ -1,7 +1,7 @@
 """PAL: every user is an ideal point, a mixture of K prototypes, and prefers items near it (Chen et al. 2024)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from harness.learning.linear import padded_rows
 from harness.learning.networks import apply_mlp, initial_mlp, train_network
 from harness.learning.priors import best_prior_on_validation, fit_simplex_weights, mixture_priors
 from harness.method import Method, Run, State, TaskFacts, Users
+from harness.search_space import OneOf, SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Pal(Method):
     family = "network"
     paper = "Chen et al. 2024, PAL"
     version = 2
+    search_space: ClassVar[SearchSpace] = {
+        "variant": OneOf(("distance", "angle")),
+        "prototypes": Span(2, 64, whole=True),
+        "dim": Span(2, 64, whole=True),
+        "hidden": OneOf((0, 32, 128)),
+        "steps": Span(300, 3000, whole=True),
+        "rate": Span(0.002, 0.1),
+    }
 
     variant: Literal["distance", "angle"] = "distance"
     prototypes: int = 16  # K

@@ -1,6 +1,7 @@
 """Ridge logistic regression on each user's own pairs; users share nothing but the ridge."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,6 +11,7 @@ from harness.learning.linear import LinearMethod
 from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, with_haste
 from harness.method import Run, State, TaskFacts
 from harness.methods.moment import Signal, refusal_without_times
+from harness.search_space import SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class PerUser(LinearMethod):
 
     family = "linear"
     version = 2
+    search_space: ClassVar[SearchSpace] = {"scale": Span(0.02, 20.0)}
 
     scale: float | None = None
     signal: Signal = "choice"

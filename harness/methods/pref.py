@@ -1,7 +1,7 @@
 """PReF: the users x pairs matrix, factorised and refined by maximum likelihood; can choose the pairs to ask."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from harness.learning.priors import (
     tempered_priors,
 )
 from harness.method import Run, State, Users
+from harness.search_space import SearchSpace, Span
 
 # The SVD of a users x pairs matrix with this many entries takes 4 s on one core. `arguments` would have 61 million.
 MAX_MATRIX_ENTRIES = 4_000_000
@@ -55,6 +56,11 @@ class Pref(LinearMethod):
     paper = "PReF"
 
     version = 2
+    search_space: ClassVar[SearchSpace] = {
+        "rank": Span(1, 64, whole=True),
+        "decay": Span(0.01, 1.0),
+        "steps": Span(10, 160, whole=True),
+    }
     rank: int | None = None  # J; None: chosen on validation users
     decay: float = 0.12  # relative to the noise's spectral norm, as in `rfm`; 0 is the ablation without L2
     svd: bool = True  # False starts from random factors: the ablation without SVD

@@ -1,7 +1,7 @@
 """Reward-feature model: shared features and user weights learned jointly (Barreto et al. 2025, eq. 5-8)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from harness.learning.factors import fit_factors, noise_spectral_norm, random_fa
 from harness.learning.linear import LinearMethod
 from harness.learning.priors import PRIOR_SCALES, best_prior_on_validation, empirical_prior
 from harness.method import Run, State, Users
+from harness.search_space import SearchSpace, Span
 
 PAIRS_PER_STEP = 1024  # pairs in each step of `mlp`
 
@@ -36,6 +37,11 @@ class Rfm(LinearMethod):
     family = "linear"
     paper = "Barreto et al. 2025, Reward-Feature Models"
     version = 2
+    search_space: ClassVar[SearchSpace] = {
+        "dim": Span(2, 128, whole=True),
+        "decay": Span(0.01, 1.0),
+        "steps": Span(10, 200, whole=True),
+    }
 
     dim: int = 32  # of phi
     features: Literal["linear", "mlp"] = "linear"

@@ -1,6 +1,7 @@
 """SVD of users' mean moments, then ridge in the leading directions: the control for all low-rank methods."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.data import Pairs, Panel
 from harness.errors import UserError
@@ -8,6 +9,7 @@ from harness.learning.factors import moment_svd, weights_in_basis
 from harness.learning.linear import LinearMethod
 from harness.learning.priors import PRIOR_SCALES, best_rank_on_validation, empirical_prior
 from harness.method import Run, State
+from harness.search_space import SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Spectral(LinearMethod):
     family = "linear"
 
     version = 2
+    search_space: ClassVar[SearchSpace] = {"rank": Span(1, 64, whole=True)}
     rank: int | None = None  # the number of directions kept; None: chosen on validation users
 
     def __post_init__(self) -> None:

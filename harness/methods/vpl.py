@@ -1,6 +1,7 @@
 """Variational preference learning: a network infers a Gaussian posterior of each user's latent (Poddar et al. 2024)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import silu
@@ -9,6 +10,7 @@ from harness.errors import UserError
 from harness.learning.amortised import AmortisedMethod, TrainingBatch, gaussian_divergence, target_loss
 from harness.learning.networks import apply_mlp, initial_mlp
 from harness.method import State, Users
+from harness.search_space import SearchSpace, Span
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Vpl(AmortisedMethod):
 
     family = "network"
     paper = "Poddar et al. 2024, VPL"
+    search_space: ClassVar[SearchSpace] = AmortisedMethod.search_space | {"beta": Span(1e-4, 0.1)}
 
     beta: float = 0.001  # weight of the KL against the loss per target, both in nats
 

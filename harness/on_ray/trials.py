@@ -19,19 +19,19 @@ from harness.errors import UserError, print_note
 from harness.machine import core_count
 from harness.on_ray.causes import cause_in_words
 from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES, GroupMarks
+from harness.on_ray.plain import surroundings, trial_as_dict, trial_from_dict
 from harness.on_ray.watch import RayLostError, StoreWatch, call_watched
 from harness.store.logs import current_run_name, log_to_store
-from harness.store.provenance import code_state
 from harness.store.store import Store
 
 from harness.on_ray import session  # first: it sets variables that Ray reads while it is imported  # isort: skip
 from harness.on_ray.deaths import DeathCounter, GroupEndedError  # isort: skip
+from harness.on_ray.searches import QuietReporter, Searches  # isort: skip
 
 import ray
 import ray.train
 import ray.tune
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.tune.progress_reporter import TrialProgressCallback
 
 if TYPE_CHECKING:
     from harness.trials.trial import Trial
@@ -41,15 +41,6 @@ log = logging.getLogger(__name__)
 HEALTH_SECONDS = 600  # a worker that holds the interpreter's lock answers no health check until its trial's limit
 MIN_GROUP_SECONDS = 60.0  # of work on one core; a smaller group is not worth its start, which takes 6-30 s
 TEAM_TIMEOUT_SECONDS = 600  # for which a worker of a team waits for another, which may be saving a checkpoint
-TRIAL_VARIABLES = (  # environment variables that workers get from the driver
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-    "MANYMINDS_CHECKPOINT_SECONDS",
-    "MANYMINDS_CODE",
-    "MANYMINDS_CRASH",
-    "MANYMINDS_DATA",
-    "MANYMINDS_SHARD",
-)
 
 
 def run_trials_on_ray(
@@ -87,6 +78,10 @@ def run_trials_on_ray(
         session.without_ray_reports(),
         session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as ray_storage,
     ):
+        if searching := [trial for trial in trials if trial.method.searches]:
+            print_note(f"Ray Tune searches the settings of {len(searching)} trials")
+            searches = Searches(searching, store)
+            call_watched(lambda: searches.run(surroundings(store, plugins), ray_storage), searches.look)
         groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
         watch = StoreWatch(store, [group.trials for group in groups], on_progress, on_group)
         print_note(
@@ -165,17 +160,14 @@ def _work_of_groups(
 
     ray_storage: the folder for the files of Tune and Train, and for marks.
     """
-    environment = {n: os.environ[n] for n in TRIAL_VARIABLES if n in os.environ}
     return [
-        {
-            "store": str(store.root),
-            "plugins": [str(p) for p in plugins],
-            "environment": environment | {"MANYMINDS_CODE": code_state()},
+        surroundings(store, plugins)
+        | {
             "log": current_run_name(),
             "ray_storage": ray_storage,
             "marks": f"{ray_storage}/marks/{number}",
             "trial_minutes": trial_minutes,
-            "trials": [_trial_as_dict(t) for t in group.trials],
+            "trials": [trial_as_dict(t) for t in group.trials],
             "seconds": group.seconds,
             "workers": group.workers,
             "in_team": group.in_team,
@@ -327,7 +319,7 @@ def _run_share_in_turns(group: dict, store: Store, context: ray.train.TrainConte
     mine = list(range(len(group["trials"])))
     if not group["in_team"]:
         mine = balanced_shares(group["seconds"], context.get_world_size())[rank]
-    trials = [_trial_from_dict(group["trials"][i]) for i in mine]
+    trials = [trial_from_dict(group["trials"][i]) for i in mine]
     turns = [parallel.first_workers_value(_turn_of_trial(store, trial, marks)) for trial in trials]
 
     def marked(trial: Trial) -> AbstractContextManager[None]:
@@ -349,29 +341,6 @@ def _turn_of_trial(store: Store, trial: Trial, marks: GroupMarks) -> int:
     if store.read_manifest("trials", trial.key) or store.read_failure(trial.key):
         return DONE
     return LAST if marks.deaths(trial.key) else FIRST
-
-
-def _trial_as_dict(trial: Trial) -> dict:
-    from harness.fields import field_values
-
-    things = {
-        kind: [thing.name, field_values(thing)] for kind, thing in (("task", trial.task), ("method", trial.method))
-    }
-    named = {"seed": trial.seed, "data": trial.data, "task_key": trial.task_key}
-    return things | named | {"key": trial.key, "identity": trial.identity}
-
-
-def _trial_from_dict(spec: dict) -> Trial:
-    from harness import registry
-    from harness.trials.trial import Trial
-
-    return Trial(
-        registry.make_instance("task", *spec["task"]),
-        registry.make_instance("method", *spec["method"]),
-        spec["seed"],
-        spec["data"],
-        spec["task_key"],
-    )
 
 
 def check_gpus(workers_per_policy: int, store: Store) -> None:
@@ -406,14 +375,11 @@ def _check_enough_devices(workers_per_policy: int, cores: int, gpus: int) -> Non
         )
 
 
-class _GroupReporter(TrialProgressCallback):
-    """A callback in Tune's thread that says which groups have ended. The class replaces Tune's own, which prints."""
+class _GroupReporter(QuietReporter):
+    """A callback in Tune's thread that says which groups have ended."""
 
     def __init__(self, watch: StoreWatch) -> None:
         self.watch = watch
-
-    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        pass
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self.watch.ended.put((trial.config["group"], True))

@@ -8,6 +8,7 @@
     tasks/<key>.json              a prepared task
     trials/<key>.json             a finished trial
     trials/<key>.diverged.json    a later run of the same trial with a different result
+    searches/<key>.json           the loss of a method at one setting on validation users
     references/<key>.json         a language model's log-probabilities of a task's responses
     rows/<maker>/<block>.json     vectors, samples or answers that one model made for one block of texts; <maker> is the
                                   hash of the model and its options (harness/inference/cache.py)
@@ -57,7 +58,7 @@ from harness.store.secrets import without_secrets
 # name; all files placed in objects/; manifest written under a temporary name; manifest linked to its final name;
 # temporary name removed.
 CRASH_POINTS = ("begun", "written", "placed", "described", "linked", "cleaned")
-NAMED_BY_IDENTITY = ("tasks", "trials")  # kinds of manifests whose key is the hash of their identity
+NAMED_BY_IDENTITY = ("tasks", "trials", "searches")  # kinds of manifests whose key is the hash of their identity
 STALE_AFTER_SECONDS = 24 * 3600  # an older file in tmp/ was left by a process that died: no commit takes a day
 
 
@@ -134,7 +135,7 @@ class Store:
         Raises UserError where files cannot be written.
         """
         with self.os_errors_as_user_errors():
-            for name in ("objects", "tasks", "trials", "references", "failures", "tmp"):
+            for name in ("objects", "tasks", "trials", "searches", "references", "failures", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             probe = self._private_path("probe")
             probe.write_bytes(b"x")

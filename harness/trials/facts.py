@@ -15,6 +15,7 @@ FACT_NAMES = (
     "adapt_seconds_per_user",
     "answers",
     "bytes_per_user",
+    "chosen",
     "code",
     "context_effect",
     "curves",

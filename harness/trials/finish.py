@@ -22,7 +22,7 @@ from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.export import export_metadata
 from harness.trials.questions import answers_from_store
-from harness.trials.run import TrialResult, run_trial
+from harness.trials.run import TrialResult, run_of_trial, run_trial, shown_validation
 from harness.trials.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,14 @@ def finish_trial(trial: Trial, store: Store) -> bool:
     if checkpoint:
         shutil.rmtree(checkpoint, ignore_errors=True)
     return True
+
+
+def try_setting(trial: Trial, setting: dict[str, object], store: Store) -> None:
+    """Try a setting that a trial's search proposed, unless the store knows it; its loss is committed to the store."""
+    prepared = open_prepared_task(store, trial.task_key)
+    with one_thread(), parallel.standard_state():
+        search = trial.method.open_search(run_of_trial(trial, store))
+        search.try_setting(setting, prepared.splits.train, shown_validation(trial, prepared.splits))
 
 
 def _result_files(trial: Trial, result: TrialResult) -> dict[str, bytes | memoryview]:

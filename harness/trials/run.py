@@ -74,11 +74,11 @@ def run_trial(
     method, test = trial.method, PanelResult()
     predictions: dict[str, np.ndarray] = {}
     device = "cuda" if method.trains_model and torch.cuda.is_available() else "cpu"
-    run = Run(trial.seed, device, truth if method.privileged else None, checkpoint, store)
+    run = run_of_trial(trial, store, device, truth if method.privileged else None, checkpoint)
     torch.manual_seed(trial.seed)
     reset_peak_memory(device)
     began = time.perf_counter()
-    given = pairs_digest(splits)
+    before = pairs_digest(splits)
     state = _fit_method(trial, splits, run)
     fit_seconds = time.perf_counter() - began
     with method.open_predictor(state, run) as predictor:
@@ -92,6 +92,7 @@ def run_trial(
         "adapt_seconds_per_user": test.adapt_seconds_per_user,
         "answers": test.answers,  # how the language model that was asked answers
         "bytes_per_user": test.bytes_per_user,
+        "chosen": run.chosen,
         "context_effect": context_effect(predictions, max(trial.task.shots)),
         "curves": run.curves,
         "device": run.device,
@@ -108,7 +109,7 @@ def run_trial(
         "world_size": parallel.worker_count(),
         "written_tokens_per_second": test.tokens_per_second,
     } | provenance.provenance_facts()
-    if pairs_digest(splits) != given:
+    if pairs_digest(splits) != before:
         raise ValueError(
             f"{method.name} wrote into the pairs or items it was given, so its scores would be of other questions: "
             "copy an array before changing it"
@@ -128,18 +129,35 @@ def pairs_digest(splits: Splits) -> str:
     return arrays_digest(split_arrays(splits))
 
 
+def run_of_trial(
+    trial: Trial,
+    store: Store | None,
+    device: str = "cpu",
+    truth: Truth | None = None,
+    checkpoint: Path | None = None,
+) -> Run:
+    """Return what a trial passes to its method."""
+    return Run(trial.seed, device, truth, checkpoint, store, tuple(trial.task.shots), trial.data)
+
+
+def shown_validation(trial: Trial, splits: Splits) -> Panel:
+    """Return the validation panel as `fit` gets it: its context is cut to the largest number of shots that is scored.
+
+    Methods choose their settings on this panel.
+    """
+    panel = splits.panels["validation"]
+    return Panel(panel.context.first(max(trial.task.shots)), panel.query)
+
+
 def _fit_method(trial: Trial, splits: Splits, run: Run) -> State:
     """Fit the method and return its state.
 
     A failure that comes again after continuing from the checkpoint, without getting further, removes the checkpoint. A
     failure of the world, such as a full disk, and the first failure keep it.
     """
-    validation = splits.panels["validation"]
-    # Context is cut to the largest number of shots that is scored, since methods choose their settings on this panel.
-    shown = Panel(validation.context.first(max(trial.task.shots)), validation.query)
     before = _last_save(run.checkpoint)
     try:
-        return checked_state(trial.method.fit(splits.train, shown, run), trial.method.name)
+        return checked_state(trial.method.fit(splits.train, shown_validation(trial, splits), run), trial.method.name)
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

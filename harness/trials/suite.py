@@ -41,7 +41,12 @@ class SuiteFile:
     controls: bool = True  # false leaves out chance, surface, shared, per_user, spectral, mixed_logit and bayes
     paper: str = ""  # the paper that the file's claims are from, as `manyminds reproduce` names it
     claims: list = field(default_factory=list)  # published statements, see below
-    quick: dict = field(default_factory=dict)  # under `--quick`: other seeds, other fields by task or method
+    # adds a tuned row for every method with a search space: `trials`, `seconds`, `sampler` as in `tuned`, and `methods`,
+    # the names of those to tune
+    tune: dict = field(default_factory=dict)
+    quick: dict = field(
+        default_factory=dict
+    )  # under `--quick`: other seeds, other fields by task or method, other `tune`
 
 
 SUITE_KEYS = {name: typing.get_args(hint) or hint for name, hint in typing.get_type_hints(SuiteFile).items()}
@@ -143,6 +148,7 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
         named = {method.name for method in methods}
         wanted = dict.fromkeys([*CONTROL_METHODS, *(name for task in tasks for name in task.controls)])
         methods = [registry.make_instance("method", name, {}) for name in wanted if name not in named] + methods
+    methods += _tuned_methods(path, content.get("tune", {}) | less.get("tune", {}), methods)
     if (count := len(tasks) * len(methods) * len(seeds)) > MAX_TRIALS:
         raise UserError(
             f"{path} has {count:,} trials, more than {MAX_TRIALS:,}", "divide its tasks or methods among several suites"
@@ -157,10 +163,29 @@ def read_suite(path: str | Path, quick: bool = False) -> Suite:
     return Suite(path.stem, title, tuple(seeds), tuple(tasks), tuple(methods), margin, str(path.absolute()))
 
 
+def _tuned_methods(path: Path, tune: dict, methods: list[Method]) -> list[Method]:
+    """Return the tuned variant of every method with a search space, or of those that `[tune]` names."""
+    if not tune:
+        return []
+    open_ = [m for m in methods if m.search_space and not m.searches]
+    names = tune.get("methods", [m.name for m in open_])
+    fields = {name: value for name, value in tune.items() if name != "methods"}
+    if unknown := [name for name in names if name not in {m.name for m in open_}]:
+        known = ", ".join(dict.fromkeys(m.name for m in open_)) or "none of this suite"
+        raise UserError(f"{path}: tune.methods names {unknown[0]!r}", f"methods with a search space: {known}")
+    return [
+        registry.make_instance("method", "tuned", fields | {"method": registry.setting_text(m)})
+        for m in open_
+        if m.name in names
+    ]
+
+
 def _check_quick(path: Path, content: dict) -> None:
     """Raise UserError where `[quick]` has keys, values or names that a quick run does not use."""
     hint = "for example quick = { seeds = 3, methods = { np_btl = { steps = 500 } } }"
     for key, value in content.get("quick", {}).items():
+        if key == "tune" and isinstance(value, dict) and content.get("tune"):
+            continue
         if key not in ("seeds", "tasks", "methods"):
             raise UserError(f"{path}: unknown key {key!r} in quick", hint)
         if key == "seeds" and isinstance(value, (list, int)):

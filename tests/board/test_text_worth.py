@@ -149,7 +149,7 @@ name = "pleaser"
 def once(tmp_path_factory):
     """Return a folder with the plug-ins, and the suite finished in its store."""
     folder = tmp_path_factory.mktemp("written")
-    for name, text in (("pleaser", POLICY), ("tuned", TRAINED)):
+    for name, text in (("pleaser", POLICY), ("steered", TRAINED)):
         (folder / f"{name}.py").write_text(text)
     registry.add_plugins([folder / "pleaser.py"])
     (folder / "written.toml").write_text(SUITE)
@@ -162,7 +162,7 @@ def once(tmp_path_factory):
 @pytest.fixture
 def finished(once):
     folder, plan, store = once
-    registry.add_plugins([folder / "pleaser.py", folder / "tuned.py"])
+    registry.add_plugins([folder / "pleaser.py", folder / "steered.py"])
     return plan, store
 
 
@@ -449,7 +449,7 @@ def test_texts_follow_of_equal_users_too(finished, monkeypatch):
 
 def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     plan, store = finished
-    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "tuned", {"model": "there"}))
+    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "steered", {"model": "there"}))
     assert finish_trial(trial, store)
     manifest = store.read_manifest("trials", trial.key)
     assert manifest["files"]["learned.safetensors"]["bytes"] > MAX_LEARNED_BYTES
@@ -471,7 +471,7 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
     folder = store.root.with_name("model")
     assert f"manyminds show {trial.key} --save DIR" in show(trial.key)[1]
     assert "--save" not in show(of(plan, "shared")[0].key)[1]
-    code, out, _ = show(trial.key, "--save", folder, "--plugin", store.root.with_name("tuned.py"))
+    code, out, _ = show(trial.key, "--save", folder, "--plugin", store.root.with_name("steered.py"))
     assert (code, out.strip()) == (0, f"there: load it from {folder}")
     assert (folder / "model").read_bytes() == trained["lm.turned"].contiguous().numpy().tobytes()
     code, _, err = show(trial.key, "--save", folder)
@@ -484,9 +484,9 @@ def test_a_trained_model_is_kept_and_given_away(finished, monkeypatch, capsys):
 
 def test_a_model_that_no_program_reads_is_said_to_be_so(finished, monkeypatch):
     plan, store = finished
-    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "tuned", {}))
+    trial = dataclasses.replace(of(plan, "shared")[0], method=make_instance("method", "steered", {}))
     assert finish_trial(trial, store)
     monkeypatch.setattr(type(trial.method), "exports", False)
-    with pytest.raises(UserError, match="tuned trains no model that could be saved"):
+    with pytest.raises(UserError, match="steered trains no model that could be saved"):
         save_trained_model(store, store.read_manifest("trials", trial.key), store.root.with_name("other"))
     assert not store.root.with_name("other").exists()
