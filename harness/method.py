@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ class Run:
     checkpoint: Path | None = None  # folder where a long `fit` saves what it needs to resume after a kill
     store: Store | None = None  # the store of language models and of their outputs for the task's responses
     shots: tuple[int, ...] = ()  # the numbers of context pairs at which the trial scores people
-    data: str = ""  # digest of the prepared task
+    identity: Mapping[str, object] = field(default_factory=dict)  # of the trial; {} outside a trial
     curves: dict[str, list[float]] = field(default_factory=dict)
     # what `fit` chose on validation users, as plain values, to be stored with the trial
     chosen: dict[str, object] = field(default_factory=dict)
@@ -213,6 +213,7 @@ class Method(Predictor):
     trains_model: ClassVar[bool] = False  # trains a language model; several workers may share one trial
     generates: ClassVar[bool] = False  # writes texts: defines `generate`
     exports: ClassVar[bool] = False  # exports the language model that it trained: defines `export`
+    combines: ClassVar[bool] = False  # reads what other methods learned in their trials: its own trials come last
     searches: ClassVar[bool] = False  # tries settings of another method: defines `open_search`
     # Fields that `tuned` may search, and between which values: as wide as makes sense, whatever the default.
     search_space: ClassVar[SearchSpace] = {}

@@ -111,7 +111,7 @@ class Search:
 
     def known(self, setting: Setting) -> Tried | None:
         """Return what the store knows of a setting that was tried before, or None."""
-        if self.run.store is None or not self.run.data:
+        if self.run.store is None or not self.run.identity:
             return None
         found = self.run.store.read_manifest("searches", identity_hash(self.identity(setting)))
         return None if found is None else _tried(setting, found["facts"])
@@ -124,7 +124,7 @@ class Search:
             "method": name_at_version(method),
             "method_fields": identity_fields(method),
             "seed": self.run.seed,
-            "data": self.run.data,
+            "data": self.run.identity["data"],
             "shots": self.run.shots,
         }
 
@@ -146,7 +146,7 @@ class Search:
         except Exception as error:  # a setting that does not work: the budget counts it, and the board says so
             facts["reason"] = f"{type(error).__name__}: {message_of(error)}"
         facts["seconds"] = time.process_time() - began
-        if self.run.store and self.run.data:
+        if self.run.store and self.run.identity:
             identity = self.identity(setting)
             self.run.store.commit("searches", identity_hash(identity), identity, {}, facts)
         return self.known(setting) or _tried(setting, facts)  # of two workers the first one counts

@@ -105,9 +105,11 @@ def finish_trials(
 ) -> Iterator[tuple[Trial, bool]]:
     """Finish trials one after another, task by task, and yield each with whether it succeeded.
 
+    Trials that read what others learned come last.
+
     around: returns the context in which the trial runs.
     """
-    for trial in sorted(trials, key=lambda t: t.task_key):
+    for trial in sorted(trials, key=lambda t: (t.method.combines, t.task_key)):
         with around(trial):
             succeeded = finish_trial(trial, store)
         yield trial, succeeded

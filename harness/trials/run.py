@@ -137,7 +137,7 @@ def run_of_trial(
     checkpoint: Path | None = None,
 ) -> Run:
     """Return what a trial passes to its method."""
-    return Run(trial.seed, device, truth, checkpoint, store, tuple(trial.task.shots), trial.data)
+    return Run(trial.seed, device, truth, checkpoint, store, tuple(trial.task.shots), trial.identity)
 
 
 def shown_validation(trial: Trial, splits: Splits) -> Panel:

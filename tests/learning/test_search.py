@@ -73,7 +73,7 @@ def test_a_field_that_is_given_is_obeyed(tried):
 def test_the_same_settings_whoever_tries_them(tried, tmp_path):
     """One seed gives one search, in one process or interrupted and begun again by others; another seed another one."""
     alone = run_whole(Search(Bowl(), 30, 0.0, "tpe", Run(0))).tried
-    run = Run(0, store=Store(tmp_path).open(), data="d", shots=(0, 5))
+    run = Run(0, store=Store(tmp_path).open(), identity={"data": "d"}, shots=(0, 5))
     first = Search(Bowl(), 30, 0.0, "tpe", run)
     first.tell([first.try_setting(setting, None, None) for setting in first.propose()])
     for setting in list(reversed(first.propose()))[:3]:  # a second generation begun from its end, then lost
@@ -89,9 +89,9 @@ def test_the_same_settings_whoever_tries_them(tried, tmp_path):
     assert [each[:2] for each in other[1:]] != [each[:2] for each in alone[1:]]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"data": "e"}, {"shots": (0,)}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"identity": {"data": "e"}}, {"shots": (0,)}])
 def test_a_loss_belongs_to_its_data_seed_and_shots(tried, tmp_path, change):
-    run = Run(0, store=Store(tmp_path).open(), data="d", shots=(0, 5))
+    run = Run(0, store=Store(tmp_path).open(), identity={"data": "d"}, shots=(0, 5))
     for each in (run, dataclasses.replace(run, **change), run):
         Search(Bowl(), 1, 0.0, "tpe", each).try_setting({}, None, None)
     assert len(tried) == 2

@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     store, data = Store(tmp_path).open(), TASK.build(0)
     splits = TASK.split(data, 0)
     method = make_instance("method", "tuned", {"method": "spectral", "trials": 4})
-    run = Run(0, store=store, data="d", shots=TASK.shots)
+    run = Run(0, store=store, identity={"data": "d"}, shots=TASK.shots)
     search = method.open_search(run)
     first = search.propose()[0]
     search.try_setting(first, splits.train, splits.panels["validation"])
