@@ -128,10 +128,20 @@ def flag_searches(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[s
         flags.append(
             f"{row.label}: {tried} settings a seed on validation users, {seconds:,.0f} s of a core in all"
             + (f", {failed} failed" if failed else "")
+            + spread_of_losses([each["losses"] for each in found])
             + (f"; chose {chose}" if chose else "")
             + (f"; under {kept} of {len(found)} seeds the method as it is" if kept else "")
         )
     return flags
+
+
+def spread_of_losses(losses: list[list[float | None]]) -> str:
+    """Return the mean over seeds of the lowest loss, of the loss of the method as it is, and of the median and highest."""
+    known = [[loss for loss in each if loss is not None] for each in losses]
+    lowest, middle, highest = (np.mean([f(each) for each in known]) for f in (np.min, np.median, np.max))
+    first = [each[0] for each in losses if each[0] is not None]
+    as_it_is = f", as it is {np.mean(first):.3f}" if first else ""
+    return f"; log loss there {lowest:.3f}{as_it_is}, median {middle:.3f}, worst {highest:.3f}"
 
 
 def settings_in_words(settings: list[dict]) -> str:

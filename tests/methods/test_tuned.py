@@ -1,6 +1,7 @@
 """The tuned variant of a method: chosen on validation users alone, equal to the method at that setting, on any board."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
 from harness.api.running import run_suite
+from harness.board import flags
 from harness.board.board import setting_labels
 from harness.errors import UserError
 from harness.method import Run
@@ -124,6 +126,8 @@ def test_a_suite_tunes_every_method_with_a_search_space(tmp_path):
     assert rows["lore(weights=free) tuned"].rank and not any(row.incomplete for row in board.rows)
     (said,) = [flag for flag in board.flags if flag.startswith("lore(weights=free) tuned: ")]
     assert "3 settings a seed on validation users" in said
+    lowest, first, middle, worst = (float(x) for x in re.findall(r"\d\.\d{3}", said.split("log loss there")[1])[:4])
+    assert lowest <= first <= worst and lowest <= middle <= worst
     # a second run tries nothing again
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "store" / "searches").iterdir()}
     assert len(before) >= 3 * 3 * 4
@@ -167,3 +171,11 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     state = method.fit(splits.train, splits.panels["validation"], run)
     assert json.loads(kept.read_text())["facts"]["loss"] == run.chosen["losses"][0]
     assert "root" in state and len(list((tmp_path / "searches").iterdir())) <= 4
+
+
+def test_what_a_search_chose_is_said_in_words():
+    losses = [[0.6, None, 0.5, 0.9], [None, 0.4, 0.6, 0.8]]
+    assert flags.spread_of_losses(losses) == "; log loss there 0.450, as it is 0.600, median 0.600, worst 0.850"
+    chosen = [{"rank": 4, "rate": 0.01, "kind": "b"}, {"rank": 16, "rate": 0.25, "kind": "a"}, {"rank": 8}]
+    assert flags.settings_in_words(chosen) == "rank 4 to 16, rate 0.01 to 0.25, kind a or b"
+    assert flags.settings_in_words([]) == ""
