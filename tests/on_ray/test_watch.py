@@ -23,6 +23,7 @@ from harness.on_ray import watch
 from harness.on_ray.causes import cause_in_words
 from harness.on_ray.deaths import DeathCounter
 from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES, GroupMarks
+from harness.on_ray.plain import trial_as_dict
 from harness.registry import PROJECT_ROOT
 from tests.on_ray.test_trials import fits, ready, unfinished_of, wait_for
 
@@ -129,7 +130,7 @@ def group_of(tmp_path: Path, in_team: bool = False):
     """Return a store, four trials, the marks of their group, and the callback that counts its deaths."""
     store, trials, _ = ready(tmp_path, "deadly", ["deadly"])
     work = {"store": str(store.root), "marks": str(tmp_path / "marks"), "log": "", "trial_minutes": 2.0}
-    described = [trials_module._trial_as_dict(t) for t in trials[:4]]
+    described = [trial_as_dict(t) for t in trials[:4]]
     counter = DeathCounter(work | {"trials": described, "in_team": in_team})
     return store, trials[:4], GroupMarks(tmp_path / "marks"), counter
 
