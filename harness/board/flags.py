@@ -146,20 +146,14 @@ def spread_of_losses(losses: list[list[float | None]]) -> str:
 
 def settings_in_words(settings: list[dict]) -> str:
     """Return the values of each field over several settings: `rank 4 to 11, variant angle or distance`."""
-    values: dict[str, set] = {}
-    for setting in settings:
-        for name, value in setting.items():
-            values.setdefault(name, set()).add(value)
     found = []
-    for name, of_field in values.items():
-        numeric = all(type(value) in (int, float) for value in of_field)
-        shown = sorted({f"{value:.3g}" if type(value) is float else str(value) for value in of_field})
-        ends = (
-            [f"{end:.3g}" if type(end) is float else str(end) for end in (min(of_field), max(of_field))]
-            if numeric
-            else []
+    for name in dict.fromkeys(name for setting in settings for name in setting):
+        values = sorted({setting[name] for setting in settings if name in setting})
+        numbers = all(type(value) in (int, float) for value in values)
+        shown = [f"{value:.3g}" if type(value) is float else str(value) for value in values]
+        found.append(
+            f"{name} " + (" to ".join(dict.fromkeys([shown[0], shown[-1]])) if numbers else " or ".join(shown))
         )
-        found.append(f"{name} {' to '.join(dict.fromkeys(ends)) if numeric else ' or '.join(shown)}")
     return ", ".join(found)
 
 

@@ -111,10 +111,8 @@ def fit_gaussians(
     z = offset + (Z @ v.unsqueeze(2)).squeeze(2)
     for _ in range(rounds):
         p = (z.unsqueeze(-1) + variance.sqrt().unsqueeze(-1) * NODES).sigmoid_()
-        slope, gradient = (
-            (p * (1 - p)) @ NODE_WEIGHTS * mask,
-            (((p @ NODE_WEIGHTS - y) * mask).unsqueeze(1) @ Z).squeeze(1) + v,
-        )
+        slope = (p * (1 - p)) @ NODE_WEIGHTS * mask
+        gradient = (((p @ NODE_WEIGHTS - y) * mask).unsqueeze(1) @ Z).squeeze(1) + v
         half = slope.sqrt().unsqueeze(2)
         A = Z * half
         matrix = kernel * half * half.mT if kernel is not None else A.mT @ A

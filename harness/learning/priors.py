@@ -46,7 +46,7 @@ def james_stein_mean(mean: torch.Tensor, covariance: torch.Tensor, n_users: int)
     return mean * max(0.0, 1 - max(len(mean) - 2, 1) / agreement) if agreement > 0 else mean
 
 
-# Factors of a prior's standard deviation; a method selects one of these seven on validation users.
+# Factors of a prior's standard deviation, of which a method selects one on validation users.
 PRIOR_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -84,7 +84,7 @@ def lowest_nearby(
 ) -> tuple[float, int]:
     """Walk downhill from priors[start], and return the lowest loss on validation users with the prior's place.
 
-    The loss of a user's answers has one valley along a prior's scale; looking at every prior costs twice as much.
+    The loss is taken to have one valley along the number in which the priors differ: three or four of seven are looked at.
     """
 
     def looked_at(place: int) -> tuple[float, int]:
@@ -106,6 +106,7 @@ def rescaled(state: State, validation: Panel, predict: Predict | None = None) ->
     return best_prior_on_validation(priors, validation, predict)
 
 
+# Powers of answers' times (`answer_weights`): at 0 all answers count alike, at 1 one in half the time counts twice as much.
 HASTES = (0.0, 0.25, 0.5, 1.0)
 
 
@@ -153,7 +154,7 @@ def best_rank_on_validation(
     return best[3][best[2]]
 
 
-# Seven values, as PRIOR_SCALES has, so that no method has more candidates to select from on validation users.
+# Powers of a prior's variances, of which a method selects one on validation users.
 EIGENVALUE_POWERS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 

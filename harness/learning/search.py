@@ -141,7 +141,7 @@ class Search:
         inner = dataclasses.replace(self.run, curves={}, chosen={})
         try:
             facts["loss"] = _validation_loss(dataclasses.replace(self.method, **setting), train, validation, inner)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, torch.OutOfMemoryError):  # a failure of the world, not of the setting
             raise
         except Exception as error:  # a setting that does not work: the budget counts it, and the board says so
             facts["reason"] = f"{type(error).__name__}: {message_of(error)}"
@@ -152,6 +152,12 @@ class Search:
         return self.known(setting) or _tried(setting, facts)  # of two workers the first one counts
 
 
+def levels_of_shots(validation: Panel) -> tuple[int, ...]:
+    """Return numbers of shots to judge by outside a trial: none, an eighth, a quarter, half and all of the context."""
+    shots = int(np.diff(validation.context.offsets).max(initial=0))
+    return tuple(sorted({0, shots // 8, shots // 4, shots // 2, shots}))
+
+
 def _tried(setting: Setting, facts: Mapping) -> Tried:
     return Tried(setting, facts["loss"], facts["seconds"], facts["reason"])
 
@@ -159,9 +165,7 @@ def _tried(setting: Setting, facts: Mapping) -> Tried:
 def _validation_loss(method: Method, train: Pairs, validation: Panel, run: Run) -> float:
     query, total = validation.query, 0.0
     state = method.fit(train, validation, run)
-    scored = run.shots or (
-        int(np.diff(validation.context.offsets).max(initial=0)),
-    )  # outside a trial: all of the context
+    scored = run.shots or levels_of_shots(validation)
     for shots in scored:
         users = method.adapt(state, validation.context.first(shots), run)
         z = method.score(state, users, query.without_labels()).detach().double().numpy()

@@ -73,17 +73,19 @@ class MixedLogit(LinearMethod):
 
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         d = train.gap.shape[1]
-        start = torch.eye(d, dtype=torch.float64) / mean_square_gap(train) ** 0.5
-        one = Mixture(torch.zeros(1, d, dtype=torch.float64), start, torch.zeros(1, dtype=torch.float64))
-        one, posteriors = fit_mixture(train, one, self.steps, run)
+        zero, root = (
+            torch.zeros(1, d, dtype=torch.float64),
+            torch.eye(d, dtype=torch.float64) / mean_square_gap(train) ** 0.5,
+        )
+        one, posteriors = fit_mixture(train, Mixture(zero, root, zero[:, 0]), self.steps, run)
         mean = james_stein_mean(one.means[0], one.root @ one.root.T, train.n_users)
-        priors = tempered_priors(mean, one.root)
         components = self.components or (COMPONENTS if d <= MAX_MIXTURE_FEATURES else 1)
         if components > 1:
             start = self.clustered(one, posteriors, components, run)
             mixture, _ = fit_mixture(train, start, self.steps, run, posteriors)
             parts = {"mean": mixture.means, "log_shares": mixture.log_shares}
             mixtures = [prior | parts for prior in tempered_priors(mean, mixture.root)]
+            middle = mixtures[len(mixtures) // 2]
 
         def predict(state: State, context: Pairs) -> torch.Tensor:
             return row_log_odds(torch.from_numpy(validation.query.gap), user_weights(state, context), validation.query)
@@ -91,13 +93,11 @@ class MixedLogit(LinearMethod):
         def loss(state: State) -> float:
             return loss_on_validation(state, validation, predict)
 
-        if self.components and components > 1:
+        if self.components is None or components == 1:
+            found = best_prior_on_validation(tempered_priors(mean, one.root), validation)
+        # a mixture that is not given has to be better with its middle prior; to look at all of them costs more
+        if components > 1 and (self.components or loss(middle) < loss(found)):
             found = best_prior_on_validation(mixtures, validation, predict)
-        else:
-            found = best_prior_on_validation(priors, validation)
-            # a mixture costs more to look at, so only its middle prior is
-            if components > 1 and (middle := mixtures[len(mixtures) // 2]) and loss(middle) < loss(found):
-                found = best_prior_on_validation(mixtures, validation, predict)
         found = rescaled(found, validation, predict)
         return with_haste(found, validation, predict) if self.signal == "response_time" else found
 

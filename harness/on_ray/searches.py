@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import print_note
 from harness.on_ray import session  # noqa: F401  # first: it sets variables that Ray reads while it is imported
+from harness.on_ray.marks import GroupMarks
 from harness.on_ray.plain import trial_as_dict, trial_from_dict
 from harness.store.store import Store
 
@@ -106,20 +107,25 @@ class AllSearches(Searcher):
 class Searches:
     """The searches of all trials, in the current Ray session."""
 
-    def __init__(self, trials: Sequence[Trial], store: Store) -> None:
+    def __init__(self, trials: Sequence[Trial], store: Store, workers: int | None, trial_minutes: float) -> None:
+        """workers: the most settings that are tried at once, None for all cores.  trial_minutes: the longest for one."""
         self.trials, self.searches = trials, [OpenSearch(trial, store) for trial in trials]
+        self.workers, self.trial_minutes = workers, trial_minutes
         self.said = time.monotonic()
 
     def run(self, around: dict, ray_storage: str) -> None:
         """Try the settings that the searches propose. around: what a worker has to know, see `plain.surroundings`."""
         if not any(each.settings for each in self.searches):
             return
-        work = [around | trial_as_dict(trial) for trial in self.trials]
+        limit = {"marks": f"{ray_storage}/marks/searches", "trial_minutes": self.trial_minutes}
+        work = [around | limit | trial_as_dict(trial) for trial in self.trials]
         runnable = ray.tune.with_resources(ray.tune.with_parameters(_try_setting, work=work), {"CPU": 1})
         algorithm = AllSearches(self.searches)
         tuner = ray.tune.Tuner(
             runnable,
-            tune_config=ray.tune.TuneConfig(search_alg=algorithm, num_samples=-1, reuse_actors=True),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=algorithm, num_samples=-1, reuse_actors=True, max_concurrent_trials=self.workers
+            ),
             run_config=ray.tune.RunConfig(storage_path=ray_storage, verbose=0, callbacks=[QuietReporter()]),
         )
         for error in tuner.fit().errors:
@@ -143,4 +149,6 @@ def _try_setting(config: dict, work: list[dict]) -> None:
     os.environ.update(each["environment"])
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     registry.add_plugins(each["plugins"])
-    try_setting(trial_from_dict(each), config["setting"], Store(each["store"]))
+    # A setting that takes too long ends this process; its search is then left to the trial, which has the same limit.
+    with GroupMarks(each["marks"]).running(os.getpid(), each["key"], each["trial_minutes"]):
+        try_setting(trial_from_dict(each), config["setting"], Store(each["store"]))

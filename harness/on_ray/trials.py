@@ -73,14 +73,17 @@ def run_trials_on_ray(
     has_policies, here = any(t.method.trains_model for t in trials), core_count()
     if has_policies and "RAY_ADDRESS" not in os.environ:
         _check_enough_devices(workers_per_policy, here, local_gpu_count())
-    cores = min(workers or here, len(trials))
+    searching = [trial for trial in trials if trial.method.searches]
+    cores = (
+        workers or here if searching else min(workers or here, len(trials))
+    )  # the settings of one trial fill all cores
     with (
         session.without_ray_reports(),
         session.ray_session(store, max(cores, workers_per_policy) if has_policies else cores) as ray_storage,
     ):
-        if searching := [trial for trial in trials if trial.method.searches]:
+        if searching:
             print_note(f"Ray Tune searches the settings of {len(searching)} trials")
-            searches = Searches(searching, store)
+            searches = Searches(searching, store, workers, trial_minutes)
             call_watched(lambda: searches.run(surroundings(store, plugins), ray_storage), searches.look)
         groups = plan_groups(trials, store, workers, per_method, workers_per_policy)
         watch = StoreWatch(store, [group.trials for group in groups], on_progress, on_group)

@@ -1,4 +1,4 @@
-"""Training of PReF, LoRe and PAL: CPU seconds on one thread, beside baselines measured on a similar core.
+"""Training of PReF, LoRe, PAL and mixed_logit: CPU seconds on one thread, beside baselines measured on a similar core.
 
 Prints the median of alternating runs: all of `fit`, and without the choice of the prior on validation users, which the
 baselines lack: OMP_NUM_THREADS=1 python tests/benchmarks/bench_low_rank.py
@@ -16,11 +16,19 @@ from harness.registry import make_instance
 from tasks.low_rank import LowRank
 
 CASES = [  # label, method, fields, baseline's seconds
-    ("lore, free weights, rank 5", "lore", {"weights": "free"}, "16 s for 60 users (a loop over users); .7 s good"),
-    ("lore, simplex, rank 5", "lore", {}, "16 s for 60 users (a loop over users); .7 s good"),
+    (
+        "lore, free weights, rank 5",
+        "lore",
+        {"weights": "free", "rank": 5},
+        "16 s for 60 users (a loop over users); .7 s good",
+    ),
+    ("lore, simplex, rank 5", "lore", {"rank": 5}, "16 s for 60 users (a loop over users); .7 s good"),
     ("pal, distance, 1,200 steps x 256", "pal", {}, "14 s; 2 s good"),
     ("pal, angle, 1,200 steps x 256", "pal", {"variant": "angle"}, "14 s; 2 s good"),
-    ("pref, rank 8", "pref", {}, "none"),
+    ("pref, rank 8", "pref", {"rank": 8}, "none"),
+    ("pref, the rank chosen", "pref", {}, "none"),
+    ("mixed_logit, one Gaussian", "mixed_logit", {"components": 1}, "none"),
+    ("mixed_logit, a mixture tried", "mixed_logit", {}, "none"),
 ]
 RUNS = 3
 

@@ -17,6 +17,7 @@ from harness.scores.metrics import fit_temperature_scale
 from harness.trials.run import run_trial
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
+from tests.small import SMALL_TASK
 
 TASK = LowRank(n_users=80, new_users=40, pairs_per_user=30, feature_dim=12, rank=3, queries=30, shots=(0, 5, 15))
 TWO = {"members": ["per_user", "spectral"]}
@@ -87,17 +88,9 @@ def test_rewards_differ_by_the_log_odds():
     torch.testing.assert_close(left - right, method.score(state, users, query), atol=1e-5, rtol=1e-4)
 
 
-SUITE = """
+SUITE = f"""
 seeds = 3
-[[tasks]]
-name = "low_rank"
-n_users = 60
-new_users = 30
-pairs_per_user = 20
-feature_dim = 8
-queries = 20
-shots = [0, 5]
-[[methods]]
+{SMALL_TASK}[[methods]]
 name = "ensemble"
 members = ["per_user", "spectral"]
 """
@@ -147,3 +140,13 @@ def test_it_refuses_what_a_member_refuses():
     made = make_instance("method", "ensemble", {"members": ["rfm", "moment?signal=response_time"]})
     facts = TaskFacts(feature_dim=3, has_text=False, has_seconds=False, has_truth=False)
     assert made.refuses(facts) == "its member moment needs response times"
+
+
+def test_outside_a_trial_people_with_a_few_answers_are_not_weighed_as_those_with_none():
+    data = TASK.build(0)
+    splits = TASK.split(data, 0)
+    validation = splits.panels["validation"]
+    state = make_instance("method", "ensemble", TWO).fit(splits.train, validation, Run(0))
+    most = int(np.diff(validation.context.offsets).max())
+    assert state["levels"].tolist() == [0, most // 8, most // 4, most // 2, most]
+    assert not torch.equal(state["weights"][0], state["weights"][2])

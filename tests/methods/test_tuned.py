@@ -20,6 +20,7 @@ from harness.trials.run import run_trial
 from harness.trials.suite import read_suite
 from harness.trials.trial import Trial
 from tasks.low_rank import LowRank
+from tests.small import SMALL_TASK
 
 TASK = LowRank(n_users=80, new_users=40, pairs_per_user=30, feature_dim=12, rank=3, queries=30, shots=(0, 5, 15))
 
@@ -94,15 +95,7 @@ seeds = 3
 [tune]
 trials = 3
 {more}
-[[tasks]]
-name = "low_rank"
-n_users = 60
-new_users = 30
-pairs_per_user = 20
-feature_dim = 8
-queries = 20
-shots = [0, 5]
-[[methods]]
+{task}[[methods]]
 name = "lore"
 weights = ["free", "simplex"]
 """
@@ -110,7 +103,7 @@ weights = ["free", "simplex"]
 
 def test_a_suite_tunes_every_method_with_a_search_space(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text(SUITE.format(more=""))
+    file.write_text(SUITE.format(task=SMALL_TASK, more=""))
     suite = read_suite(file)
     labels = list(setting_labels(list(suite.methods)).values())
     assert labels[-5:] == [
@@ -145,14 +138,16 @@ def test_a_suite_tunes_every_method_with_a_search_space(tmp_path):
     ],
 )
 def test_mistakes_in_tune_are_said(tmp_path, more, said):
-    (tmp_path / "mine.toml").write_text(SUITE.format(more=more))
+    (tmp_path / "mine.toml").write_text(SUITE.format(task=SMALL_TASK, more=more))
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
         read_suite(tmp_path / "mine.toml")
 
 
 def test_tune_can_name_methods_and_a_quick_run_has_a_smaller_budget(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("quick = { tune = { trials = 2 } }\n" + SUITE.format(more='methods = ["spectral"]'))
+    file.write_text(
+        "quick = { tune = { trials = 2 } }\n" + SUITE.format(task=SMALL_TASK, more='methods = ["spectral"]')
+    )
     for quick, trials in ((False, 3), (True, 2)):
         (tuned,) = [m for m in read_suite(file, quick).methods if m.searches]
         assert tuned.method == "spectral" and tuned.trials == trials

@@ -14,21 +14,14 @@ from harness.store.store import Store
 from harness.trials.finish import finish_trials, try_setting
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
+from tests.small import SMALL_TASK
 
-SUITE = """
+SUITE = f"""
 seeds = 3
 controls = false
 [tune]
 trials = 10
-[[tasks]]
-name = "low_rank"
-n_users = 60
-new_users = 30
-pairs_per_user = 20
-feature_dim = 8
-queries = 20
-shots = [0, 5]
-[[methods]]
+{SMALL_TASK}[[methods]]
 name = "shared"
 [[methods]]
 name = "rfm"
@@ -117,3 +110,37 @@ def test_ray_and_one_process_choose_the_same(suite, tmp_path):
         assert here["files"] == there["files"]
         for name in ("setting", "losses"):
             assert here["facts"]["chosen"].get(name) == there["facts"]["chosen"].get(name)
+
+
+SLEEPY = '''"""per_user, which never ends at a small scale; for a test."""
+import time
+from dataclasses import dataclass
+from harness.methods.per_user import PerUser
+from harness.search_space import OneOf
+
+@dataclass(frozen=True)
+class Sleepy(PerUser):
+    search_space = {"scale": OneOf((0.1, 1.0))}
+
+    def fit(self, train, validation, run):
+        if self.scale == 0.1:
+            time.sleep(600)
+        return super().fit(train, validation, run)
+'''
+
+
+@pytest.mark.ray_cluster
+def test_a_setting_that_never_ends_fails_its_trial_and_no_other(tmp_path):
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    (tmp_path / "mine.toml").write_text(
+        SUITE.replace("seeds = 3", "seeds = 1").replace('name = "rfm"', 'name = "sleepy"')
+    )
+    command = [sys.executable, "-m", "harness.cli", "run", "mine.toml", "--plugin", "sleepy.py", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    done = subprocess.run(
+        [*command, "--trial-minutes", "0.2"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 1, done.stderr
+    failed = [line for line in done.stderr.splitlines() if line.startswith("failed")]
+    assert len(failed) == 1 and "tuned on low_rank" in failed[0]
+    assert len(Store(tmp_path / "store").committed_keys("trials")) == 4
