@@ -155,6 +155,14 @@ def padded_rows(pairs: Pairs, *columns: torch.Tensor) -> tuple[torch.Tensor, ...
     return tuple(c.view(len(counts), n, *c.shape[1:]) for c in full)
 
 
+def times(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Return [users, n]: each user's matrix [users, n, m] times that user's vector [users, m].
+
+    A row vector times the transpose, because torch is up to 19 times slower with a column on a CPU (50 x 2,048).
+    """
+    return (vectors.unsqueeze(1) @ matrices.mT).squeeze(1)
+
+
 def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Return float64[users, d]: argmin over v of the logistic loss of offset + X v, plus |v|^2 / 2."""
 
@@ -166,11 +174,11 @@ def newton_primal(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: 
     loss = loss_at(v, z)
     for _ in range(MAX_NEWTON_STEPS):
         p = torch.sigmoid(z)
-        gradient = (((p - y) * mask).unsqueeze(1) @ X).squeeze(1) + v
+        gradient = times(X.mT, (p - y) * mask) + v
         hessian = (X * (p * (1 - p) * mask).unsqueeze(2)).mT @ X
         hessian.diagonal(dim1=1, dim2=2).add_(1.0)
         dv = -torch.cholesky_solve(gradient.unsqueeze(2), torch.linalg.cholesky_ex(hessian)[0]).squeeze(2)
-        dz = (X @ dv.unsqueeze(2)).squeeze(2)
+        dz = times(X, dv)
         (v, z), loss = backtracking_step(loss_at, (v, z), (dv, dz), loss)
         if (dz * mask).abs().max() < NEWTON_TOLERANCE:
             break
@@ -197,13 +205,13 @@ def newton_dual(X: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, offset: to
         B.diagonal(dim1=1, dim2=2).add_(1.0)
         Ka = z - offset
         b = s * s * Ka + (y - p) * mask
-        Kb = (K @ b.unsqueeze(2)).squeeze(2)
+        Kb = times(K, b)
         da = b - s * torch.cholesky_solve((s * Kb).unsqueeze(2), torch.linalg.cholesky_ex(B)[0]).squeeze(2) - a
-        dz = (K @ da.unsqueeze(2)).squeeze(2)
+        dz = times(K, da)
         (a, z, _), loss = backtracking_step(loss_at, (a, z, Ka), (da, dz, dz), loss)
         if (dz * mask).abs().max() < NEWTON_TOLERANCE:
             break
-    return (X.mT @ a.unsqueeze(2)).squeeze(2)
+    return times(X.mT, a)
 
 
 def backtracking_step(
@@ -231,7 +239,7 @@ def row_log_odds(gap: torch.Tensor, weights: torch.Tensor, pairs: Pairs) -> torc
     """Return float64[n]: the inner product of each row's feature gap and the weights of that row's user."""
     counts = np.diff(pairs.offsets)
     if (counts == counts[0]).all():
-        return (gap.view(len(counts), counts[0], -1).to(weights) @ weights.unsqueeze(2)).view(-1)
+        return times(gap.view(len(counts), counts[0], -1).to(weights), weights).view(-1)
     return torch.einsum("nd,nd->n", gap.to(weights), weights[torch.from_numpy(pairs.user).long()])
 
 
@@ -250,7 +258,7 @@ def covariances_by_chunk(
     d, r = root.shape
     for users, part in chunks_of_users(pairs, d, lambda n: r):
         X, _, mask = padded_gaps(part)
-        p = torch.sigmoid((X @ weights[users].unsqueeze(2)).squeeze(2))
+        p = torch.sigmoid(times(X, weights[users]))
         Z = (X @ root).mul_((p * (1 - p) * mask).sqrt().unsqueeze(2))
         dual = Z.shape[1] < r
         hessian = Z @ Z.mT if dual else Z.mT @ Z

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs
-from harness.learning.linear import chunks_of_users, padded_gaps
+from harness.learning.linear import chunks_of_users, padded_gaps, times
 from harness.method import Run
 
 # Points of the Gauss-Hermite rule over a pair's log-odds: the mean of a sigmoid is right to 1e-3 where the standard
@@ -108,11 +108,11 @@ def fit_gaussians(
     """
     dual = Z.shape[1] < Z.shape[2]
     kernel = Z @ Z.mT if dual else None
-    z = offset + (Z @ v.unsqueeze(2)).squeeze(2)
+    z = offset + times(Z, v)
     for _ in range(rounds):
         p = (z.unsqueeze(-1) + variance.sqrt().unsqueeze(-1) * NODES).sigmoid_()
         slope = (p * (1 - p)) @ NODE_WEIGHTS * mask
-        gradient = (((p @ NODE_WEIGHTS - y) * mask).unsqueeze(1) @ Z).squeeze(1) + v
+        gradient = times(Z.mT, (p @ NODE_WEIGHTS - y) * mask) + v
         half = slope.sqrt().unsqueeze(2)
         A = Z * half
         matrix = kernel * half * half.mT if kernel is not None else A.mT @ A
@@ -120,12 +120,12 @@ def fit_gaussians(
         cholesky = torch.linalg.cholesky_ex(matrix)[0]
         if kernel is not None:
             A = torch.linalg.solve_triangular(cholesky, A, upper=False)
-            dv = (A.mT @ (A @ gradient.unsqueeze(2))).squeeze(2) - gradient
+            dv = times(A.mT, times(A, gradient)) - gradient
             after = (kernel.diagonal(dim1=1, dim2=2) - (Z @ A.mT).square().sum(2)).clamp(min=0)
         else:
             dv = -torch.cholesky_solve(gradient.unsqueeze(2), cholesky).squeeze(2)
             after = torch.linalg.solve_triangular(cholesky, Z.mT, upper=False).square().sum(1)
-        dz = (Z @ dv.unsqueeze(2)).squeeze(2)
+        dz = times(Z, dv)
         # The averaged loss is close to a parabola over 1 + one standard deviation, so a step of three of them is safe.
         size = (dz.abs() / (1 + variance.sqrt())).amax(1, keepdim=True)
         step = 3 / size.clamp(min=3)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import softplus
 
 from harness.data import Pairs, Panel
-from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, haste_of, row_log_odds
+from harness.learning.linear import MAX_NEWTON_STEPS, fit_map_weights, haste_of, row_log_odds, times
 from harness.method import Run, State
 from harness.scores.metrics import fit_temperature_scale, mean_log_loss
 
@@ -183,15 +183,15 @@ def fit_simplex_weights(
     mean, precision = prior["mean"], prior["precision"]
 
     def value(w: torch.Tensor) -> torch.Tensor:
-        z = offset + (Z @ w.unsqueeze(2)).squeeze(2)
+        z = offset + times(Z, w)
         ridge = (((w - mean) @ precision) * (w - mean)).sum(1) / 2 - SIMPLEX_BARRIER * (mean * w.log()).sum(1)
         return (mask * (softplus(z) - y * z)).sum(1) + ridge
 
     w = mean.repeat(len(Z), 1)
     loss = value(w)
     for _ in range(MAX_NEWTON_STEPS):
-        p = torch.sigmoid(offset + (Z @ w.unsqueeze(2)).squeeze(2))
-        gradient = (((p - y) * mask).unsqueeze(1) @ Z).squeeze(1) + (w - mean) @ precision - SIMPLEX_BARRIER * mean / w
+        p = torch.sigmoid(offset + times(Z, w))
+        gradient = times(Z.mT, (p - y) * mask) + (w - mean) @ precision - SIMPLEX_BARRIER * mean / w
         hessian = (
             (Z * (p * (1 - p) * mask).unsqueeze(2)).mT @ Z + precision + torch.diag_embed(SIMPLEX_BARRIER * mean / w**2)
         )
