@@ -90,27 +90,43 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
     store.
     """
     path = store.board_page(store.name_of_suite(board.suite.name, board.suite.file))
+    stamp = _stamp(board, axis_namer)
+    if path.exists() and path.read_text("utf-8").startswith(stamp):
+        return path
+    axes = None if _is_folded(board) else learned_axes.find_learned_axes(board, store, axis_namer)
+    write_atomically(path, f"{stamp}\n{render_page(board, axes, axis_namer)}")
+    return path
+
+
+def page_without_responses(board: Board, store: Store) -> str:
+    """Return the HTML page without learned axes, which quote responses, so that it may be published outside the store.
+
+    The page of many tasks never has them. It takes seconds to draw, so it is read from the store where it is there.
+    """
+    path = store.board_page(store.name_of_suite(board.suite.name, board.suite.file))
+    if _is_folded(board) and path.exists():
+        stamp, _, html = path.read_text("utf-8").partition("\n")
+        if stamp == _stamp(board, None):
+            return html
+    return render_page(board)
+
+
+def _is_folded(board: Board) -> bool:
+    """Return whether a board has so many tasks that its page has their tables folded, without figures and axes."""
+    return len(board.tasks) > MAX_TASKS_IN_FULL
+
+
+def _stamp(board: Board, axis_namer: str | None) -> str:
+    """Return the first line of a page: the digest of what it shows and of the code that draws it."""
     namer = generate.parse_generator(learned_axes.with_namer_options(axis_namer)).canonical_name if axis_namer else None
     digest = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), namer]).encode())
     for file in sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in (".py", ".html")):
         digest.update(file.read_bytes())
-    stamp = f"<!-- {digest.hexdigest()} -->"
-    if path.exists() and path.read_text("utf-8").startswith(stamp):
-        return path
-    html = render_page(
-        board,
-        {} if len(board.tasks) > MAX_TASKS_IN_FULL else learned_axes.find_learned_axes(board, store, axis_namer),
-        axis_namer,
-    )
-    write_atomically(path, f"{stamp}\n{html}")
-    return path
+    return f"<!-- {digest.hexdigest()} -->"
 
 
 def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_namer: str | None = None) -> str:
-    """Return the HTML page.
-
-    axes: the learned axes of tasks. Only they quote responses: a page without them may be published outside the store.
-    """
+    """Return the HTML page, with the learned axes of tasks where they are given."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
@@ -128,7 +144,7 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "people_and_seeds": people_and_seeds,
         "column_explanations": COLUMN_EXPLANATIONS,
         "task_labels": distinct_task_labels([task.task for task in board.tasks]),
-        "folded": len(board.tasks) > MAX_TASKS_IN_FULL,
+        "folded": _is_folded(board),
         "method_looks": looks_of_methods(board),
         "learned_axes": axes or {},
         "axis_namer": axis_namer,

@@ -260,11 +260,11 @@ class Publisher:
         failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
-            from harness.report.html import render_page
+            from harness.report.html import page_without_responses
 
             if failed:  # the page would show the errors' texts, which may quote the data
                 return {}
-            return {"board.html": render_page(board).encode()}  # without learned axes, which quote responses
+            return {"board.html": page_without_responses(board, self.store).encode()}
 
         return RunRecord(
             identity="board",

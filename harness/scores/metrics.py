@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import expit
 
 from harness.data import Pairs, Splits, Truth
@@ -141,14 +141,16 @@ def fit_temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
     z, y = z.astype(np.float64), y.astype(np.float64)
     if not z.any():
         return 1.0
-    unit = np.abs(z).mean()  # makes the search range the same for log-odds of any size
-    found = minimize_scalar(
-        lambda s: mean_log_loss(s * z / unit, y),
-        bounds=(0, MAX_MEAN_LOG_ODDS),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(found.x / unit)
+    z = z / (unit := np.abs(z).mean())  # makes the search range the same for log-odds of any size
+
+    def slope(scale: float) -> float:  # of the log loss, which is convex in the scale
+        return float(z @ (expit(scale * z) - y))
+
+    if slope(0) >= 0:
+        return 0.0
+    if slope(MAX_MEAN_LOG_ODDS) <= 0:
+        return float(MAX_MEAN_LOG_ODDS / unit)
+    return float(brentq(slope, 0, MAX_MEAN_LOG_ODDS, xtol=1e-9) / unit)
 
 
 def mean_log_loss(z: np.ndarray, y: np.ndarray) -> float:

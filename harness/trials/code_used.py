@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +39,8 @@ def used_files(cls: type) -> set[Path]:
     first = Path(inspect.getfile(cls)).resolve()
     found, waiting = {first}, [first]
     while waiting:
-        for file in _imported_files(waiting.pop(), first.parent):
+        file = waiting.pop()
+        for file in _imported_files(file, file.stat().st_mtime_ns, first.parent):
             if file not in found:
                 found.add(file)
                 waiting.append(file)
@@ -54,18 +54,20 @@ def is_unchanged(recorded: str, cls: type) -> bool:
     return recorded == hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
 
 
-def _imported_files(file: Path, beside: Path) -> Iterator[Path]:
-    for name in _imports(file, file.stat().st_mtime_ns):
+@lru_cache(1000)  # every trial asks, and looking for the files takes a tenth of a small trial's time
+def _imported_files(file: Path, modified: int, beside: Path) -> tuple[Path, ...]:
+    found = []
+    for name in _imports(file):
         path = Path(*name.split("."))
         for root in (PROJECT_ROOT, beside):
             for candidate in ((root / path).with_suffix(".py"), root / path / "__init__.py"):
                 inside = root is beside or any(candidate.is_relative_to(PROJECT_ROOT / one) for one in RESULT_FOLDERS)
                 if inside and candidate.is_file():
-                    yield candidate.resolve()
+                    found.append(candidate.resolve())
+    return tuple(found)
 
 
-@lru_cache(1000)
-def _imports(file: Path, modified: int) -> tuple[str, ...]:
+def _imports(file: Path) -> tuple[str, ...]:
     """Return the dotted names of a file's imports, wherever they stand; `from a import b` gives `a` and `a.b`."""
     names: dict[str, None] = {}
     for node in ast.walk(ast.parse(file.read_bytes())):

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
@@ -13,6 +14,7 @@ from harness.scores.metrics import (
     CALIBRATION_BINS,
     calibration_error,
     fit_temperature_scale,
+    mean_log_loss,
     score_table,
     scores_per_person,
     user_auc,
@@ -67,6 +69,9 @@ def test_temperature_undoes_overconfidence():
     y = rng.random(len(z)) < expit(z)
     assert fit_temperature_scale(5 * z, y) == pytest.approx(0.2, rel=0.05)
     assert fit_temperature_scale(z * 1e-6, y) == pytest.approx(1e6, rel=0.05)
+    soft = rng.random(len(z))
+    least = minimize_scalar(lambda s: mean_log_loss(s * z, 0.6 * y + 0.4 * soft))
+    assert fit_temperature_scale(z, 0.6 * y + 0.4 * soft) == pytest.approx(least.x, rel=1e-5)
 
 
 def test_temperature_at_its_limits():
