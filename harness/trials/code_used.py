@@ -39,8 +39,8 @@ def used_files(cls: type) -> set[Path]:
     first = Path(inspect.getfile(cls)).resolve()
     found, waiting = {first}, [first]
     while waiting:
-        file = waiting.pop()
-        for file in _imported_files(file, file.stat().st_mtime_ns, first.parent):
+        last = waiting.pop()
+        for file in _imported_files(last, last.stat().st_mtime_ns, first.parent):
             if file not in found:
                 found.add(file)
                 waiting.append(file)
