@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import softplus
 
 from harness.data import Pairs
-from harness.learning.linear import fit_map_weights
+from harness.learning.linear import chunks_of_users, fit_map_weights, padded_gaps, times
 from harness.method import Run
 
 
@@ -78,26 +78,34 @@ def fit_factors(
         returned weights are on the simplex.
     """
     unit = mean_square_gap(train) ** 0.5
-    X, y = torch.from_numpy(train.gap).T / unit, torch.from_numpy(train.label)
-    X = X.contiguous()  # contiguous columns make the loss twice as fast
-    user = torch.from_numpy(train.user).long()
-    (d, n), n_users = X.shape, train.n_users
+    n, n_users, d = len(train), train.n_users, len(basis)
     ridge = decay * noise_spectral_norm(n, n_users, d)
+    chunks = [
+        (users, (X / unit).float(), y.float(), mask.float())
+        for users, part in chunks_of_users(train, d, lambda n: 1)
+        for X, y, mask in [padded_gaps(part)]
+    ]
     start = (weights, basis * unit)
-    W, theta = (t.T.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in start)
+    W, theta = (t.float().clone(memory_format=torch.contiguous_format).requires_grad_() for t in start)
     optimizer = torch.optim.LBFGS([W, theta], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-8)
 
     def loss() -> torch.Tensor:
+        """Compute users' weights in feature space first: the pairs are then read twice, not `r` times."""
         optimizer.zero_grad()
-        z = ((theta @ X) * (W.softmax(0) if simplex else W).index_select(1, user)).sum(0)
-        misfit = binary_cross_entropy_with_logits(z, y, reduction="sum")
-        total = (misfit + ridge / 2 * (W.square().sum() + theta.square().sum())) / n
-        total.backward()
+        in_features = (W.softmax(1) if simplex else W) @ theta.T
+        total, slope = torch.zeros(()), torch.zeros(n_users, d)
+        for users, X, y, mask in chunks:
+            z = times(X, in_features.detach()[users])
+            total += (mask * (softplus(z) - y * z)).sum()
+            slope[users] = times(X.mT, mask * (torch.sigmoid(z) - y))
+        penalty = ridge / 2 * (W.square().sum() + theta.square().sum())
+        torch.autograd.backward([in_features, penalty], [slope / n, torch.tensor(1 / n)])
+        total = (total + penalty.detach()) / n
         run.log(train_loss=total.item())
         return total
 
     optimizer.step(loss)
-    return (W.softmax(0) if simplex else W).detach().T.double(), theta.detach().T.double() / unit
+    return (W.softmax(1) if simplex else W).detach().double(), theta.detach().double() / unit
 
 
 def noise_spectral_norm(n: int, n_users: int, d: int, variance: float = 1.0) -> float:

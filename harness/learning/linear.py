@@ -229,7 +229,7 @@ def backtracking_step(
     while True:
         moved = tuple(x + t * dx for x, dx in zip(point, direction, strict=True))
         reached = loss_at(*moved)
-        worse = reached > loss + 1e-9 * loss.abs()  # tolerates rounding errors
+        worse = reached > loss + 1e-9 * (1 + loss.abs())  # tolerates rounding errors, also of a loss near 0
         if not worse.any() or t.min() < 1e-6:
             return moved, reached
         t = torch.where(worse.unsqueeze(1), t / 2, t)

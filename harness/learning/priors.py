@@ -59,16 +59,19 @@ def loss_on_validation(state: State, validation: Panel, predict: Predict | None 
     The loss is summed over contexts of an eighth, a quarter, half and all of the users' context pairs.
     predict: None for a linear method.
     """
-    shots = int(np.diff(validation.context.offsets).max(initial=0))
-    contexts = [validation.context.first(n) for n in sorted({shots // 8, shots // 4, shots // 2, shots})]
-    gap, y = torch.from_numpy(validation.query.gap), validation.query.label
-
-    def predict_linearly(prior: State, context: Pairs) -> torch.Tensor:
-        weights = fit_map_weights(context, prior["mean"], prior["root"], haste_of(prior))
-        return row_log_odds(gap, weights, validation.query)
-
-    scores = [(predict or predict_linearly)(state, context).numpy() for context in contexts]
-    return sum(mean_log_loss(fit_temperature_scale(z, y) * z, y) for z in scores)
+    most = int(np.diff(validation.context.offsets).max(initial=0))
+    shots = sorted({most // 8, most // 4, most // 2, most})
+    if predict is None:
+        # The users of all contexts are adapted at once, as so many people: a few of them keep no core busy.
+        gap, n_users = torch.from_numpy(validation.query.gap), validation.context.n_users
+        everybody = validation.context.of(np.tile(np.arange(n_users), len(shots)))
+        contexts = everybody.take(everybody.rank < np.repeat(shots, n_users)[everybody.user])
+        weights = fit_map_weights(contexts, state["mean"], state["root"], haste_of(state))
+        scores = [row_log_odds(gap, own, validation.query) for own in weights.split(n_users)]
+    else:
+        scores = [predict(state, validation.context.first(n)) for n in shots]
+    y = validation.query.label
+    return sum(mean_log_loss(fit_temperature_scale(z.numpy(), y) * z.numpy(), y) for z in scores)
 
 
 def best_prior_on_validation(priors: list[State], validation: Panel, predict: Predict | None = None) -> State:
@@ -200,7 +203,7 @@ def fit_simplex_weights(
         downhill, level = torch.cholesky_solve(both, torch.linalg.cholesky_ex(hessian)[0]).unbind(2)
         dw = downhill.sum(1, keepdim=True) / level.sum(1, keepdim=True) * level - downhill  # sums to zero
         t = 0.99 / (-dw / w).amax(1, keepdim=True).clamp(min=0.99)  # at most 0.99 of the way to the boundary
-        while (worse := (reached := value(w + t * dw)) > loss + 1e-9 * loss.abs()).any() and t.min() > 1e-6:
+        while (worse := (reached := value(w + t * dw)) > loss + 1e-9 * (1 + loss.abs())).any() and t.min() > 1e-6:
             t = torch.where(worse.unsqueeze(1), t / 2, t)
         w, loss = w + t * dw, reached
         if (t * dw).abs().max() < 1e-6:

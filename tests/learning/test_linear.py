@@ -119,6 +119,17 @@ def test_separable_users_converge():
     assert torch.isfinite(found).all() and ((z > 0) == (torch.from_numpy(pairs.label) > 0.5)).all()
 
 
+def test_a_loss_near_zero_does_not_halve_steps_for_its_rounding_errors():
+    """A user whose loss is 1e-24 may reach 1e-14; one whose loss really rises is halved, and nobody else's step."""
+    point, direction = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([[1e-7], [4.0]], dtype=torch.float64)
+
+    def loss_at(v: torch.Tensor) -> torch.Tensor:
+        return torch.stack([v[0, 0] ** 2, (v[1, 0] - 1) ** 2])
+
+    (moved,), reached = linear.backtracking_step(loss_at, (point,), (direction,), loss_at(point))
+    assert moved.flatten().tolist() == [1e-7, 2.0] and reached[1] == 1
+
+
 def test_laplace_covariance_is_the_inverse_hessian():
     pairs = problem([8, 40, 0, 2], 3)  # primal, another chunk, no pairs, dual
     mean, root = zero(3), torch.diag(torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
