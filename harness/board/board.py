@@ -87,7 +87,7 @@ class TaskBoard:
     verdict: str
     refusals: dict[str, str]
     flags: tuple[str, ...]
-    differences: pl.DataFrame  # shots, a, b, value, low, high: paired, in accuracy
+    differences: pl.DataFrame  # shots, a, b, value, se, low, high: paired, in accuracy
 
     @property
     def shots(self) -> int:
@@ -96,11 +96,71 @@ class TaskBoard:
 
 
 @dataclass(frozen=True)
+class FamilyGain:
+    """What a method gains over the reference in a family of tasks: the interquartile mean over tasks.
+
+    The limits are over people and seeds of these tasks. They do not speak of other tasks.
+    """
+
+    gain: Point
+    tasks: int
+
+
+@dataclass(frozen=True)
+class AcrossRow:
+    """One method across all tasks of a board.
+
+    wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at random. A tie is one
+        half; settings of one task count together as one. The limits are over tasks.
+    rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once.
+    """
+
+    label: str
+    wins: Point
+    rank: tuple[int, int, int]
+    mean_rank: float  # mean over tasks of the rank by accuracy
+    families: dict[str, FamilyGain]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How alike two families of tasks order the methods: Spearman's correlation of the methods' wins."""
+
+    families: tuple[str, str]
+    correlation: Point  # limits: methods and tasks are drawn again
+
+
+@dataclass(frozen=True)
+class ServingSet:
+    """The methods that leave the smallest group of people who would all be better off with one other method."""
+
+    labels: tuple[str, ...]
+    left: float  # share of people, tasks counting alike, for whom `other` has a higher accuracy than each of the set
+    other: str
+
+
+@dataclass(frozen=True)
+class Across:
+    """A board across tasks; the best method comes first."""
+
+    rows: tuple[AcrossRow, ...]
+    verdict: str
+    tasks: int
+    families: dict[str, int]  # number of task settings of each family
+    units: dict[str, str]  # unit of each family's gains
+    left_out: dict[str, str]  # label of a method -> why it is not among the rows
+    transfers: tuple[Transfer, ...]
+    serving: tuple[ServingSet, ...]
+
+
+@dataclass(frozen=True)
 class Board:
-    """The leaderboard of a suite: all its task settings."""
+    """The leaderboard of a suite: all its task settings, and what they say together."""
 
     suite: Suite
     tasks: tuple[TaskBoard, ...]
+    across: Across | None = None  # None with too few tasks
+    unavailable: dict[str, str] = field(default_factory=dict)  # name of a task whose data is not here -> the reason
 
     @property
     def results_digest(self) -> str:
@@ -113,6 +173,8 @@ class Board:
         return {
             "suite": self.suite.name,
             "digest": self.results_digest,
+            "unavailable": self.unavailable,
+            "across": self.across and dataclasses.asdict(self.across),
             "tasks": [
                 {
                     "task": t.label,

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from harness.board import best_of, text_worth
+from harness.board.across import compare_across
 from harness.board.board import REFERENCE_METHOD, BestOf, Board, Point, Row, TaskBoard, WrittenScores, setting_labels
 from harness.board.flags import (
     flag_changed_code,
@@ -62,7 +63,9 @@ def make_board(plan: Plan, store: Store) -> Board:
 
     A method with missing trials is on the board without rank and intervals (`Row.incomplete`).
     """
-    return Board(plan.suite, tuple(_task_board(plan, store, task) for task in plan.suite.tasks))
+    tasks = tuple(_task_board(plan, store, task) for task in plan.suite.tasks)
+    unavailable = {task.name: reason for task, reason in plan.unavailable.items()}
+    return Board(plan.suite, tasks, compare_across(tasks), unavailable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -439,6 +442,7 @@ def _difference_rows(values: np.ndarray, cells: _MethodCells, shots: int, names:
             "a": names[a],
             "b": names[b],
             "value": float(found.value[a, b]),
+            "se": _finite_or_none(found.se[a, b]),
             "low": _finite_or_none(low[a, b]),
             "high": _finite_or_none(high[a, b]),
         }

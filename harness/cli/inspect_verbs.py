@@ -146,6 +146,8 @@ def plan(
         f"detects: limits for all methods at once then exclude the margin of {planned.suite.margin:g} with 80 % power, if two "
         "methods differ on a fifth of the queries (correlation of .05 within a person) and seeds differ no more than their people"
     )
+    for task, reason in told["unavailable"].items():
+        print(f"  {task} is left out: {reason}")
     for refusal in told["refusals"]:
         print(f"  {refusal['method']} does not run on {refusal['task']}: {refusal['reason']}")
 

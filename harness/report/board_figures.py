@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
+from harness.board.board import REFERENCE_METHOD, Across, Board, Point, Row, TaskBoard, setting_labels
 from harness.fields import field_values
 from harness.report.plots import (
+    FIGURE_SIZE,
     PAGE_WIDTH,
     Look,
     add_legend,
@@ -75,6 +76,54 @@ def task_figures(task: TaskBoard, looks: Looks | None = None) -> list[tuple[str,
         )
         if needed
     ]
+
+
+def across_figures(board: Board, looks: Looks) -> list[tuple[str, str]]:
+    """Return the caption and SVG of the figures across tasks: wins with limits, and gains by family."""
+    assert board.across is not None
+    across, wins, gains = (
+        board.across,
+        "Wins: how often a method has a higher accuracy than another one, on a task drawn at random, with 95 % limits over tasks.",
+        "Interquartile mean of the gain over the reference in each family of tasks, with 95 % limits over people and seeds.",
+    )
+    tall = (FIGURE_SIZE[0], max(2.4, 0.6 + 0.3 * len(across.rows)))
+    wide = (PAGE_WIDTH, tall[1])
+    return [
+        (wins, draw_svg(lambda figure: _draw_wins(figure.subplots(), across, looks), tall)),
+        (gains, draw_svg(lambda figure: _draw_family_gains(figure, across, looks), wide)),
+    ]
+
+
+def _draw_wins(axes: Axes, across: Across, looks: Looks) -> None:
+    for y, row in enumerate(across.rows):
+        _draw_limits(axes, row.wins, y, looks[row.label])
+    axes.axvline(0.5, color="#000000", lw=0.8)
+    axes.set(xlabel="probability of beating another method", xlim=(0, 1))
+    _name_rows(axes, across)
+
+
+def _draw_family_gains(figure: Figure, across: Across, looks: Looks) -> None:
+    panels = figure.subplots(1, len(across.families), squeeze=False, sharey=True)[0]
+    for axes, family in zip(panels, across.families, strict=True):
+        for y, row in enumerate(across.rows):
+            _draw_limits(axes, row.families[family].gain, y, looks[row.label])
+        axes.axvline(0, color="#000000", lw=0.8)
+        axes.set_title(f"{family} ({across.families[family]})", fontsize=11)
+        axes.set_xlabel(across.units[family] if across.units[family] != "accuracy" else "gain in accuracy")
+    _name_rows(panels[0], across)
+
+
+def _draw_limits(axes: Axes, point: Point, y: int, look: Look) -> None:
+    color, marker, _ = look
+    if point.low is not None and point.high is not None:
+        axes.plot([point.low, point.high], [y, y], color=color, lw=3, alpha=0.5, solid_capstyle="round")
+    axes.plot(point.value, y, marker=marker, color=color, ms=7)
+
+
+def _name_rows(axes: Axes, across: Across) -> None:
+    axes.set_yticks(range(len(across.rows)), [shorten(row.label) for row in across.rows])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _draw_curves(axes: Axes, task: TaskBoard, looks: Looks) -> None:

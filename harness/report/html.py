@@ -11,10 +11,12 @@ from harness.board import learned_axes
 from harness.board.board import REFERENCE_METHOD, Board
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.board_figures import figures_of_sweeps, task_figures
+from harness.report.board_figures import across_figures, figures_of_sweeps, task_figures
 from harness.report.plots import looks_of_methods
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
+    across_remarks,
+    across_table,
     distinct_task_labels,
     format_interval,
     format_number,
@@ -79,6 +81,11 @@ COLUMN_EXPLANATIONS = {
     "columns next to it are the best of n by the same method's reward, for the same people and prompts. KL: "
     "divergence of the policy from its reference model, in nats per response. Fluency: log-probability under the "
     "reference model, in nats per token. Stopped: share of responses that end by themselves",
+    "across tasks": "wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at "
+    "random; a tie is one half, and settings of one task count together as one. Its limits are over tasks. The rank is by wins; in brackets the "
+    "best and the worst rank that the tasks allow, for all methods at once. Gains are interquartile means over a family's tasks, with "
+    "limits over their people and seeds: share is of the possible gain, from the reference to the line of the best that can be reached, where "
+    "that is known on all tasks of the family; gain is in accuracy. A method without a result on some task is left out",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes stored per user; peak memory in MB",
 }
 
@@ -154,6 +161,9 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "format_share": format_share,
         "format_worse": format_worse,
         "written_tables": written_tables,
+        "across_table": across_table,
+        "across_remarks": across_remarks,
+        "across_figures": across_figures,
     }
     return environment.get_template("board.html").render(
         board=board, reference=REFERENCE_METHOD, figures=task_figures, sweeps=figures_of_sweeps, **helpers

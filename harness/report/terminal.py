@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board.board import REFERENCE_METHOD, Board, Row, TaskBoard
+from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
+    across_remarks,
+    across_table,
     distinct_task_labels,
     format_interval,
     format_number,
@@ -30,6 +32,10 @@ from harness.report.words import (
 def print_board(board: Board) -> None:
     """Print a table for each task setting, or a line each where there are many."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 120)
+    for name, reason in board.unavailable.items():
+        console.print(f"left out: {name}: {reason}", markup=False)
+    if board.across:
+        print_across(board.across, console)
     if len(board.tasks) > MAX_TASKS_IN_FULL:
         print_short_board(board, console)
         return
@@ -63,6 +69,21 @@ def print_board(board: Board) -> None:
             print_best_of(task, choosing, console)
         if policies := [row for row in task.rows if row.written]:
             print_written(task, policies, console)
+
+
+def print_across(across: Across, console: Console) -> None:
+    """Print the table of methods across tasks, then what it says."""
+    heads, lines = across_table(across)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i == 0, overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(f"\nacross {across.tasks} settings of tasks")
+    console.print(table)
+    for remark in across_remarks(across):
+        console.print(remark, markup=False)
+    console.print()
 
 
 def print_ratings(task: TaskBoard, scored: dict[str, str], console: Console) -> None:

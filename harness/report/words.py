@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.board.board import Point, Row, TaskBoard
+from harness.board.board import Across, Point, Row, TaskBoard
 from harness.fields import field_values
 from harness.scores.stats import WorseOff
 from harness.task import Task
@@ -128,8 +128,46 @@ def format_rank(row: Row) -> str:
     """Format a rank and the ranks that are possible, for example `2  [1-3]`, or say why the row has no rank."""
     if row.rank is None:
         return "incomplete" if row.incomplete else "privileged"
-    rank, best, worst = row.rank
+    return format_rank_interval(row.rank)
+
+
+def format_rank_interval(ranks: tuple[int, int, int]) -> str:
+    """Format a rank with the best and the worst that are possible, for example `2  [1-3]`."""
+    rank, best, worst = ranks
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
+
+
+def across_table(across: Across) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the lines of the table of methods across tasks."""
+    heads = ["rank", "method", "wins", "mean rank"]
+    heads += [f"{name}: gain" if across.units[name] == "accuracy" else f"{name}: share" for name in across.families]
+    lines = [
+        [
+            format_rank_interval(row.rank),
+            row.label,
+            format_interval(row.wins),
+            f"{row.mean_rank:.1f}",
+            *(format_interval(found.gain, signed=True) for found in row.families.values()),
+        ]
+        for row in across.rows
+    ]
+    return heads, lines
+
+
+def across_remarks(across: Across) -> list[str]:
+    """Return the verdict across tasks, and what families say of each other, who is served, and which methods are left out."""
+    of = ", ".join(f"{n} {name}" for name, n in across.families.items())
+    lines = [across.verdict, f"over {across.tasks} settings of tasks: {of}"]
+    for found in across.transfers:
+        how = format_interval(found.correlation)
+        lines.append(f"{found.families[0]} and {found.families[1]} order the methods alike with rank correlation {how}")
+    for own in across.serving:
+        names = " and ".join([", ".join(own.labels[:-1]), own.labels[-1]] if own.labels[1:] else own.labels)
+        lines.append(f"with {names} alone, {own.left:.0%} of people would score higher with {own.other}")
+    alike: dict[str, list[str]] = {}
+    for label, why in across.left_out.items():
+        alike.setdefault(why, []).append(label)
+    return lines + [f"left out: {', '.join(labels)}: {why}" for why, labels in alike.items()]
 
 
 def distinct_task_labels(tasks: list[Task]) -> dict[Task, str]:

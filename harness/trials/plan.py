@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import median
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.errors import UnavailableError, UserError
 from harness.fields import name_at_version
 from harness.inference.jobs import Job, NotCachedError, merge_jobs
 from harness.method import Method, TaskFacts
@@ -37,28 +37,37 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every trial of a suite, and the methods that refuse tasks."""
+    """Every trial of a suite, and the methods that refuse tasks.
+
+    suite: without the tasks that are left out because their data is not here; `unavailable` says why.
+    """
 
     suite: Suite
     trials: tuple[Trial, ...]
     refusals: tuple[Refusal, ...]
     people: dict[Task, int]  # test people over all seeds
+    unavailable: dict[Task, str] = field(default_factory=dict)
 
 
 def prepare_tasks(
     suite: Suite, store: Store, on_prepared: Callable[[], object], make: Callable[[list[Job]], None] | None
-) -> dict[tuple[Task, int], dict]:
-    """Prepare every task under every seed, and return their manifests.
+) -> tuple[dict[tuple[Task, int], dict], dict[Task, str]]:
+    """Prepare every task under every seed; return their manifests, and why tasks are left out, if the suite allows that.
 
     on_prepared: called each time that a task has been prepared for a seed.
     make: called with the jobs of all tasks whose rows (samples, vectors) the store lacks; it computes them.
 
-    Raises NotCachedError where rows are missing and `make` is None.
+    Raises NotCachedError where rows are missing and `make` is None, and UnavailableError where no task has its data.
     """
     manifests: dict[tuple[Task, int], dict] = {}
-    while waiting := [each for each in product(suite.tasks, suite.seeds) if each not in manifests]:
+    unavailable: dict[Task, str] = {}
+    while waiting := [
+        each for each in product(suite.tasks, suite.seeds) if each not in manifests and each[0] not in unavailable
+    ]:
         jobs = []
         for task, seed in waiting:
+            if task in unavailable:
+                continue
             try:
                 manifests[task, seed] = prepare_task(store, task, seed)
                 on_prepared()
@@ -66,11 +75,15 @@ def prepare_tasks(
                 if make is None:
                     raise
                 jobs.append(lacking.job)
+            except UnavailableError as missing:
+                if not suite.skip_unavailable or set(suite.tasks) == {*unavailable, task}:
+                    raise
+                unavailable[task] = missing.message
         if jobs and make is not None:
             for method in suite.methods:  # check that all models are available before hours of generation
                 method.prepare_models(store)
             make(merge_jobs(jobs))
-    return manifests
+    return manifests, unavailable
 
 
 def refusal(method: Method, facts: TaskFacts) -> str | None:
@@ -98,7 +111,8 @@ def make_plan(
     on_prepared, make: as for `prepare_tasks`.
     """
     trials, refusals, people = [], {}, {}
-    manifests = prepare_tasks(suite, store, on_prepared, make)
+    manifests, unavailable = prepare_tasks(suite, store, on_prepared, make)
+    suite = replace(suite, tasks=tuple(task for task in suite.tasks if task not in unavailable))
     for task in suite.tasks:
         counted = 0
         for seed in suite.seeds:
@@ -113,7 +127,7 @@ def make_plan(
         # test users summed over seeds, but never more than there are different people
         numbers = person_numbers(store, [manifests[task, seed] for seed in suite.seeds])
         people[task] = min(counted, len(np.unique(np.concatenate(numbers))))
-    return Plan(suite, tuple(trials), tuple(refusals.values()), people)
+    return Plan(suite, tuple(trials), tuple(refusals.values()), people, unavailable)
 
 
 def unfinished_trials(plan: Plan, store: Store) -> list[Trial]:
@@ -174,5 +188,6 @@ def describe_plan(plan: Plan, store: Store) -> dict:
             }
             for task, people in plan.people.items()
         ],
+        "unavailable": {task.name: reason for task, reason in plan.unavailable.items()},
         "refusals": [{"task": r.task.name, "method": r.method.name, "reason": r.reason} for r in plan.refusals],
     }

@@ -1,0 +1,145 @@
+"""The board across tasks: by hand, in simulations of equal methods, and on a small suite."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from harness.board.across import interquartile_mean, serving_sets, surely_better, wins_by_task
+from harness.board.make import make_board
+from harness.errors import UnavailableError
+from harness.report.html import render_page
+from harness.report.terminal import print_board
+from harness.store.store import Store
+from harness.trials.finish import finish_trials
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
+
+SUITE = """
+seeds = 3
+controls = false
+skip_unavailable = true
+methods = [{ name = "shared" }, { name = "per_user" }, { name = "mixed_logit" }, { name = "bayes" }, { name = "rfm", steps = 5 }, { name = "longest" }]
+
+[[tasks]]
+name = "low_rank"
+weights = ["gaussian", "dirichlet"]
+n_users = 40
+new_users = 20
+pairs_per_user = 20
+feature_dim = 8
+queries = 10
+shots = [0, 10]
+
+[[tasks]]
+name = "two_modes"
+n_users = 60
+queries = 10
+
+[[tasks]]
+name = "raters"
+n_users = 20
+queries = 20
+shots = [0, 5]
+
+[[tasks]]
+name = "snacks"
+"""
+
+
+def test_wins_by_hand():
+    wins = wins_by_task(np.array([[0.8, 0.5], [0.7, 0.5], [0.7, 0.9]]))
+    assert wins.tolist() == [[1, 0.25], [0.25, 0.25], [0.25, 1]]
+
+
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half():
+    values = np.random.default_rng(0).normal(size=12)
+    mean, weight = interquartile_mean(values)
+    assert mean == pytest.approx(trim_mean(values, 0.25)) and weight @ values == pytest.approx(mean)
+    assert interquartile_mean(np.array([5.0, 1.0, 100.0]))[0] == pytest.approx((1 * 1 + 4 * 5 + 1 * 100) / 6)
+    assert interquartile_mean(np.array([1.0, 2.0]))[0] == 1.5
+
+
+def test_equal_methods_are_seldom_told_apart_and_a_better_one_often():
+    """On 12 and on 4 tasks: at most 5 % of boards of equal methods name a difference, within the error of 300 boards."""
+    rng = np.random.default_rng(1)
+    for tasks in (12, 4):
+        found = [surely_better(wins_by_task(rng.normal(size=(8, tasks)))).any() for _ in range(300)]
+        assert np.mean(found) <= 0.05 + 2 * (0.05 * 0.95 / 300) ** 0.5
+    better = [surely_better(wins_by_task(rng.normal(size=(8, 12)) + 3 * np.eye(8, 1)))[0, 1:].all() for _ in range(100)]
+    assert np.mean(better) > 0.75
+
+
+def test_the_limits_of_wins_cover_the_truth():
+    """Equal methods win half of their comparisons; the t limits over 12 tasks contain that in 93 to 97 % of boards."""
+    rng = np.random.default_rng(2)
+    wins = np.stack([wins_by_task(rng.normal(size=(8, 12))) for _ in range(1000)])
+    half = 2.201 * wins.std(2, ddof=1) / 12**0.5  # the quantile of t with 11 degrees of freedom, from a table
+    assert 0.93 <= (np.abs(wins.mean(2) - 0.5) <= half).mean() <= 0.97
+
+
+def test_serving_sets_by_hand():
+    """a serves half of the people and b the others; c is second for everybody."""
+    scores = [np.array([[0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.9, 0.9], [0.6, 0.6, 0.6, 0.6]])]
+    one, two = serving_sets(["a", "b", "c"], scores)[:2]
+    assert (one.left, two.left) == (0.5, 0.0) and two.labels == ("a", "b")
+    assert len(serving_sets(["a", "b", "c"], scores)) == 2  # three would leave out nobody
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("across")
+    (folder / "suite.toml").write_text(SUITE)
+    (folder / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYMINDS_DATA", str(folder / "empty"))
+        store = Store(folder / "store").open()
+        plan = make_plan(read_suite(folder / "suite.toml"), store)
+        list(finish_trials(list(plan.trials), store))
+        yield folder, make_board(plan, store)
+
+
+def test_a_board_of_three_tasks_has_a_table_across_them(world, capsys):
+    _, board = world
+    across = board.across
+    assert [row.label for row in across.rows][-1] == "shared" and len(across.rows) == 4
+    assert across.tasks == 4 and across.families == {"simulated": 4} and not across.transfers
+    assert across.left_out == {"longest": "no result on 4 of 4 tasks"}
+    # settings of low_rank count together as one task of three
+    accuracy = np.array(
+        [
+            [next(r for r in t.rows if r.label == row.label).curves["accuracy"][t.shots].value for t in board.tasks]
+            for row in across.rows
+        ]
+    )
+    wins = wins_by_task(accuracy)
+    expected = np.stack([wins[:, :2].mean(1), wins[:, 2], wins[:, 3]]).mean(0)
+    np.testing.assert_allclose([row.wins.value for row in across.rows], expected)
+    assert across.units == {"simulated": "share of the possible gain"}
+    line = np.array(
+        [next(r for r in t.rows if r.label == "bayes").curves["accuracy"][t.shots].value for t in board.tasks]
+    )
+    shares = (accuracy - accuracy[-1]) / (line - accuracy[-1])
+    for row, share in zip(across.rows, shares, strict=True):
+        assert row.families["simulated"].gain.value == pytest.approx(trim_mean(share, 0.25))
+    page = render_page(board)
+    assert "<h2>Across tasks</h2>" in page and across.verdict in page and page.count("<svg") >= 2
+    assert json.loads(json.dumps(board.as_dict()))["across"]["rows"][0]["label"] == across.rows[0].label
+    print_board(board)
+    said = " ".join(capsys.readouterr().out.split())
+    assert across.verdict in said and "left out: longest: no result on 4 of 4 tasks" in said
+
+
+def test_a_task_without_its_data_is_left_out_and_named_or_stops_the_suite(world, capsys, monkeypatch):
+    folder, board = world
+    assert list(board.unavailable) == ["snacks"] and "there is no ClitheroDataset.csv" in board.unavailable["snacks"]
+    print_board(board)
+    assert "left out: snacks: there is no ClitheroDataset.csv" in capsys.readouterr().out
+    (folder / "strict.toml").write_text(SUITE.replace("skip_unavailable = true", ""))
+    monkeypatch.setenv("MANYMINDS_DATA", str(folder / "empty"))
+    with pytest.raises(UnavailableError, match=r"there is no ClitheroDataset.csv"):
+        make_plan(read_suite(folder / "strict.toml"), Store(folder / "store").open())
+    (folder / "nothing.toml").write_text('skip_unavailable = true\ntasks = [{ name = "snacks" }]\n')
+    with pytest.raises(UnavailableError, match=r"there is no ClitheroDataset.csv"):
+        make_plan(read_suite(folder / "nothing.toml"), Store(folder / "store").open())
