@@ -197,7 +197,7 @@ def predictions_table(store: Store, trial: Trial, manifest: dict, method: str) -
     """Return a row per panel, number of shots and query pair of a finished trial, without the swap control."""
     splits, ids = open_prepared_task(store, trial.task_key).splits, _user_ids(store, trial.task_key)
     told = safetensors.numpy.load(bytes(store.read_verified(manifest, "predictions.safetensors")))
-    scores = load_scores(store, trial, manifest).filter(pl.col("swapped").not_())
+    scores = load_scores(store, trial.task_key, manifest).filter(pl.col("swapped").not_())
     scales = dict(scores.group_by("shots").agg(pl.col("scale").first()).iter_rows())
     parts = []
     for name in sorted(told):

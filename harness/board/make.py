@@ -279,7 +279,7 @@ def _method_cells(
     tables: list[pl.DataFrame] = []
     others: dict[str, list[pl.DataFrame]] = {"best_of_n": [], "written": [], "best_of_n_with_texts": []}
     for trial in sorted(trials, key=lambda t: t.seed):
-        table = load_scores(store, trial, manifests[trial.key]).filter(panel=BOARD_PANEL)
+        table = load_scores(store, trial.task_key, manifests[trial.key]).filter(panel=BOARD_PANEL)
         tables.append(_with_persons(table, trial.seed, numbers))
         found = (
             best_of.best_of_n_outcomes(store, trial, references.get(trial.seed)),

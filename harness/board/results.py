@@ -12,7 +12,6 @@ from harness.errors import UserError
 from harness.scores.metrics import METRICS_VERSION, score_table
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
-from harness.trials.trial import Trial
 
 
 def committed_manifest(store: Store, kind: str, key: str) -> dict:
@@ -23,10 +22,10 @@ def committed_manifest(store: Store, kind: str, key: str) -> dict:
     return manifest
 
 
-def load_scores(store: Store, trial: Trial, manifest: dict) -> pl.DataFrame:
+def load_scores(store: Store, task_key: str, manifest: dict) -> pl.DataFrame:
     """Return a finished trial's score table, recomputed from its predictions if the metrics have changed since."""
     if manifest["facts"].get("metrics_version") == METRICS_VERSION:
         return pl.read_ipc(store.read_verified(manifest, "scores.arrow"))
     predictions = safetensors.numpy.load(store.read_verified(manifest, "predictions.safetensors"))
-    prepared = open_prepared_task(store, trial.task_key)
+    prepared = open_prepared_task(store, task_key)
     return cast(pl.DataFrame, pl.from_arrow(score_table(predictions, prepared.splits, prepared.truth)))

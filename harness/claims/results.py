@@ -247,7 +247,7 @@ class Results:
         """Return the trial's score table, with different numbers for people of different populations."""
         if trial.key not in self.tables:
             self.tables[trial.key] = self._with_distinct_people(
-                load_scores(self.store, trial, self.trial_manifest(trial)), trial
+                load_scores(self.store, trial.task_key, self.trial_manifest(trial)), trial
             )
         return self.tables[trial.key]
 

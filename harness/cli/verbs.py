@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from harness.cli.app import app
+from harness.cli.compare_verb import compare
 from harness.cli.describe_data import describe
 from harness.cli.inspect_verbs import check, doctor, list_, plan, show
 from harness.cli.make_verbs import encode, generate, prepare, score
@@ -29,6 +30,7 @@ for verb in (
     plan,
     run,
     board,
+    compare,
     reproduce,
     publish,
     export,

@@ -34,7 +34,7 @@ def test_scores_are_means_over_people_and_seeds(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
     mine = [t for t in plan.trials if t.method.name == "per_user"]
-    tables = [load_scores(store, t, store.read_manifest("trials", t.key)) for t in mine]
+    tables = [load_scores(store, t.task_key, store.read_manifest("trials", t.key)) for t in mine]
     test = pl.concat(tables).filter(panel="test", shots=4, swapped=False)
     assert row(board, "per_user").curves["accuracy"][4].value == pytest.approx(test["accuracy"].mean())
     assert row(board, "per_user").curves["auc"][4].value == pytest.approx(test["auc"].mean())

@@ -117,7 +117,7 @@ def accuracy(results, method, shots, **fields):
     """Return the mean over all people and seeds, directly from the stored tables."""
     trials = [t for t in results.plan.trials if t.method.name == method]
     trials = [t for t in trials if all(getattr(t.method, k, getattr(t.task, k, None)) == v for k, v in fields.items())]
-    tables = [load_scores(results.store, t, results.store.read_manifest("trials", t.key)) for t in trials]
+    tables = [load_scores(results.store, t.task_key, results.store.read_manifest("trials", t.key)) for t in trials]
     assert len(tables) == 3
     return pl.concat(tables).filter(panel="test", shots=shots, swapped=False)["accuracy"].mean()
 
@@ -214,7 +214,7 @@ def test_simplex_draws_people_by_their_true_weights(swept):
     assert not missing and [t.get_text() for t in figure.legends[0].get_texts()] == ["0 shots", "4 shots", "8 shots"]
     share, right = [], []
     for trial in (t for t in swept.plan.trials if t.method.name == "per_user" and fits(t.task)):
-        table = load_scores(swept.store, trial, swept.store.read_manifest("trials", trial.key))
+        table = load_scores(swept.store, trial.task_key, swept.store.read_manifest("trials", trial.key))
         rows = table.filter(panel="test", shots=8, swapped=False)
         weights = np.abs(open_prepared_task(swept.store, trial.task_key).truth.users[rows["person"].to_numpy()])
         share += list(weights[:, 1] / weights.sum(1))

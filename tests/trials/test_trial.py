@@ -148,10 +148,10 @@ def test_old_scores_are_recomputed(tiny):
     _, plan, store = tiny
     trial = plan.trials[0]
     manifest = store.read_manifest("trials", trial.key)
-    fresh = load_scores(store, trial, manifest)
+    fresh = load_scores(store, trial.task_key, manifest)
     old = dict(manifest, facts=dict(manifest["facts"], metrics_version=0), files=dict(manifest["files"]))
     del old["files"]["scores.arrow"]
-    assert load_scores(store, trial, old).equals(fresh)
+    assert load_scores(store, trial.task_key, old).equals(fresh)
 
 
 def test_a_finished_trial_is_not_fitted_again(tiny, monkeypatch):
