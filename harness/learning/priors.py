@@ -216,7 +216,9 @@ def mixture_priors(weights: torch.Tensor) -> list[State]:
 
     weights: float64[n_users, r], training users' weights on the simplex.
     """
-    mean, r = weights.mean(0), weights.shape[1]
+    # A weight that nobody has, as after a softmax in single precision, would end at the barrier's logarithm of 0.
+    mean, r = weights.mean(0).clamp(min=1e-6), weights.shape[1]
+    mean = mean / mean.sum()
     spread = weights - mean
     # Weights sum to 1, so without the second term the covariance has no inverse.
     covariance = spread.T @ spread / len(weights) + 1e-4 * torch.eye(r, dtype=weights.dtype)

@@ -136,10 +136,10 @@ def user_auc(user: np.ndarray, n_users: int, z: np.ndarray, y: np.ndarray) -> np
 def fit_temperature_scale(z: np.ndarray, y: np.ndarray) -> float:
     """Return the scale s, one over the temperature, for which sigmoid(s z) has the lowest log loss.
 
-    s lies in [0, MAX_MEAN_LOG_ODDS / mean |z|], and is 1 where all z are 0.
+    s lies in [0, MAX_MEAN_LOG_ODDS / mean |z|], and is 1 where all z are 0 or some are not finite.
     """
     z, y = z.astype(np.float64), y.astype(np.float64)
-    if not z.any():
+    if not z.any() or not np.isfinite(z).all():
         return 1.0
     z = z / (unit := np.abs(z).mean())  # makes the search range the same for log-odds of any size
 

@@ -267,6 +267,18 @@ def test_planted_weights_on_the_simplex_are_recovered():
     assert (found > 0).all() and (found.sum(1) - 1).abs().max() < 1e-9
 
 
+def test_a_basis_reward_that_nobody_uses_breaks_nothing():
+    """A softmax in single precision may give every training user a weight of exactly 0."""
+    weights = torch.tensor([[0.75, 0.25, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    Z, y = (
+        torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        torch.ones(2, 4).double(),
+    )
+    for prior in priors.mixture_priors(weights):
+        found = priors.fit_simplex_weights(Z, y, torch.ones_like(y), torch.zeros_like(y), prior)
+        assert torch.isfinite(found).all() and (found > 0).all() and found.sum(1) == pytest.approx([1, 1])
+
+
 @pytest.mark.slow
 def test_distances_to_ideal_points_are_learned():
     """PAL learns users between three prototypes in a plane, whose rewards are distances and not linear."""

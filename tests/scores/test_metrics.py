@@ -76,6 +76,8 @@ def test_temperature_undoes_overconfidence():
 
 def test_temperature_at_its_limits():
     assert fit_temperature_scale(np.zeros(5), np.ones(5)) == 1
+    for bad in (np.nan, np.inf):  # a prior that overflows loses against the others, and stops nothing
+        assert fit_temperature_scale(np.array([bad, 1.0]), np.ones(2)) == 1
     assert 1 < fit_temperature_scale(np.array([1.0, -1]), np.array([1.0, 0])) <= 20.01  # separable, so capped
     assert fit_temperature_scale(np.array([1.0, -1]), np.array([0.0, 1])) < 1e-3  # always wrong, so scaled to nothing
 
