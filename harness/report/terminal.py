@@ -73,10 +73,10 @@ def print_board(board: Board) -> None:
 
 def print_across(across: Across, console: Console) -> None:
     """Print the table of methods across tasks, then what it says."""
-    heads, lines = across_table(across)
+    heads, lines = across_table(across, limits=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i in (0, 2), overflow="fold")
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(f"\nacross {across.tasks} settings of tasks")

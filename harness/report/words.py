@@ -137,8 +137,8 @@ def format_rank_interval(ranks: tuple[int, int, int]) -> str:
     return f"{rank}  [{best}]" if best == worst else f"{rank}  [{best}-{worst}]"
 
 
-def across_table(across: Across) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and the lines of the table of methods across tasks."""
+def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the lines of the table of methods across tasks; gains without limits are narrower."""
     heads = ["rank", "method", "wins", "mean rank"]
     heads += [f"{name}: gain" if across.units[name] == "accuracy" else f"{name}: share" for name in across.families]
     lines = [
@@ -147,7 +147,10 @@ def across_table(across: Across) -> tuple[list[str], list[list[str]]]:
             row.label,
             format_interval(row.wins),
             f"{row.mean_rank:.1f}",
-            *(format_interval(found.gain, signed=True) for found in row.families.values()),
+            *(
+                format_interval(f.gain, signed=True) if limits else format_number(f.gain.value, signed=True)
+                for f in row.families.values()
+            ),
         ]
         for row in across.rows
     ]
