@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import polars as pl
-from scipy.stats import norm, rankdata, spearmanr, t
+from scipy.stats import norm, rankdata, t
 
 from harness.board.board import (
     REFERENCE_METHOD,
@@ -212,21 +212,23 @@ def _transfers(wins: np.ndarray, family: np.ndarray, families: dict[str, int]) -
     rng = np.random.default_rng(0)  # fixed, so that the same board has the same limits
     found = []
     for one, other in combinations([f for f, n in families.items() if n > 1], 2):
-        places = [np.flatnonzero(family == f) for f in (one, other)]
-        drawn = []
-        for _ in range(DRAWS):
-            rows = rng.integers(len(wins), size=len(wins))
-            sides = [wins[np.ix_(rows, rng.choice(p, len(p)))].mean(1) for p in places]
-            drawn.append(_correlation(*sides))
-        low, high = np.nanquantile(drawn, [0.025, 0.975])
-        value = _correlation(*(wins[:, p].mean(1) for p in places))
-        found.append(Transfer((one, other), Point(value, float(low), float(high))))
+        rows = rng.integers(len(wins), size=(DRAWS, len(wins)))
+        drawn, whole = [], []
+        for place in (np.flatnonzero(family == f) for f in (one, other)):
+            tasks = place[rng.integers(len(place), size=(DRAWS, len(place)))]
+            drawn.append(wins[rows[:, :, None], tasks[:, None]].mean(2))
+            whole.append(wins[None, :, place].mean(2))
+        low, high = np.nanquantile(rank_correlations(*drawn), [0.025, 0.975])
+        found.append(Transfer((one, other), Point(float(rank_correlations(*whole)[0]), float(low), float(high))))
     return found
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Spearman's rank correlation; NaN where one side has no differences."""
-    return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else np.nan
+def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return float64[n]: Spearman's correlation of each row of a and of b, float64[n, M]; NaN where all of a row is equal."""
+    ranks = [rankdata(x, axis=1) for x in (a, b)]
+    one, other = (r - r.mean(1, keepdims=True) for r in ranks)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum(1) / np.sqrt((one**2).sum(1) * (other**2).sum(1))
 
 
 def _scores_of_people(methods: list[Method], ranked: list[dict[Method, Row]]) -> list[np.ndarray]:

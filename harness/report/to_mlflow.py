@@ -44,7 +44,7 @@ from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial, identity_hash
 
-PUBLISH_VERSION = 4  # raised whenever the same results would be published differently
+PUBLISH_VERSION = 5  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
@@ -87,6 +87,7 @@ class RunRecord:
     tables: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
     files: Callable[[], dict[str, bytes]] = dict
     files_digest: str = ""  # of the content of `files`, before users' ids are salted
+    seconds: float = 0.0  # that the row's trials took, which MLflow shows as the run's duration
 
     @property
     def content_digest(self) -> str:
@@ -150,7 +151,7 @@ class Publisher:
         board = board or make_board(self.plan, self.store)
         rows = [self._row_record(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
         # the UI lists the latest run first: the board, then rank 1, 2, ...
-        self._publish_records([*rows[::-1], self._board_record(board)])
+        self._publish_records([*rows[::-1], self._board_record(board)], f"# {board.suite.title}\n\n{_verdicts(board)}")
 
     def command_to_open(self) -> str:
         """Return the command that shows the results: a local server for a SQLite file, else the URI without password.
@@ -225,6 +226,7 @@ class Publisher:
             metrics=tuple(row_metrics(row, task)),
             files=files,
             files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
+            seconds=sum(told["seconds"] for told in facts.values()),
         )
 
     def _board_record(self, board: Board) -> RunRecord:
@@ -255,7 +257,7 @@ class Publisher:
             }
             for t in board.tasks
         ]
-        verdicts = "\n".join(f"{t.label}: {t.verdict}" for t in board.tasks)
+        verdicts = _verdicts(board)
         flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
         failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
 
@@ -294,13 +296,18 @@ class Publisher:
         hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
         return hidden.sort("user")  # the original order would reveal the people
 
-    def _publish_records(self, records: list[RunRecord]) -> None:
-        """Make MLflow hold each record exactly once, in its current state."""
+    def _publish_records(self, records: list[RunRecord], description: str = "") -> None:
+        """Make MLflow hold each record exactly once, in its current state.
+
+        description: Markdown that the UI shows above the experiment's runs; "" leaves it as it is.
+        """
         with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()):
             client = self._open_client()
             experiment = self._experiment_id(client)
             # without workflowType the UI shows its view for chat bots
             self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
+            if description:
+                client.set_experiment_tag(experiment, "mlflow.note.content", description.replace("\n", "\n\n"))
             wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
             found: dict[str, list] = {}
             for run in _find_runs(client, experiment, wanted):
@@ -324,8 +331,9 @@ class Publisher:
         now = int(time.time() * 1000)
         tags = record.tags | {"row": record.identity, "digest": digest, "suite": suite}
         tags = {name: _cut_value(value) for name, value in tags.items()}
+        began = now - round(1000 * record.seconds)
         run = client.create_run(
-            experiment, start_time=now, tags=tags, run_name=record.name[:MAX_NAME_CHARACTERS]
+            experiment, start_time=began, tags=tags, run_name=record.name[:MAX_NAME_CHARACTERS]
         ).info.run_id
         metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
         # one batch is 7 times faster than single calls
@@ -336,7 +344,7 @@ class Publisher:
             client.log_artifacts(run, folder)
         for name, columns in record.tables.items():
             client.log_table(run, columns, name)
-        client.set_terminated(run)
+        client.set_terminated(run, end_time=now)
 
     def _open_client(self):
         if self.uri.startswith("sqlite:"):
@@ -420,6 +428,12 @@ class Publisher:
             else:
                 hint = "check that the database runs, that its driver is installed, and that you can write to it"
             raise UserError(f"MLflow at {_without_password(self.uri)} cannot be written: {said}", hint) from error
+
+
+def _verdicts(board: Board) -> str:
+    """Return the board's verdicts, a line for each task, that across tasks first."""
+    across = [f"across tasks: {board.across.verdict}"] if board.across else []
+    return "\n".join([*across, *(f"{task.label}: {task.verdict}" for task in board.tasks)])
 
 
 def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:

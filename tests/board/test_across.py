@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import spearmanr, trim_mean
 
-from harness.board.across import interquartile_mean, serving_sets, surely_better, wins_by_task
+from harness.board.across import interquartile_mean, rank_correlations, serving_sets, surely_better, wins_by_task
 from harness.board.make import make_board
 from harness.errors import UnavailableError
 from harness.report.html import render_page
@@ -77,6 +77,12 @@ def test_the_limits_of_wins_cover_the_truth():
     wins = np.stack([wins_by_task(rng.normal(size=(8, 12))) for _ in range(1000)])
     half = 2.201 * wins.std(2, ddof=1) / 12**0.5  # the quantile of t with 11 degrees of freedom, from a table
     assert 0.93 <= (np.abs(wins.mean(2) - 0.5) <= half).mean() <= 0.97
+
+
+def test_rank_correlations_are_scipys():
+    a, b = np.random.default_rng(3).integers(0, 5, size=(2, 20, 9)).astype(float)
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(rank_correlations(a, b), expected)
 
 
 def test_serving_sets_by_hand():

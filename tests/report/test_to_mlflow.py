@@ -129,6 +129,8 @@ def test_a_row_is_one_run_with_its_seeds_inside_and_the_numbers_of_the_board(wor
         }
         assert {name: run.data.metrics.get(name) for name in told} == pytest.approx(told, abs=1e-12)
         assert len(run.data.metrics) <= 30
+        taken = sum(world.store.read_manifest("trials", key)["facts"]["seconds"] for key in row.keys)
+        assert (run.info.end_time - run.info.start_time) / 1000 == pytest.approx(taken, abs=1e-3)
     assert sum("rank" in run.data.metrics for run in runs.values()) == 2  # the oracle is a line
 
 
@@ -158,6 +160,13 @@ def test_the_leaderboard_reads_like_the_board(world):
     assert board.tasks[0].verdict in run.data.tags["verdicts"]
     assert run.data.params["board"] == board.results_digest and run.data.params["suite"] == world.first.suite.digest
     assert "spectral" in world.file(run, "board.html").read_text()
+
+
+def test_the_experiment_opens_with_the_verdicts(world):
+    experiment = world.client.get_experiment_by_name(f"manyminds/{world.first.suite.name}")
+    said = experiment.tags["mlflow.note.content"]
+    (task,) = make_board(world.first, world.store).tasks
+    assert said.startswith(f"# {world.first.suite.title}") and f"{task.label}: {task.verdict}" in said
 
 
 def test_publishing_again_changes_nothing(world):
