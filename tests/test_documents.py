@@ -105,6 +105,14 @@ def test_the_python_examples_run(name, newcomer, capsys):
     assert capsys.readouterr().out
 
 
+def test_pages_are_installed_with_the_package():
+    """An installed copy, unlike an editable one, has only the files that pyproject.toml names."""
+    named = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for page in (PROJECT_ROOT / "harness").rglob("*.html"):
+        patterns = named.get(page.parent.relative_to(PROJECT_ROOT).as_posix().replace("/", "."), [])
+        assert any(page.match(pattern) for pattern in patterns), page
+
+
 def test_examples_are_as_short_as_promised():
     def code(name):
         return [line for line in FILES[name].splitlines() if line.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,6 @@ from harness.board.board import (
     REFERENCE_METHOD,
     Across,
     AcrossRow,
-    FamilyGain,
     Point,
     Row,
     ServingSet,
@@ -25,15 +25,16 @@ LEAST_TASKS = 3  # tasks of different names: fewer give no interval over tasks
 LINE = "bayes"  # the method that knows the most that can be reached
 LEAST_ROOM = 0.02  # accuracy between the reference and the line: a share of less than that is mostly noise
 SERVING_SETS = (1, 2, 3)  # sizes of the sets of methods that serve as many people as possible
+MAX_SETS = 5000  # sets of one size that are tried: all of three of 31 methods
 SHUFFLES = 2000  # of methods within tasks: the 95 % limit then has a standard error of half a percent
 MAX_GAPS = 2**21  # differences of two methods on a task that are in memory at once: 16 MB
 DRAWS = 2000  # of the interval of a rank correlation, whose limits then vary by about .01
 
 
 def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
-    """Compare the methods across tasks, where settings of one task count together as one. None with fewer than LEAST_TASKS different tasks or fewer than three methods.
+    """Compare the methods across tasks; None with fewer than LEAST_TASKS different tasks or fewer than three methods.
 
-    A method without a result on one of the tasks is left out of everything: a mean over the tasks that it can do would be
+    Settings of one task count together as one. A method without a result on one of the tasks is left out of everything: a mean over the tasks that it can do would be
     a mean over easier ones. Tasks on which the reference has no rank are left out too.
     """
     tasks = tuple(one for one in tasks if any(r.method.name == REFERENCE_METHOD and r.rank for r in one.rows))
@@ -44,12 +45,12 @@ def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
     methods = [m for m in labels if all(m in rows for rows in ranked)]
     if len(methods) < 3:
         return None
-    known, lines = {labels[m] for m in methods}, {r.label for task in tasks for r in task.rows if r.privileged}
-    others = dict.fromkeys([*labels.values(), *(label for task in tasks for label in task.refusals)])
+    # neither those of the table nor the lines, which are never ranked
+    elsewhere = {labels[m] for m in methods} | {r.label for task in tasks for r in task.rows if r.privileged}
     missing = {
         label: sum(all(row.label != label for row in rows.values()) for rows in ranked)
-        for label in others
-        if label not in known | lines
+        for label in dict.fromkeys([*labels.values(), *(label for task in tasks for label in task.refusals)])
+        if label not in elsewhere
     }
     accuracy = np.array(
         [
@@ -107,20 +108,20 @@ def surely_better(wins: np.ndarray) -> np.ndarray:
     wins: float64[M, N], shares of wins on N tasks. Each pair's mean difference is divided by its standard error, whose
     variance is averaged with the mean variance of all pairs: a few tasks on which a pair happens to differ equally would
     otherwise have none. The limit is the largest such ratio in 95 % of draws that shuffle the methods within each task. In
-    simulations of 8 or 14 equal methods on 3 to 12 tasks, 4 to 6 % of boards call any method better than another; ranks by
+    simulations of 8 or 14 equal methods on 3 to 12 tasks, 1 to 6 % of boards call any method better than another; ranks by
     t intervals do so on 8 to 24 %.
     """
     rng = np.random.default_rng(0)  # fixed, so that the same board has the same ranks
+    count = len(wins)
 
     def ratios(wins: np.ndarray) -> np.ndarray:
         """Return float[..., M, M] for wins float[..., M, N]."""
         gap = wins[..., :, None, :] - wins[..., None, :, :]
         variance = gap.var(-1, ddof=1) / gap.shape[-1]
-        pooled = variance.sum((-2, -1), keepdims=True) / (len(others) * (len(others) - 1))
+        pooled = variance.sum((-2, -1), keepdims=True) / (count * (count - 1))
         return gap.mean(-1) / np.sqrt((variance + pooled) / 2 + 1e-30)
 
-    others = range(wins.shape[0])
-    at_once = max(1, MAX_GAPS // (len(others) * wins.size))  # bounds the memory
+    at_once = max(1, MAX_GAPS // (count * wins.size))  # bounds the memory
     largest = []
     for start in range(0, SHUFFLES, at_once):
         order = rng.random((min(at_once, SHUFFLES - start), *wins.shape)).argsort(1)
@@ -158,7 +159,7 @@ def interquartile_mean(values: np.ndarray) -> tuple[float, np.ndarray]:
 
 def _gains_by_family(
     methods: list[Method], tasks: tuple[TaskBoard, ...], family: np.ndarray
-) -> tuple[dict[str, str], dict[str, list[FamilyGain]]]:
+) -> tuple[dict[str, str], dict[str, list[Point]]]:
     """Return each family's unit, and its gains in the methods' order.
 
     Where the best that can be reached is known on every task of a family, gains are shares of it, so that tasks with much
@@ -176,8 +177,7 @@ def _gains_by_family(
             value, se = np.array([_gain_and_error(task, method) for task in own]).T / scale
             mean, weight = interquartile_mean(value)
             half = norm.ppf(0.975) * float(np.sqrt((weight**2 * se**2).sum()))
-            point = Point(mean, mean - half, mean + half) if np.isfinite(half) else Point(mean)
-            of_family.append(FamilyGain(point, len(own)))
+            of_family.append(Point(mean, mean - half, mean + half) if np.isfinite(half) else Point(mean))
         gains[str(name)] = of_family
     return units, gains
 
@@ -242,11 +242,12 @@ def serving_sets(labels: list[str], scores: list[np.ndarray]) -> list[ServingSet
 
     A group is all people who have a higher accuracy under one method outside the set than under each of its members. With
     few queries a person, chance alone makes such groups.
+    Sizes of which there are more than MAX_SETS are left out.
     scores: for every task float64[M, people].
     """
     found = []
     for size in SERVING_SETS:
-        if size >= len(labels):
+        if size >= len(labels) or comb(len(labels), size) > MAX_SETS:
             break
         best = None
         for chosen in combinations(range(len(labels)), size):

@@ -96,30 +96,21 @@ class TaskBoard:
 
 
 @dataclass(frozen=True)
-class FamilyGain:
-    """What a method gains over the reference in a family of tasks: the interquartile mean over tasks.
-
-    The limits are over people and seeds of these tasks. They do not speak of other tasks.
-    """
-
-    gain: Point
-    tasks: int
-
-
-@dataclass(frozen=True)
 class AcrossRow:
     """One method across all tasks of a board.
 
     wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at random. A tie is one
         half; settings of one task count together as one. The limits are over tasks.
     rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once.
+    families: by family of tasks, the interquartile mean over its tasks of the gain over the reference. The limits are over
+        people and seeds of these tasks, and do not speak of other tasks.
     """
 
     label: str
     wins: Point
     rank: tuple[int, int, int]
     mean_rank: float  # mean over tasks of the rank by accuracy
-    families: dict[str, FamilyGain]
+    families: dict[str, Point]
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class Board:
     suite: Suite
     tasks: tuple[TaskBoard, ...]
     across: Across | None = None  # None with too few tasks
-    unavailable: dict[str, str] = field(default_factory=dict)  # name of a task whose data is not here -> the reason
+    unavailable: dict[str, str] = field(default_factory=dict)  # label of a task whose data or model is not here -> why
 
     @property
     def results_digest(self) -> str:

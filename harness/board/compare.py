@@ -38,6 +38,12 @@ class RecordedTrial:
         """Digest of the prepared data: trials with the same one asked the same people the same."""
         return str(self.manifest["identity"]["data"])
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Version of the method, and of the keys."""
+        told = self.manifest["identity"]
+        return int(told["method"].partition("@")[2] or 1), int(told.get("key_version", 1))
+
     def setting(self, kind: str) -> RecordedSetting:
         """Return the setting of its `task` or `method`, without the version."""
         told = self.manifest["identity"]
@@ -74,7 +80,7 @@ class Comparison:
 
 
 def finished_trials(store: Store, keys: Iterable[str] | None = None) -> list[RecordedTrial]:
-    """Return the finished trials of a store, or those with the given keys."""
+    """Return the finished trials of a store, or those with the given keys; of several versions of a method the latest."""
     tasks = {}
     for key in store.committed_keys("tasks"):
         if manifest := store.read_manifest("tasks", key):
@@ -84,7 +90,17 @@ def finished_trials(store: Store, keys: Iterable[str] | None = None) -> list[Rec
         manifest = store.read_manifest("trials", key)
         if manifest and manifest["identity"]["data"] in tasks:
             found.append(RecordedTrial(store, tasks[manifest["identity"]["data"]], manifest))
-    return found
+    return latest_versions(found)
+
+
+def latest_versions(trials: list[RecordedTrial]) -> list[RecordedTrial]:
+    """Return of trials with the same data, seed and setting the one of the latest version of the method and of the keys."""
+    latest: dict[tuple, RecordedTrial] = {}
+    for trial in trials:
+        place = trial.data, trial.seed, trial.setting("method")
+        if place not in latest or latest[place].version < trial.version:
+            latest[place] = trial
+    return list(latest.values())
 
 
 def with_method(trials: list[RecordedTrial], name: str, fields: dict) -> list[RecordedTrial]:
@@ -131,7 +147,13 @@ def compare_trials(before: list[RecordedTrial], after: list[RecordedTrial], any_
     ]
     adjusted = holm([row[1] for row in rows])
     told = [ComparedRow(**row[0], p=p) for row, p in zip(rows, adjusted, strict=True)]
-    unmatched = _unmatched(before, after, found, matched)
+    used = {id(trial) for pairs in found.values() for pair in pairs for trial in pair}
+    left = [[trial for trial in side if id(trial) not in used] for side in (before, after)]
+    unmatched = [
+        line
+        for i, side in enumerate((before, after))
+        for line in _describe_unmatched(("first", "second")[i], side, left[i], left[1 - i])
+    ]
     return Comparison(tuple(sorted(told, key=lambda row: row.difference.value)), tuple(unmatched))
 
 
@@ -179,6 +201,8 @@ def _pair_label(
         return f"{labels[before]} -> {others[after]}"
     old, new = json.loads(before[1]), json.loads(after[1])
     varied = {name for name in old.keys() & new.keys() if old[name] != new[name]}
+    if not varied:
+        return labels[before]
     changed = [f"{name} {old[name]} -> {new[name]}" for name in sorted(varied)]
     return ", ".join([compared_labels(list(labels), varied)[before], *changed])
 
@@ -233,22 +257,19 @@ def holm(p: list[float]) -> list[float | None]:
     return adjusted
 
 
-def _unmatched(
-    before: list[RecordedTrial],
-    after: list[RecordedTrial],
-    found: dict,
-    matched: dict[RecordedSetting, RecordedSetting],
+def _describe_unmatched(
+    word: str, side: list[RecordedTrial], left: list[RecordedTrial], others: list[RecordedTrial]
 ) -> list[str]:
-    """Return a line for each task and method that is not among the rows, and why."""
-    lines: dict[str, None] = {}
-    compared = [{(task, own) for task, own in found}, {(task, matched[own]) for task, own in found}]
-    sides = [{(t.setting("task"), t.setting("method")) for t in side} for side in (before, after)]
-    names = [{(task[0], method[0]) for task, method in side} for side in sides]
-    for i, word in enumerate(("first", "second")):
-        for task, method in sorted(sides[i] - compared[i]):
-            pair = (task[0], method[0])
-            if pair in names[1 - i] and any((t[0], m[0]) == pair for t, m in compared[i]):
-                continue  # a setting whose name is among the rows, under fields that the other side has not
-            why = "on other data" if pair in names[1 - i] else f"only on the {word} side"
-            lines[f"{method[0]} on {task[0]}: {why}"] = None
-    return list(lines)
+    """Return a line for each task and method of a side with trials that have no counterpart, and why.
+
+    left, others: the trials without a counterpart, of this side and of the other one.
+    """
+    tasks, methods = (compared_labels([t.setting(kind) for t in side]) for kind in ("task", "method"))
+    there = {(t.setting("task")[0], t.setting("method")[0], t.seed) for t in others}
+    seeds: dict[str, list[int]] = {}
+    for t in left:
+        alike = (t.setting("task")[0], t.setting("method")[0], t.seed) in there
+        why = "other data or another setting than on the other side" if alike else f"only on the {word} side"
+        what = f"{methods[t.setting('method')]} on {tasks[t.setting('task')]}"
+        seeds.setdefault(f"{what}: {why}", []).append(t.seed)
+    return [f"{line} ({len(own)} seed{'s' if len(own) > 1 else ''})" for line, own in seeds.items()]

@@ -64,7 +64,8 @@ def make_board(plan: Plan, store: Store) -> Board:
     A method with missing trials is on the board without rank and intervals (`Row.incomplete`).
     """
     tasks = tuple(_task_board(plan, store, task) for task in plan.suite.tasks)
-    unavailable = {task.name: reason for task, reason in plan.unavailable.items()}
+    names = setting_labels([*plan.suite.tasks, *plan.unavailable])
+    unavailable = {names[task]: reason for task, reason in plan.unavailable.items()}
     return Board(plan.suite, tasks, compare_across(tasks), unavailable)
 
 

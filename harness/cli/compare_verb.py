@@ -60,7 +60,10 @@ def compare(
         from harness.atomic import write_atomically
         from harness.report.comparison import comparison_page
 
-        write_atomically(page, comparison_page(found, (first, second)).encode())
+        try:
+            write_atomically(page, comparison_page(found, (first, second)))
+        except OSError as error:
+            raise UserError(f"{page} cannot be written ({error.strerror})", "name a file that you can write") from error
         stderr.print(f"page: {page}")
     if fail_if_worse is not None and any(-row.difference.value > fail_if_worse for row in found.surely(-1)):
         raise typer.Exit(1)

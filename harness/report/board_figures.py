@@ -106,7 +106,7 @@ def _draw_family_gains(figure: Figure, across: Across, looks: Looks) -> None:
     panels = figure.subplots(1, len(across.families), squeeze=False, sharey=True)[0]
     for axes, family in zip(panels, across.families, strict=True):
         for y, row in enumerate(across.rows):
-            _draw_limits(axes, row.families[family].gain, y, looks[row.label])
+            _draw_limits(axes, row.families[family], y, looks[row.label])
         axes.axvline(0, color="#000000", lw=0.8)
         axes.set_title(f"{family} ({across.families[family]})", fontsize=11)
         axes.set_xlabel(across.units[family] if across.units[family] != "accuracy" else "gain in accuracy")

@@ -151,7 +151,7 @@ class Publisher:
         board = board or make_board(self.plan, self.store)
         rows = [self._row_record(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
         # the UI lists the latest run first: the board, then rank 1, 2, ...
-        self._publish_records([*rows[::-1], self._board_record(board)], f"# {board.suite.title}\n\n{_verdicts(board)}")
+        self._publish_records([*rows[::-1], self._board_record(board)], f"# {board.suite.title}\n{_verdicts(board)}")
 
     def command_to_open(self) -> str:
         """Return the command that shows the results: a local server for a SQLite file, else the URI without password.
@@ -307,7 +307,9 @@ class Publisher:
             # without workflowType the UI shows its view for chat bots
             self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
             if description:
-                client.set_experiment_tag(experiment, "mlflow.note.content", description.replace("\n", "\n\n"))
+                client.set_experiment_tag(
+                    experiment, "mlflow.note.content", _cut_value(description.replace("\n", "\n\n"))
+                )
             wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
             found: dict[str, list] = {}
             for run in _find_runs(client, experiment, wanted):

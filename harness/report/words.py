@@ -148,8 +148,8 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
             format_interval(row.wins),
             f"{row.mean_rank:.1f}",
             *(
-                format_interval(f.gain, signed=True) if limits else format_number(f.gain.value, signed=True)
-                for f in row.families.values()
+                format_interval(gain, signed=True) if limits else format_number(gain.value, signed=True)
+                for gain in row.families.values()
             ),
         ]
         for row in across.rows

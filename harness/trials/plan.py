@@ -39,7 +39,7 @@ class Refusal:
 class Plan:
     """Every trial of a suite, and the methods that refuse tasks.
 
-    suite: without the tasks that are left out because their data is not here; `unavailable` says why.
+    suite: without the tasks that are left out because their data or model is not here; `unavailable` says why.
     """
 
     suite: Suite

@@ -39,7 +39,9 @@ class SuiteFile:
     seeds: int | list = 5  # the number of seeds, or a list of seeds; five seeds hold every person out once
     margin: float | int = 0.01  # the smallest gain in accuracy over `shared` that matters; stated before the run
     controls: bool = True  # false leaves out chance, surface, shared, per_user, spectral, mixed_logit and bayes
-    skip_unavailable: bool = False  # true leaves out tasks whose data is not here, with the reason; else nothing runs
+    skip_unavailable: bool = (
+        False  # true leaves out tasks whose data or model is not here, and says why; else nothing runs
+    )
     paper: str = ""  # the paper that the file's claims are from, as `manyminds reproduce` names it
     claims: list = field(default_factory=list)  # published statements, see below
     # adds a tuned row for every method with a search space: `trials`, `seconds`, `sampler` as in `tuned`, and `methods`,
@@ -67,7 +69,7 @@ class Suite:
     methods: tuple[Method, ...]
     margin: float = 0.01
     file: str = ""  # the path that it was read from, "" for one made in Python
-    skip_unavailable: bool = False  # tasks whose data is not here are left out of the plan
+    skip_unavailable: bool = False  # tasks whose data or model is not here are left out of the plan
 
     @property
     def digest(self) -> str:

@@ -63,9 +63,10 @@ def compare(folder: Path, theirs: Path) -> None:
                 person, seed = cells["user"].to_numpy(), cells["seed"].to_numpy()
                 found = paired_differences(values, np.unique(person, return_inverse=True)[1], seed)
                 low, high = (edge[0, 1] for edge in found.interval())
+                limits = f"no interval: {found.note}" if found.note else f"({low:+.3f}, {high:+.3f})"
                 print(
                     f"{shots:>5}  {name[:22]:24}{method[:38]:40}{values[1].mean():7.3f}{values[0].mean():7.3f}  "
-                    f"{found.value[0, 1]:+.3f} ({low:+.3f}, {high:+.3f})"
+                    f"{found.value[0, 1]:+.3f} {limits}"
                 )
 
 

@@ -128,7 +128,7 @@ def test_a_board_of_three_tasks_has_a_table_across_them(world, capsys):
     )
     shares = (accuracy - accuracy[-1]) / (line - accuracy[-1])
     for row, share in zip(across.rows, shares, strict=True):
-        assert row.families["simulated"].gain.value == pytest.approx(trim_mean(share, 0.25))
+        assert row.families["simulated"].value == pytest.approx(trim_mean(share, 0.25))
     page = render_page(board)
     assert "<h2>Across tasks</h2>" in page and across.verdict in page and page.count("<svg") >= 2
     assert json.loads(json.dumps(board.as_dict()))["across"]["rows"][0]["label"] == across.rows[0].label

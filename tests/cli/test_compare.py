@@ -8,7 +8,15 @@ import polars as pl
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.board.compare import compare_trials, compared_labels, finished_trials, holm, matched_settings
+from harness.board.compare import (
+    RecordedTrial,
+    compare_trials,
+    compared_labels,
+    finished_trials,
+    holm,
+    latest_versions,
+    matched_settings,
+)
 from harness.board.results import load_scores
 from harness.cli.verbs import run_command_line
 from harness.errors import UserError
@@ -111,7 +119,28 @@ def test_what_is_only_on_one_side_is_listed(stores, tmp_path, capsys):
         if trial.setting("method")[0] == "per_user":
             (tmp_path / "less" / "trials" / f"{trial.manifest['key']}.json").unlink()
     assert run_command_line(["compare", str(stores / "before"), str(tmp_path / "less")]) == 0
-    assert "not compared: per_user on low_rank: only on the first side" in capsys.readouterr().out
+    assert "not compared: per_user on low_rank: only on the first side (4 seeds)" in capsys.readouterr().out
+
+
+def test_a_missing_seed_and_an_older_version_are_neither_hidden_nor_counted_twice(stores, tmp_path):
+    """One seed of rfm is gone; shared has in the same store results of an earlier version, as after an update."""
+    before, copy = finished_trials(Store(stores / "before")), tmp_path / "copy"
+    shutil.copytree(stores / "before", copy)
+    gone = next(t for t in before if t.setting("method")[0] == "rfm" and t.seed == 2)
+    (copy / "trials" / f"{gone.manifest['key']}.json").unlink()
+    older = []
+    for trial in (t for t in before if t.setting("method")[0] == "shared"):
+        identity = trial.manifest["identity"] | {"method": "shared@1"}
+        older.append(RecordedTrial(trial.store, trial.task_key, trial.manifest | {"identity": identity}))
+    assert all(
+        latest_versions([old, new]) == [new]
+        for old in older
+        for new in before
+        if new.seed == old.seed and new.setting("method")[0] == "shared"
+    )
+    found = compare_trials(before, finished_trials(Store(copy)))
+    assert {row.method: row.seeds for row in found.rows} == {"shared": 4, "per_user": 4, "rfm": 3}
+    assert found.unmatched == ("rfm on low_rank: only on the first side (1 seed)",)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,15 @@ def test_the_experiment_opens_with_the_verdicts(world):
     assert said.startswith(f"# {world.first.suite.title}") and f"{task.label}: {task.verdict}" in said
 
 
+def test_a_long_description_is_cut(world):
+    plan = world.plan("wordy")
+    board = make_board(plan, world.store)
+    wordy = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="x" * 30_000))
+    Publisher(plan, world.store).publish_everything(wordy)
+    said = world.client.get_experiment_by_name("manyminds/wordy").tags["mlflow.note.content"]
+    assert len(said) == MAX_VALUE_CHARACTERS
+
+
 def test_publishing_again_changes_nothing(world):
     before = ids(world.runs(world.first)) | ids(world.runs(world.first, "board"))
     world.publish(world.first)
