@@ -5,9 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -274,3 +274,20 @@ class Method(Predictor):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         """Learn from the training users. `validation`, other users with their labels, is for choosing settings."""
         raise NotImplementedError
+
+
+def needs_of_method(method: Method) -> list[str]:
+    """Return which properties of a task a method cannot do without, and whether it needs a language model."""
+    everything = TaskFacts(8, has_text=True, has_seconds=True, has_truth=True, has_profiles=True, shares_pairs=True)
+    without: dict[str, dict[str, Any]] = {
+        "features": {"feature_dim": None},
+        "texts": {"has_text": False},
+        "response times": {"has_seconds": False},
+        "ground truth": {"has_truth": False},
+        "profiles": {"has_profiles": False},
+        "shared pairs": {"shares_pairs": False},
+    }
+    if method.refuses(everything):
+        return []
+    needs = [need for need, lacking in without.items() if method.refuses(replace(everything, **lacking))]
+    return needs + (["language model"] if method.asks_model or method.trains_model else [])

@@ -74,7 +74,7 @@ class Attributes(TextTask):
     """
 
     family = "simulated"
-    paper = "PReF"
+    paper = "Shenfeld et al. 2025, PReF"
 
     n_users: int = 54  # training users; together with the new users all 84
     new_users: int = 15  # validation users, and as many test users

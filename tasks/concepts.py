@@ -36,7 +36,7 @@ class Concepts(Task):
     """
 
     family = "simulated"
-    paper = "Generalization of DPO 2024"
+    paper = "Im and Li 2024, Generalization of DPO"
 
     K: int = 4  # concepts
     Q: int = 40  # training prompts in each of the 2K clusters

@@ -23,7 +23,7 @@ class CorrelatedAspects(Task):
     """
 
     family = "simulated"
-    paper = "Few-shot Steerable Alignment 2024"
+    paper = "Kobalczyk et al. 2024, Few-shot Steerable Alignment"
 
     n_users: int = 2000  # training users; there are a tenth as many validation users, and as many test users
     pairs_per_user: int = 40

@@ -118,7 +118,7 @@ class RatedAspects(TextTask):
     """
 
     family = "written by models"
-    paper = "Few-shot Steerable Alignment 2024"
+    paper = "Kobalczyk et al. 2024, Few-shot Steerable Alignment"
 
     version: ClassVar[int] = 2  # since version 2 there are choices
 

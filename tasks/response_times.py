@@ -25,7 +25,7 @@ class ResponseTimes(Task):
     """
 
     family = "simulated"
-    paper = "ICRA"
+    paper = "Sun et al. 2026, ICRA"
 
     n_users: int = 4000  # training users
     new_users: int = 200  # validation users, and as many in `test` and in `shifted`

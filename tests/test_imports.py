@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "report": CONTRACT | {"atomic", "board", "errors", "fields", "inference", "scores", "store", "trials"},
     "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
     "check": GROUND | CONTRACT | {"inference", "models", "scores", "store", "trials"},
-    "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "scores", "sources", "store", "trials"},
+    "api": GROUND | CONTRACT | {"board", "inference", "on_ray", "report", "scores", "sources", "store", "trials"},
     "cli": GROUND
     | CONTRACT
     | {

@@ -14,13 +14,13 @@ from typing import Protocol
 import polars as pl
 
 from harness import registry
-from harness.api import frames
 from harness.api.to_datasets import export_suite
 from harness.board.board import Board
 from harness.board.make import make_board
 from harness.inference.jobs import Job, make_in_process
 from harness.method import Method
 from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES
+from harness.report import board_frames
 from harness.sources.public_files import DATA_FOLDER_VARIABLE
 from harness.store.logs import log_to_store, run_name
 from harness.store.store import Store
@@ -60,19 +60,19 @@ class SuiteRun:
 
     def scores(self) -> pl.DataFrame:
         """Return a row per task and method at the largest number of shots: rank, accuracy, gain, costs, with 95 % limits."""
-        return frames.scores_frame(self.board)
+        return board_frames.scores_frame(self.board)
 
     def curves(self) -> pl.DataFrame:
         """Return a row per task, method, metric and number of shots: value, low, high."""
-        return frames.curves_frame(self.board)
+        return board_frames.curves_frame(self.board)
 
     def differences(self) -> pl.DataFrame:
         """Return a row per task, number of shots and pair of methods: paired difference in accuracy, low, high."""
-        return frames.differences_frame(self.board)
+        return board_frames.differences_frame(self.board)
 
     def verdicts(self) -> pl.DataFrame:
         """Return a row per task: the verdict, how many people and seeds it rests on, and warnings."""
-        return frames.verdicts_frame(self.board)
+        return board_frames.verdicts_frame(self.board)
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write every task's pairs and items and all finished predictions as parquet, with a data set card.

@@ -88,6 +88,7 @@ class TaskBoard:
     refusals: dict[str, str]
     flags: tuple[str, ...]
     differences: pl.DataFrame  # shots, a, b, value, se, low, high: paired, in accuracy
+    code: tuple[str, ...] = ()  # states of the code that made its results, see `show KEY`
 
     @property
     def shots(self) -> int:

@@ -157,6 +157,7 @@ def _task_board(plan: Plan, store: Store, task: Task) -> TaskBoard:
             *diverged,
         ),
         differences=pl.DataFrame(compared.differences),
+        code=tuple(sorted({str(found["facts"].get("code", "unknown")) for found in manifests.values()})),
     )
 
 

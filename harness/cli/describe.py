@@ -20,6 +20,7 @@ import polars as pl
 from harness import registry
 from harness.errors import did_you_mean
 from harness.fields import field_values, name_at_version, names_by_recorded_name, recorded_name
+from harness.method import needs_of_method
 from harness.scores.metrics import METRICS_VERSION
 from harness.store.store import Store
 
@@ -133,8 +134,7 @@ def _toml_value(value: object) -> str:
 def needs_of(kind: str, cls: Any) -> list[str]:
     """Return what a task or method needs beyond this package.
 
-    A task may need data files, the Hugging Face hub or an encoder. A method may need properties of its task, and a
-    language model.
+    A task may need data files, the Hugging Face hub or an encoder.
     """
     if kind == "task":
         from harness.sources.public_files import PublicFile
@@ -145,21 +145,7 @@ def needs_of(kind: str, cls: Any) -> list[str]:
         needs = ["data files"] if any(isinstance(value, PublicFile) for value in tables) else []
         needs += ["hub"] if any(getattr(value, "__name__", "") == "hub_files" for value in values) else []
         return needs + (["encoder"] if issubclass(cls, TextTask) else [])
-    from harness.method import TaskFacts
-
-    method = cls()
-    everything = TaskFacts(8, has_text=True, has_seconds=True, has_truth=True, has_profiles=True, shares_pairs=True)
-    without: dict[str, dict[str, Any]] = {
-        "features": {"feature_dim": None},
-        "texts": {"has_text": False},
-        "response times": {"has_seconds": False},
-        "ground truth": {"has_truth": False},
-        "shared pairs": {"shares_pairs": False},
-    }
-    if method.refuses(everything):
-        return []
-    needs = [need for need, lacking in without.items() if method.refuses(dataclasses.replace(everything, **lacking))]
-    return needs + (["language model"] if cls.asks_model or cls.trains_model else [])
+    return needs_of_method(cls())
 
 
 def with_current_field_names(part: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class DpoDedicated(Dpo):
     """
 
     family = "line"
-    paper = "Few-shot Steerable Alignment 2024"
+    paper = "Kobalczyk et al. 2024, Few-shot Steerable Alignment"
 
     privileged = True
 

@@ -37,7 +37,7 @@ class DpoHead(LinearMethod):
     """
 
     family = "linear"
-    paper = "Generalization of DPO 2024"
+    paper = "Im and Li 2024, Generalization of DPO"
 
     beta: float = 0.1
     tau: float = 1.0  # time constant: larger is slower

@@ -58,7 +58,7 @@ class Icra(LinearMethod):
     """
 
     family = "linear"
-    paper = "ICRA"
+    paper = "Sun et al. 2026, ICRA"
     version = 2
     search_space: ClassVar[SearchSpace] = {"length": Span(3, 300, whole=True)}
 

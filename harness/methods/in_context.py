@@ -60,7 +60,7 @@ class InContext(Method):
     """
 
     family = "language model"
-    paper = "PReF"
+    paper = "Shenfeld et al. 2025, PReF"
 
     version: ClassVar[int] = 1
     asks_model: ClassVar[bool] = True

@@ -28,7 +28,7 @@ class Moment(LinearMethod):
     """
 
     family = "linear"
-    paper = "ICRA"
+    paper = "Sun et al. 2026, ICRA"
 
     signal: Signal = "choice"
 

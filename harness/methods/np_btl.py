@@ -34,7 +34,7 @@ class NpBtl(AmortisedMethod):
     """
 
     family = "network"
-    paper = "Few-shot Steerable Alignment 2024"
+    paper = "Kobalczyk et al. 2024, Few-shot Steerable Alignment"
     version = 2
     encoder: Literal["deepset", "attention"] = "deepset"
     latent: bool = False

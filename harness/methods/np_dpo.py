@@ -42,7 +42,7 @@ class NpDpo(Dpo):
     """
 
     family = "language model"
-    paper = "Few-shot Steerable Alignment 2024"
+    paper = "Kobalczyk et al. 2024, Few-shot Steerable Alignment"
 
     tune: Literal["lora", "full", "film"] = "full"  # type: ignore[assignment]  # a wider choice than dpo's
     steps: int = 540

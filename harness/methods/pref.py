@@ -53,7 +53,7 @@ class Pref(LinearMethod):
     """
 
     family = "linear"
-    paper = "PReF"
+    paper = "Shenfeld et al. 2025, PReF"
 
     version = 2
     search_space: ClassVar[SearchSpace] = {

@@ -55,7 +55,7 @@ class Vas(LinearMethod):
     """
 
     family = "language model"
-    paper = "Value-Augmented Sampling 2024"
+    paper = "Han et al. 2024, Value Augmented Sampling"
 
     generates: ClassVar[bool] = True
     trains_model: ClassVar[bool] = True  # so that a trial gets a GPU; several workers compute the same result

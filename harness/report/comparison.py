@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.board.compare import ComparedRow, Comparison
-from harness.report.plots import PAGE_WIDTH, draw_svg, shorten
-from harness.report.words import format_interval, format_number, format_p_value
+from harness.report.plots import PAGE_WIDTH, draw_svg
+from harness.report.words import format_interval, format_number, format_p_value, shorten_label
 
 HEADS = ("task", "method", "shots", "first", "second", "difference", "p", "better %", "worse %")
 EXPLANATION = (
@@ -83,7 +83,7 @@ def _forest_svg(rows: list[ComparedRow]) -> str:
                 axes.plot([point.low, point.high], [y, y], color="#0072b2", lw=3, alpha=0.5, solid_capstyle="round")
             axes.plot(point.value, y, marker="o", color="#0072b2", mfc="#0072b2" if sure else "#ffffff", ms=6)
         axes.axvline(0, color="#000000", lw=0.8)
-        axes.set_yticks(range(len(rows)), [f"{shorten(row.method)} on {shorten(row.task)}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{shorten_label(row.method)} on {shorten_label(row.task)}" for row in rows])
         axes.set(xlabel="difference in accuracy; filled where it is sure over all rows", ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="x", alpha=0.3)
 

@@ -1,18 +1,21 @@
-"""The board as one self-contained HTML file with figures."""
+"""The board as one self-contained HTML file: tables for every reader, and figures, sorting and filters with scripts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from datetime import date
 from pathlib import Path
 
 from harness.atomic import write_atomically
 from harness.board import learned_axes
-from harness.board.board import REFERENCE_METHOD, Board
+from harness.board.board import REFERENCE_METHOD, Board, setting_labels
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.board_figures import across_figures, figures_of_sweeps, task_figures
-from harness.report.plots import looks_of_methods
+from harness.report.charts import Chart, across_charts, cost_chart, sweep_charts, task_charts
+from harness.report.looks import looks_of_methods
+from harness.report.page_data import method_cards, overview, page_data
+from harness.report.scripts import content_hash, draw_static, library_scripts, packed, table_styles
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
     across_remarks,
@@ -35,7 +38,8 @@ from harness.store.store import Store
 from harness.task import Task
 from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 
-# A page is made again when a .py or .html file in these folders changes.
+# A page is made again when one of these files in these folders changes.
+PAGE_CODE_SUFFIXES = (".py", ".html", ".js", ".bib")
 PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(learned_axes.__file__).parent)
 COLUMN_EXPLANATIONS = {
     "rank": "the rank by score; in brackets the best and the worst rank that the data allow. A method is placed above or "
@@ -98,28 +102,20 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
     """
     path = store.board_page(store.name_of_suite(board.suite.name, board.suite.file))
     stamp = _stamp(board, axis_namer)
-    if path.exists() and path.read_text("utf-8").startswith(stamp):
+    if path.exists() and path.read_text("utf-8").partition("\n")[0] == stamp:
         return path
     axes = None if _is_folded(board) else learned_axes.find_learned_axes(board, store, axis_namer)
     write_atomically(path, f"{stamp}\n{render_page(board, axes, axis_namer)}")
     return path
 
 
-def page_without_responses(board: Board, store: Store) -> str:
-    """Return the HTML page without learned axes, which quote responses, so that it may be published outside the store.
-
-    The page of many tasks never has them. It takes seconds to draw, so it is read from the store where it is there.
-    """
-    path = store.board_page(store.name_of_suite(board.suite.name, board.suite.file))
-    if _is_folded(board) and path.exists():
-        stamp, _, html = path.read_text("utf-8").partition("\n")
-        if stamp == _stamp(board, None):
-            return html
-    return render_page(board)
+def published_page(board: Board) -> str:
+    """Return the page that may leave the store: without learned axes, which quote responses, and without single people."""
+    return render_page(board, with_people=False)
 
 
 def _is_folded(board: Board) -> bool:
-    """Return whether a board has so many tasks that its page has their tables folded, without figures and axes."""
+    """Return whether a board has so many tasks that its page has their tables folded, without learned axes."""
     return len(board.tasks) > MAX_TASKS_IN_FULL
 
 
@@ -127,13 +123,22 @@ def _stamp(board: Board, axis_namer: str | None) -> str:
     """Return the first line of a page: the digest of what it shows and of the code that draws it."""
     namer = generate.parse_generator(learned_axes.with_namer_options(axis_namer)).canonical_name if axis_namer else None
     digest = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), namer]).encode())
-    for file in sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in (".py", ".html")):
+    files = sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in PAGE_CODE_SUFFIXES)
+    for file in files:
         digest.update(file.read_bytes())
     return f"<!-- {digest.hexdigest()} -->"
 
 
-def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_namer: str | None = None) -> str:
-    """Return the HTML page, with the learned axes of tasks where they are given."""
+def render_page(
+    board: Board,
+    axes: dict[Task, LearnedAxes] | None = None,
+    axis_namer: str | None = None,
+    with_people: bool = True,
+) -> str:
+    """Return the HTML page, with the learned axes of tasks where they are given.
+
+    with_people: whether scores of single people are on the page.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
@@ -142,6 +147,26 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    methods = setting_labels(list(board.suite.methods))
+    looks = looks_of_methods(methods)
+    labels = distinct_task_labels([task.task for task in board.tasks])
+    places: dict[str, list[tuple[str, Chart]]] = {}  # part of the page -> its charts with their names
+
+    def place(part: str, charts: list[Chart]) -> None:
+        places[part] = [(f"{part}-{i}", chart) for i, chart in enumerate(charts)]
+
+    place("across", across_charts(board, looks) if board.across else [])
+    cost = cost_chart(board, looks)
+    place("cost", [cost] if cost else [])
+    for i, task in enumerate(board.tasks):
+        place(f"task{i}", task_charts(task, looks, with_people))
+    sweeps = sweep_charts(board, looks)
+    for i, (_, charts) in enumerate(sweeps):
+        place(f"sweep{i}", charts)
+    specs = {name: chart.spec for part in places.values() for name, chart in part}
+    data = page_data(board, specs, list(labels.values()), with_people)
+    own = Path(__file__).with_name("board.js").read_text("utf-8")
+    libraries = library_scripts()
     helpers = {
         "format_number": format_number,
         "format_interval": format_interval,
@@ -150,9 +175,8 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "task_remarks": task_remarks,
         "people_and_seeds": people_and_seeds,
         "column_explanations": COLUMN_EXPLANATIONS,
-        "task_labels": distinct_task_labels([task.task for task in board.tasks]),
+        "task_labels": labels,
         "folded": _is_folded(board),
-        "method_looks": looks_of_methods(board),
         "learned_axes": axes or {},
         "axis_namer": axis_namer,
         "shorten_text": shorten_text,
@@ -163,8 +187,19 @@ def render_page(board: Board, axes: dict[Task, LearnedAxes] | None = None, axis_
         "written_tables": written_tables,
         "across_table": across_table,
         "across_remarks": across_remarks,
-        "across_figures": across_figures,
+        "places": places,
+        "static": {name: draw_static(chart.spec) for name, chart in places["across"][:1]},
+        "sweep_headings": [heading for heading, _ in sweeps],
+        "overview": overview(board),
+        "cards": method_cards(board, methods),
+        "looks": looks,
+        "with_people": with_people,
+        "made": date.today().isoformat(),
+        "codes": sorted({code for task in board.tasks for code in task.code}),
+        "libraries": {name: packed(text) for name, text in libraries.items()},
+        "data": packed(data),
+        "table_styles": packed(table_styles()),
+        "script": own,
+        "allowed_scripts": " ".join(map(content_hash, [own, *libraries.values()])),
     }
-    return environment.get_template("board.html").render(
-        board=board, reference=REFERENCE_METHOD, figures=task_figures, sweeps=figures_of_sweeps, **helpers
-    )
+    return environment.get_template("board.html").render(board=board, reference=REFERENCE_METHOD, **helpers)

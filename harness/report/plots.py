@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.board.board import Board, setting_labels
+from harness.report.words import shorten_label
 
 if TYPE_CHECKING:  # importing matplotlib takes half a second, so only commands that draw import it
     from matplotlib.artist import Artist
@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # importing matplotlib takes half a second, so only commands 
     from matplotlib.figure import Figure
 
 Dash = str | tuple[int, tuple[int, ...]]
-Look = tuple[str, str, Dash]  # colour, marker, dash
+PlotLook = tuple[str, str, Dash]  # colour, marker, dash
 
 # Lines differ in marker, dash and lightness as well as in hue (Okabe and Ito's palette), so greyscale is enough.
-LOOKS: list[Look] = [
+LOOKS: list[PlotLook] = [
     ("#0072b2", "o", "-"),
     ("#d55e00", "s", "--"),
     ("#009e73", "^", "-."),
@@ -42,7 +42,6 @@ FIGURE_SIZE = (6.4, 4.2)  # inches
 PAGE_WIDTH = 12.8  # inches
 LEGEND_ROW = 0.17  # inches
 ROWS_WITH_ROOM = 3  # of a legend, for which a figure of the usual size has room
-MAX_LABEL = 30  # letters: two labels then stand side by side
 
 
 def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGURE_SIZE) -> str:
@@ -62,36 +61,23 @@ def draw_svg(draw: Callable[[Figure], object], size: tuple[float, float] = FIGUR
     return svg
 
 
-def look_at_index(i: int) -> Look:
+def look_at_index(i: int) -> PlotLook:
     """Return the i-th colour, marker and dash; from the ninth on they are combined differently."""
     n = len(LOOKS)
     again = i // n
     return LOOKS[i % n][0], LOOKS[(i + again) % n][1], LOOKS[(i + 2 * again) % n][2]
 
 
-def looks_of_methods(board: Board) -> dict[str, Look]:
-    """Return the look of every ranked method by its label; the same in all figures of a board."""
-    methods = setting_labels(list(board.suite.methods))
-    return {
-        label: look_at_index(i) for i, label in enumerate(label for m, label in methods.items() if not m.privileged)
-    }
-
-
 def add_legend(figure: Figure, handles: list[Artist] | None = None) -> None:
     """Add a legend above the axes, in as many columns as fit; a legend of many rows makes the figure taller."""
     handles = [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]] if handles is None else handles
     if handles:
-        labels = [shorten(str(h.get_label())) for h in handles]
+        labels = [shorten_label(str(h.get_label())) for h in handles]
         width = 0.6 + 0.078 * max(map(len, labels))  # inches of a handle and of its letters
         columns = min(max(int(figure.get_figwidth() / width), 1), 8)
         figure.legend(handles, labels, fontsize=9, ncols=columns, loc="outside upper center")
         rows = -(-len(handles) // columns)
         figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - ROWS_WITH_ROOM))
-
-
-def shorten(label: str) -> str:
-    """Cut a label of many settings after its first ones; the page's tables have it whole."""
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
 
 
 def draw_grey_line(axes: Axes, x: np.ndarray, y: np.ndarray, dash: Dash = "-") -> None:

@@ -262,11 +262,11 @@ class Publisher:
         failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
 
         def files() -> dict[str, bytes]:
-            from harness.report.html import page_without_responses
+            from harness.report.html import published_page
 
             if failed:  # the page would show the errors' texts, which may quote the data
                 return {}
-            return {"board.html": page_without_responses(board, self.store).encode()}
+            return {"board.html": published_page(board).encode()}
 
         return RunRecord(
             identity="board",

@@ -7,8 +7,9 @@ from harness.fields import field_values
 from harness.scores.stats import WorseOff
 from harness.task import Task
 
+MAX_LABEL = 30  # characters of a label in a figure: two then stand side by side
 MAX_QUOTED_CHARACTERS = 200  # of a response on the page
-# With more task settings than this, each has one line in the terminal, and a folded table without figures on the page.
+# With more task settings than this, each has one line in the terminal, and its part of the page is folded.
 MAX_TASKS_IN_FULL = 12
 
 
@@ -90,6 +91,11 @@ def task_remarks(task: TaskBoard) -> list[str]:
     lines += [f"incomplete: {row.label}: {row.incomplete}" for row in task.rows if row.incomplete]
     lines += [f"does not run: {method}: {reason}" for method, reason in task.refusals.items()]
     return lines + [f"flag: {flag}" for flag in task.flags]
+
+
+def shorten_label(label: str) -> str:
+    """Cut a label of many settings after its first ones, for figures; tables have it whole."""
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
 
 
 def shorten_text(text: str) -> str:

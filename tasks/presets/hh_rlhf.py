@@ -12,7 +12,7 @@ class HhRlhf(Choices):
     A conversation up to the last answer is the prompt.
     """
 
-    paper = "Bai et al. 2022, Training a helpful and harmless assistant"
+    paper = "Bai et al. 2022, HH-RLHF"
     licence = "MIT"
 
     hub: str = "Anthropic/hh-rlhf@09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"

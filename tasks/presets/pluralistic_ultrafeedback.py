@@ -14,7 +14,7 @@ class PluralisticUltraFeedback(Choices):
     """
 
     family = "written by models"
-    paper = "Poddar et al. 2024, Variational Preference Learning"
+    paper = "Poddar et al. 2024, VPL"
     licence = "see the data set's page"
 
     hub: str = "RiverDong/ultrafeedback-personalized"

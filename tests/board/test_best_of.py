@@ -22,8 +22,9 @@ from harness.errors import UserError
 from harness.inference import generate
 from harness.method import Method, Run
 from harness.registry import make_instance
-from harness.report.board_figures import task_figures
+from harness.report.charts import task_charts
 from harness.report.html import write_html
+from harness.report.looks import looks_of_methods
 from harness.report.terminal import print_board
 from harness.report.to_mlflow import row_metrics
 from harness.store.prepared import PreparedTask
@@ -327,7 +328,10 @@ def test_every_view_tells_it(steered, capsys):
     assert "normalised gain of the best of 8" in said and "beats shared" in said
     page = write_html(board, store).read_text()
     assert "<h3>Best of 8</h3>" in page and "Win rate against the candidate that shared chooses" in page
-    assert any("Best of n at 10 shots" in caption for caption, _ in task_figures(board.tasks[0]))
+    captions = [
+        c.caption for c in task_charts(board.tasks[0], looks_of_methods({m: m.name for m in board.suite.methods}))
+    ]
+    assert any("Best of n at 10 shots" in caption for caption in captions)
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     mine = next(r for r in told if r["label"] == "per_user")["best_of"]["10"]
     assert mine["gain"]["8"]["value"] == row(board, "per_user").best_of[10].gain[8].value

@@ -14,8 +14,10 @@ from harness.board.board import setting_labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
 from harness.registry import make_instance
-from harness.report.board_figures import task_figures
+from harness.report.charts import task_charts
 from harness.report.html import write_html
+from harness.report.looks import looks_of_methods
+from harness.report.scripts import draw_static
 from harness.report.terminal import print_board
 from harness.report.words import format_interval, format_number
 from harness.scores import stats
@@ -248,12 +250,14 @@ def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
     page = write_html(board, store)
     text = page.read_text()
     assert not re.search(r'(?:src|href)\s*=\s*"(?!#)', text) and "@import" not in text and "url(http" not in text
-    assert text.count("<svg") == 4 and 'name="viewport"' in text
+    charts = set(re.findall(r'data-chart="([^"]+)"', text))
+    assert charts == {"task0-0", "task0-1", "task0-2", "cost-0"} and 'name="viewport"' in text
     for label in ("per_user", "mixed_logit", "bayes"):
         assert label in text
     before = page.stat().st_mtime_ns
-    monkeypatch.setattr("harness.report.board_figures.task_figures", lambda task: pytest.fail("drawn again"))
+    monkeypatch.setattr("harness.report.html.render_page", lambda *_: pytest.fail("drawn again"))
     assert write_html(board, store).stat().st_mtime_ns == before
+    monkeypatch.undo()
     renamed = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="another title"), tasks=())
     assert "another title" in write_html(renamed, store).read_text()
 
@@ -262,13 +266,15 @@ def test_hostile_names_are_escaped(tiny):
     file, _, store = tiny
     file.write_text(file.read_text().replace('"tiny"', "'<script>alert(1)</script>'"))
     page = write_html(make_board(make_plan(read_suite(file), store), store), store).read_text()
-    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 
 def test_figures_are_the_same_twice(tiny):
     _, plan, store = tiny
     board = make_board(plan, store)
-    assert task_figures(board.tasks[0]) == task_figures(board.tasks[0])
+    looks = looks_of_methods(setting_labels(list(board.suite.methods)))
+    once, again = (task_charts(board.tasks[0], looks) for _ in range(2))
+    assert once == again and [draw_static(c.spec) for c in once] == [draw_static(c.spec) for c in again]
 
 
 def test_labels_tell_settings_apart():

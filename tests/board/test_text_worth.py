@@ -21,8 +21,9 @@ from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import UserError
 from harness.method import GENERATED_SCHEMA, Run
 from harness.registry import make_instance
-from harness.report.board_figures import task_figures
+from harness.report.charts import task_charts
 from harness.report.html import write_html
+from harness.report.looks import looks_of_methods
 from harness.report.terminal import print_board
 from harness.report.to_mlflow import row_metrics
 from harness.scores.stats import fixed_derangement
@@ -332,6 +333,11 @@ def test_a_policy_that_writes_nonsense_fails(finished, wrong, says):
     assert says.replace("96", str(6 * 8)) in reason
 
 
+def captions_of(board):
+    looks = looks_of_methods({method: method.name for method in board.suite.methods})
+    return [chart.caption for chart in task_charts(board.tasks[0], looks)]
+
+
 def test_every_view_tells_it(finished, capsys):
     plan, store = finished
     board = make_board(plan, store)
@@ -350,7 +356,7 @@ def test_every_view_tells_it(finished, capsys):
     assert "texts written by policies" in said and "of the best of n by the same reward" in said
     page = write_html(board, store).read_text()
     assert "<h3>Texts by policies</h3>" in page and "<th>win rate</th>" in page
-    assert any("against KL divergence" in caption for caption, _ in task_figures(board.tasks[0]))
+    assert any("against KL divergence" in caption for caption in captions_of(board))
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     told = next(r for r in told if r["label"] == "pleaser")["written"]["5"]
     assert told["scores"]["gain"]["value"] == scores["gain"].value
@@ -372,7 +378,7 @@ def test_a_task_that_reads_no_text_still_tells_what_it_cost(finished, monkeypatc
     said = capsys.readouterr().out
     assert "costs, and in brackets" in said and "win rate" not in said
     assert "<h3>Texts by policies</h3>" in write_html(board, store).read_text()
-    assert not any("against KL divergence" in caption for caption, _ in task_figures(board.tasks[0]))
+    assert not any("against KL divergence" in caption for caption in captions_of(board))
 
 
 def test_a_claim_measures_what_the_board_shows(finished):

@@ -1,6 +1,7 @@
 """Figures of claims and sweeps: they draw the numbers that claims measure, and say which numbers are missing."""
 
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 
+from harness.board.board import setting_labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
 from harness.claims.figures.kinds import figures_of_claim, read_figures
@@ -32,7 +34,8 @@ from harness.claims.schema import Check, Claim, Selection
 from harness.data import Items, Pairs
 from harness.errors import UserError
 from harness.registry import make_instance
-from harness.report import board_figures, html, plots, terminal, words
+from harness.report import charts, html, terminal, words
+from harness.report.looks import looks_of_methods
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
@@ -419,7 +422,7 @@ def read(**grids):
 
 def test_sweeps_are_found():
     def found(tasks):
-        return [(fields, len(group)) for _, fields, group in board_figures.find_sweeps(SimpleNamespace(tasks=tasks))]
+        return [(fields, len(group)) for _, fields, group in charts.find_sweeps(SimpleNamespace(tasks=tasks))]
 
     assert found(settings(n_users=[500])) == []
     assert found(settings(n_users=[10, 20])) == [(("n_users",), 2)]
@@ -437,35 +440,47 @@ def test_sweeps_are_found():
 
 def test_heat_maps_hold_the_scores_of_the_rows(swept):
     board = make_board(swept.plan, swept.store)
-    ((name, fields, tasks),) = board_figures.find_sweeps(board)
+    ((name, fields, tasks),) = charts.find_sweeps(board)
     assert (name, set(fields), len(tasks)) == ("low_rank", {"n_users", "pairs_per_user"}, 4)
-    maps = board_figures._values_by_method(tasks, ("n_users", "pairs_per_user"), board_figures._row_accuracy)
+    maps = charts.values_by_method(tasks, ("n_users", "pairs_per_user"), charts.row_accuracy)
     assert maps["per_user"][0, 1] == pytest.approx(accuracy(swept, "per_user", 8, n_users=30, pairs_per_user=10))
-    figure = Figure(layout="constrained")
-    board_figures._draw_heat_maps(figure, maps, ("n_users", "pairs_per_user"), [[20, 30], [10, 20]], False)
-    panel = next(axes for axes in figure.axes if axes.get_title() == "per_user")
-    assert [t.get_text() for t in panel.texts] == [words.format_number(v) for v in maps["per_user"].ravel()]
-    assert len({axes.images[0].get_clim() for axes in figure.axes if axes.images}) == 1
-    gains = board_figures._values_by_method(tasks, fields, board_figures._row_gain)
+    drawn, gained = (chart.spec["data"]["values"] for chart in charts._heat_maps(tasks, fields, list(maps)))
+    of_one = {(v["x"], v["y"]): v["text"] for v in drawn if v["method"] == "per_user"}
+    (first, second), shown = (
+        ([str(v) for v in sorted({getattr(t.task, f) for t in tasks})] for f in fields),
+        maps["per_user"],
+    )
+    turned = shown if fields[0] == "n_users" else shown.T
+    assert of_one == {(first[x], second[y]): words.format_number(value) for (y, x), value in np.ndenumerate(turned)}
+    assert {v["method"] for v in gained} == {"per_user", "pref(rank=1)", "pref(rank=2)"}
+    gains = charts.values_by_method(tasks, fields, charts.row_gain)
     assert set(gains) == {"per_user", "pref(rank=1)", "pref(rank=2)"}
 
 
 def test_a_method_looks_the_same_all_over_a_board(swept, monkeypatch):
     board = make_board(swept.plan, swept.store)
-    looks = plots.looks_of_methods(board)
+    labels = setting_labels(list(board.suite.methods))
+    looks = looks_of_methods(labels)
     assert len(set(looks.values())) == 4 and "bayes" not in looks
+    assert looks["pref(rank=1)"].color == looks["pref(rank=2)"].color != looks["per_user"].color
     for task in board.tasks:
-        figure = Figure(layout="constrained")
-        board_figures._draw_curves(figure.subplots(), task, looks)
-        assert {x.get_label(): x.get_color() for x in figure.axes[0].lines if x.get_label() in looks} == {
-            label: color for label, (color, _, _) in looks.items()
-        }
+        for chart in charts.task_charts(task, looks):
+            scale = (
+                chart.spec["layer"][-1]["encoding"].get("color", {}).get("scale")
+                or chart.spec["layer"][0]["encoding"]["color"]["scale"]
+            )
+            assert (
+                dict(zip(scale["domain"], scale["range"], strict=True)).items()
+                <= {label: look.color for label, look in looks.items()}.items()
+            )
 
 
 def test_many_settings_are_a_line_each_and_folded(swept, monkeypatch, capsys):
     board = make_board(swept.plan, swept.store)
     page = html.write_html(board, swept.store)
-    assert page.read_text().count("<svg") == 2 + 4 * 4 and "<details" not in page.read_text()
+    drawn = re.findall(r'data-chart="(\w+)-\d', page.read_text())
+    assert Counter(drawn) == {"sweep0": 2, "cost": 1} | {f"task{i}": 3 for i in range(4)}
+    assert '<details id="task' not in page.read_text()
     page.unlink()
     for shown_by in (terminal, html):
         monkeypatch.setattr(shown_by, "MAX_TASKS_IN_FULL", 3)
@@ -475,4 +490,4 @@ def test_many_settings_are_a_line_each_and_folded(swept, monkeypatch, capsys):
         re.search(r"low_rank: n users \d+, pairs per user \d+ .* \.\d{3} ", x) for x in lines[1:]
     )
     text = html.write_html(board, swept.store).read_text()
-    assert text.count("<details") == 4 and text.count("<svg") == 2
+    assert text.count('<details id="task') == 4

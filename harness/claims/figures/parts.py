@@ -17,7 +17,7 @@ from harness.claims.schema import WIN_METRICS, Check, Selection
 from harness.errors import UserError
 from harness.fields import field_values
 from harness.method import Method
-from harness.report.plots import FIGURE_SIZE, PAGE_WIDTH, Look, draw_grey_line, write_line_names
+from harness.report.plots import FIGURE_SIZE, PAGE_WIDTH, PlotLook, draw_grey_line, write_line_names
 from harness.report.words import distinct_task_labels
 from harness.task import Task
 from harness.trials.trial import Trial
@@ -98,7 +98,7 @@ class MeasuredLine:
     """
 
     label: str
-    look: Look
+    look: PlotLook
     at: tuple[tuple[float, Task, Method, int | None, int | None], ...]
     metric: str
     panel: str = "test"

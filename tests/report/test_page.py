@@ -1,0 +1,235 @@
+"""The board's page in a real browser: figures, sorting, filters, addresses, people and downloads."""
+
+import base64
+import gzip
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import polars as pl
+import pytest
+
+from harness.board.make import make_board
+from harness.registry import list_names, load_class, make_instance
+from harness.report import cite
+from harness.report.board_frames import scores_frame
+from harness.report.html import render_page
+from harness.report.looks import look_number, looks_of_methods
+from harness.report.page_data import latex_table, overview
+from harness.report.scripts import content_hash
+from harness.store.store import Store
+from harness.trials.finish import finish_trials
+from harness.trials.plan import make_plan
+from harness.trials.suite import read_suite
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+HOSTILE = "</script><script>hacked=1</script>"
+
+SUITE = f"""
+title = '{HOSTILE}'
+seeds = 3
+tasks = [
+  {{ name = "low_rank", n_users = 60, new_users = 20, pairs_per_user = 20, shots = [0, 5] }},
+  {{ name = "two_modes", n_users = 60, feature_dim = 2 }},
+  {{ name = "raters", scenario = "two_camps", n_users = 40, new_users = 20, pairs_per_user = 40, shots = [0, 5] }},
+]
+methods = [{{ name = "per_user" }}, {{ name = "pref", rank = [1, 2] }}, {{ name = "oracle" }}]
+"""
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "page.toml").write_text(SUITE)
+    store = Store(folder / "store").open()
+    plan = make_plan(read_suite(folder / "page.toml"), store)
+    list(finish_trials(plan.trials, store))
+    return make_board(plan, store)
+
+
+@pytest.fixture(scope="module")
+def page(board):
+    return render_page(board)
+
+
+def in_browser(page, folder, script="", fragment="", width=1280):
+    """Return the page's DOM in a browser, what `script` returned there, and the errors on the console.
+
+    The script runs when the page is ready; the page's security policy is told to allow it beside the page's own scripts.
+    """
+    if script:
+        probe = (
+            "(async () => { while (!document.body.dataset.ready) await new Promise((f) => setTimeout(f, 20));"
+            f"const found = await (async () => {{ {script} }})();"
+            "const out = document.createElement('pre'); out.id = 'found'; out.textContent = JSON.stringify(found);"
+            "document.body.append(out); })();"
+        )
+        page = page.replace("script-src ", f"script-src {content_hash(probe)} ", 1)
+        page = page.replace("</body>", f"<script>{probe}</script></body>")
+    (folder / "page.html").write_text(page)
+    told = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={folder / 'profile'}",
+         "--enable-logging=stderr", f"--window-size={width},1000", "--virtual-time-budget=20000", "--dump-dom",
+         f"file://{folder / 'page.html'}{fragment}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    errors = [line for line in told.stderr.splitlines() if "CONSOLE" in line and '"WARN ' not in line]
+    found = re.search(r'<pre id="found">(.*?)</pre>', told.stdout, re.DOTALL)
+    return told.stdout, json.loads(html.unescape(found[1])) if found else None, errors
+
+
+@needs_browser
+def test_the_page_allows_no_other_script(page, tmp_path):
+    """A script that is not the page's own is refused, and the page works all the same."""
+    foreign = page.replace("</body>", "<script>document.title = 'hacked'</script></body>")
+    dom, _, errors = in_browser(foreign, tmp_path)
+    assert len(errors) == 1 and "Content Security Policy" in errors[0]
+    assert 'data-ready="yes"' in dom and "dt-info" in dom and "<title>hacked" not in dom
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_nothing_is_cut_off_and_every_figure_is_drawn(page, tmp_path, width):
+    script = """
+        for (const part of document.querySelectorAll("details")) part.open = true;
+        for (const place of document.querySelectorAll("[data-chart]")) await draw(place);
+        await new Promise((f) => setTimeout(f, 500));
+        const wide = [...document.querySelectorAll("body *")].filter((e) => e.getBoundingClientRect().right > innerWidth + 1
+            && !e.closest(".scroll, figure.wide, .vega-actions, title, script"));
+        return {
+            body: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+            wide: wide.map((e) => e.tagName + "." + e.className).slice(0, 5),
+            charts: document.querySelectorAll("[data-chart]").length,
+            drawn: [...document.querySelectorAll("[data-chart]")].filter((e) => e.querySelector("svg")?.getBBox().width > 100).length,
+            hacked: typeof hacked,
+        };"""
+    _, found, errors = in_browser(page, tmp_path, script, width=width)
+    assert errors == []
+    assert found["body"] <= 0 and found["wide"] == []
+    assert found["charts"] == found["drawn"] == 4 + 3 * 3
+    assert found["hacked"] == "undefined"
+
+
+@needs_browser
+def test_a_link_shows_what_its_sender_saw(board, page, tmp_path):
+    """What is chosen is written into the address, and an address chooses it."""
+    choose = """
+        const form = document.getElementById("filters");
+        form.elements.task.value = form.elements.task.options[1].value;
+        form.elements.shots.value = "every";
+        form.dispatchEvent(new Event("input"));
+        const table = jQuery("#results").DataTable();
+        table.order([6, "asc"]).draw();
+        return { hash: location.hash, texts: table.rows({ search: "applied", order: "applied" }).data().toArray().map((row) => row.cells[6][1]) };"""
+    _, chosen, errors = in_browser(page, tmp_path, choose)
+    assert errors == [] and "shots=every" in chosen["hash"] and "sort=accuracy%3Aasc" in chosen["hash"]
+    read = """
+        const table = jQuery("#results").DataTable();
+        return table.rows({ search: "applied", order: "applied" }).data().toArray().map((row) => row.cells[6][1]);"""
+    _, seen, errors = in_browser(page, tmp_path, read, chosen["hash"])
+    assert errors == [] and seen == chosen["texts"]
+    numbers = [float(text.split(" ")[0]) for text in seen]
+    assert numbers == sorted(numbers) and len(numbers) == len(board.tasks[0].task.shots) * len(board.tasks[0].rows)
+
+
+@needs_browser
+def test_tables_sort_by_their_numbers(page, tmp_path):
+    """Ranks such as `10 [9-12]`, gains with signs, and p-values below .001 are sorted as numbers."""
+    script = """
+        const table = document.createElement("table");
+        table.innerHTML = "<thead><tr><th>rank</th><th>gain</th><th>p</th><th>name</th></tr></thead><tbody>"
+            + "<tr><td>10 [9-12]</td><td>+.002 (-.1 +.1)</td><td>.032</td><td>b</td></tr>"
+            + "<tr><td>2 [1-3]</td><td>-.300</td><td>&lt;.001</td><td>a</td></tr>"
+            + "<tr><td>privileged</td><td></td><td></td><td>c</td></tr></tbody>";
+        document.body.append(table);
+        sortable(table);
+        const found = {};
+        for (const i of [0, 1, 2, 3]) {
+            jQuery(table).DataTable().order([i, "asc"]).draw();
+            found[i] = [...table.tBodies[0].rows].map((row) => row.cells[3].textContent).join("");
+        }
+        return found;"""
+    _, found, errors = in_browser(page, tmp_path, script)
+    assert errors == [] and found == {"0": "cab", "1": "cab", "2": "cab", "3": "abc"}
+
+
+@needs_browser
+def test_a_persons_part_shows_their_own_scores(board, page, tmp_path):
+    script = """
+        return { says: document.getElementById("person-says").textContent,
+                 rows: [...document.querySelectorAll("#person-rows tr")].map((tr) => [...tr.cells].map((td) => td.textContent)) };"""
+    task = board.tasks[0]
+    users = {row.label: row.users for row in task.rows if row.users is not None}
+    person = users["shared"]["person"][3]
+    label = page[page.index('href="#task0">') + 14 :].partition("<")[0]
+    from urllib.parse import urlencode
+
+    _, found, errors = in_browser(
+        page, tmp_path, script, f"#{urlencode({'of': html.unescape(label), 'person': person})}"
+    )
+    assert errors == [] and found["says"].startswith(f"Person {person} was asked")
+    told = {label: (float(accuracy), float(gain)) for label, accuracy, gain in found["rows"]}
+    assert told.keys() == users.keys()
+    for label, table in users.items():
+        own = table.filter(person=person)
+        assert told[label] == (pytest.approx(own["accuracy"][0], abs=6e-4), pytest.approx(own["gain"][0], abs=1.1e-3))
+
+
+def unpacked(page, name):
+    return gzip.decompress(base64.b64decode(re.search(rf'id="{name}">([^<]*)<', page)[1])).decode()
+
+
+def test_downloads_hold_the_boards_numbers(board, page):
+    files = json.loads(unpacked(page, "data"))["files"]
+    scores = pl.read_csv(io.StringIO(files["scores.csv"]["text"]))
+    assert scores["gain"].to_list() == scores_frame(board)["gain"].to_list()
+    curves = pl.read_parquet(io.BytesIO(base64.b64decode(files["curves.parquet"]["base64"])))
+    row = next(r for r in board.tasks[0].rows if r.label == "per_user")
+    own = curves.filter(task=board.tasks[0].label, method="per_user", metric="accuracy", shots=5)
+    assert own["value"][0] == pytest.approx(row.curves["accuracy"][5].value)
+    assert files["references.bib"]["text"].count("@") >= 3 and "shenfeld2025pref" in files["references.bib"]["text"]
+    lines = latex_table(board).splitlines()
+    assert lines[3].count("&") == lines[5].count("&") == len(overview(board)[0]) and r"low\_rank" in lines[5]
+
+
+def test_the_published_page_shows_no_single_person(board):
+    page = render_page(board, with_people=False)
+    data = json.loads(unpacked(page, "data"))
+    assert data["people"] == {} and '"person"' not in json.dumps(data["charts"])
+    assert '"person"' in json.dumps(json.loads(unpacked(render_page(board), "data"))["charts"])
+
+
+def test_the_overview_shows_each_gain_with_its_direction(board):
+    labels, rows = overview(board)
+    for task, cells in rows:
+        by_label = {row.label: row for row in task.rows}
+        for label, cell in zip(labels, cells, strict=True):
+            gain = by_label[label].gain
+            assert cell.order == gain.value and cell.sure == (gain.low > 0 or gain.high < 0)
+            assert (cell.shade.startswith("gained") == (gain.value > 0)) or cell.shade == ""
+            assert f"{task.shots} shots" in cell.hint
+
+
+def test_every_work_that_is_named_can_be_cited():
+    papers = [load_class(kind, name).paper for kind in ("task", "method") for name in list_names(kind)]
+    keys = {cite.citation_key(paper) for paper in papers if paper}
+    assert keys == set(cite.references())
+    assert (
+        cite.citation_key("Bose et al. 2025, LoRe") == "bose2025lore" and cite.citation_key("Train 2009") == "train2009"
+    )
+    assert cite.works_of(["somebody's own"]) == []
+
+
+def test_a_method_has_one_look_everywhere():
+    """The look depends on the method alone; settings and tuned variants keep its colour."""
+    a, b, other = (make_instance("method", *given) for given in (("pref", {}), ("pref", {"rank": 2}), ("rfm", {})))
+    looks = looks_of_methods({a: "a", b: "b", other: "c"})
+    assert looks["c"] == looks_of_methods({other: "c"})["c"] != looks["a"]
+    assert looks["a"].color == looks["b"].color and looks["a"] != looks["b"]
+    shipped = [make_instance("method", name, {}) for name in list_names("method") if name != "tuned"]
+    numbers = [look_number(m) for m in shipped if not m.privileged]
+    assert len(set(numbers)) == len(numbers)
