@@ -198,11 +198,14 @@ def flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str
 def flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
     """Report every task or method whose code has changed since its results were made."""
     found = []
+    used: dict[tuple[str, type, str], set[str]] = {}  # kind, class and name -> digests of code that made results
     for method, wanted in trials.items():
         sources = [manifests[t.key]["facts"]["source"] for t in wanted if t.key in manifests]
         for kind, thing in (("task", wanted[0].task), ("method", method)):
-            if not all(is_unchanged(source[kind], type(thing)) for source in sources):
-                found.append((kind, thing.name))
+            used.setdefault((kind, type(thing), thing.name), set()).update(source[kind] for source in sources)
+    for (kind, cls, name), digests in used.items():
+        if not all(is_unchanged(digest, cls) for digest in digests):
+            found.append((kind, name))
     advice = "its code, or code that it imports, has changed since its results were made"
     hint = "if its scores should change, raise its `version`"
     return [f"{kind} {name}: {advice}; {hint}" for kind, name in dict.fromkeys(found)]

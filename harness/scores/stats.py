@@ -41,6 +41,7 @@ from scipy.spatial.distance import cdist
 # Least variance of a mean, as a share of what independent cells would give. Three seeds whose means agree by chance would
 # otherwise have limits of no width; 5 % of draws without any effect of seeds lie below it.
 LEAST_VARIANCE = 0.05
+MAX_DRAWN_PAIRS = 2**21  # differences of two methods in memory at once: 16 MB in double precision
 BOOTSTRAP_DRAWS = 2000  # the familywise error rate of 5 % then has a standard error of 0.5 %
 
 
@@ -164,10 +165,32 @@ def smallest_p_draws(
     # [M, U + S], in single precision, as the array of weights is large.
     totals = np.hstack(_deviation_sums(values, person, seed)[:2]).astype(np.float32)
     drawn = rng.standard_normal((BOOTSTRAP_DRAWS, totals.shape[1]), dtype=np.float32) @ totals.T
-    drawn = (drawn[:, first] - drawn[:, second]).astype(float)
     df = paired_differences(values, person, seed).family_df[first, second]
-    t = _ratio_or_zero(np.abs(drawn), drawn.std(0)) / np.sqrt(rng.chisquare(df, drawn.shape) / df)
-    return (2 * special.stdtr(df, -t)).min(1)
+    at_once = max(1, MAX_DRAWN_PAIRS // BOOTSTRAP_DRAWS)
+    blocks = [slice(start, start + at_once) for start in range(0, len(first), at_once)]
+    spread = np.concatenate([(drawn[:, first[b]] - drawn[:, second[b]]).astype(float).std(0) for b in blocks])
+    smallest = []
+    at_once = max(1, MAX_DRAWN_PAIRS // len(first))
+    for start in range(0, BOOTSTRAP_DRAWS, at_once):
+        block = drawn[start : start + at_once]
+        gap = np.abs(block[:, first] - block[:, second]).astype(float)
+        t = _ratio_or_zero(gap, spread) / np.sqrt(rng.chisquare(df, gap.shape) / df)
+        smallest.append(_smallest_p(t, df))
+    return np.concatenate(smallest)
+
+
+def _smallest_p(t: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Return float64[n]: the smallest two-sided p-value in each row of t, float64[n, K] >= 0, with df, float64[K].
+
+    A t-value with a p-value below that of the largest one must be nearly as large, for no df is above the largest. So
+    few p-values are computed.
+    """
+    largest = t.argmax(1)
+    p = 2 * special.stdtr(df[largest], -t[np.arange(len(t)), largest])
+    least = -special.stdtrit(df.max(), p / 2) * (1 - 1e-9)
+    row, column = np.nonzero(t >= least[:, None])
+    np.minimum.at(p, row, 2 * special.stdtr(df[column], -t[row, column]))
+    return p
 
 
 class Gains(NamedTuple):
@@ -430,12 +453,26 @@ def worst_users_accuracy(
     if asked.min() < 1:
         raise ValueError("every person needs at least one query")
     accuracy = correct / asked
-    chance = np.random.default_rng(random_state).binomial(asked, accuracy.mean(), (draws, len(asked))) / asked
+    if (asked == asked[0]).all():
+        null = _expected_mean_of_lowest(len(asked), int(asked[0]), accuracy.mean(), share)
+    else:
+        chance = np.random.default_rng(random_state).binomial(asked, accuracy.mean(), (draws, len(asked))) / asked
+        null = _mean_of_lowest(chance, share).mean()
     a, b = fit_beta_binomial(correct, asked)
     fitted = special.betaincinv(a, b, share * (np.arange(1000) + 0.5) / 1000).mean()  # 1000 midpoints: error < 1e-4
-    return WorstUsers(
-        float(_mean_of_lowest(accuracy, share)), float(_mean_of_lowest(chance, share).mean()), float(fitted)
-    )
+    return WorstUsers(float(_mean_of_lowest(accuracy, share)), float(null), float(fitted))
+
+
+def _expected_mean_of_lowest(people: int, asked: int, accuracy: float, share: float) -> float:
+    """Return the expected mean accuracy of the lowest share of people who are all asked equally often and equally good.
+
+    The j-th lowest number of correct answers is above x where fewer than j people have at most x.
+    """
+    count = int(np.ceil(share * people))
+    at_most = stats.binom.cdf(np.arange(asked), asked, accuracy)
+    fewer = special.bdtr(np.arange(count)[:, None], people, at_most)  # [j - 1, x]
+    weight = np.clip(share * people - np.arange(count), 0, 1)
+    return float(weight @ fewer.sum(1) / weight.sum() / asked)
 
 
 def _mean_of_lowest(accuracy: np.ndarray, share: float) -> np.ndarray:

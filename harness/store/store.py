@@ -340,7 +340,7 @@ def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
         and manifest["key"] == key
         and isinstance(manifest["files"], dict)
         and isinstance(manifest["facts"], dict)
-        and manifest.get("seal", _seal(manifest)) == _seal(manifest)  # older manifests have none
+        and manifest.get("seal", seal := _seal_of_read(manifest)) == seal  # older manifests have none
         and all(re.fullmatch("[0-9a-f]{64}", str(file.get("sha256"))) for file in manifest["files"].values())
         and (kind not in NAMED_BY_IDENTITY or identity_hash(manifest["identity"]) == key)
     )
@@ -353,8 +353,11 @@ def _check_manifest(manifest: Any, kind: str, key: str, path: Path) -> None:
 
 def _seal(manifest: Mapping) -> str:
     """Return 16 hex digits of a manifest's files and facts, so that a change by hand is noticed."""
-    plain = json.loads(json.dumps([manifest["files"], manifest["facts"]]))  # as it is read: keys are text
-    sealed = json.dumps(plain, sort_keys=True)
+    return _seal_of_read(json.loads(json.dumps(manifest)))  # as it is read: keys are text
+
+
+def _seal_of_read(manifest: Mapping) -> str:
+    sealed = json.dumps([manifest["files"], manifest["facts"]], sort_keys=True)
     return hashlib.sha256(sealed.encode()).hexdigest()[:16]
 
 

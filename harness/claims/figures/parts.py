@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from harness.board.board import setting_labels
-from harness.board.make import METRIC_LIMITS
+from harness.board.cells import METRIC_LIMITS
 from harness.claims.measures import measure_check
 from harness.claims.results import NoNumberError, Results
 from harness.claims.schema import WIN_METRICS, Check, Selection
