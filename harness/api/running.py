@@ -226,7 +226,7 @@ def run_suite(
 
     with data_folder(data):
         plan = plan_suite(suite, opened, plugins=plugins, make=make, progress=progress)
-        if left := unfinished_trials(plan, opened):
+        if left := unfinished_trials(plan.trials, opened):
             run_trials(
                 left,
                 opened,

@@ -11,10 +11,11 @@ from typing import cast
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from harness.board import best_of, text_worth
 from harness.board.board import REFERENCE_METHOD, BestOf, Point, WrittenScores
-from harness.board.results import load_scores
+from harness.board.results import load_score_table
 from harness.method import Method
 from harness.scores import stats
 from harness.scores.metrics import calibration_error
@@ -32,6 +33,7 @@ METRIC_LIMITS = {  # metrics, macro-averaged over users, with their smallest and
     "brier": (0.0, 1.0),
 }
 BOARD_PANEL = "test"
+TRIALS_AT_ONCE = 200  # whose scores are in memory with all their panels: 50 MB with 100 people a panel
 # scores of policies' texts that are never negative, with their largest possible value; the others have no limits
 WRITTEN_MAXIMA = {"win": 1.0, "win_random": 1.0, "stopped": 1.0, "kl": np.inf, "tokens": np.inf}
 
@@ -73,21 +75,23 @@ def read_cells(
     complete = [method for method in settings if len(finished.get(method, [])) == len(trials[method])]
     reference = next(iter(complete + settings), None)
     references = {t.seed: t for t in finished.get(reference, [])} if reference else {}
-    every = [(place, t) for place, own in enumerate(finished.values()) for t in own]
-    parts = [load_scores(store, t.task_key, manifests[t.key]) for _, t in every]
-    size = [len(part) for part in parts]
-    table = pl.concat(parts).with_columns(
-        method=pl.Series(np.repeat([place for place, _ in every], size)),
-        seed=pl.Series(np.repeat([t.seed for _, t in every], size)),
-    )
-    table = _with_persons(table.filter(panel=BOARD_PANEL), numbers).sort("seed", "person")
-    blocks: list[dict[tuple[int, bool], pl.DataFrame]] = [{} for _ in finished]
-    for (place, shots, swapped), block in table.partition_by(
-        "method", "shots", "swapped", as_dict=True, maintain_order=True
-    ).items():
-        blocks[place][shots, swapped] = block
+    blocks: dict[Method, dict[tuple[int, bool], pl.DataFrame]] = {method: {} for method in finished}
+    at_once = max(1, TRIALS_AT_ONCE // len(tasks))
+    for start in range(0, len(finished), at_once):
+        methods = list(finished)[start : start + at_once]
+        every = [(place, t) for place, method in enumerate(methods) for t in finished[method]]
+        tables = [load_score_table(store, t.task_key, manifests[t.key]) for _, t in every]
+        size = [len(table) for table in tables]
+        joined = cast(pl.DataFrame, pl.from_arrow(pa.concat_tables(tables))).with_columns(
+            method=pl.Series(np.repeat([place for place, _ in every], size)),
+            seed=pl.Series(np.repeat([t.seed for _, t in every], size)),
+        )
+        joined = _with_persons(joined.filter(panel=BOARD_PANEL), numbers).sort("seed", "person")
+        parts = joined.partition_by("method", "shots", "swapped", as_dict=True, maintain_order=True)
+        for (place, shots, swapped), block in parts.items():
+            blocks[methods[place]][shots, swapped] = block
     found = {}
-    for own, method in zip(blocks, finished, strict=True):
+    for method, own in blocks.items():
         any_block = next(iter(own.values()))
         outcomes = _outcomes(store, finished[method], manifests, tasks, references, numbers)
         found[method] = MethodCells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), own, **outcomes)

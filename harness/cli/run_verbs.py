@@ -76,7 +76,7 @@ def run(
     planned, opened = plan_with_progress(suite, store, data, plugin, made, quick=quick)
     from harness.trials.plan import unfinished_trials
 
-    todo = unfinished_trials(planned, opened)
+    todo = unfinished_trials(planned.trials, opened)
     stderr.print(
         f"{planned.suite.title}: {len(planned.trials)} trials, {len(planned.trials) - len(todo)} finished before"
     )
@@ -96,7 +96,7 @@ def run(
             workers_per_policy=workers_per_policy,
             trial_minutes=trial_minutes,
         )
-    failed = unfinished_trials(planned, opened)
+    failed = unfinished_trials(todo, opened)
     if trouble and len(failed) == len(planned.trials):
         raise trouble
     shown = _show_board(planned, opened, as_json, axis_namer, made)
@@ -185,6 +185,8 @@ def reproduce(
     began = time.monotonic()
     set_data_folder(data)
     registry.add_plugins(plugin or [])
+    from harness.trials.plan import unfinished_trials
+
     names = what or []
     wanted, opened, unwritable, made = claims.choose_claims(names), Store(store), None, None
     try:
@@ -197,7 +199,7 @@ def reproduce(
     with progress_bar("preparing", claims.count_tasks_to_prepare(wanted, quick)) as step:
         parts = claims.plan_chapters(wanted, opened, quick, lambda: step(1), made)
     trials = claims.trials_of_chapters(parts)
-    todo = [t for t in trials if opened.read_manifest("trials", t.key) is None]
+    todo = unfinished_trials(trials, opened)
     counted = [f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(parts), "suite"), (len(trials), "trial"))]
     stderr.print(f"{': '.join(counted)}, {len(trials) - len(todo)} finished before")
     if todo and unwritable:
@@ -215,7 +217,7 @@ def reproduce(
         )
         stderr.print(f"\npage:    {page}")
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
-    _report_failures([t for t in trials if opened.read_manifest("trials", t.key) is None], opened, trouble)
+    _report_failures(unfinished_trials(todo, opened), opened, trouble)
 
 
 def _list_claims() -> None:

@@ -489,20 +489,31 @@ def fit_beta_binomial(correct: np.ndarray, asked: np.ndarray) -> tuple[float, fl
 
     `correct` may be fractional.
     """
-    correct, asked = np.asarray(correct, float), np.asarray(asked, float)
+    both = np.column_stack([np.asarray(correct, float), np.asarray(asked, float)])
+    # many people have the same two numbers, which are computed once
+    pairs, count = np.unique(both, axis=0, return_counts=True)
+    correct, asked = pairs.T
+    weight = count / count.sum()
 
     def shape(theta):
         mean, size = special.expit(theta[0]), np.exp(theta[1])
         return mean * size, (1 - mean) * size
 
-    def loss(theta):
+    def loss_and_slope(theta):
         a, b = shape(theta)
-        return -(special.betaln(a + correct, b + asked - correct) - special.betaln(a, b)).mean()
+        wrong = asked - correct
+        loss = -weight @ (special.betaln(a + correct, b + wrong) - special.betaln(a, b))
+        both = weight @ special.digamma(a + b + asked) - special.digamma(a + b)
+        by_a, by_b = (
+            weight @ special.digamma(x + n) - special.digamma(x) - both for x, n in ((a, correct), (b, wrong))
+        )
+        return loss, -np.array([(by_a - by_b) * a * b / (a + b), by_a * a + by_b * b])
 
-    mean = np.clip(np.sum(correct) / np.sum(asked), 0.001, 0.999)
+    mean = np.clip(weight @ correct / (weight @ asked), 0.001, 0.999)
     limits = [(-9, 9), (np.log(0.01), np.log(1e4))]  # at a + b = 1e4 people differ by less than one pair in 200
-    start = min(((special.logit(mean), np.log(size)) for size in (1, 10, 100, 1000)), key=loss)
-    return shape(minimize(loss, start, method="L-BFGS-B", bounds=limits).x)
+    starts = ((special.logit(mean), np.log(size)) for size in (1, 10, 100, 1000))
+    start = min(starts, key=lambda theta: loss_and_slope(theta)[0])
+    return shape(minimize(loss_and_slope, start, jac=True, method="L-BFGS-B", bounds=limits).x)
 
 
 def fixed_derangement(n: int) -> np.ndarray:

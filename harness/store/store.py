@@ -162,13 +162,12 @@ class Store:
         except (FileNotFoundError, ValueError):  # missing, truncated or damaged: the result has to be made again
             return None
         _check_manifest(manifest, kind, key, path)
-        for file in manifest["files"].values():
-            try:
-                if (self.root / "objects" / file["sha256"]).stat().st_size != file["bytes"]:
-                    return None
-            except FileNotFoundError:
-                return None
-        return manifest
+        names = [f"{self.root}/objects/{file['sha256']}" for file in manifest["files"].values()]
+        try:
+            sizes = [os.stat(name).st_size for name in names]  # noqa: PTH116 – of 10,000 manifests, Paths take a second
+        except FileNotFoundError:
+            return None
+        return manifest if sizes == [file["bytes"] for file in manifest["files"].values()] else None
 
     def committed_keys(self, kind: str) -> set[str]:
         """Return the keys of everything committed of that kind."""

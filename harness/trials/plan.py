@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import median
@@ -130,9 +130,9 @@ def make_plan(
     return Plan(suite, tuple(trials), tuple(refusals.values()), people, unavailable)
 
 
-def unfinished_trials(plan: Plan, store: Store) -> list[Trial]:
+def unfinished_trials(trials: Iterable[Trial], store: Store) -> list[Trial]:
     """Return the trials without a committed result."""
-    return [trial for trial in plan.trials if store.read_manifest("trials", trial.key) is None]
+    return [trial for trial in trials if store.read_manifest("trials", trial.key) is None]
 
 
 def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
@@ -170,7 +170,7 @@ def _detectable_gain(plan: Plan, task: Task) -> float | None:
 
 def describe_plan(plan: Plan, store: Store) -> dict:
     """Return everything that `manyminds plan` prints, as plain values."""
-    left, known = unfinished_trials(plan, store), known_seconds(store)
+    left, known = unfinished_trials(plan.trials, store), known_seconds(store)
     return {
         "suite": plan.suite.name,
         "digest": plan.suite.digest,

@@ -6,6 +6,7 @@ import math
 import tomllib
 import typing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Suite:
     file: str = ""  # the path that it was read from, "" for one made in Python
     skip_unavailable: bool = False  # tasks whose data or model is not here are left out of the plan
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hex digits of the settings; the file's name has no influence."""
         settings = [[name_at_version(x), recorded_values(x)] for x in self.tasks + self.methods]

@@ -119,7 +119,7 @@ def ready(folder: str | Path, seeds: int, methods: str, task: str = PEOPLE) -> t
         suite.write_text(SUITE % (seeds, task, methods))
     registry.add_plugins([plugin])
     store = Store(folder / "store").open()
-    return store, unfinished_trials(make_plan(read_suite(suite), store), store), plugin
+    return store, unfinished_trials(make_plan(read_suite(suite), store).trials, store), plugin
 
 
 def found(store: Store, trial: Trial) -> dict[str, np.ndarray]:

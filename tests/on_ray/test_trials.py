@@ -120,7 +120,7 @@ def ready(folder: str | Path, name: str, methods: list[str]) -> tuple[Store, lis
         )
     )
     store = Store(folder / "store").open()
-    return store, unfinished_trials(make_plan(read_suite(suite), store), store), plugin
+    return store, unfinished_trials(make_plan(read_suite(suite), store).trials, store), plugin
 
 
 def results(store: Store) -> dict[str, dict]:

@@ -152,7 +152,7 @@ def test_adding_a_method_leaves_the_rest_finished(tiny):
     file, plan, store = tiny
     file.write_text(file.read_text() + '\n[[methods]]\nname = "per_user"\nscale = 3.0\n[[methods]]\nname = "per_user"')
     grown = make_plan(read_suite(file), store)
-    left = unfinished_trials(grown, store)
+    left = unfinished_trials(grown.trials, store)
     assert len(left) == 3 and all(t.method.scale == 3.0 for t in left)
     assert {t.key for t in plan.trials} < {t.key for t in grown.trials}
 
