@@ -196,8 +196,8 @@ def flag_reference_below_chance(rows: dict[Method, Row], task: Task) -> list[str
 
 
 def flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, dict]) -> list[str]:
-    """Report every task or method whose code has changed since its results were made."""
-    found = []
+    """Report in one line each the task and the methods whose code has changed since their results were made."""
+    found: dict[str, list[str]] = {}
     used: dict[tuple[str, type, str], set[str]] = {}  # kind, class and name -> digests of code that made results
     for method, wanted in trials.items():
         sources = [manifests[t.key]["facts"]["source"] for t in wanted if t.key in manifests]
@@ -205,7 +205,9 @@ def flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, di
             used.setdefault((kind, type(thing), thing.name), set()).update(source[kind] for source in sources)
     for (kind, cls, name), digests in used.items():
         if not all(is_unchanged(digest, cls) for digest in digests):
-            found.append((kind, name))
+            found.setdefault(kind, []).append(name)
     advice = "its code, or code that it imports, has changed since its results were made"
     hint = "if its scores should change, raise its `version`"
-    return [f"{kind} {name}: {advice}; {hint}" for kind, name in dict.fromkeys(found)]
+    return [
+        f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}: {advice}; {hint}" for kind, names in found.items()
+    ]
