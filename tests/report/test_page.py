@@ -1,6 +1,7 @@
 """The board's page in a real browser: figures, sorting, filters, addresses, people and downloads."""
 
 import base64
+import dataclasses
 import gzip
 import html
 import io
@@ -8,12 +9,13 @@ import json
 import re
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 
 from harness.board.make import make_board
-from harness.registry import list_names, load_class, make_instance
+from harness.registry import PROJECT_ROOT, list_names, load_class, make_instance
 from harness.report import cite
 from harness.report.board_frames import scores_frame
 from harness.report.html import render_page
@@ -212,6 +214,18 @@ def test_the_overview_shows_each_gain_with_its_direction(board):
             assert cell.order == gain.value and cell.sure == (gain.low > 0 or gain.high < 0)
             assert (cell.shade.startswith("gained") == (gain.value > 0)) or cell.shade == ""
             assert f"{task.shots} shots" in cell.hint
+
+
+def test_the_readmes_picture_is_the_pages_first_figure(board, page, monkeypatch):
+    """An image of its own, with every method's name in it."""
+    monkeypatch.syspath_prepend(str(PROJECT_ROOT / ".docs"))
+    import picture
+
+    svg = picture.first_figure(page)
+    texts = {e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {row.label for row in board.across.rows} <= texts
+    with pytest.raises(ValueError, match="at least three tasks"):
+        picture.first_figure(render_page(dataclasses.replace(board, across=None)))
 
 
 def test_every_work_that_is_named_can_be_cited():
