@@ -3,7 +3,8 @@
 // sortable, and keeps what the reader chose in the address, so that a link shows the same.
 
 const $ = (id) => document.getElementById(id);
-const state = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+const landed = location.hash.slice(1);
+const state = new URLSearchParams(landed.includes("=") ? landed : landed && { at: landed });
 
 async function unpack(id) {
   const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
@@ -131,14 +132,20 @@ function explore() {
     if (shots ? shots !== "every" && value("shots") !== shots : !row.last) return false;
     return !form.elements.complete.checked || complete.has(value("method"));
   });
+  const sorted = () => {
+    // as on the board, whose order is that of the largest number of shots; by task and accuracy for others
+    if (!state.has("sort")) table.order(form.elements.shots.value ? [[at.task, "asc"], [at.accuracy, "desc"]] : []);
+  };
   form.addEventListener("input", () => {
     for (const control of form.elements)
       remember(control.name, control.type === "checkbox" ? (control.checked ? "yes" : "") : control.value);
+    sorted();
     table.draw();
+    counted();
   });
   table.on("order", () => {
-    const [column, way] = table.order()[0] || [];
-    remember("sort", column === undefined || !way ? "" : `${columns[column]}:${way}`);
+    const order = table.order();
+    if (order.length < 2) remember("sort", order.length && order[0][1] ? `${columns[order[0][0]]}:${order[0][1]}` : "");
   });
   table.on("search", () => remember("q", table.search()));
   table.on("column-visibility", () => remember("hide", columns.filter((_, i) => !table.column(i).visible()).join("|")));
@@ -152,7 +159,14 @@ function explore() {
       row.child(text).show();
     }
   });
+  const counted = () => {
+    const shown = new Set(table.rows({ search: "applied" }).data().toArray().map((row) => row.cells[at.task][1]));
+    const shots = form.elements.shots.value;
+    $("counted").textContent = shots && shots !== "every" ? `${shown.size} of ${distinct("task").length} settings have ${shots} shots.` : "";
+  };
+  sorted();
   table.draw();
+  counted();
 }
 
 function completeMethods() {
@@ -181,12 +195,12 @@ function showPeople() {
     const i = people.indexOf(Number(number.value));
     const base = (accuracy[data.reference] || [])[i];
     const rows = Object.entries(accuracy).map(([label, own]) => [label, own[i], own[i] - base]).sort((a, b) => b[1] - a[1]);
-    const better = rows.filter((row) => row[2] > 0).length;
-    const worse = rows.filter((row) => row[2] < 0).length;
+    const best = rows.filter((row) => row[1] === rows[0][1]).map((row) => row[0]);
+    const worse = rows.filter((row) => row[2] < 0).map((row) => row[0]);
     $("person-says").textContent =
       `Person ${people[i]} was asked ${asked[i]} questions after ${shots} shots, over all seeds. ` +
-      `${rows[0][0]} predicts them best (${rows[0][1].toFixed(3)}); ${data.reference} has ${base.toFixed(3)}. ` +
-      `With ${better} methods they are better off than with ${data.reference}, with ${worse} worse off.`;
+      `Highest accuracy: ${rows[0][1].toFixed(3)}, by ${best.join(", ")}; ${data.reference} has ${base.toFixed(3)}. ` +
+      (worse.length ? `Lower than ${data.reference}: ${worse.join(", ")}.` : `No method is lower than ${data.reference}.`);
     $("person-rows").replaceChildren(
       ...rows.map((cells) => {
         const tr = document.createElement("tr");
@@ -230,6 +244,27 @@ function offer() {
   }
 }
 
+// ---- places on the page: a folded part opens, and what was chosen stays in the address
+
+function goTo(id) {
+  const target = $(id);
+  if (!target) return;
+  if (target.tagName === "DETAILS") target.open = true;
+  target.scrollIntoView();
+}
+
+function follow() {
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (!link) return;
+    event.preventDefault();
+    const id = link.getAttribute("href").slice(1);
+    remember("at", id);
+    goTo(id);
+  });
+  goTo(state.get("at"));
+}
+
 let data;
 let CONFIG;
 
@@ -253,6 +288,7 @@ async function start() {
   offer();
   explore();
   showPeople();
+  follow();
   document.body.dataset.ready = "yes";
 }
 

@@ -108,32 +108,35 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
     return [Chart(caption, _with_description(spec, caption)) for caption, spec in drawn]
 
 
-def cost_chart(board: Board, looks: Looks) -> Chart | None:
-    """Return the figure of accuracy against a cost that the reader chooses, with the methods that none beats in both."""
+def cost_chart(board: Board, labels: list[str], looks: Looks) -> Chart | None:
+    """Return the figure of accuracy against a cost that the reader chooses, with the methods that none beats in both.
+
+    labels: a name for each task setting, as the page's headings have it.
+    """
     values: Values = []
-    for task in board.tasks:
+    for label, task in zip(labels, board.tasks, strict=True):
+        own: Values = []
         for row in task.rows:
             if row.rank and row.costs:
                 accuracy = row.curves["accuracy"][task.shots]
                 costs = {name: max(f * row.costs[name], least) for name, (_, f, least) in COSTS.items()}
-                values.append({"task": task.label, "method": shorten_label(row.label), **_limits_of(accuracy), **costs})
+                own.append({"task": label, "method": shorten_label(row.label), **_limits_of(accuracy), **costs})
+        for cost in COSTS:
+            for place in frontier([v[cost] for v in own], [v["value"] for v in own]):
+                own[place][f"front_{cost}"] = True
+        values += own
     if not values:
         return None
     tasks = list(dict.fromkeys(v["task"] for v in values))
-    caption = "Accuracy against cost, for a task and a cost of your choice. The line joins the methods that no other one beats in both."
-    front = [
-        {
-            "window": [{"op": "max", "field": "value", "as": "cheaper"}],
-            "sort": [{"field": "cost"}],
-            "frame": [None, -1],
-        },
-        {"filter": "!isValid(datum.cheaper) || datum.value > datum.cheaper"},
-    ]
+    caption = (
+        "Accuracy at the largest number of shots against cost, for a task and a cost of your choice, on the machine that ran the trials "
+        "and without preparing features. The dashed line joins the methods that no other one beats in both."
+    )
     x = {
         "field": "cost",
         "type": "quantitative",
         "scale": {"type": "log"},
-        "axis": {"title": "cost (log scale)", "format": "~g", "tickCount": 6, "grid": False},
+        "axis": {"title": "the chosen cost (log scale)", "format": "~g", "tickCount": 6, "grid": False},
     }
     y = {"field": "value", "type": "quantitative", "scale": {"zero": False}, "title": "accuracy"}
     spec = {
@@ -155,7 +158,7 @@ def cost_chart(board: Board, looks: Looks) -> Chart | None:
         "transform": [{"filter": "datum.task == task"}, {"calculate": "datum[cost]", "as": "cost"}],
         "encoding": {"x": x, "y": y},
         "layer": [
-            {"transform": front, "mark": {"type": "line", "color": GREY, "strokeDash": [4, 3], "interpolate": "step-after"}},
+            {"transform": [{"filter": "datum['front_' + cost]"}], "mark": {"type": "line", "color": GREY, "strokeDash": [4, 3], "interpolate": "step-after"}},
             {"mark": {"type": "rule", "opacity": 0.5}, "encoding": {"y": _channel("low"), "y2": {"field": "high"}, **_colors(values, looks)}},
             {
                 "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
@@ -164,6 +167,16 @@ def cost_chart(board: Board, looks: Looks) -> Chart | None:
         ],
     }  # fmt: skip
     return Chart(caption, _with_description(spec, caption))
+
+
+def frontier(cost: Sequence[float], score: Sequence[float]) -> list[int]:
+    """Return the places of the pairs that no other pair beats: none is as cheap and better, or cheaper and as good."""
+    best, found = -np.inf, []
+    for place in np.lexsort([-np.asarray(score), np.asarray(cost)]):
+        if score[place] > best:
+            best = score[place]
+            found.append(int(place))
+    return found
 
 
 def _with_description(spec: dict, caption: str) -> dict:

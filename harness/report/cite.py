@@ -34,6 +34,12 @@ def citation_key(paper: str) -> str:
     return re.sub(r"\W", "", f"{first}{year}{word}").lower()
 
 
+def link_of_paper(paper: str) -> str:
+    """Return the address of a `paper` that is on arXiv; "" for others."""
+    found = re.search(r"arXiv:(\d{4}\.\d{5})", references().get(citation_key(paper), ""))
+    return f"https://arxiv.org/abs/{found[1]}" if found else ""
+
+
 def references() -> dict[str, str]:
     """Return the BibTeX entries of the references by their keys."""
     entries = re.split(r"^(?=@)", REFERENCES_FILE.read_text("utf-8"), flags=re.MULTILINE)[1:]

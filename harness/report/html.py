@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -87,7 +88,7 @@ COLUMN_EXPLANATIONS = {
     "reference model, in nats per token. Stopped: share of responses that end by themselves",
     "across tasks": "wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at "
     "random; a tie is one half, and settings of one task count together as one. Its limits are over tasks. The rank is by wins; in brackets the "
-    "best and the worst rank that the tasks allow, for all methods at once. Gains are interquartile means over a family's tasks, with "
+    "best and the worst rank that the tasks allow, for all methods at once. Gains are interquartile means over a family's settings, whose number is in brackets (of one or two the plain mean), with "
     "limits over their people and seeds: share is of the possible gain, from the reference to the line of the best that can be reached, where "
     "that is known on all tasks of the family; gain is in accuracy. A method without a result on some task is left out",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes stored per user; peak memory in MB",
@@ -117,6 +118,12 @@ def published_page(board: Board) -> str:
 def _is_folded(board: Board) -> bool:
     """Return whether a board has so many tasks that its page has their tables folded, without learned axes."""
     return len(board.tasks) > MAX_TASKS_IN_FULL
+
+
+def _shared_flags(board: Board) -> list[tuple[str, int]]:
+    """Return the flags that concern at least half of several settings, with how many; each setting shows its own too."""
+    found = Counter(flag for task in board.tasks for flag in task.flags).most_common()
+    return [(flag, count) for flag, count in found if 2 * count >= len(board.tasks) > 1]
 
 
 def _stamp(board: Board, axis_namer: str | None) -> str:
@@ -156,7 +163,7 @@ def render_page(
         places[part] = [(f"{part}-{i}", chart) for i, chart in enumerate(charts)]
 
     place("across", across_charts(board, looks) if board.across else [])
-    cost = cost_chart(board, looks)
+    cost = cost_chart(board, list(labels.values()), looks)
     place("cost", [cost] if cost else [])
     for i, task in enumerate(board.tasks):
         place(f"task{i}", task_charts(task, looks, with_people))
@@ -194,6 +201,8 @@ def render_page(
         "cards": method_cards(board, methods),
         "looks": looks,
         "with_people": with_people,
+        "suite_file": Path(board.suite.file).name or board.suite.name,
+        "shared_flags": _shared_flags(board),
         "made": date.today().isoformat(),
         "codes": sorted({code for task in board.tasks for code in task.code}),
         "libraries": {name: packed(text) for name, text in libraries.items()},

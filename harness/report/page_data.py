@@ -16,7 +16,7 @@ from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard
 from harness.fields import field_values
 from harness.method import Method, needs_of_method
 from harness.report.board_frames import curves_frame, scores_frame
-from harness.report.cite import bibtex_of_board
+from harness.report.cite import bibtex_of_board, link_of_paper
 from harness.report.scripts import CONFIG
 from harness.report.words import format_interval, format_number, format_p_value, format_rank, format_worse
 
@@ -78,6 +78,7 @@ class MethodCard:
     label: str
     purpose: str  # the first line of its file
     facts: dict[str, str]
+    link: str  # to the paper, "" where there is none
     rows: list[tuple[TaskBoard, Row]]
 
 
@@ -106,7 +107,7 @@ def _method_card(method: Method, label: str, rows: list[tuple[TaskBoard, Row]]) 
         "bytes kept per person": _median_cost(costs, "bytes_per_user", 1.0),
         "fields": ", ".join(f"{k} = {v}" for k, v in field_values(method).items()),
     }
-    return MethodCard(label, purpose[0], {k: v for k, v in facts.items() if v}, rows)
+    return MethodCard(label, purpose[0], {k: v for k, v in facts.items() if v}, link_of_paper(base.paper), rows)
 
 
 def _median_cost(costs: list[dict[str, float]], name: str, factor: float) -> str:

@@ -146,7 +146,10 @@ def format_rank_interval(ranks: tuple[int, int, int]) -> str:
 def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the lines of the table of methods across tasks; gains without limits are narrower."""
     heads = ["rank", "method", "wins", "mean rank"]
-    heads += [f"{name}: gain" if across.units[name] == "accuracy" else f"{name}: share" for name in across.families]
+    heads += [
+        f"{name} ({count}): {'gain' if across.units[name] == 'accuracy' else 'share'}"
+        for name, count in across.families.items()
+    ]
     lines = [
         [
             format_rank_interval(row.rank),
@@ -169,10 +172,14 @@ def across_remarks(across: Across) -> list[str]:
     lines = [across.verdict, f"over {across.tasks} settings of tasks: {of}"]
     for found in across.transfers:
         how = format_interval(found.correlation)
-        lines.append(f"{found.families[0]} and {found.families[1]} order the methods alike with rank correlation {how}")
+        low = found.correlation.low
+        sure = "" if low is not None and low > 0 else ", which may be none at all"
+        lines.append(f"{found.families[0]} and {found.families[1]} order the methods with rank correlation {how}{sure}")
     for own in across.serving:
         names = " and ".join([", ".join(own.labels[:-1]), own.labels[-1]] if own.labels[1:] else own.labels)
-        lines.append(f"with {names} alone, {own.left:.0%} of people would score higher with {own.other}")
+        lines.append(
+            f"with {names} alone, {own.left:.0%} of people would score higher with {own.other}, as scored: some by chance alone"
+        )
     alike: dict[str, list[str]] = {}
     for label, why in across.left_out.items():
         alike.setdefault(why, []).append(label)

@@ -13,11 +13,14 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.board.make import make_board
 from harness.registry import PROJECT_ROOT, list_names, load_class, make_instance
 from harness.report import cite
 from harness.report.board_frames import scores_frame
+from harness.report.charts import frontier
 from harness.report.html import render_page
 from harness.report.looks import look_number, looks_of_methods
 from harness.report.page_data import latex_table, overview
@@ -179,6 +182,44 @@ def test_a_persons_part_shows_their_own_scores(board, page, tmp_path):
     for label, table in users.items():
         own = table.filter(person=person)
         assert told[label] == (pytest.approx(own["accuracy"][0], abs=6e-4), pytest.approx(own["gain"][0], abs=1.1e-3))
+
+
+@needs_browser
+@pytest.mark.parametrize("address", ["#method1", "#at=method1&family=simulated"])
+def test_an_address_opens_the_folded_part_that_it_names(page, tmp_path, address):
+    script = """
+        const found = [...document.querySelectorAll("#methods details")].map((part) => part.open);
+        document.querySelector('#methods a[href="#task1"]').click();
+        return { open: found, hash: location.hash, top: Math.abs(document.getElementById("task1").getBoundingClientRect().top) };"""
+    _, found, errors = in_browser(page, tmp_path, script, address)
+    assert errors == [] and found["open"] == [i == 1 for i in range(len(found["open"]))]
+    assert "at=task1" in found["hash"] and ("family" in found["hash"]) == ("family" in address) and found["top"] < 5
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12))
+def test_no_pair_beats_one_of_the_frontier_and_all_others_are_beaten(pairs):
+    costs, scores = zip(*pairs, strict=True)
+    found = frontier(costs, scores)
+
+    def beaten(i):
+        return any(
+            c <= costs[i] and s >= scores[i] and ((c, s) != pairs[i] or (j < i and j in found))
+            for j, (c, s) in enumerate(pairs)
+        )
+
+    assert {pairs[i] for i in found} == {pair for i, pair in enumerate(pairs) if not beaten(i)}
+    assert len({pairs[i] for i in found}) == len(found)
+
+
+def test_the_cost_figure_marks_the_frontier_of_each_cost(page):
+    chart = json.loads(unpacked(page, "data"))["charts"]["cost-0"]
+    values = chart["data"]["values"]
+    for task in {v["task"] for v in values}:
+        own = [v for v in values if v["task"] == task]
+        for cost in ("fit_seconds", "bytes_per_user"):
+            marked = [v for v in own if v.get(f"front_{cost}")]
+            assert max(v["value"] for v in own) == max(v["value"] for v in marked)
+            assert min(v[cost] for v in own) == min(v[cost] for v in marked)
 
 
 def unpacked(page, name):
