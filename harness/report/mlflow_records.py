@@ -16,7 +16,6 @@ import json
 import math
 import os
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,9 +117,8 @@ class RecordMaker:
 
     def _short_task(self, task: TaskBoard) -> str:
         """Return a task's name without its fields, where no other setting of the suite has that name."""
-        short = task.label.partition("(")[0]
-        alike = Counter(label.partition("(")[0] for label in self._task_labels.values())
-        return short if alike[short] <= 1 else task.label
+        names = [setting.name for setting in self.plan.suite.tasks]
+        return task.label if names.count(task.task.name) > 1 else task.task.name
 
     def row_record(self, task: TaskBoard, row: Row, state: str = "ranked") -> RunRecord:
         """Return the record of a row.
@@ -134,7 +132,7 @@ class RecordMaker:
         identity = identity_hash(
             {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
         )
-        short, known = self._short_task(task), [trials[key] for key in row.keys]
+        known = [trials[key] for key in row.keys]
         tags = {
             "kind": "row",
             "task": task.label,
@@ -143,6 +141,7 @@ class RecordMaker:
             "trials": " ".join(row.keys),
             "code": " ".join(sorted({f["code"] for f in facts.values()})),
             "state": row_state(row, state),
+            "mlflow.runType": "evaluation",  # the UI then opens with the rows below the board unfolded
         }
         users = row.users
 
@@ -159,25 +158,22 @@ class RecordMaker:
 
         return RunRecord(
             identity=identity,
-            name=f"{row.label} on {short}",
+            name=f"{row.label} on {self._short_task(task)}",
             tags=tags | limit_tags(row, task),
             params={
                 f"{kind}.{name}": value_text(value) for kind, values in fields.items() for name, value in values.items()
             },
-            curves=tuple((name, _rounded(value), shots) for name, value, shots in row_curves(row)),
-            scalars={name: _rounded(value) for name, value in row_scalars(row).items()},
-            datasets=tuple(dict.fromkeys((short, trial.task_key, trial.seed) for trial in known)),
+            curves=tuple((name, _with_few_digits(value), shots) for name, value, shots in row_curves(row)),
+            scalars={name: _with_few_digits(value) for name, value in row_scalars(row).items()},
+            datasets=tuple(dict.fromkeys((task.task.name, trial.task_key, trial.seed) for trial in known)),
             tables={"curves.json": _rows_as_columns(curve_rows(row))} if row.curves else {},
             files=files,
             files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
             seconds=sum(told["seconds"] for told in facts.values()),
         )
 
-    def board_record(self, board: Board, seconds: float = 0.0) -> RunRecord:
-        """Return the record of the whole board: its tables, its page and one figure.
-
-        seconds: that all trials took.
-        """
+    def board_record(self, board: Board, files: Callable[[], dict[str, bytes]], seconds: float) -> RunRecord:
+        """Return the record of the whole board. files: makes its page and its figure. seconds: that all trials took."""
         lines = [
             {"task": task.label, "rank": None, "method": row.label, "state": row_state(row), "shots": task.shots}
             | last_numbers(row, task)
@@ -199,17 +195,6 @@ class RecordMaker:
         ]
         verdicts = verdict_lines(board)
         flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
-        failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
-
-        def files() -> dict[str, bytes]:
-            from harness.report.html import published_page
-
-            # the page of a board with failed trials would show the errors' texts, which may quote the data
-            page = "<p>Trials have failed, so the page is not published: <code>manyminds board</code> writes it.</p>"
-            made = {"board.html": (page if failed else published_page(board)).encode()}
-            image = board_image(board)
-            return made if image is None else made | {"board.png": image}
-
         return RunRecord(
             identity=BOARD_ROW,
             name=f"board of {self.plan.suite.name}",
@@ -239,18 +224,6 @@ def experiment_description(board: Board) -> str:
     """Return Markdown for above the runs. MLflow shows its first line, and the rest at a click."""
     verdicts = verdict_lines(board).replace("\n", "\n\n")
     return cut_value(f"**{board.suite.title}** – {verdicts}\n\n{COLUMN_HELP}")
-
-
-def board_image(board: Board) -> bytes | None:
-    """Return a figure as PNG: the wins across tasks, else the curves of the first task; None where there is no figure."""
-    from harness.report.charts import across_charts, task_charts
-    from harness.report.looks import looks_of_methods
-    from harness.report.scripts import draw_static, picture
-
-    looks = looks_of_methods(setting_labels(list(board.suite.methods)))
-    charts = across_charts(board, looks)[:1] if board.across else []
-    charts += [chart for task in board.tasks[:1] for chart in task_charts(task, looks, with_people=False)]
-    return picture(draw_static(charts[0].spec)) if charts else None
 
 
 def row_state(row: Row, state: str = "ranked") -> str:
@@ -367,7 +340,7 @@ def leaderboard_view(rows: list[RunRecord]) -> dict:
         column("tags", "state"): 140,
         **{column("params", name): 116 for name in params},
     }
-    fixed = {column("attributes", "Run Name"): 250, "runDateAndNestInfo": 56}  # both are always shown
+    fixed = {column("attributes", "Run Name"): 250, "runDateAndNestInfo": 48}  # both are always shown
     return {
         "searchFilter": "tags.kind = 'row'",
         "orderByKey": column("metrics", "gain" if "gain" in metrics else "accuracy"),
@@ -422,7 +395,7 @@ def _rows_as_columns(rows: list[dict]) -> dict[str, list]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _rounded(value: float) -> float:
+def _with_few_digits(value: float) -> float:
     """Round to METRIC_DIGITS decimals, and a number below 1 to that many significant digits."""
     return round(value, METRIC_DIGITS) if abs(value) >= 1 else float(f"{value:.{METRIC_DIGITS}g}")
 
