@@ -73,6 +73,11 @@ class RunRecord:
     seconds: float = 0.0  # that the row's trials took, which MLflow shows as the run's duration
 
     @property
+    def compared(self) -> bool:
+        """Whether the record holds all that the board says, rather than a row before other rows are finished."""
+        return self.tags.get("state") != NOT_COMPARED
+
+    @property
     def content_digest(self) -> str:
         """16 hex digits of the content, independent of the store's salt."""
         return identity_hash(

@@ -20,13 +20,13 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from harness.atomic import private_path
 from harness.board.board import Board, setting_labels
@@ -45,7 +45,7 @@ from harness.report.mlflow_records import (
     table_json,
     view_value,
 )
-from harness.store.secrets import without_secrets
+from harness.report.mlflow_server import way_to_open, without_password
 from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial
@@ -72,16 +72,6 @@ CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has ot
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the timeout below, an unreachable server is
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     reported within 20 s instead of minutes
 }
-SERVER_SETTINGS = {  # for a server on this machine that shows the store
-    "MLFLOW_HOST": "127.0.0.1",
-    "MLFLOW_PORT": "5000",
-    "MLFLOW_WORKERS": "1",  # the default of 4 would take 300 MB each
-    "MLFLOW_SERVER_ALLOWED_HOSTS": "localhost,127.0.0.1,localhost:*,127.0.0.1:*",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_SERVE_ARTIFACTS": "false",  # no uploads; artifacts of runs are still shown
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 class Publisher:
@@ -103,7 +93,7 @@ class Publisher:
                     "name another folder: --store DIR; or another place for MLflow: --mlflow sqlite:////folder/mlflow.db",
                 )
             raise UserError(
-                f"MLflow cannot store results at {_without_password(self.uri)}, which --mlflow or MLFLOW_TRACKING_URI names",
+                f"MLflow cannot store results at {without_password(self.uri)}, which --mlflow or MLFLOW_TRACKING_URI names",
                 "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
                 "without either, results go to a file in the store",
             )
@@ -137,25 +127,8 @@ class Publisher:
         self._publish_records(self.records.every_row(board), board)
 
     def command_to_open(self) -> str:
-        """Return the address of the leaderboard on a server, or the command that starts one, followed by the address.
-
-        A command for a SQLite file reads its settings from `mlflow.env` in the store, which keeps it short. That for
-        another database names it without user and password.
-        """
-        if self.uri.startswith("http"):
-            return _without_password(self.uri).rstrip("/") + self.page
-        beside = Path(sys.executable).with_name("mlflow")
-        command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
-        address = f"http://{SERVER_SETTINGS['MLFLOW_HOST']}:{SERVER_SETTINGS['MLFLOW_PORT']}{self.page}"
-        if not self.uri.startswith("sqlite:"):
-            return f"{command} server --backend-store-uri {shlex.quote(_without_password(self.uri))}  # {address}"
-        settings = SERVER_SETTINGS | {
-            "MLFLOW_BACKEND_STORE_URI": self.uri,
-            "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
-        }
-        file = self.store.mlflow_paths["settings"]
-        file.write_text("".join(f"{name}={_dotenv_quoted(value)}\n" for name, value in settings.items()), "utf-8")
-        return f"{command} --env-file {shlex.quote(str(file))} server  # {address}"
+        """Return the command that shows the leaderboard, or its address on a server."""
+        return way_to_open(self.uri, self.page, self.store.mlflow_paths["settings"], self.artifacts)
 
     def _publish_records(self, rows: list[RunRecord], board: Board | None = None) -> None:
         """Make MLflow hold each row exactly once, in its current state, below the run of the board.
@@ -211,7 +184,10 @@ class Publisher:
         return client.create_run(experiment, tags=tags, run_name=f"board of {self.plan.suite.name}")
 
     def _keep_once(self, client, experiment: str, record: RunRecord, runs: list, parent: str) -> None:
-        """Make one run hold a record: one that holds it already, one that can be updated, or a new one."""
+        """Make one run hold a record: one that holds it already, one that can be updated, or a new one.
+
+        A record without comparison leaves a run of the same curves as it is: that one may be compared already.
+        """
 
         def held_by(runs: list):
             whole = sorted((run for run in runs if run.info.status == "FINISHED"), key=lambda run: run.info.run_id)
@@ -225,7 +201,7 @@ class Publisher:
             # another machine may have written it in the meantime; all choose the same one to keep
             runs = _runs_by_row(client, experiment, [record.identity])[record.identity]
             kept = held_by(runs)
-        elif _digest_of(kept) != record.content_digest:
+        elif _digest_of(kept) != record.content_digest and record.compared:
             self._update_run(client, kept, record, parent)
         else:
             for name, value in {"suite": self._suite_digest, "mlflow.parentRunId": parent}.items():
@@ -311,10 +287,9 @@ class Publisher:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         with contextlib.suppress(OSError):  # the files are in a folder of another machine, or gone
-            files = get_artifact_repository(run.info.artifact_uri)
-            files.delete_artifacts()
-            if run.info.artifact_uri.startswith("file:"):
-                Path(files.artifact_dir).parent.rmdir()  # the run's folder, of which MLflow removes what is inside
+            get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+            if run.info.artifact_uri.startswith("file:"):  # MLflow removes what is inside the run's folder
+                Path(url2pathname(urlparse(run.info.artifact_uri).path)).parent.rmdir()
         client._tracking_client.store._hard_delete_run(run.info.run_id)
 
     def _end_deleted_runs(self, client, experiment: str) -> None:
@@ -414,9 +389,9 @@ class Publisher:
                 and type(error).__module__.partition(".")[0] not in MLFLOW_PACKAGES
             ):
                 raise
-            said = _without_password(
-                (str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2]
-            )[:300]
+            said = without_password((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[
+                :300
+            ]
             if self.uri.startswith("http"):
                 hint = (
                     "check that the server runs and lets you write; without --mlflow, results go to a file in the store"
@@ -428,7 +403,7 @@ class Publisher:
                 )
             else:
                 hint = "check that the database runs, that its driver is installed, and that you can write to it"
-            raise UserError(f"MLflow at {_without_password(self.uri)} cannot be written: {said}", hint) from error
+            raise UserError(f"MLflow at {without_password(self.uri)} cannot be written: {said}", hint) from error
 
 
 def board_files(board: Board) -> dict[str, bytes]:
@@ -480,10 +455,10 @@ def _digest_of(run) -> str:
 
 def _can_become(run, record: RunRecord) -> bool:
     """Return whether a run can be made to hold a record: what cannot be changed or taken away must be right."""
+    if run.data.tags.get("fixed") != record.fixed_digest:
+        return False
     points = {name for name, _, _ in record.curves}
-    return run.data.tags.get("fixed") == record.fixed_digest and not (
-        run.data.metrics.keys() - record.scalars.keys() - points
-    )
+    return not record.compared or not (run.data.metrics.keys() - record.scalars.keys() - points)
 
 
 @contextlib.contextmanager
@@ -496,13 +471,3 @@ def _publishing_lock(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _dotenv_quoted(value: str) -> str:
-    """Quote a value for a dotenv file."""
-    return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
-
-
-def _without_password(text: str) -> str:
-    """Remove the user and password from the text's URIs, and secrets of the environment."""
-    return re.sub(r"//[^/\s]+@", "//", without_secrets(text))

@@ -355,6 +355,8 @@ def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
     for name in compared.data.metrics:
         points = world.client.get_metric_history(run.info.run_id, name)
         assert len(points) == len({point.step for point in points}), name
+    publisher.publish_trials(list(plan.trials))  # as when a suite is run again: nothing is taken away
+    assert next(iter(world.runs(plan).values())).data.tags["state"] == "ranked" and not publisher.down
     (finished,) = world.runs(plan, "board").values()
     assert finished.info.run_id == parent.info.run_id and finished.info.status == "FINISHED"
 
