@@ -53,14 +53,6 @@ from harness.trials.trial import Trial
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
-BOOKKEEPING = (
-    "row",
-    "digest",
-    "fixed",
-    "suite",
-    "mlflow.parentRunId",
-    "mlflow.loggedArtifacts",
-)  # tags of the publisher
 FEW_RECORDS = 3  # are looked up one by one; more with one list of all runs
 LOCK_NUMBER = 0x6D616E796D696E64  # of PostgreSQL's advisory lock: any number that other programs do not use
 CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has other values
@@ -245,9 +237,6 @@ class Publisher:
         texts = {name: value for name, value in tags.items() if name != "digest" and run.data.tags.get(name) != value}
         metrics = [Metric(name, value, now, 0) for name, value in changed.items()]
         client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in texts.items()])
-        for name in run.data.tags.keys() - tags.keys():
-            if not name.startswith("mlflow.") and name not in BOOKKEEPING:
-                client.delete_tag(run_id, name)
         if run.info.run_name != record.name[:MAX_NAME_CHARACTERS]:
             client.update_run(run_id, name=record.name[:MAX_NAME_CHARACTERS])
         self._write_files(client, run_id, record)

@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 
 from harness.board.make import make_board
 from harness.errors import UserError
-from harness.report.mlflow_records import MAX_VALUE_CHARACTERS, RecordMaker, leaderboard_view
+from harness.report.mlflow_records import MAX_VALUE_CHARACTERS, RecordMaker, leaderboard_view, limit_tags
 from harness.report.to_mlflow import Publisher, board_image
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
@@ -214,7 +214,10 @@ def test_a_view_shows_the_parameters_that_differ(world):
     plan = world.plan("differ", n_users=(20, 25))
     rows = RecordMaker(plan, world.store).every_row(make_board(plan, world.store))
     columns = leaderboard_view(rows)["selectedColumns"]
-    assert "params.`task.n_users`" in columns and "params.`task.rank`" not in columns
+    assert [name for name in columns if name.startswith("params.`task")] == [
+        "params.`task.shots`",
+        "params.`task.n_users`",
+    ]
     assert (
         leaderboard_view([dataclasses.replace(row, scalars={}) for row in rows])["orderByKey"] == "metrics.`accuracy`"
     )
@@ -384,8 +387,13 @@ def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, s
     assert parent.info.status == "FINISHED" and world.file(parent, "board.png")
 
 
-@pytest.mark.parametrize("step", ["set_tag", "log_batch", "log_artifacts"])
-def test_a_kill_while_a_run_is_updated_is_made_good(world, monkeypatch, step):
+def world_task(world, plan):
+    (task,) = make_board(plan, world.store).tasks
+    return task
+
+
+@pytest.mark.parametrize(("step", "nth"), [("log_batch", 1), ("log_artifacts", 1), ("set_tag", 2)])
+def test_a_kill_while_a_run_is_updated_is_made_good(world, monkeypatch, step, nth):
     plan = world.plan(f"halfway_{step}", methods=("shared", "spectral"))
     world.publish(plan)
     more = world.plan(f"halfway_{step}", methods=("shared", "spectral", "per_user"))
@@ -393,7 +401,7 @@ def test_a_kill_while_a_run_is_updated_is_made_good(world, monkeypatch, step):
     real = getattr(MlflowClient, step)
 
     def killed(client, run, *arguments, **named):
-        if run in before and calls.append(run) is None and len(calls) > 1:
+        if run in before and calls.append(run) is None and len(calls) == nth:
             raise KeyboardInterrupt
         return real(client, run, *arguments, **named)
 
@@ -402,13 +410,15 @@ def test_a_kill_while_a_run_is_updated_is_made_good(world, monkeypatch, step):
         patch.setattr(MlflowClient, step, killed)
         with contextlib.suppress(KeyboardInterrupt):
             Publisher(more, world.store).publish_everything()
-    assert len(calls) == 2
-    world.publish(more)
-    rows = board_rows(world, more)
-    for run in world.runs(more).values():
-        row = rows[run.data.tags["task"], run.data.tags["method"]][1]
-        assert run.data.metrics["gain"] == pytest.approx(row.gain.value, rel=5e-4)
-        assert run.data.tags["rank_limits"] == f"{row.rank[1]} to {row.rank[2]}" and run.data.tags["digest"]
+    assert len(calls) == nth
+    for published in (plan, more):  # also where the run is to hold again what it held before the kill
+        world.publish(published)
+        rows = board_rows(world, published)
+        runs = {run.data.tags["method"]: run for run in world.runs(published).values()}
+        for (_, method), (_, row) in rows.items():
+            assert runs[method].data.metrics.get("p") == (row.p and pytest.approx(row.p, rel=5e-4))
+            assert runs[method].data.tags["gain_limits"] == limit_tags(row, world_task(world, published))["gain_limits"]
+            assert runs[method].data.tags["digest"]
 
 
 def test_a_deleted_experiment_comes_back(world):
