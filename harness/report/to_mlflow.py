@@ -53,6 +53,8 @@ from harness.trials.trial import Trial
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
+MAX_ATTEMPTS = 3  # to publish to a server that other machines publish to
+MAX_WRITING_SECONDS = 600  # an unfinished run that is older was left by a crash
 FEW_RECORDS = 3  # are looked up one by one; more with one list of all runs
 LOCK_NUMBER = 0x6D616E796D696E64  # of PostgreSQL's advisory lock: any number that other programs do not use
 CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has other values
@@ -125,26 +127,38 @@ class Publisher:
     def _publish_records(self, rows: list[RunRecord], board: Board | None = None) -> None:
         """Make MLflow hold each row exactly once, in its current state, below the run of the board.
 
+        A server has no lock that machines could share: where another one has removed a run in the meantime, try again.
         board: published too; without it, that run is only there, as running.
         """
         with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()), self._database_lock():
             client = self._open_client()
-            experiment = self._experiment_id(client)
-            # without workflowType the UI shows its view for chat bots
-            self.page = f"/#/experiments/{experiment}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
-            found = _runs_by_row(client, experiment, [BOARD_ROW, *(record.identity for record in rows)])
-            parent = self._parent_run(client, experiment, found.get(BOARD_ROW, []))
-            for record in rows:
-                self._keep_once(client, experiment, record, found.get(record.identity, []), parent.info.run_id)
-            self._describe_experiment(client, experiment, rows, board)
-            if board:
-                seconds = sum(record.seconds for record in rows)
-                record = self.records.board_record(board, lambda: board_files(board), seconds)
-                if _digest_of(parent) != record.content_digest or parent.data.tags.get("suite") != self._suite_digest:
-                    self._update_run(client, parent, record)
-                    end = parent.info.start_time + round(1000 * seconds)
-                    client.set_terminated(parent.info.run_id, end_time=end)
-                self._end_deleted_runs(client, experiment)
+            from mlflow.exceptions import MlflowException
+
+            for attempt in range(MAX_ATTEMPTS):
+                try:
+                    return self._publish_once(client, rows, board)
+                except MlflowException as error:
+                    removed = error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+                    if not (removed and self.uri.startswith("http")) or attempt == MAX_ATTEMPTS - 1:
+                        raise
+
+    def _publish_once(self, client, rows: list[RunRecord], board: Board | None) -> None:
+        experiment = self._experiment_id(client)
+        # without workflowType the UI shows its view for chat bots
+        self.page = f"/#/experiments/{experiment}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
+        found = _runs_by_row(client, experiment, [BOARD_ROW, *(record.identity for record in rows)])
+        parent = self._parent_run(client, experiment, found.get(BOARD_ROW, []))
+        for record in rows:
+            self._keep_once(client, experiment, record, found.get(record.identity, []), parent.info.run_id)
+        self._describe_experiment(client, experiment, rows, board)
+        if board:
+            seconds = sum(record.seconds for record in rows)
+            record = self.records.board_record(board, lambda: board_files(board), seconds)
+            if _digest_of(parent) != record.content_digest or parent.data.tags.get("suite") != self._suite_digest:
+                self._update_run(client, parent, record)
+                end = parent.info.start_time + round(1000 * seconds)
+                client.set_terminated(parent.info.run_id, end_time=end)
+            self._end_deleted_runs(client, experiment)
 
     @property
     def _suite_digest(self) -> str:
@@ -200,8 +214,14 @@ class Publisher:
                 if kept.data.tags.get(name) != value:
                     client.set_tag(kept.info.run_id, name, value)
         for run in runs:
-            if run is not kept:  # outdated, left incomplete by a crash, or written twice by two machines
+            # outdated, left incomplete by a crash, or written twice by two machines
+            if run is not kept and not self._is_being_written(run):
                 self._remove_run(client, run)
+
+    def _is_being_written(self, run) -> bool:
+        """Return whether another machine may be writing this run to the same server; on a database, the lock is ours."""
+        age = time.time() * 1000 - float(run.data.tags.get("created_ms", 0))
+        return self.uri.startswith("http") and run.info.status == "RUNNING" and age < 1000 * MAX_WRITING_SECONDS
 
     def _write_run(self, client, experiment: str, record: RunRecord, parent: str = "") -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -209,7 +229,7 @@ class Publisher:
         now = int(time.time() * 1000)
         began = now - round(1000 * record.seconds)
         name = record.name[:MAX_NAME_CHARACTERS]
-        tags = self._tags(record, parent)
+        tags = self._tags(record, parent) | {"created_ms": str(now)}
         run = client.create_run(experiment, start_time=began, tags=tags, run_name=name).info.run_id
         points = [*record.curves, *((name, value, 0) for name, value in record.scalars.items())]
         metrics = [Metric(name, value, now, step) for name, value, step in points]

@@ -5,11 +5,15 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -583,3 +587,57 @@ def test_two_stores_share_one_new_database(tmp_path):
     for name in names:
         experiment = client.get_experiment_by_name(f"manyminds/{name}")
         assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+@pytest.mark.slow
+def test_a_server_holds_each_row_once_too(tmp_path):
+    """A server's interface can do less than a database: a run that cannot be updated is only marked as deleted."""
+    world = World(tmp_path)
+    plan = world.plan("served")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    backend = ["--backend-store-uri", f"sqlite:///{tmp_path / 'served.db'}", "--workers", "1"]
+    place = ["--artifacts-destination", tmp_path / "served", "--port", uri.rpartition(":")[2]]
+    command = [Path(sys.executable).with_name("mlflow"), "server", *backend, *place]
+    with open_process(command) as process:
+        deadline = time.monotonic() + 100
+        while not is_served(uri) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        publisher = Publisher(plan, world.store, uri)
+        publisher.publish_trials(list(plan.trials))
+        publisher.publish_everything()
+        assert not publisher.down and publisher.command_to_open().startswith(f"{uri}/#/experiments/")
+        from mlflow import MlflowClient
+
+        world.client = MlflowClient(tracking_uri=uri)
+        before = ids(world.runs(plan))
+        more = world.plan("served", methods=("shared", "spectral", "oracle", "per_user"))
+        Publisher(more, world.store, uri).publish_everything()
+        runs = world.runs(more)
+        assert before.items() <= ids(runs).items() and len(runs) == 4 and world.deleted(more) == []
+        seeds = world.plan("served", seeds=4)
+        Publisher(seeds, world.store, uri).publish_everything()
+        assert {run.info.run_id for run in world.deleted(seeds)} == set(before.values())
+        (board,) = world.runs(seeds, "board").values()
+        assert len(world.table(board, "leaderboard.json")) == 3
+
+
+def is_served(uri):
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+        return answer.status == 200
+    return False
+
+
+@contextlib.contextmanager
+def open_process(command):
+    """Run a command in a group of processes of its own, which ends with the block."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
