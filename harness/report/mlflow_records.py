@@ -339,11 +339,12 @@ def leaderboard_view(rows: list[RunRecord]) -> dict:
         column("tags", "gain_limits"): 130,
         column("metrics", "rank"): 60,
         column("tags", "rank_limits"): 92,
+        **{column("params", name): 110 for name in params[:1]},  # the shots, at whose largest number the scores are
         column("metrics", "p"): 90,
         column("metrics", "worse"): 76,
         column("metrics", "swapped"): 80,
-        column("tags", "state"): 140,
-        **{column("params", name): 116 for name in params},
+        **{column("params", name): 110 for name in params[1:]},
+        column("tags", "state"): 150,
     }
     fixed = {column("attributes", "Run Name"): 250, "runDateAndNestInfo": 48}  # both are always shown
     return {
