@@ -16,7 +16,7 @@ from harness import registry
 from harness.cli import main
 from harness.cli.verbs import app
 from harness.registry import PROJECT_ROOT
-from harness.report import to_mlflow
+from harness.report import mlflow_records
 from harness.scores.metrics import METRICS_VERSION
 from harness.trials.trial import KEY_VERSION
 
@@ -198,7 +198,7 @@ def test_the_changelog_names_every_version_above_one():
     for name, version in {
         "KEY_VERSION": KEY_VERSION,
         "METRICS_VERSION": METRICS_VERSION,
-        "PUBLISH_VERSION": to_mlflow.PUBLISH_VERSION,
+        "PUBLISH_VERSION": mlflow_records.PUBLISH_VERSION,
     }.items():
         assert re.search(rf"`{name}`\) \| {version} \|", text), name
     for kind in ("task", "method"):

@@ -1,55 +1,62 @@
 """Publishing to MLflow, which is a view of the store: anything lost or wrong in MLflow can be published again.
 
-A suite is an experiment, `manyminds/<suite>`. A *row* of the board, that is one method setting on one task setting with
-all its seeds, is one run; the step of its metrics is the number of shots. The board is one more run.
+A suite is an experiment, `manyminds/<suite>`, that opens with its leaderboard. `mlflow_records` says what each run holds.
 
-A run is tagged with the digest of its content, and is complete once it is terminated, which is done last. A run whose
-digest is still right is kept. Otherwise a new run is written, and then the old one is deleted, so publishing may be
-killed and repeated at any time. (MLflow keeps deleted runs until `mlflow gc`.) Runs of settings that have left the
-suite stay, tagged with the digest of the suite they were in.
+A run is tagged with the digest of its content, and is complete once it is terminated. A run whose digest is still right is
+kept. A run that has the right parameters and curves is updated in place: it gets other numbers, tags and files, and the
+digest last. Otherwise a new run is written, and then the old one is removed, because a parameter or a point of a curve
+cannot be changed. So publishing may be killed and repeated at any time.
+
+A removed run is gone from a database. A server has no call for that: there it is marked as deleted, and `mlflow gc`, typed
+where the server runs, ends it. Runs of settings that have left the suite stay, tagged with the digest of the suite they
+were in.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
-import hmac
 import json
-import math
 import os
 import re
-import secrets
 import shlex
-import shutil
 import sqlite3
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-
-import polars as pl
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from harness.atomic import private_path
-from harness.board.board import Board, Row, TaskBoard
+from harness.board.board import Board, setting_labels
 from harness.board.make import make_board
-from harness.board.results import committed_manifest
 from harness.errors import UserError
-from harness.fields import field_values, name_at_version, recorded_values
-from harness.store.secrets import without_secrets
+from harness.report.mlflow_records import (
+    BOARD_ROW,
+    MAX_NAME_CHARACTERS,
+    VIEW_KEY,
+    RecordMaker,
+    RunRecord,
+    cut_value,
+    experiment_description,
+    leaderboard_view,
+    state_of_view,
+    table_json,
+    view_value,
+)
+from harness.report.mlflow_server import way_to_open, without_password
 from harness.store.store import Store
 from harness.trials.plan import Plan
-from harness.trials.trial import Trial, identity_hash
+from harness.trials.trial import Trial
 
-PUBLISH_VERSION = 5  # raised whenever the same results would be published differently
 SUPPORTED_URIS = r"sqlite:///[^%?]+|(postgresql|mysql|mssql)(\+\w+)?://.+|https?://.+"
 # Errors from these packages become user errors; they have no common base class.
 MLFLOW_PACKAGES = ("alembic", "mlflow", "sqlalchemy", "sqlite3")
-MAX_VALUE_CHARACTERS = 5000  # of a tag or parameter: servers since MLflow 2.8 store that many
-MAX_NAME_CHARACTERS = 250  # of a run's name
+MAX_ATTEMPTS = 3  # to publish to a server that other machines publish to
+MAX_WRITING_SECONDS = 600  # an unfinished run that is older was left by a crash
+FEW_RECORDS = 3  # are looked up one by one; more with one list of all runs
+LOCK_NUMBER = 0x6D616E796D696E64  # of PostgreSQL's advisory lock: any number that other programs do not use
 CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has other values
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -59,43 +66,6 @@ CLIENT_SETTINGS = {  # for MLflow in this process, unless the environment has ot
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # with the timeout below, an unreachable server is
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",  #     reported within 20 s instead of minutes
 }
-SERVER_SETTINGS = {  # for a server on this machine that shows the store
-    "MLFLOW_HOST": "127.0.0.1",
-    "MLFLOW_PORT": "5000",
-    "MLFLOW_WORKERS": "1",  # the default of 4 would take 300 MB each
-    "MLFLOW_SERVER_ALLOWED_HOSTS": "localhost,127.0.0.1,localhost:*,127.0.0.1:*",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_SERVE_ARTIFACTS": "false",  # no uploads; artifacts of runs are still shown
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """The content of one MLflow run.
-
-    metrics: (name, value, step).  tables: columns by name, which the UI shows as tables.  files: makes the artifacts,
-    called only when the run is written.
-    """
-
-    identity: str  # hash of the row's task, method and fields; `board` for the board
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str]
-    metrics: tuple[tuple[str, float, int], ...] = ()
-    tables: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
-    files: Callable[[], dict[str, bytes]] = dict
-    files_digest: str = ""  # of the content of `files`, before users' ids are salted
-    seconds: float = 0.0  # that the row's trials took, which MLflow shows as the run's duration
-
-    @property
-    def content_digest(self) -> str:
-        """16 hex digits of the content, independent of the store's salt."""
-        return identity_hash(
-            {"version": PUBLISH_VERSION}
-            | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
-        )
 
 
 class Publisher:
@@ -105,7 +75,7 @@ class Publisher:
     """
 
     def __init__(self, plan: Plan, store: Store, uri: str | None = None) -> None:
-        self.plan, self.store = plan, store
+        self.plan, self.store, self.records = plan, store, RecordMaker(plan, store)
         self.own = uri is None
         self.uri = uri or f"sqlite:///{store.mlflow_paths['database']}"
         if self.uri.startswith("sqlite:///"):
@@ -117,7 +87,7 @@ class Publisher:
                     "name another folder: --store DIR; or another place for MLflow: --mlflow sqlite:////folder/mlflow.db",
                 )
             raise UserError(
-                f"MLflow cannot store results at {_without_password(self.uri)}, which --mlflow or MLFLOW_TRACKING_URI names",
+                f"MLflow cannot store results at {without_password(self.uri)}, which --mlflow or MLFLOW_TRACKING_URI names",
                 "for example sqlite:////folder/mlflow.db (without % and ?), postgresql://... or http://host:port; "
                 "without either, results go to a file in the store",
             )
@@ -125,7 +95,7 @@ class Publisher:
         for name, value in CLIENT_SETTINGS.items():  # before anything imports MLflow, as Ray Tune does
             os.environ.setdefault(name, value)
         self.down = False
-        self.page = ""  # URL path of the suite's experiment, once known
+        self.page = ""  # URL path of the suite's leaderboard, once known
 
     def publish_trials(self, finished: list[Trial]) -> None:
         """Publish the rows that these trials complete, without ranks and gains, which need other rows. Never raises.
@@ -135,9 +105,8 @@ class Publisher:
         if self.down:
             return
         try:
-            records = [
-                r for r in map(self._uncompared_record, dict.fromkeys((t.task, t.method) for t in finished)) if r
-            ]
+            pairs = dict.fromkeys((t.task, t.method) for t in finished)
+            records = [r for r in map(self.records.uncompared_record, pairs) if r]
             if records:
                 self._publish_records(records)
         except Exception:  # the results are in the store, so a problem with MLflow must not stop the run
@@ -149,204 +118,211 @@ class Publisher:
         board: the suite's board, if it is made already. Raises UserError where MLflow cannot be reached or written.
         """
         board = board or make_board(self.plan, self.store)
-        rows = [self._row_record(task, row, "compared") for task in board.tasks for row in task.rows if row.keys]
-        # the UI lists the latest run first: the board, then rank 1, 2, ...
-        self._publish_records([*rows[::-1], self._board_record(board)], f"# {board.suite.title}\n{_verdicts(board)}")
+        self._publish_records(self.records.every_row(board), board)
 
     def command_to_open(self) -> str:
-        """Return the command that shows the results: a local server for a SQLite file, else the URI without password.
+        """Return the command that shows the leaderboard, or its address on a server."""
+        return way_to_open(self.uri, self.page, self.store.mlflow_paths["settings"], self.artifacts)
 
-        The server's settings are written to `mlflow.env` in the store, which keeps the command short.
+    def _publish_records(self, rows: list[RunRecord], board: Board | None = None) -> None:
+        """Make MLflow hold each row exactly once, in its current state, below the run of the board.
+
+        A server has no lock that machines could share: where another one has removed a run in the meantime, try again.
+        board: published too; without it, that run is only there, as running.
         """
-        if not self.uri.startswith("sqlite:"):
-            return _without_password(self.uri) + (self.page if self.uri.startswith("http") else "")
-        settings = SERVER_SETTINGS | {
-            "MLFLOW_BACKEND_STORE_URI": self.uri,
-            "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts.as_uri(),
-        }
-        file = self.store.mlflow_paths["settings"]
-        file.write_text("".join(f"{name}={_dotenv_quoted(value)}\n" for name, value in settings.items()), "utf-8")
-        beside = Path(sys.executable).with_name("mlflow")
-        command = "mlflow" if shutil.which("mlflow") == str(beside) else shlex.quote(str(beside))
-        address = f"http://{SERVER_SETTINGS['MLFLOW_HOST']}:{SERVER_SETTINGS['MLFLOW_PORT']}{self.page}"
-        return f"{command} --env-file {shlex.quote(str(file))} server  # {address}"
+        with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()), self._database_lock():
+            client = self._open_client()
+            from mlflow.exceptions import MlflowException
 
-    def _uncompared_record(self, pair: tuple) -> RunRecord | None:
-        """Make the record of one task and method without comparing methods; None while trials are missing.
+            for attempt in range(MAX_ATTEMPTS):
+                try:
+                    return self._publish_once(client, rows, board)
+                except MlflowException as error:
+                    removed = error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+                    if not (removed and self.uri.startswith("http")) or attempt == MAX_ATTEMPTS - 1:
+                        raise
 
-        The cost does not depend on the size of the suite.
+    def _publish_once(self, client, rows: list[RunRecord], board: Board | None) -> None:
+        experiment = self._experiment_id(client)
+        # without workflowType the UI shows its view for chat bots
+        self.page = f"/#/experiments/{experiment}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
+        found = _runs_by_row(client, experiment, [BOARD_ROW, *(record.identity for record in rows)])
+        parent = self._parent_run(client, experiment, found.get(BOARD_ROW, []))
+        for record in rows:
+            self._keep_once(client, experiment, record, found.get(record.identity, []), parent.info.run_id)
+        self._describe_experiment(client, experiment, rows, board)
+        if board:
+            seconds = sum(record.seconds for record in rows)
+            record = self.records.board_record(board, lambda: board_files(board), seconds)
+            if _digest_of(parent) != record.content_digest or parent.data.tags.get("suite") != self._suite_digest:
+                self._update_run(client, parent, record)
+                end = parent.info.start_time + round(1000 * seconds)
+                client.set_terminated(parent.info.run_id, end_time=end)
+            self._end_deleted_runs(client, experiment)
+
+    @property
+    def _suite_digest(self) -> str:
+        return self.plan.suite.digest
+
+    def _describe_experiment(self, client, experiment: str, rows: list[RunRecord], board: Board | None) -> None:
+        """Set what the experiment opens with: mode, view and description. Without a board, an existing view stays."""
+        held = client.get_experiment(experiment).tags
+        wanted = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of chat bots
+        view, state = f"mlflow.sharedViewState.{VIEW_KEY}", leaderboard_view(rows)
+        if view not in held or (board and state_of_view(held[view]) != state):
+            wanted[view] = view_value(state, int(time.time() * 1000))
+        if board:
+            wanted["mlflow.note.content"] = experiment_description(board)
+        for name, value in wanted.items():
+            if held.get(name) != value:
+                client.set_experiment_tag(experiment, name, value)
+
+    def _parent_run(self, client, experiment: str, runs: list):
+        """Return the run of the board, created where there is none; more than one can be left by two machines."""
+        usable = [run for run in runs if not run.data.params]  # earlier versions wrote parameters, which cannot change
+        kept = min(usable, key=lambda run: run.info.run_id, default=None)
+        for run in runs:
+            if run is not kept:
+                self._remove_run(client, run)
+        if kept:
+            return kept
+        tags = {"kind": "board", "row": BOARD_ROW, "suite": self._suite_digest}
+        return client.create_run(experiment, tags=tags, run_name=f"board of {self.plan.suite.name}")
+
+    def _keep_once(self, client, experiment: str, record: RunRecord, runs: list, parent: str) -> None:
+        """Make one run hold a record: one that holds it already, one that can be updated, or a new one.
+
+        A record without comparison leaves a run of the same curves as it is: that one may be compared already.
         """
-        trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
-        suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
-        (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
-        (row,) = task.rows
-        own = dataclasses.replace(row, rank=None, gain=None, p=None, worse=None, users=None)
-        return None if row.incomplete else self._row_record(task, own, "not compared yet")
 
-    def _row_record(self, task: TaskBoard, row: Row, state: str) -> RunRecord:
-        seeds = {trial.key: trial.seed for trial in self.plan.trials}
-        facts = {key: committed_manifest(self.store, "trials", key)["facts"] for key in row.keys}
-        fields = {"task": field_values(task.task), "method": field_values(row.method)}
-        recorded = {"task": recorded_values(task.task), "method": recorded_values(row.method)}
-        identity = identity_hash(
-            {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
-        )
-        if row.incomplete:
-            state = row.incomplete.partition(":")[0]  # without the error's text, which may quote the data
-        tags = {
-            "task": task.label,
-            "method": row.label,
-            "seeds": " ".join(str(seeds[key]) for key in row.keys),
-            "trials": " ".join(row.keys),
-            "code": " ".join(sorted({f["code"] for f in facts.values()})),
-            "state": f"{state}, privileged: not ranked" if row.privileged else state,
-        }
-        users = row.users
-
-        def files() -> dict[str, bytes]:
-            told = [
-                {"key": k, "seed": seeds[k]} | {n: v for n, v in facts[k].items() if n != "curves"} for k in row.keys
-            ]
-            made = {"trials.json": json.dumps(told, indent=1).encode()}
-            return (
-                made
-                if users is None
-                else made | {"users.csv": self._with_salted_people(task, users).write_csv().encode()}
+        def held_by(runs: list):
+            whole = sorted((run for run in runs if run.info.status == "FINISHED"), key=lambda run: run.info.run_id)
+            return next((run for run in whole if _digest_of(run) == record.content_digest), None) or next(
+                (run for run in whole if _can_become(run, record)), None
             )
 
-        return RunRecord(
-            identity=identity,
-            name=f"{row.label} on {task.label}",
-            tags={"kind": "row"} | tags,
-            params={
-                f"{kind}.{name}": _value_text(value)
-                for kind, values in fields.items()
-                for name, value in values.items()
-            },
-            metrics=tuple(row_metrics(row, task)),
-            files=files,
-            files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
-            seconds=sum(told["seconds"] for told in facts.values()),
-        )
+        kept = held_by(runs)
+        if kept is None:
+            self._write_run(client, experiment, record, parent)
+            # another machine may have written it in the meantime; all choose the same one to keep
+            runs = _runs_by_row(client, experiment, [record.identity])[record.identity]
+            kept = held_by(runs)
+        elif _digest_of(kept) != record.content_digest and record.compared:
+            self._update_run(client, kept, record, parent)
+        else:
+            for name, value in {"suite": self._suite_digest, "mlflow.parentRunId": parent}.items():
+                if kept.data.tags.get(name) != value:
+                    client.set_tag(kept.info.run_id, name, value)
+        for run in runs:
+            # outdated, left incomplete by a crash, or written twice by two machines
+            if run is not kept and not self._is_being_written(run):
+                self._remove_run(client, run)
 
-    def _board_record(self, board: Board) -> RunRecord:
-        lines = []
-        for task in board.tasks:
-            for row in task.rows:
-                last = {name: value for name, value, step in row_metrics(row, task) if step == task.shots}
-                state = (
-                    row.incomplete.partition(":")[0]
-                    if row.incomplete
-                    else "privileged: not ranked"
-                    if row.privileged
-                    else "ranked"
-                )
-                lines.append(
-                    {"task": task.label, "rank": None, "method": row.label, "state": state, "shots": task.shots} | last
-                )
-        tasks = [
-            {
-                "task": t.label,
-                "verdict": t.verdict,
-                "people": t.people,
-                "seeds": t.seeds,
-                "shots": t.shots,
-                "note": t.note,
-                "flags": "; ".join(t.flags),
-                "refusals": "; ".join(f"{method}: {reason}" for method, reason in t.refusals.items()),
-            }
-            for t in board.tasks
-        ]
-        verdicts = _verdicts(board)
-        flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
-        failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
+    def _is_being_written(self, run) -> bool:
+        """Return whether another machine may be writing this run to the same server; on a database, the lock is ours."""
+        age = time.time() * 1000 - float(run.data.tags.get("created_ms", 0))
+        return self.uri.startswith("http") and run.info.status == "RUNNING" and age < 1000 * MAX_WRITING_SECONDS
 
-        def files() -> dict[str, bytes]:
-            from harness.report.html import published_page
-
-            if failed:  # the page would show the errors' texts, which may quote the data
-                return {}
-            return {"board.html": published_page(board).encode()}
-
-        return RunRecord(
-            identity="board",
-            name="board",
-            tags={
-                "kind": "board",
-                "verdicts": verdicts,
-                "flags": flags or "none",
-                "mlflow.note.content": verdicts.replace("\n", "\n\n"),
-            },
-            params={
-                "title": board.suite.title,
-                "suite": board.suite.digest,
-                "board": board.results_digest,
-                "margin": f"{board.suite.margin:g}",
-                "seeds": _value_text(board.suite.seeds),
-            },
-            tables={"leaderboard.json": _rows_as_columns(lines), "tasks.json": _rows_as_columns(tasks)},
-            files=files,
-        )
-
-    def _with_salted_people(self, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
-        """Replace users' ids by salted hashes: a person has one hash per task and store, and another one elsewhere."""
-        salt = _read_salt(self.store)
-        place = identity_hash({"task": name_at_version(task.task), "fields": recorded_values(task.task)})
-        names = [hmac.new(salt, f"{place}/{person}".encode(), "sha256").hexdigest()[:16] for person in users["person"]]
-        hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
-        return hidden.sort("user")  # the original order would reveal the people
-
-    def _publish_records(self, records: list[RunRecord], description: str = "") -> None:
-        """Make MLflow hold each record exactly once, in its current state.
-
-        description: Markdown that the UI shows above the experiment's runs; "" leaves it as it is.
-        """
-        with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()):
-            client = self._open_client()
-            experiment = self._experiment_id(client)
-            # without workflowType the UI shows its view for chat bots
-            self.page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning"
-            if description:
-                client.set_experiment_tag(
-                    experiment, "mlflow.note.content", _cut_value(description.replace("\n", "\n\n"))
-                )
-            wanted = f"tags.row = '{records[0].identity}'" if len(records) == 1 else ""
-            found: dict[str, list] = {}
-            for run in _find_runs(client, experiment, wanted):
-                found.setdefault(run.data.tags.get("row"), []).append(run)
-            for record in records:
-                digest, suite = record.content_digest, self.plan.suite.digest
-                runs = found.get(record.identity, [])
-                whole = [r for r in runs if r.info.status == "FINISHED"]
-                kept = next((r for r in whole if r.data.tags.get("digest") == digest), None)
-                if kept is None:
-                    self._write_run(client, experiment, record, digest, suite)
-                elif kept.data.tags.get("suite") != suite:
-                    client.set_tag(kept.info.run_id, "suite", suite)
-                for run in runs:
-                    if run is not kept:  # outdated, left incomplete by a crash, or written twice by two machines
-                        client.delete_run(run.info.run_id)
-
-    def _write_run(self, client, experiment: str, record: RunRecord, digest: str, suite: str) -> None:
-        from mlflow.entities import Metric, Param
+    def _write_run(self, client, experiment: str, record: RunRecord, parent: str = "") -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
         now = int(time.time() * 1000)
-        tags = record.tags | {"row": record.identity, "digest": digest, "suite": suite}
-        tags = {name: _cut_value(value) for name, value in tags.items()}
         began = now - round(1000 * record.seconds)
-        run = client.create_run(
-            experiment, start_time=began, tags=tags, run_name=record.name[:MAX_NAME_CHARACTERS]
-        ).info.run_id
-        metrics = [Metric(name, value, now, step) for name, value, step in record.metrics]
+        name = record.name[:MAX_NAME_CHARACTERS]
+        tags = self._tags(record, parent) | {"created_ms": str(now)}
+        run = client.create_run(experiment, start_time=began, tags=tags, run_name=name).info.run_id
+        points = [*record.curves, *((name, value, 0) for name, value in record.scalars.items())]
+        metrics = [Metric(name, value, now, step) for name, value, step in points]
         # one batch is 7 times faster than single calls
-        client.log_batch(run, metrics, [Param(name, _cut_value(value)) for name, value in record.params.items()])
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in record.files().items():
-                Path(folder, name).write_bytes(content)
-            client.log_artifacts(run, folder)
-        for name, columns in record.tables.items():
-            client.log_table(run, columns, name)
+        client.log_batch(run, metrics, [Param(name, cut_value(value)) for name, value in record.params.items()])
+        inputs = [
+            DatasetInput(
+                Dataset(name, key, "manyminds", json.dumps({"prepared_task": key, "seed": seed})),
+                [InputTag("mlflow.data.context", f"seed {seed}")],
+            )
+            for name, key, seed in record.datasets
+        ]
+        if inputs:
+            client.log_inputs(run, inputs)
+        self._write_files(client, run, record)
         client.set_terminated(run, end_time=now)
+
+    def _update_run(self, client, run, record: RunRecord, parent: str = "") -> None:
+        """Give an existing run the record's numbers, tags and files. Its digest is set last, after a kill it is empty."""
+        from mlflow.entities import Metric, RunTag
+
+        now, run_id, tags = int(time.time() * 1000), run.info.run_id, self._tags(record, parent)
+        client.set_tag(run_id, "digest", "")
+        changed = {name: value for name, value in record.scalars.items() if run.data.metrics.get(name) != value}
+        texts = {name: value for name, value in tags.items() if name != "digest" and run.data.tags.get(name) != value}
+        metrics = [Metric(name, value, now, 0) for name, value in changed.items()]
+        client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in texts.items()])
+        if run.info.run_name != record.name[:MAX_NAME_CHARACTERS]:
+            client.update_run(run_id, name=record.name[:MAX_NAME_CHARACTERS])
+        self._write_files(client, run_id, record)
+        client.set_tag(run_id, "digest", tags["digest"])
+
+    def _tags(self, record: RunRecord, parent: str) -> dict[str, str]:
+        own = {"row": record.identity, "digest": record.content_digest, "fixed": record.fixed_digest}
+        own["suite"] = self._suite_digest
+        if parent:
+            own["mlflow.parentRunId"] = parent
+        if record.tables:  # the UI draws these files as tables
+            shown = [{"path": name, "type": "table"} for name in record.tables]
+            own["mlflow.loggedArtifacts"] = json.dumps(shown)
+        return {name: cut_value(value) for name, value in (record.tags | own).items()}
+
+    def _write_files(self, client, run_id: str, record: RunRecord) -> None:
+        """Write the record's files and tables, over those of the same names."""
+        written = record.files() | {name: table_json(columns) for name, columns in record.tables.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in written.items():
+                Path(folder, name).write_bytes(content)
+            client.log_artifacts(run_id, folder)
+
+    def _remove_run(self, client, run) -> None:
+        """Delete a run: from a database with its files, on a server only for the eye."""
+        if self.uri.startswith("http"):
+            from mlflow.exceptions import MlflowException
+
+            with contextlib.suppress(MlflowException):  # another machine has deleted it
+                client.delete_run(run.info.run_id)
+            return
+        client.delete_run(run.info.run_id)
+        self._end_run(client, run)
+
+    def _end_run(self, client, run) -> None:
+        """Remove a deleted run from a database, as `mlflow gc` does."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with contextlib.suppress(OSError):  # the files are in a folder of another machine, or gone
+            get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+            if run.info.artifact_uri.startswith("file:"):  # MLflow removes what is inside the run's folder
+                Path(url2pathname(urlparse(run.info.artifact_uri).path)).parent.rmdir()
+        client._tracking_client.store._hard_delete_run(run.info.run_id)
+
+    def _end_deleted_runs(self, client, experiment: str) -> None:
+        """Remove runs that are only marked as deleted: by earlier versions, or before a kill. Runs of others stay."""
+        if self.uri.startswith("http"):
+            return
+        from mlflow.entities import ViewType
+
+        for run in list(_find_runs(client, experiment, "", ViewType.DELETED_ONLY)):
+            if "row" in run.data.tags and "digest" in run.data.tags:
+                self._end_run(client, run)
+
+    @contextlib.contextmanager
+    def _database_lock(self) -> Iterator[None]:
+        """Let one process of all machines publish to a PostgreSQL database at a time, also while its tables are made."""
+        if not self.uri.startswith("postgresql"):
+            yield
+            return
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:  # closing it releases the lock
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK_NUMBER})"))
+            yield
 
     def _open_client(self):
         if self.uri.startswith("sqlite:"):
@@ -393,7 +369,14 @@ class Publisher:
         place = None if self.uri.startswith("http") else self.artifacts.as_uri()
         found = client.get_experiment_by_name(name)
         if found is None:
-            return client.create_experiment(name, place)
+            from mlflow.exceptions import MlflowException
+
+            try:
+                return client.create_experiment(name, place)
+            except MlflowException as error:
+                found = client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                    raise
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         if self.own and found.artifact_location != place:
@@ -415,9 +398,9 @@ class Publisher:
                 and type(error).__module__.partition(".")[0] not in MLFLOW_PACKAGES
             ):
                 raise
-            said = _without_password(
-                (str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2]
-            )[:300]
+            said = without_password((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[
+                :300
+            ]
             if self.uri.startswith("http"):
                 hint = (
                     "check that the server runs and lets you write; without --mlflow, results go to a file in the store"
@@ -429,82 +412,62 @@ class Publisher:
                 )
             else:
                 hint = "check that the database runs, that its driver is installed, and that you can write to it"
-            raise UserError(f"MLflow at {_without_password(self.uri)} cannot be written: {said}", hint) from error
+            raise UserError(f"MLflow at {without_password(self.uri)} cannot be written: {said}", hint) from error
 
 
-def _verdicts(board: Board) -> str:
-    """Return the board's verdicts, a line for each task, that across tasks first."""
-    across = [f"across tasks: {board.across.verdict}"] if board.across else []
-    return "\n".join([*across, *(f"{task.label}: {task.verdict}" for task in board.tasks)])
+def board_files(board: Board) -> dict[str, bytes]:
+    """Return the board as a page and, where it has a figure, as an image, without texts of people and errors."""
+    from harness.report.html import published_page
+
+    # the page of a board with failed trials would show the errors' texts, which may quote the data
+    failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
+    page = "<p>Trials have failed, so the page is not published: <code>manyminds board</code> writes it.</p>"
+    made = {"board.html": (page if failed else published_page(board)).encode()}
+    image = board_image(board)
+    return made if image is None else made | {"board.png": image}
 
 
-def row_metrics(row: Row, task: TaskBoard) -> Iterator[tuple[str, float, int]]:
-    """Yield a row's metrics as (name, value, shots): at most 30 names, and five more for a policy.
+def board_image(board: Board) -> bytes | None:
+    """Return a figure as PNG: the wins across tasks, else the curves of the first task; None where there is no figure."""
+    from harness.report.charts import across_charts, task_charts
+    from harness.report.looks import looks_of_methods
+    from harness.report.scripts import draw_static, picture
 
-    A number that a row has only once, such as its rank or a cost, is yielded with the largest number of shots.
-    """
-    last = task.shots
-    told: list[tuple[str, float | None, int]] = []
-    for metric, curve in row.curves.items():
-        for shots, point in curve.items():
-            told.append((metric, point.value, shots))
-            if metric not in (
-                "ece",
-                "brier",
-                "sign_accuracy",
-                "rank_correlation",
-                "scale_error",
-            ):  # no limits of these, to have fewer names; `manyminds board --json` prints them
-                told += [(f"{metric}_low", point.low, shots), (f"{metric}_high", point.high, shots)]
-    if row.gain:
-        told += [("gain", row.gain.value, last), ("gain_low", row.gain.low, last), ("gain_high", row.gain.high, last)]
-    if row.rank:
-        told += [
-            (name, float(value), last) for name, value in zip(("rank", "rank_low", "rank_high"), row.rank, strict=True)
-        ]
-    for shots, best in row.best_of.items():
-        n, gain = list(best.gain.items())[-1]
-        told += [("best_of_gain", gain.value, shots), ("best_of_win", best.win_random[n].value, shots)]
-    for shots, own in row.written.items():
-        names = [name for name in ("gain", "win", "kl", "tokens") if name in own.scores]
-        told += [(f"written_{name}", own.scores[name].value, shots) for name in names]
-    told += [("p", row.p, last), ("swapped", row.swapped, last)]
-    if row.worse:
-        told += [("worse", row.worse.naive, last), ("worse_by_chance", row.worse.null, last)]
-    if row.worst:
-        told += [("worst_fitted", row.worst.fitted, last)]
-    told += [(name, value, last) for name, value in row.costs.items()]
-    return ((name, value, step) for name, value, step in told if value is not None and math.isfinite(value))
+    looks = looks_of_methods(setting_labels(list(board.suite.methods)))
+    charts = across_charts(board, looks)[:1] if board.across else []
+    charts += [chart for task in board.tasks[:1] for chart in task_charts(task, looks, with_people=False)]
+    return picture(draw_static(charts[0].spec)) if charts else None
 
 
-def _rows_as_columns(rows: list[dict]) -> dict[str, list]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _find_runs(client, experiment: str, wanted: str) -> Iterator:
+def _find_runs(client, experiment: str, wanted: str, view: int = 1) -> Iterator:
+    """Yield an experiment's runs. view: MLflow's ViewType, which is 1 for runs that are not deleted."""
     token = None
     while True:
-        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        page = client.search_runs([experiment], wanted, run_view_type=view, max_results=1000, page_token=token)
         yield from page
         if not (token := page.token):
             return
 
 
-def _read_salt(store: Store) -> bytes:
-    """Return 32 random bytes, made once per store and never published.
+def _runs_by_row(client, experiment: str, rows: list[str]) -> dict[str, list]:
+    """Return the runs that are not deleted, by the identity of their row."""
+    wanted = [f"tags.row = '{row}'" for row in rows] if len(rows) <= FEW_RECORDS else [""]
+    found: dict[str, list] = {}
+    for run in (run for each in wanted for run in _find_runs(client, experiment, each)):
+        found.setdefault(run.data.tags.get("row", ""), []).append(run)
+    return found
 
-    A reader without the salt cannot find the person behind a published hash by hashing known ids.
-    """
-    path = store.salt_file
-    if not path.exists():
-        private = private_path(path)
-        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-        with contextlib.suppress(FileExistsError):
-            os.link(private, path)
-        private.unlink()
-    return path.read_bytes()
+
+def _digest_of(run) -> str:
+    return run.data.tags.get("digest", "")
+
+
+def _can_become(run, record: RunRecord) -> bool:
+    """Return whether a run can be made to hold a record: what cannot be changed or taken away must be right."""
+    if run.data.tags.get("fixed") != record.fixed_digest:
+        return False
+    points = {name for name, _, _ in record.curves}
+    return not record.compared or not (run.data.metrics.keys() - record.scalars.keys() - points)
 
 
 @contextlib.contextmanager
@@ -517,21 +480,3 @@ def _publishing_lock(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _value_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _cut_value(text: str) -> str:
-    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 4]} ..."
-
-
-def _dotenv_quoted(value: str) -> str:
-    """Quote a value for a dotenv file."""
-    return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"
-
-
-def _without_password(text: str) -> str:
-    """Remove the user and password from the text's URIs, and secrets of the environment."""
-    return re.sub(r"//[^/\s]+@", "//", without_secrets(text))

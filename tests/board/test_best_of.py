@@ -25,8 +25,8 @@ from harness.registry import make_instance
 from harness.report.charts import task_charts
 from harness.report.html import write_html
 from harness.report.looks import looks_of_methods
+from harness.report.mlflow_records import row_metrics
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import row_metrics
 from harness.store.prepared import PreparedTask
 from harness.store.store import Store
 from harness.trials import choose as choose_module
@@ -336,7 +336,7 @@ def test_every_view_tells_it(steered, capsys):
     mine = next(r for r in told if r["label"] == "per_user")["best_of"]["10"]
     assert mine["gain"]["8"]["value"] == row(board, "per_user").best_of[10].gain[8].value
     for each in board.tasks[0].rows:
-        names = {name for name, _, _ in row_metrics(each, board.tasks[0])}
+        names = {name for name, _, _ in row_metrics(each)}
         assert len(names) <= 30 and {"best_of_gain", "best_of_win"} <= names
 
 

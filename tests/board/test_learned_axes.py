@@ -25,7 +25,7 @@ from harness.method import Run
 from harness.models import small
 from harness.report import html
 from harness.report.html import render_page, write_html
-from harness.report.to_mlflow import Publisher
+from harness.report.to_mlflow import board_files
 from harness.report.words import shorten_text
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -174,9 +174,9 @@ def test_the_page_quotes_training_responses_escaped(world):
 
 def test_what_goes_to_mlflow_quotes_nothing(world):
     write_html(world.board, world.store)
-    files = Publisher(world.plan, world.store)._board_record(world.board).files()
+    files = board_files(world.board)
     text = files["board.html"].decode()
-    assert files.keys() == {"board.html"} and "spectral" in text and "data-chart" in text
+    assert files.keys() == {"board.html", "board.png"} and "spectral" in text and "data-chart" in text
     assert "Axes of preference" not in text and "so!" not in text and "alert" not in text
     assert text == render_page(world.board, with_people=False) and "One person" not in text
     assert "One person" in render_page(world.board)

@@ -24,8 +24,8 @@ from harness.registry import make_instance
 from harness.report.charts import task_charts
 from harness.report.html import write_html
 from harness.report.looks import looks_of_methods
+from harness.report.mlflow_records import row_metrics
 from harness.report.terminal import print_board
-from harness.report.to_mlflow import row_metrics
 from harness.scores.stats import fixed_derangement
 from harness.sources.text_world import LEXICON, TRAIT_LEVELS, TRAITS, WORDS_PER_LEVEL, split_words
 from harness.store.prepared import PreparedTask, open_prepared_task
@@ -360,7 +360,7 @@ def test_every_view_tells_it(finished, capsys):
     told = json.loads(json.dumps(board.as_dict()))["tasks"][0]["rows"]
     told = next(r for r in told if r["label"] == "pleaser")["written"]["5"]
     assert told["scores"]["gain"]["value"] == scores["gain"].value
-    logged = {(name, step): value for name, value, step in row_metrics(mine, board.tasks[0])}
+    logged = {(name, step): value for name, value, step in row_metrics(mine)}
     assert logged["written_gain", 5] == scores["gain"].value and logged["written_kl", 0] == 0
     assert len({name for name, _ in logged}) <= 35
 

@@ -1,0 +1,425 @@
+"""What MLflow holds of a suite: the content of each run, and the view that the experiment opens with.
+
+A *row* of the board, that is one method setting on one task setting with all its seeds, is one run. Its curves are metrics
+whose step is the number of shots; a number that a row has only once is a metric of step 0. Limits are tags and tables,
+because MLflow draws a chart of every metric. The board is one more run, the parent of the rows.
+
+Nothing here imports MLflow: `to_mlflow` writes the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import polars as pl
+
+from harness.atomic import private_path
+from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
+from harness.board.make import make_board
+from harness.board.results import committed_manifest
+from harness.fields import field_values, name_at_version, recorded_values
+from harness.report.words import format_number
+from harness.store.store import Store
+from harness.trials.plan import Plan
+from harness.trials.trial import identity_hash
+
+PUBLISH_VERSION = 6  # raised whenever the same results would be published differently
+MAX_VALUE_CHARACTERS = 5000  # of a tag or parameter: servers since MLflow 2.8 store that many
+MAX_NAME_CHARACTERS = 250  # of a run's name
+METRIC_DIGITS = 4  # more, such as .7477999999999999, do not fit a column; the run's tables have all digits
+BOARD_ROW = "board"  # identity of the board's run
+# No limits of these are published, to have fewer numbers; `manyminds board --json` prints them.
+METRICS_WITHOUT_LIMITS = ("ece", "brier", "sign_accuracy", "rank_correlation", "scale_error")
+NOT_COMPARED = "not compared yet"
+VIEW_KEY = "leaderboard"  # names the view in the address of the experiment
+MAX_VIEW_PARAMS = 6  # columns of parameters; more would hide the scores on a narrow screen
+COLUMN_HELP = (
+    "A row is one method on one task, best gain first. **accuracy**: share of a new person's choices predicted, at the "
+    f"largest number of answers of that person. **gain**: accuracy over `{REFERENCE_METHOD}`, the one model for everybody, "
+    "with limits at 95 %. **rank**, with the ranks that are possible. **p**: of the gain, adjusted. **worse**: share of "
+    f"people with lower accuracy than under `{REFERENCE_METHOD}`. **swapped**: accuracy with another person's state. "
+    "To come back to this screen: *Views*, *Leaderboard*."
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of one MLflow run.
+
+    curves: (metric, value, shots).  scalars: metrics that a run has once.  tables: columns by name, which the UI shows as
+    tables.  files: makes the artifacts, called only when the run is written.  datasets: (name, key of the prepared task,
+    seed) of what the run read.
+    """
+
+    identity: str  # hash of the row's task, method and fields; BOARD_ROW for the board
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str] = dataclasses.field(default_factory=dict)
+    curves: tuple[tuple[str, float, int], ...] = ()
+    scalars: dict[str, float] = dataclasses.field(default_factory=dict)
+    datasets: tuple[tuple[str, str, int], ...] = ()
+    tables: dict[str, dict[str, list]] = dataclasses.field(default_factory=dict)
+    files: Callable[[], dict[str, bytes]] = dict
+    files_digest: str = ""  # of the content of `files`, before users' ids are salted
+    seconds: float = 0.0  # that the row's trials took, which MLflow shows as the run's duration
+
+    @property
+    def compared(self) -> bool:
+        """Whether the record holds all that the board says, rather than a row before other rows are finished."""
+        return self.tags.get("state") != NOT_COMPARED
+
+    @property
+    def content_digest(self) -> str:
+        """16 hex digits of the content, independent of the store's salt."""
+        return identity_hash(
+            {"version": PUBLISH_VERSION}
+            | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "files"}
+        )
+
+    @property
+    def fixed_digest(self) -> str:
+        """16 hex digits of the part that MLflow cannot change in a run: parameters, curves, data sets and duration."""
+        fixed = {"params": self.params, "curves": self.curves, "datasets": self.datasets, "seconds": self.seconds}
+        return identity_hash({"version": PUBLISH_VERSION} | fixed)
+
+
+@dataclass(frozen=True)
+class RecordMaker:
+    """A maker of the records of one suite in one store."""
+
+    plan: Plan
+    store: Store
+
+    def every_row(self, board: Board) -> list[RunRecord]:
+        """Return a record for each row with a finished trial, in the board's order."""
+        return [self.row_record(task, row) for task in board.tasks for row in task.rows if row.keys]
+
+    def uncompared_record(self, pair: tuple) -> RunRecord | None:
+        """Return the record of one task and method without comparing methods; None while trials are missing.
+
+        The cost does not depend on the size of the suite.
+        """
+        trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
+        suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
+        (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
+        (row,) = task.rows
+        own = dataclasses.replace(row, rank=None, gain=None, p=None, worse=None, users=None)
+        named = dataclasses.replace(task, label=self._task_labels[pair[0]])
+        return None if row.incomplete else self.row_record(named, own, NOT_COMPARED)
+
+    @property
+    def _task_labels(self) -> dict:
+        return setting_labels(list(self.plan.suite.tasks))
+
+    def _short_task(self, task: TaskBoard) -> str:
+        """Return a task's name without its fields, where no other setting of the suite has that name."""
+        names = [setting.name for setting in self.plan.suite.tasks]
+        return task.label if names.count(task.task.name) > 1 else task.task.name
+
+    def row_record(self, task: TaskBoard, row: Row, state: str = "ranked") -> RunRecord:
+        """Return the record of a row.
+
+        state: whether the row is ranked; replaced where trials are missing or the method reads the ground truth.
+        """
+        trials = {trial.key: trial for trial in self.plan.trials}
+        facts = {key: committed_manifest(self.store, "trials", key)["facts"] for key in row.keys}
+        fields = {"task": field_values(task.task), "method": field_values(row.method)}
+        recorded = {"task": recorded_values(task.task), "method": recorded_values(row.method)}
+        identity = identity_hash(
+            {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
+        )
+        known = [trials[key] for key in row.keys]
+        tags = {
+            "kind": "row",
+            "task": task.label,
+            "method": row.label,
+            "seeds": " ".join(str(trial.seed) for trial in known),
+            "trials": " ".join(row.keys),
+            "code": " ".join(sorted({f["code"] for f in facts.values()})),
+            "state": row_state(row, state),
+            "mlflow.runType": "evaluation",  # the UI then opens with the rows below the board unfolded
+        }
+        users = row.users
+
+        def files() -> dict[str, bytes]:
+            told = [
+                {"key": trial.key, "seed": trial.seed}
+                | {name: value for name, value in facts[trial.key].items() if name != "curves"}
+                for trial in known
+            ]
+            made = {"trials.json": json.dumps(told, indent=1).encode()}
+            if users is not None:
+                made["users.csv"] = with_salted_people(self.store, task, users).write_csv().encode()
+            return made
+
+        return RunRecord(
+            identity=identity,
+            name=f"{row.label} on {self._short_task(task)}",
+            tags=tags | limit_tags(row, task),
+            params={
+                f"{kind}.{name}": value_text(value) for kind, values in fields.items() for name, value in values.items()
+            },
+            curves=tuple((name, _with_few_digits(value), shots) for name, value, shots in row_curves(row)),
+            scalars={name: _with_few_digits(value) for name, value in row_scalars(row).items()},
+            datasets=tuple(dict.fromkeys((task.task.name, trial.task_key, trial.seed) for trial in known)),
+            tables={"curves.json": _rows_as_columns(curve_rows(row))} if row.curves else {},
+            files=files,
+            files_digest=hashlib.sha256(b"" if users is None else users.write_csv().encode()).hexdigest(),
+            seconds=sum(told["seconds"] for told in facts.values()),
+        )
+
+    def board_record(self, board: Board, files: Callable[[], dict[str, bytes]], seconds: float) -> RunRecord:
+        """Return the record of the whole board. files: makes its page and its figure. seconds: that all trials took."""
+        lines = [
+            {"task": task.label, "rank": None, "method": row.label, "state": row_state(row), "shots": task.shots}
+            | last_numbers(row, task)
+            for task in board.tasks
+            for row in task.rows
+        ]
+        tasks = [
+            {
+                "task": t.label,
+                "verdict": t.verdict,
+                "people": t.people,
+                "seeds": t.seeds,
+                "shots": t.shots,
+                "note": t.note,
+                "flags": "; ".join(t.flags),
+                "refusals": "; ".join(f"{method}: {reason}" for method, reason in t.refusals.items()),
+            }
+            for t in board.tasks
+        ]
+        verdicts = verdict_lines(board)
+        flags = "\n".join(f"{t.label}: {flag}" for t in board.tasks for flag in t.flags)
+        return RunRecord(
+            identity=BOARD_ROW,
+            name=f"board of {self.plan.suite.name}",
+            tags={
+                "kind": "board",
+                "verdicts": verdicts,
+                "flags": flags or "none",
+                "title": board.suite.title,
+                "board": board.results_digest,
+                "margin": f"{board.suite.margin:g}",
+                "seeds": value_text(board.suite.seeds),
+                "mlflow.note.content": verdicts.replace("\n", "\n\n"),
+            },
+            tables={"leaderboard.json": _rows_as_columns(lines), "tasks.json": _rows_as_columns(tasks)},
+            files=files,
+            seconds=seconds,
+        )
+
+
+def verdict_lines(board: Board) -> str:
+    """Return the board's verdicts, a line for each task, that across tasks first."""
+    across = [f"across tasks: {board.across.verdict}"] if board.across else []
+    return "\n".join([*across, *(f"{task.label}: {task.verdict}" for task in board.tasks)])
+
+
+def experiment_description(board: Board) -> str:
+    """Return Markdown for above the runs. MLflow shows its first line, and the rest at a click."""
+    verdicts = verdict_lines(board).replace("\n", "\n\n")
+    return cut_value(f"**{board.suite.title}** – {verdicts}\n\n{COLUMN_HELP}")
+
+
+def row_state(row: Row, state: str = "ranked") -> str:
+    """Return whether a row is ranked, without the text of an error, which may quote the data."""
+    if row.incomplete:
+        return row.incomplete.partition(":")[0]
+    if row.privileged:
+        return "privileged: not ranked"
+    return state
+
+
+def row_curves(row: Row) -> Iterator[tuple[str, float, int]]:
+    """Yield the metrics that a row has at several numbers of shots, as (name, value, shots)."""
+    told: list[tuple[str, float | None, int]] = []
+    for metric, curve in row.curves.items():
+        told += [(metric, point.value, shots) for shots, point in curve.items()]
+    for shots, best in row.best_of.items():
+        n, gain = list(best.gain.items())[-1]
+        told += [("best_of_gain", gain.value, shots), ("best_of_win", best.win_random[n].value, shots)]
+    for shots, own in row.written.items():
+        names = [name for name in ("gain", "win", "kl", "tokens") if name in own.scores]
+        told += [(f"written_{name}", own.scores[name].value, shots) for name in names]
+    return ((name, value, shots) for name, value, shots in told if value is not None and math.isfinite(value))
+
+
+def row_scalars(row: Row) -> dict[str, float]:
+    """Return the metrics that a row has once, such as its gain, its rank and its costs."""
+    told: dict[str, float | None] = {
+        "gain": row.gain.value if row.gain else None,
+        "rank": float(row.rank[0]) if row.rank else None,
+        "p": row.p,
+        "swapped": row.swapped,
+        "worse": row.worse.naive if row.worse else None,
+        "worse_by_chance": row.worse.null if row.worse else None,
+        "worst_fitted": row.worst.fitted if row.worst else None,
+        **row.costs,
+    }
+    return {name: value for name, value in told.items() if value is not None and math.isfinite(value)}
+
+
+def row_metrics(row: Row) -> Iterator[tuple[str, float, int]]:
+    """Yield all metrics of a row as (name, value, step): at most 30 names, and five more for a policy."""
+    yield from row_curves(row)
+    yield from ((name, value, 0) for name, value in row_scalars(row).items())
+
+
+def curve_rows(row: Row) -> list[dict]:
+    """Return the row's scores with their limits, a line for each metric and number of shots."""
+    return [
+        {"metric": metric, "shots": shots} | dataclasses.asdict(point)
+        for metric, curve in row.curves.items()
+        for shots, point in curve.items()
+    ]
+
+
+def last_numbers(row: Row, task: TaskBoard) -> dict[str, float]:
+    """Return the row's scores at the largest number of shots, with limits, and the numbers that it has once."""
+    told: dict[str, float | None] = {}
+    points: dict[str, Point] = {m: curve[task.shots] for m, curve in row.curves.items() if task.shots in curve}
+    if row.gain:
+        points["gain"] = row.gain
+    for name, point in points.items():
+        told[name] = point.value
+        if name not in METRICS_WITHOUT_LIMITS:
+            told |= {f"{name}_low": point.low, f"{name}_high": point.high}
+    if row.rank:
+        told |= dict(zip(("rank", "rank_low", "rank_high"), row.rank, strict=True))
+    told |= {name: value for name, value, shots in row_curves(row) if shots == task.shots and name not in told}
+    told |= {name: value for name, value in row_scalars(row).items() if name not in told}
+    return {name: value for name, value in told.items() if value is not None and math.isfinite(value)}
+
+
+def limit_tags(row: Row, task: TaskBoard) -> dict[str, str]:
+    """Return the limits of the numbers on the first screen as short texts; without limits, no tag."""
+    tags = {}
+    accuracy = row.curves.get("accuracy", {}).get(task.shots)
+    if accuracy and accuracy.low is not None:
+        tags["accuracy_limits"] = f"{format_number(accuracy.low)} to {format_number(accuracy.high)}"
+    if row.gain and row.gain.low is not None:
+        tags["gain_limits"] = (
+            f"{format_number(row.gain.low, signed=True)} to {format_number(row.gain.high, signed=True)}"
+        )
+    if row.rank:
+        tags["rank_limits"] = f"{row.rank[1]} to {row.rank[2]}"
+    return tags
+
+
+def leaderboard_view(rows: list[RunRecord]) -> dict:
+    """Return the state of MLflow's table of runs that shows the rows as a leaderboard.
+
+    The fields and the names of columns are those of the interface of MLflow 3.17: a column of a metric, parameter or tag
+    is named by its kind and its name in backticks. A column without a place in `columnOrder` comes last.
+    """
+
+    def column(kind: str, name: str) -> str:
+        return f"{kind}.`{name}`"
+
+    metrics = {name for row in rows for name in [*row.scalars, *(name for name, _, _ in row.curves)]}
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.params.items():
+            values.setdefault(name, set()).add(value)
+    differing = sorted((n for n, found in values.items() if len(found) > 1), key=lambda n: not n.startswith("task."))
+    params = list(dict.fromkeys([*(n for n in ("task.shots",) if n in values), *differing]))[:MAX_VIEW_PARAMS]
+    widths = {  # in pixels, in the order of the columns
+        column("metrics", "accuracy"): 86,
+        column("metrics", "gain"): 86,
+        column("tags", "gain_limits"): 130,
+        column("metrics", "rank"): 60,
+        column("tags", "rank_limits"): 92,
+        **{column("params", name): 110 for name in params[:1]},  # the shots, at whose largest number the scores are
+        column("metrics", "p"): 90,
+        column("metrics", "worse"): 76,
+        column("metrics", "swapped"): 80,
+        **{column("params", name): 110 for name in params[1:]},
+        column("tags", "state"): 150,
+    }
+    fixed = {column("attributes", "Run Name"): 250, "runDateAndNestInfo": 48}  # both are always shown
+    return {
+        "searchFilter": "tags.kind = 'row'",
+        "orderByKey": column("metrics", "gain" if "gain" in metrics else "accuracy"),
+        "orderByAsc": False,
+        "selectedColumns": list(widths),
+        "columnOrder": [*fixed, *widths, "duration"],
+        "columnWidths": {**fixed, **widths, "duration": 76},
+        "groupBy": {"aggregateFunction": "max", "groupByKeys": [{"mode": "tag", "groupByData": "task"}]},
+    }
+
+
+def view_value(state: dict, milliseconds: int) -> str:
+    """Return a view as the value of an experiment's tag: a name, a time and the state, each readable text."""
+    named = {"name": "Leaderboard", "createdAt": milliseconds, "updatedAt": milliseconds}
+    return json.dumps({**named, "state": json.dumps(state)})
+
+
+def state_of_view(value: str) -> dict:
+    """Return the state in a view's value; {} where there is none, or where the interface has compressed it."""
+    with suppress(ValueError, KeyError, TypeError):
+        return dict(json.loads(json.loads(value)["state"]))
+    return {}
+
+
+def with_salted_people(store: Store, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:
+    """Replace users' ids by salted hashes: a person has one hash per task and store, and another one elsewhere."""
+    salt = _read_salt(store)
+    place = identity_hash({"task": name_at_version(task.task), "fields": recorded_values(task.task)})
+    names = [hmac.new(salt, f"{place}/{person}".encode(), "sha256").hexdigest()[:16] for person in users["person"]]
+    hidden = users.with_columns(pl.Series("person", names)).rename({"person": "user"})
+    return hidden.sort("user")  # the original order would reveal the people
+
+
+def _read_salt(store: Store) -> bytes:
+    """Return 32 random bytes, made once per store and never published.
+
+    A reader without the salt cannot find the person behind a published hash by hashing known ids.
+    """
+    path = store.salt_file
+    if not path.exists():
+        private = private_path(path)
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+        with suppress(FileExistsError):
+            os.link(private, path)
+        private.unlink()
+    return path.read_bytes()
+
+
+def _rows_as_columns(rows: list[dict]) -> dict[str, list]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _with_few_digits(value: float) -> float:
+    """Round to METRIC_DIGITS decimals, and a number below 1 to that many significant digits."""
+    return round(value, METRIC_DIGITS) if abs(value) >= 1 else float(f"{value:.{METRIC_DIGITS}g}")
+
+
+def table_json(columns: dict[str, list]) -> bytes:
+    """Return columns as a JSON file that MLflow's interface draws as a table."""
+    rows = [
+        [None if isinstance(value, float) and not math.isfinite(value) else value for value in row]
+        for row in zip(*columns.values(), strict=True)
+    ]
+    return json.dumps({"columns": list(columns), "data": rows}).encode()
+
+
+def value_text(value: object) -> str:
+    """Return a field's value as text: a text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cut_value(text: str) -> str:
+    """Cut a text at the largest number of characters that MLflow stores."""
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 4]} ..."
