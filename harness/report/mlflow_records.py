@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import polars as pl
 
@@ -30,7 +31,7 @@ from harness.fields import field_values, name_at_version, recorded_values
 from harness.report.words import format_number
 from harness.store.store import Store
 from harness.trials.plan import Plan
-from harness.trials.trial import identity_hash
+from harness.trials.trial import Trial, identity_hash
 
 PUBLISH_VERSION = 6  # raised whenever the same results would be published differently
 MAX_VALUE_CHARACTERS = 5000  # of a tag or parameter: servers since MLflow 2.8 store that many
@@ -108,7 +109,7 @@ class RecordMaker:
 
         The cost does not depend on the size of the suite.
         """
-        trials = tuple(t for t in self.plan.trials if (t.task, t.method) == pair)
+        trials = tuple(self._trials_of_pairs[pair])
         suite = dataclasses.replace(self.plan.suite, tasks=(pair[0],))
         (task,) = make_board(dataclasses.replace(self.plan, suite=suite, trials=trials), self.store).tasks
         (row,) = task.rows
@@ -116,7 +117,18 @@ class RecordMaker:
         named = dataclasses.replace(task, label=self._task_labels[pair[0]])
         return None if row.incomplete else self.row_record(named, own, NOT_COMPARED)
 
-    @property
+    @cached_property
+    def _trials_of_pairs(self) -> dict[tuple, list[Trial]]:
+        found: dict[tuple, list[Trial]] = {}
+        for trial in self.plan.trials:
+            found.setdefault((trial.task, trial.method), []).append(trial)
+        return found
+
+    @cached_property
+    def _trials_by_key(self) -> dict[str, Trial]:
+        return {trial.key: trial for trial in self.plan.trials}
+
+    @cached_property
     def _task_labels(self) -> dict:
         return setting_labels(list(self.plan.suite.tasks))
 
@@ -130,14 +142,13 @@ class RecordMaker:
 
         state: whether the row is ranked; replaced where trials are missing or the method reads the ground truth.
         """
-        trials = {trial.key: trial for trial in self.plan.trials}
         facts = {key: committed_manifest(self.store, "trials", key)["facts"] for key in row.keys}
         fields = {"task": field_values(task.task), "method": field_values(row.method)}
         recorded = {"task": recorded_values(task.task), "method": recorded_values(row.method)}
         identity = identity_hash(
             {"task": name_at_version(task.task), "method": name_at_version(row.method), "fields": recorded}
         )
-        known = [trials[key] for key in row.keys]
+        known = [self._trials_by_key[key] for key in row.keys]
         tags = {
             "kind": "row",
             "task": task.label,
