@@ -145,7 +145,17 @@ def estimate_seconds(trials: list[Trial], store: Store) -> dict[Trial, float]:
 
 
 def _task_and_method(trial: Trial) -> tuple[str, str]:
-    return name_at_version(trial.task), name_at_version(trial.method)
+    """Return the names of a trial's task and method; of a tuned method also that of the method it tunes."""
+    base = trial.method.variant_of
+    own = name_at_version(trial.method)
+    return name_at_version(trial.task), f"{own} {name_at_version(base)}" if base else own
+
+
+def _recorded_task_and_method(identity: dict) -> tuple[str, str]:
+    """Return `_task_and_method` of a finished trial's identity."""
+    base = identity["method_fields"].get("method")  # of a tuned method: the name and fields of the one it tunes
+    own = identity["method"]
+    return identity["task"], f"{own} {base['method']}" if isinstance(base, dict) else own
 
 
 def known_seconds(store: Store) -> dict[tuple[str, str], float]:
@@ -153,8 +163,8 @@ def known_seconds(store: Store) -> dict[tuple[str, str], float]:
     taken: dict[tuple[str, str], list[float]] = {}
     for key in store.committed_keys("trials"):
         if manifest := store.read_manifest("trials", key):
-            identity = manifest["identity"]
-            taken.setdefault((identity["task"], identity["method"]), []).append(manifest["facts"]["seconds"])
+            pair = _recorded_task_and_method(manifest["identity"])
+            taken.setdefault(pair, []).append(manifest["facts"]["seconds"])
     return {pair: median(seconds) for pair, seconds in taken.items()}
 
 

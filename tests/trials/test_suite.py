@@ -10,7 +10,8 @@ from harness.errors import UserError
 from harness.fields import field_values
 from harness.method import TaskFacts
 from harness.store.store import Store
-from harness.trials.plan import describe_plan, make_plan, unfinished_trials
+from harness.trials.finish import finish_trials
+from harness.trials.plan import describe_plan, estimate_seconds, make_plan, unfinished_trials
 from harness.trials.suite import CONTROL_METHODS, read_suite
 
 
@@ -177,3 +178,20 @@ def test_every_suite_of_the_project_can_be_read():
         assert (
             read.tasks and all(field_values(t) for t in read.tasks) and len(read.seeds) >= 3
         )  # fewer have no interval
+
+
+def test_a_tuned_method_is_timed_by_its_own_base(tmp_path):
+    """The seconds of `rfm tuned` do not estimate those of `spectral tuned`, though both are trials of `tuned`."""
+    file = tmp_path / "two.toml"
+    small = '{ name = "low_rank", n_users = 20, new_users = 10, pairs_per_user = 10, shots = [0, 5] }'
+    file.write_text(
+        f'seeds = 1\ncontrols = false\ntasks = [{small}]\nmethods = [{{ name = "rfm" }}, {{ name = "spectral" }}]\n'
+        "[tune]\ntrials = 1\n"
+    )
+    store = Store(tmp_path / "store").open()
+    plan = make_plan(read_suite(file), store)
+    tuned = {t.method.base.name: t for t in plan.trials if t.method.name == "tuned"}
+    assert all(done for _, done in finish_trials([tuned["rfm"]], store))
+    seconds = estimate_seconds(list(tuned.values()), store)
+    taken = store.read_manifest("trials", tuned["rfm"].key)["facts"]["seconds"]
+    assert seconds == {tuned["rfm"]: taken, tuned["spectral"]: tuned["spectral"].method.estimated_seconds}
