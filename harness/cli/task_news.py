@@ -37,7 +37,8 @@ class TaskNews:
     def look(self) -> None:
         """Print a line for each task of which no trial is left."""
         before = Counter(trial.task for trial in self.pending)
-        self.pending = [trial for trial in self.pending if not self.store.has_ended(trial.key)]
+        ended = self.store.ended_keys()
+        self.pending = [trial for trial in self.pending if trial.key not in ended]
         left = Counter(trial.task for trial in self.pending)
         for task in before.keys() - left.keys() if left else ():
             stderr.print(

@@ -143,7 +143,7 @@ class StoreWatch:
 
     def look(self) -> None:
         """Report the trials and groups that have ended since the last look."""
-        done, groups = {key for key in self.pending if self.store.has_ended(key)}, []
+        done, groups = self.pending & self.store.ended_keys() if self.pending else set(), []
         while not self.ended.empty():
             number, ran_all = self.ended.get()
             groups.append(self.groups[number])
