@@ -27,7 +27,7 @@ def first_figure(page: str) -> str:
 
 
 if __name__ == "__main__":
-    from harness.report.html import published_page
+    from harness.report.page.html import published_page
 
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))
     plan = make_plan(read_suite(PROJECT_ROOT / "jobs" / "suites" / "leaderboard.toml"), store)

@@ -314,7 +314,7 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
         print_json(made.as_dict())
     else:
         from harness.inference.jobs import NotCachedError
-        from harness.report.html import write_html
+        from harness.report.page.html import write_html
         from harness.report.terminal import print_board
 
         print_board(made)

@@ -417,7 +417,7 @@ class Publisher:
 
 def board_files(board: Board) -> dict[str, bytes]:
     """Return the board as a page and, where it has a figure, as an image, without texts of people and errors."""
-    from harness.report.html import published_page
+    from harness.report.page.html import published_page
 
     # the page of a board with failed trials would show the errors' texts, which may quote the data
     failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
@@ -429,9 +429,9 @@ def board_files(board: Board) -> dict[str, bytes]:
 
 def board_image(board: Board) -> bytes | None:
     """Return a figure as PNG: the wins across tasks, else the curves of the first task; None where there is no figure."""
-    from harness.report.charts import across_charts, task_charts
-    from harness.report.looks import looks_of_methods
-    from harness.report.scripts import draw_static, picture
+    from harness.report.page.charts import across_charts, task_charts
+    from harness.report.page.looks import looks_of_methods
+    from harness.report.page.scripts import draw_static, picture
 
     looks = looks_of_methods(setting_labels(list(board.suite.methods)))
     charts = across_charts(board, looks)[:1] if board.across else []

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr, trim_mean
 from harness.board.across import interquartile_mean, rank_correlations, serving_sets, surely_better, wins_by_task
 from harness.board.make import make_board
 from harness.errors import UnavailableError
-from harness.report.html import render_page
+from harness.report.page.html import render_page
 from harness.report.terminal import print_board
 from harness.store.store import Store
 from harness.trials.finish import finish_trials

@@ -22,10 +22,10 @@ from harness.errors import UserError
 from harness.inference import generate
 from harness.method import Method, Run
 from harness.registry import make_instance
-from harness.report.charts import task_charts
-from harness.report.html import write_html
-from harness.report.looks import looks_of_methods
 from harness.report.mlflow_records import row_metrics
+from harness.report.page.charts import task_charts
+from harness.report.page.html import write_html
+from harness.report.page.looks import looks_of_methods
 from harness.report.terminal import print_board
 from harness.store.prepared import PreparedTask
 from harness.store.store import Store

@@ -14,10 +14,10 @@ from harness.board.board import setting_labels
 from harness.board.make import make_board
 from harness.board.results import load_scores
 from harness.registry import make_instance
-from harness.report.charts import task_charts
-from harness.report.html import write_html
-from harness.report.looks import looks_of_methods
-from harness.report.scripts import draw_static
+from harness.report.page.charts import task_charts
+from harness.report.page.html import write_html
+from harness.report.page.looks import looks_of_methods
+from harness.report.page.scripts import draw_static
 from harness.report.terminal import print_board
 from harness.report.words import format_interval, format_number
 from harness.scores import stats
@@ -257,7 +257,7 @@ def test_the_page_stands_alone_and_is_not_redrawn(tiny, monkeypatch):
     for label in ("per_user", "mixed_logit", "bayes"):
         assert label in text
     before = page.stat().st_mtime_ns
-    monkeypatch.setattr("harness.report.html.render_page", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("harness.report.page.html.render_page", lambda *_: pytest.fail("drawn again"))
     assert write_html(board, store).stat().st_mtime_ns == before
     monkeypatch.undo()
     renamed = dataclasses.replace(board, suite=dataclasses.replace(board.suite, title="another title"), tasks=())

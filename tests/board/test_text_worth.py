@@ -21,10 +21,10 @@ from harness.data import Items, Pairs, Panel, Splits, Truth
 from harness.errors import UserError
 from harness.method import GENERATED_SCHEMA, Run
 from harness.registry import make_instance
-from harness.report.charts import task_charts
-from harness.report.html import write_html
-from harness.report.looks import looks_of_methods
 from harness.report.mlflow_records import row_metrics
+from harness.report.page.charts import task_charts
+from harness.report.page.html import write_html
+from harness.report.page.looks import looks_of_methods
 from harness.report.terminal import print_board
 from harness.scores.stats import fixed_derangement
 from harness.sources.text_world import LEXICON, TRAIT_LEVELS, TRAITS, WORDS_PER_LEVEL, split_words

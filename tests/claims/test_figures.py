@@ -34,8 +34,9 @@ from harness.claims.schema import Check, Claim, Selection
 from harness.data import Items, Pairs
 from harness.errors import UserError
 from harness.registry import make_instance
-from harness.report import charts, html, terminal, words
-from harness.report.looks import looks_of_methods
+from harness.report import terminal, words
+from harness.report.page import charts, html
+from harness.report.page.looks import looks_of_methods
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
 from harness.trials.finish import finish_trials

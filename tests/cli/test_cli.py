@@ -536,7 +536,7 @@ def test_a_board_of_a_store_that_cannot_be_written_or_is_none(tiny, call, tmp_pa
 
     for place in (
         "harness.store.store.write_atomically",
-        "harness.report.html.write_atomically",
+        "harness.report.page.html.write_atomically",
         "pathlib.Path.write_bytes",
     ):
         monkeypatch.setattr(place, refuse)

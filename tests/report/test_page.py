@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from harness.board.make import make_board
 from harness.registry import PROJECT_ROOT, list_names, load_class, make_instance
-from harness.report import cite
 from harness.report.board_frames import scores_frame
-from harness.report.charts import frontier
-from harness.report.html import render_page
-from harness.report.looks import look_number, looks_of_methods
-from harness.report.page_data import latex_table, overview
-from harness.report.scripts import content_hash
+from harness.report.page import cite
+from harness.report.page.charts import frontier
+from harness.report.page.contents import latex_table, overview
+from harness.report.page.html import render_page
+from harness.report.page.looks import look_number, looks_of_methods
+from harness.report.page.scripts import content_hash
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan

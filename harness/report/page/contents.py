@@ -16,8 +16,8 @@ from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard
 from harness.fields import field_values
 from harness.method import Method, needs_of_method
 from harness.report.board_frames import curves_frame, scores_frame
-from harness.report.cite import bibtex_of_board, link_of_paper
-from harness.report.scripts import CONFIG
+from harness.report.page.cite import bibtex_of_board, link_of_paper
+from harness.report.page.scripts import CONFIG
 from harness.report.words import format_interval, format_number, format_p_value, format_rank, format_worse
 
 MAX_CELLS_OF_PEOPLE = 300_000  # people times methods of all tasks; more would make the page larger than 2 MB

@@ -13,10 +13,10 @@ from harness.board import learned_axes
 from harness.board.board import REFERENCE_METHOD, Board, setting_labels
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.charts import Chart, across_charts, cost_chart, sweep_charts, task_charts
-from harness.report.looks import looks_of_methods
-from harness.report.page_data import method_cards, overview, page_data
-from harness.report.scripts import content_hash, draw_static, library_scripts, packed, table_styles
+from harness.report.page.charts import Chart, across_charts, cost_chart, sweep_charts, task_charts
+from harness.report.page.contents import method_cards, overview, page_data
+from harness.report.page.looks import looks_of_methods
+from harness.report.page.scripts import content_hash, draw_static, library_scripts, packed, table_styles
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
     across_remarks,
@@ -41,7 +41,7 @@ from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 
 # A page is made again when one of these files in these folders changes.
 PAGE_CODE_SUFFIXES = (".py", ".html", ".js", ".bib")
-PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(learned_axes.__file__).parent)
+PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent, Path(learned_axes.__file__).parent)
 COLUMN_EXPLANATIONS = {
     "rank": "the rank by score; in brackets the best and the worst rank that the data allow. A method is placed above or "
     f"below {REFERENCE_METHOD} where the limits of its gain exclude 0, and above or below another method where all pairs "
@@ -211,4 +211,4 @@ def render_page(
         "script": own,
         "allowed_scripts": " ".join(map(content_hash, [own, *libraries.values()])),
     }
-    return environment.get_template("board.html").render(board=board, reference=REFERENCE_METHOD, **helpers)
+    return environment.get_template("page/board.html").render(board=board, reference=REFERENCE_METHOD, **helpers)

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.board.board import REFERENCE_METHOD, Across, Board, Point, Row, TaskBoard
 from harness.fields import field_values
-from harness.report.looks import Look
+from harness.report.page.looks import Look
 from harness.report.words import format_interval, format_number, largest_candidate_count, shorten_label
 
 Looks = dict[str, Look]  # of every ranked method, by its label
