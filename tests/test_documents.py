@@ -108,7 +108,7 @@ def test_the_python_examples_run(name, newcomer, capsys):
 def test_pages_are_installed_with_the_package():
     """An installed copy, unlike an editable one, has only the files that pyproject.toml names."""
     named = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for page in (PROJECT_ROOT / "harness").rglob("*.html"):
+    for page in (file for suffix in ("html", "js", "bib") for file in (PROJECT_ROOT / "harness").rglob(f"*.{suffix}")):
         patterns = named.get(page.parent.relative_to(PROJECT_ROOT).as_posix().replace("/", "."), [])
         assert any(page.match(pattern) for pattern in patterns), page
 
