@@ -39,6 +39,8 @@ def board_in_readme() -> str:
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     text = README.read_text("utf-8")
     found = snacks_board(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))
     before, after = text.partition(START)[0], text.partition(END)[2]

@@ -27,6 +27,8 @@ def first_figure(page: str) -> str:
 
 
 if __name__ == "__main__":
+    if any(word.startswith("-") for word in sys.argv[1:]):
+        sys.exit(__doc__)
     from harness.report.page.html import published_page
 
     store = Store(Path(sys.argv[1] if len(sys.argv) > 1 else "store"))

@@ -12,7 +12,7 @@ import typer
 from harness import registry
 from harness.cli.options import DataDir, JsonOutput, Plugins, StoreDir
 from harness.cli.terminal import print_json, stderr
-from harness.errors import UserError
+from harness.errors import UserError, did_you_mean
 from harness.store.store import Store
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ def _trials_of(side: str, store: Store, data: Path | None) -> tuple[list[Recorde
         raise UserError(f"there is no store in {side}", "name the folder of a store, a suite's TOML file, or a method")
     from harness.fields import names_by_recorded_name, recorded_values
 
-    given = registry.parse_setting("method", side)  # raises UserError for an unknown name or field
+    if name not in registry.list_names("method"):
+        sides = "name the folder of a store, a suite's TOML file, or a method"
+        hint = did_you_mean(name, registry.list_names("method"), sides)
+        raise UserError(f"there is no store, suite or method {name!r}", hint)
+    given = registry.parse_setting("method", side)  # raises UserError for an unknown field
     asked, names = {pair.partition("=")[0] for pair in fields.split("&")}, names_by_recorded_name(type(given))
     wanted = {key: value for key, value in recorded_values(given).items() if names.get(key, key) in asked}
     found = with_method(finished_trials(store.existing()), name, json.loads(json.dumps(wanted)))

@@ -147,8 +147,9 @@ def test_a_missing_seed_and_an_older_version_are_neither_hidden_nor_counted_twic
     ("sides", "message"),
     [
         (["before", "rfm"], "is a store and rfm a method"),
+        (["before", "another_store"], "no store, suite or method 'another_store' hint: name the folder of a store"),
         (["before", "nowhere/store"], "there is no store in nowhere/store"),
-        (["before", "rfn"], "there is no method 'rfn'"),
+        (["before", "rfn"], "there is no store, suite or method 'rfn' hint: did you mean 'rfm'?"),
         (["rfm", "pal"], "has no finished trial of pal"),
         (["rfm", "rfm?dim=3"], "has no finished trial of rfm?dim=3"),
     ],

@@ -37,6 +37,7 @@ from harness.report.words import (
 )
 from harness.store.store import Store
 from harness.task import Task
+from harness.trials.suite import shipped_suite
 from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 
 # A page is made again when one of these files in these folders changes.
@@ -120,6 +121,12 @@ def _is_folded(board: Board) -> bool:
     return len(board.tasks) > MAX_TASKS_IN_FULL
 
 
+def _suite_to_name(board: Board) -> str:
+    """Return how a command names the board's suite: a shipped one by its name, another by its file, without folders."""
+    file = Path(board.suite.file)
+    return file.stem if shipped_suite(Path(file.stem)) == file.absolute() else file.name or board.suite.name
+
+
 def _shared_flags(board: Board) -> list[tuple[str, int]]:
     """Return the flags that concern at least half of several settings, with how many; each setting shows its own too."""
     found = Counter(flag for task in board.tasks for flag in task.flags).most_common()
@@ -201,7 +208,7 @@ def render_page(
         "cards": method_cards(board, methods),
         "looks": looks,
         "with_people": with_people,
-        "suite_file": Path(board.suite.file).name or board.suite.name,
+        "suite_file": _suite_to_name(board),
         "shared_flags": _shared_flags(board),
         "made": date.today().isoformat(),
         "codes": sorted({code for task in board.tasks for code in task.code}),
