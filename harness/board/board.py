@@ -11,7 +11,7 @@ import polars as pl
 
 from harness.fields import field_values
 from harness.method import Method
-from harness.scores import stats
+from harness.scores import worst_off
 from harness.task import Task
 from harness.trials.suite import Suite
 
@@ -65,8 +65,8 @@ class Row:
     # the gain's p-value, adjusted over all methods but controls; below .05 exactly where its limits exclude 0
     p: float | None = None
     swapped: float | None = None  # accuracy when a user's queries are answered with another user's adaptation
-    worse: stats.WorseOff | None = None  # share of people worse off than under the reference
-    worst: stats.WorstUsers | None = None
+    worse: worst_off.WorseOff | None = None  # share of people worse off than under the reference
+    worst: worst_off.WorstUsers | None = None
     best_of: dict[int, BestOf] = field(default_factory=dict)  # by shots, where there are candidates to choose from
     written: dict[int, WrittenScores] = field(default_factory=dict)  # of policies: by shots, the smallest and largest
     costs: dict[str, float] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class Board:
 def _as_plain_value(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, stats.WorstUsers | stats.WorseOff):
+    if isinstance(value, worst_off.WorstUsers | worst_off.WorseOff):
         return value._asdict()
     return {k: _as_plain_value(v) for k, v in value.items()} if isinstance(value, dict) else value
 

@@ -17,7 +17,7 @@ from harness.board import best_of, text_worth
 from harness.board.board import REFERENCE_METHOD, BestOf, Point, WrittenScores
 from harness.board.results import load_score_table
 from harness.method import Method
-from harness.scores import stats
+from harness.scores import stats, worst_off
 from harness.scores.metrics import calibration_error
 from harness.store.store import Store
 from harness.task import Task
@@ -187,7 +187,7 @@ def _scores_on_same_cells(
         found[method] = {
             "curves": curves[method],
             "swapped": None if swapped is None else cast(float, swapped["accuracy"].mean()),
-            "worst": stats.worst_users_accuracy(correct, asked.astype(int)),
+            "worst": worst_off.worst_users_accuracy(correct, asked.astype(int)),
             "best_of": {} if own.best_of_n is None else _best_of_n_scores(own, own.best_of_n, whole),
             "written": {} if own.written is None else _written_scores(own.written, own.best_of_n_with_texts, whole),
         }

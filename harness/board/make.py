@@ -33,7 +33,7 @@ from harness.board.flags import (
 from harness.board.results import committed_manifest
 from harness.board.verdict import judged_at_once, verdict_text
 from harness.method import Method
-from harness.scores import stats
+from harness.scores import stats, worst_off
 from harness.store.prepared import person_numbers
 from harness.store.store import Store
 from harness.task import Task
@@ -41,8 +41,6 @@ from harness.trials.plan import Plan
 from harness.trials.prepare import MAX_EQUAL_OPTIONS, MAX_TIED_LABELS
 from harness.trials.suite import QUIET_CONTROLS
 from harness.trials.trial import Trial
-
-Labels = tuple[dict[Method, str], str]  # of the methods, and of one task setting
 
 
 def make_board(plan: Plan, store: Store) -> Board:
@@ -54,14 +52,16 @@ def make_board(plan: Plan, store: Store) -> Board:
     for trial in plan.trials:
         trials[trial.task].setdefault(trial.method, []).append(trial)
     methods, labels = setting_labels(list(plan.suite.methods)), setting_labels(list(plan.suite.tasks))
-    tasks = tuple(_task_board(plan, store, task, own, (methods, labels[task])) for task, own in trials.items())
+    tasks = tuple(_task_board(plan, store, task, own, methods, labels[task]) for task, own in trials.items())
     names = setting_labels([*plan.suite.tasks, *plan.unavailable])
     unavailable = {names[task]: reason for task, reason in plan.unavailable.items()}
     return Board(plan.suite, tasks, compare_across(tasks), unavailable)
 
 
-def _task_board(plan: Plan, store: Store, task: Task, trials: dict[Method, list[Trial]], labels: Labels) -> TaskBoard:
-    names, task_label = labels
+def _task_board(
+    plan: Plan, store: Store, task: Task, trials: dict[Method, list[Trial]], names: dict[Method, str], label: str
+) -> TaskBoard:
+    """Return one task setting's board. names: labels of the methods.  label: that of the task setting."""
     manifests = {
         t.key: found
         for method_trials in trials.values()
@@ -105,7 +105,7 @@ def _task_board(plan: Plan, store: Store, task: Task, trials: dict[Method, list[
     return TaskBoard(
         task=task,
         task_key=tasks[plan.suite.seeds[0]]["key"] if tasks else "",
-        label=task_label,
+        label=label,
         rows=tuple(order),
         people=plan.people[task],
         seeds=len(plan.suite.seeds),
@@ -214,11 +214,11 @@ def _gain_fields(gains: stats.Gains, i: int) -> dict:
     }
 
 
-def _worse_off(cells: dict[Method, MethodCells], method: Method, reference: Method, shots: int) -> stats.WorseOff:
+def _worse_off(cells: dict[Method, MethodCells], method: Method, reference: Method, shots: int) -> worst_off.WorseOff:
     """Return the share of people worse off under a method than under the reference method."""
     of_both = [cells[m].blocks[shots, False]["credit"] for m in (method, reference)]
     credit, other = (column.explode().to_numpy().astype(np.float64) for column in of_both)
-    return stats.worse_off(credit - other, np.repeat(cells[method].person, of_both[0].list.len().to_numpy()))
+    return worst_off.worse_off(credit - other, np.repeat(cells[method].person, of_both[0].list.len().to_numpy()))
 
 
 def _final_accuracy(row: Row, task: Task) -> float:

@@ -1,4 +1,4 @@
-"""What MLflow holds of a suite: the content of each run, and the view that the experiment opens with.
+"""What MLflow holds of a suite: the content of each run.
 
 A *row* of the board, that is one method setting on one task setting with all its seeds, is one run. Its curves are metrics
 whose step is the number of shots; a number that a row has only once is a metric of step 0. Limits are tags and tables,
@@ -24,7 +24,7 @@ from functools import cached_property
 import polars as pl
 
 from harness.atomic import private_path
-from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, setting_labels
+from harness.board.board import Board, Point, Row, TaskBoard, setting_labels
 from harness.board.make import make_board
 from harness.board.results import committed_manifest
 from harness.fields import field_values, name_at_version, recorded_values
@@ -41,15 +41,6 @@ BOARD_ROW = "board"  # identity of the board's run
 # No limits of these are published, to have fewer numbers; `manyminds board --json` prints them.
 METRICS_WITHOUT_LIMITS = ("ece", "brier", "sign_accuracy", "rank_correlation", "scale_error")
 NOT_COMPARED = "not compared yet"
-VIEW_KEY = "leaderboard"  # names the view in the address of the experiment
-MAX_VIEW_PARAMS = 6  # columns of parameters; more would hide the scores on a narrow screen
-COLUMN_HELP = (
-    "A row is one method on one task, best gain first. **accuracy**: share of a new person's choices predicted, at the "
-    f"largest number of answers of that person. **gain**: accuracy over `{REFERENCE_METHOD}`, the one model for everybody, "
-    "with limits at 95 %. **rank**, with the ranks that are possible. **p**: of the gain, adjusted. **worse**: share of "
-    f"people with lower accuracy than under `{REFERENCE_METHOD}`. **swapped**: accuracy with another person's state. "
-    "To come back to this screen: *Views*, *Leaderboard*."
-)
 
 
 @dataclass(frozen=True)
@@ -188,8 +179,8 @@ class RecordMaker:
             seconds=sum(told["seconds"] for told in facts.values()),
         )
 
-    def board_record(self, board: Board, files: Callable[[], dict[str, bytes]], seconds: float) -> RunRecord:
-        """Return the record of the whole board. files: makes its page and its figure. seconds: that all trials took."""
+    def board_record(self, board: Board, seconds: float) -> RunRecord:
+        """Return the record of the whole board. seconds: that all trials took."""
         lines = [
             {"task": task.label, "rank": None, "method": row.label, "state": row_state(row), "shots": task.shots}
             | last_numbers(row, task)
@@ -225,21 +216,39 @@ class RecordMaker:
                 "mlflow.note.content": verdicts.replace("\n", "\n\n"),
             },
             tables={"leaderboard.json": _rows_as_columns(lines), "tasks.json": _rows_as_columns(tasks)},
-            files=files,
+            files=lambda: board_files(board),
             seconds=seconds,
         )
+
+
+def board_files(board: Board) -> dict[str, bytes]:
+    """Return the board as a page and, where it has a figure, as an image, without texts of people and errors."""
+    from harness.report.page.html import published_page
+
+    # the page of a board with failed trials would show the errors' texts, which may quote the data
+    failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
+    page = "<p>Trials have failed, so the page is not published: <code>manyminds board</code> writes it.</p>"
+    made = {"board.html": (page if failed else published_page(board)).encode()}
+    image = board_image(board)
+    return made if image is None else made | {"board.png": image}
+
+
+def board_image(board: Board) -> bytes | None:
+    """Return a figure as PNG: the wins across tasks, else the curves of the first task; None where there is no figure."""
+    from harness.report.page.charts import across_charts, task_charts
+    from harness.report.page.looks import looks_of_methods
+    from harness.report.page.scripts import draw_static, picture
+
+    looks = looks_of_methods(setting_labels(list(board.suite.methods)))
+    charts = across_charts(board, looks)[:1] if board.across else []
+    charts += [chart for task in board.tasks[:1] for chart in task_charts(task, looks, with_people=False)]
+    return picture(draw_static(charts[0].described_spec)) if charts else None
 
 
 def verdict_lines(board: Board) -> str:
     """Return the board's verdicts, a line for each task, that across tasks first."""
     across = [f"across tasks: {board.across.verdict}"] if board.across else []
     return "\n".join([*across, *(f"{task.label}: {task.verdict}" for task in board.tasks)])
-
-
-def experiment_description(board: Board) -> str:
-    """Return Markdown for above the runs. MLflow shows its first line, and the rest at a click."""
-    verdicts = verdict_lines(board).replace("\n", "\n\n")
-    return cut_value(f"**{board.suite.title}** – {verdicts}\n\n{COLUMN_HELP}")
 
 
 def row_state(row: Row, state: str = "ranked") -> str:
@@ -325,61 +334,6 @@ def limit_tags(row: Row, task: TaskBoard) -> dict[str, str]:
     if row.rank:
         tags["rank_limits"] = f"{row.rank[1]} to {row.rank[2]}"
     return tags
-
-
-def leaderboard_view(rows: list[RunRecord]) -> dict:
-    """Return the state of MLflow's table of runs that shows the rows as a leaderboard.
-
-    The fields and the names of columns are those of the interface of MLflow 3.17: a column of a metric, parameter or tag
-    is named by its kind and its name in backticks. A column without a place in `columnOrder` comes last.
-    """
-
-    def column(kind: str, name: str) -> str:
-        return f"{kind}.`{name}`"
-
-    metrics = {name for row in rows for name in [*row.scalars, *(name for name, _, _ in row.curves)]}
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for name, value in row.params.items():
-            values.setdefault(name, set()).add(value)
-    differing = sorted((n for n, found in values.items() if len(found) > 1), key=lambda n: not n.startswith("task."))
-    params = list(dict.fromkeys([*(n for n in ("task.shots",) if n in values), *differing]))[:MAX_VIEW_PARAMS]
-    widths = {  # in pixels, in the order of the columns
-        column("metrics", "accuracy"): 86,
-        column("metrics", "gain"): 86,
-        column("tags", "gain_limits"): 130,
-        column("metrics", "rank"): 60,
-        column("tags", "rank_limits"): 92,
-        **{column("params", name): 110 for name in params[:1]},  # the shots, at whose largest number the scores are
-        column("metrics", "p"): 90,
-        column("metrics", "worse"): 76,
-        column("metrics", "swapped"): 80,
-        **{column("params", name): 110 for name in params[1:]},
-        column("tags", "state"): 150,
-    }
-    fixed = {column("attributes", "Run Name"): 250, "runDateAndNestInfo": 48}  # both are always shown
-    return {
-        "searchFilter": "tags.kind = 'row'",
-        "orderByKey": column("metrics", "gain" if "gain" in metrics else "accuracy"),
-        "orderByAsc": False,
-        "selectedColumns": list(widths),
-        "columnOrder": [*fixed, *widths, "duration"],
-        "columnWidths": {**fixed, **widths, "duration": 76},
-        "groupBy": {"aggregateFunction": "max", "groupByKeys": [{"mode": "tag", "groupByData": "task"}]},
-    }
-
-
-def view_value(state: dict, milliseconds: int) -> str:
-    """Return a view as the value of an experiment's tag: a name, a time and the state, each readable text."""
-    named = {"name": "Leaderboard", "createdAt": milliseconds, "updatedAt": milliseconds}
-    return json.dumps({**named, "state": json.dumps(state)})
-
-
-def state_of_view(value: str) -> dict:
-    """Return the state in a view's value; {} where there is none, or where the interface has compressed it."""
-    with suppress(ValueError, KeyError, TypeError):
-        return dict(json.loads(json.loads(value)["state"]))
-    return {}
 
 
 def with_salted_people(store: Store, task: TaskBoard, users: pl.DataFrame) -> pl.DataFrame:

@@ -29,23 +29,25 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from harness.atomic import private_path
-from harness.board.board import Board, setting_labels
+from harness.board.board import Board
 from harness.board.make import make_board
 from harness.errors import UserError
 from harness.report.mlflow_records import (
     BOARD_ROW,
     MAX_NAME_CHARACTERS,
-    VIEW_KEY,
     RecordMaker,
     RunRecord,
     cut_value,
+    table_json,
+)
+from harness.report.mlflow_server import way_to_open, without_password
+from harness.report.mlflow_view import (
+    VIEW_KEY,
     experiment_description,
     leaderboard_view,
     state_of_view,
-    table_json,
     view_value,
 )
-from harness.report.mlflow_server import way_to_open, without_password
 from harness.store.store import Store
 from harness.trials.plan import Plan
 from harness.trials.trial import Trial
@@ -153,7 +155,7 @@ class Publisher:
         self._describe_experiment(client, experiment, rows, board)
         if board:
             seconds = sum(record.seconds for record in rows)
-            record = self.records.board_record(board, lambda: board_files(board), seconds)
+            record = self.records.board_record(board, seconds)
             if _digest_of(parent) != record.content_digest or parent.data.tags.get("suite") != self._suite_digest:
                 self._update_run(client, parent, record)
                 end = parent.info.start_time + round(1000 * seconds)
@@ -413,30 +415,6 @@ class Publisher:
             else:
                 hint = "check that the database runs, that its driver is installed, and that you can write to it"
             raise UserError(f"MLflow at {without_password(self.uri)} cannot be written: {said}", hint) from error
-
-
-def board_files(board: Board) -> dict[str, bytes]:
-    """Return the board as a page and, where it has a figure, as an image, without texts of people and errors."""
-    from harness.report.page.html import published_page
-
-    # the page of a board with failed trials would show the errors' texts, which may quote the data
-    failed = any(":" in (row.incomplete or "") for task in board.tasks for row in task.rows)
-    page = "<p>Trials have failed, so the page is not published: <code>manyminds board</code> writes it.</p>"
-    made = {"board.html": (page if failed else published_page(board)).encode()}
-    image = board_image(board)
-    return made if image is None else made | {"board.png": image}
-
-
-def board_image(board: Board) -> bytes | None:
-    """Return a figure as PNG: the wins across tasks, else the curves of the first task; None where there is no figure."""
-    from harness.report.page.charts import across_charts, task_charts
-    from harness.report.page.looks import looks_of_methods
-    from harness.report.page.scripts import draw_static, picture
-
-    looks = looks_of_methods(setting_labels(list(board.suite.methods)))
-    charts = across_charts(board, looks)[:1] if board.across else []
-    charts += [chart for task in board.tasks[:1] for chart in task_charts(task, looks, with_people=False)]
-    return picture(draw_static(charts[0].spec)) if charts else None
 
 
 def _find_runs(client, experiment: str, wanted: str, view: int = 1) -> Iterator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.board.board import Across, Point, Row, TaskBoard
 from harness.fields import field_values
-from harness.scores.stats import WorseOff
+from harness.scores.worst_off import WorseOff
 from harness.task import Task
 
 MAX_LABEL = 30  # characters of a label in a figure: two then stand side by side

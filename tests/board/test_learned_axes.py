@@ -23,9 +23,9 @@ from harness.inference.cache import ID_TYPE, error_table, id_array
 from harness.inference.jobs import NotCachedError, make_in_process
 from harness.method import Run
 from harness.models import small
+from harness.report.mlflow_records import board_files
 from harness.report.page import html
 from harness.report.page.html import render_page, write_html
-from harness.report.to_mlflow import board_files
 from harness.report.words import shorten_text
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store

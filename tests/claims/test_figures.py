@@ -35,7 +35,7 @@ from harness.data import Items, Pairs
 from harness.errors import UserError
 from harness.registry import make_instance
 from harness.report import terminal, words
-from harness.report.page import charts, html
+from harness.report.page import charts, html, sweeps
 from harness.report.page.looks import looks_of_methods
 from harness.store.prepared import open_prepared_task
 from harness.store.store import Store
@@ -423,7 +423,7 @@ def read(**grids):
 
 def test_sweeps_are_found():
     def found(tasks):
-        return [(fields, len(group)) for _, fields, group in charts.find_sweeps(SimpleNamespace(tasks=tasks))]
+        return [(fields, len(group)) for _, fields, group in sweeps.find_sweeps(SimpleNamespace(tasks=tasks))]
 
     assert found(settings(n_users=[500])) == []
     assert found(settings(n_users=[10, 20])) == [(("n_users",), 2)]
@@ -441,11 +441,11 @@ def test_sweeps_are_found():
 
 def test_heat_maps_hold_the_scores_of_the_rows(swept):
     board = make_board(swept.plan, swept.store)
-    ((name, fields, tasks),) = charts.find_sweeps(board)
+    ((name, fields, tasks),) = sweeps.find_sweeps(board)
     assert (name, set(fields), len(tasks)) == ("low_rank", {"n_users", "pairs_per_user"}, 4)
-    maps = charts.values_by_method(tasks, ("n_users", "pairs_per_user"), charts.row_accuracy)
+    maps = sweeps.values_by_method(tasks, ("n_users", "pairs_per_user"), sweeps.row_accuracy)
     assert maps["per_user"][0, 1] == pytest.approx(accuracy(swept, "per_user", 8, n_users=30, pairs_per_user=10))
-    drawn, gained = (chart.spec["data"]["values"] for chart in charts._heat_maps(tasks, fields, list(maps)))
+    drawn, gained = (chart.spec["data"]["values"] for chart in sweeps._heat_maps(tasks, fields, list(maps)))
     of_one = {(v["x"], v["y"]): v["text"] for v in drawn if v["method"] == "per_user"}
     (first, second), shown = (
         ([str(v) for v in sorted({getattr(t.task, f) for t in tasks})] for f in fields),
@@ -454,7 +454,7 @@ def test_heat_maps_hold_the_scores_of_the_rows(swept):
     turned = shown if fields[0] == "n_users" else shown.T
     assert of_one == {(first[x], second[y]): words.format_number(value) for (y, x), value in np.ndenumerate(turned)}
     assert {v["method"] for v in gained} == {"per_user", "pref(rank=1)", "pref(rank=2)"}
-    gains = charts.values_by_method(tasks, fields, charts.row_gain)
+    gains = sweeps.values_by_method(tasks, fields, sweeps.row_gain)
     assert set(gains) == {"per_user", "pref(rank=1)", "pref(rank=2)"}
 
 

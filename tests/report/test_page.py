@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from harness.board.make import make_board
 from harness.registry import PROJECT_ROOT, list_names, load_class, make_instance
 from harness.report.board_frames import scores_frame
-from harness.report.page import cite
-from harness.report.page.charts import frontier
+from harness.report.page import charts, cite
+from harness.report.page.charts import frontier, task_charts
 from harness.report.page.contents import latex_table, overview
 from harness.report.page.html import render_page
 from harness.report.page.looks import look_number, looks_of_methods
@@ -267,6 +267,27 @@ def test_the_readmes_picture_is_the_pages_first_figure(board, page, monkeypatch)
     assert {row.label for row in board.across.rows} <= texts
     with pytest.raises(ValueError, match="at least three tasks"):
         picture.first_figure(render_page(dataclasses.replace(board, across=None)))
+
+
+def test_methods_whose_long_labels_begin_alike_have_a_mark_each(board):
+    """Vega-Lite takes equal labels for one method, so labels are cut when they are drawn and not before."""
+    task = board.tasks[0]
+    rows = [dataclasses.replace(row, label=f"{'long, ' * 10}{i}") for i, row in enumerate(task.rows)]
+    looks = looks_of_methods({row.method: row.label for row in rows})
+    curves, ranks, gains, *_ = task_charts(dataclasses.replace(task, rows=tuple(rows)), looks)
+    ranked = {row.label for row in rows if row.rank}
+    for chart in (curves, ranks):
+        assert {value["method"] for value in chart.spec["data"]["values"]} == ranked
+    assert len({value["method"] for value in gains.spec["data"]["values"]}) == len(ranked) - 1  # all but `shared`
+
+
+def test_the_mark_of_a_method_is_its_gain_also_where_not_all_people_are_drawn(board, monkeypatch):
+    monkeypatch.setattr(charts, "MAX_PEOPLE_TICKS", 5)
+    task = board.tasks[0]
+    spec = task_charts(task, looks_of_methods({row.method: row.label for row in task.rows}))[2].spec
+    means = {v["method"]: v["value"] for v in spec["layer"][-1]["data"]["values"]}
+    assert means == {r.label: pytest.approx(r.gain.value, abs=1e-4) for r in task.rows if r.worse is not None}
+    assert len(spec["data"]["values"]) <= 5 * len(means)
 
 
 def test_every_work_that_is_named_can_be_cited():

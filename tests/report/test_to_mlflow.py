@@ -21,8 +21,9 @@ from dotenv import dotenv_values
 
 from harness.board.make import make_board
 from harness.errors import UserError
-from harness.report.mlflow_records import MAX_VALUE_CHARACTERS, RecordMaker, leaderboard_view, limit_tags
-from harness.report.to_mlflow import Publisher, board_image
+from harness.report.mlflow_records import MAX_VALUE_CHARACTERS, RecordMaker, board_image, limit_tags
+from harness.report.mlflow_view import leaderboard_view
+from harness.report.to_mlflow import Publisher
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan

@@ -5,7 +5,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from scipy import integrate, special
+from scipy import special
 from scipy import stats as scipy_stats
 
 from harness.scores import stats
@@ -318,6 +318,29 @@ def test_joint_level_knows_how_comparisons_hang_together(loud, level):
     assert found == pytest.approx(level, rel=0.3)  # two standard errors
 
 
+def test_blocks_bound_the_memory_and_change_no_draw(monkeypatch):
+    """With many methods the draws are made block by block; the numbers are those of one block."""
+    rng = np.random.default_rng(0)
+    person, seed = crossed(rng, 20, 4)
+    values, pairs = rng.normal(size=(6, len(person))), np.triu_indices(6, 1)
+    whole = stats.smallest_p_draws(values, person, seed, pairs)
+    monkeypatch.setattr(
+        stats, "MAX_DRAWN_PAIRS", 7 * stats.BOOTSTRAP_DRAWS + 1
+    )  # blocks of 7 pairs, then of 1,866 draws
+    np.testing.assert_array_equal(stats.smallest_p_draws(values, person, seed, pairs), whole)
+    monkeypatch.setattr(stats, "MAX_DRAWN_PAIRS", 40)  # of one pair, then of 2 draws
+    np.testing.assert_array_equal(stats.smallest_p_draws(values, person, seed, pairs), whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.integers(0, 10**6), some.integers(1, 30), some.floats(1, 60))
+def test_the_smallest_p_is_that_of_all_pairs(number, pairs, most):
+    """Few p-values are computed; a smaller t with many more degrees of freedom may have the smallest."""
+    rng = np.random.default_rng(number)
+    t, df = rng.gamma(1, 2, (20, pairs)).round(1), rng.uniform(1, 1 + most, pairs)
+    np.testing.assert_array_equal(stats._smallest_p(t, df), (2 * special.stdtr(df, -t)).min(1))
+
+
 def test_two_methods_need_no_correction():
     rng = np.random.default_rng(9)
     person, seed = folds(rng, 31, 10)
@@ -427,53 +450,6 @@ def test_detectable_difference_is_found_as_often_as_promised(seeds, comparisons)
     assert 0.68 < np.mean(found) < 0.95  # .8, 2.7 standard errors below; max-t and pooled errors find a little more
 
 
-# --- worst users ----------------------------------------------------------------------------------------------------
-
-
-def test_equal_people_look_unequal():
-    """For people with true accuracy 0.65 and 10 pairs each the naive value is 0.37, but the fitted one is above 0.6."""
-    correct = np.random.default_rng(12).binomial(10, 0.65, 3000)
-    naive, null, fitted = stats.worst_users_accuracy(correct, np.full(3000, 10))
-    assert naive == pytest.approx(0.37, abs=0.015) and null == pytest.approx(naive, abs=0.02)
-    assert fitted > 0.6
-
-
-@pytest.mark.parametrize("a, b", [(8, 4), (30, 10), (0.8, 0.6)])
-def test_beta_is_recovered(a, b):
-    rng = np.random.default_rng(13)
-    asked = rng.integers(5, 40, 5000)
-    correct = rng.binomial(asked, rng.beta(a, b, 5000))
-    assert stats.fit_beta_binomial(correct, asked) == pytest.approx((a, b), rel=0.12)
-    edge = special.betaincinv(a, b, 0.1)
-    truth = integrate.quad(lambda p: p * scipy_stats.beta.pdf(p, a, b), 0, edge)[0] / 0.1
-    naive, _, fitted = stats.worst_users_accuracy(correct, asked)
-    assert fitted == pytest.approx(truth, abs=0.015) and naive < truth - 0.01 * (a > 1)
-
-
-def test_beta_fit_is_the_likeliest():
-    rng = np.random.default_rng(14)
-    asked = np.full(60, 12)
-    correct = rng.binomial(asked, rng.beta(6, 4, 60))
-    a, b = stats.fit_beta_binomial(correct, asked)
-    likely = scipy_stats.betabinom.logpmf(correct, asked, a, b).sum()
-    for factor_a, factor_b in [(1.05, 1), (0.95, 1), (1, 1.05), (1, 0.95), (1.1, 1.1), (0.9, 0.9)]:
-        assert scipy_stats.betabinom.logpmf(correct, asked, factor_a * a, factor_b * b).sum() < likely
-
-
-def test_worst_users_of_small_and_extreme_groups():
-    naive, null, fitted = stats.worst_users_accuracy([5, 5, 5], [5, 5, 5])
-    assert (naive, null) == (1, 1) and fitted == pytest.approx(1, abs=0.01)
-    assert stats.worst_users_accuracy([0, 10, 10], [10, 10, 10]).naive == 0  # a tenth of three people is the worst one
-    accuracies = np.arange(25) / 25
-    assert stats.worst_users_accuracy(100 * accuracies, np.full(25, 100)).naive == pytest.approx(
-        (0 + 1 + 0.5 * 2) / 2.5 / 25
-    )
-    assert stats.worst_users_accuracy([4.5, 5, 5.5, 6], [10] * 4).naive == 0.45  # the halves come from ties
-    assert stats.worst_users_accuracy([4, 5], [9, 9]) == stats.worst_users_accuracy([4, 5], [9, 9])
-    with pytest.raises(ValueError, match="at least one query"):
-        stats.worst_users_accuracy([0, 1], [0, 1])
-
-
 def test_seeds_that_agree_by_chance_give_no_limits_without_width():
     """Three seeds of five people whose means are all .3: the people differ, so the limits have a width."""
     gain = np.array([0.1, 0.2, 0.3, 0.4, 0.5] * 3)
@@ -482,44 +458,6 @@ def test_seeds_that_agree_by_chance_give_no_limits_without_width():
     assert found.se[0] == pytest.approx(spread) and found.p_values()[0] > 1e-4
     low, high = found.interval()
     assert high[0] - low[0] == pytest.approx(2 * scipy_stats.t.ppf(0.975, 2) * spread)
-
-
-def simulated_differences(rng, gains, queries, disagree=0.3):
-    """Return the differences of credit -1, 0 or 1 of each query, and its person, at each person's true gain."""
-    person = np.repeat(np.arange(len(gains)), queries)
-    up = (disagree + gains[person]) / 2
-    draw = rng.random(len(person))
-    return np.where(draw < up, 1.0, np.where(draw < disagree, -1.0, 0.0)), person
-
-
-@pytest.mark.parametrize("gain", [0.0, 0.03])
-def test_chance_explains_who_is_worse_off_where_all_gain_alike(gain):
-    """A quarter to half of the people score lower by chance alone; the null says so, and no difference is sure."""
-    rng = np.random.default_rng(4)
-    found = [
-        stats.worse_off(*simulated_differences(rng, np.full(200, gain), rng.integers(5, 40, 200))) for _ in range(40)
-    ]
-    naive, null = (np.mean([getattr(f, name) for f in found]) for name in ("naive", "null"))
-    assert 0.25 < naive < 0.5 and null == pytest.approx(naive, abs=0.015)
-    assert np.mean([f.fitted is not None for f in found]) <= 0.125  # 5 %, and two standard errors of 40 draws
-
-
-@pytest.mark.parametrize(("mean", "spread"), [(0.05, 0.08), (-0.02, 0.1), (0.15, 0.08)])
-def test_the_share_of_people_truly_worse_off_is_found(mean, spread):
-    rng, found, true = np.random.default_rng(5), [], []
-    for _ in range(30):
-        gains = np.clip(mean + spread * rng.standard_normal(300), -0.29, 0.29)
-        found.append(stats.worse_off(*simulated_differences(rng, gains, 30)).fitted)
-        true.append((gains < -stats.WORSE_BY).mean())
-    assert np.mean(found) == pytest.approx(np.mean(true), abs=0.03)
-
-
-def test_worse_off_by_hand():
-    """Three people: one gains, one loses half an answer of two, one ties; no spare query tells noise from differences."""
-    found = stats.worse_off(np.array([1.0, 0.0, -0.5, 0.0, 0.0]), np.array([7, 7, 3, 3, 9]))
-    assert found.naive == pytest.approx(1 / 3) and found.fitted is None
-    one_each = stats.worse_off(np.array([1.0, -1.0, -1.0, 0.0]), np.arange(4))
-    assert one_each.naive == 0.5 and one_each.null == pytest.approx(0.5, abs=0.04) and one_each.fitted is None
 
 
 def test_limits_of_gain_and_loss_are_t_intervals_at_one_joint_level():

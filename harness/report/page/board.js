@@ -34,7 +34,8 @@ function fitted(spec, width) {
   const copy = structuredClone(spec);
   copy.config = structuredClone(CONFIG);
   copy.config.legend.columns = Math.max(1, Math.floor(width / 190));
-  copy.config.legend.labelLimit = width / copy.config.legend.columns - 45; // what is cut ends with an ellipsis
+  copy.config.legend.labelLimit = width / copy.config.legend.columns - 45;
+  copy.config.axisY.labelLimit = Math.min(copy.config.axisY.labelLimit, 0.4 * width);
   if (copy.columns) copy.columns = Math.max(1, Math.min(copy.columns, Math.floor((width - 40) / 270)));
   // panels side by side: methods are named in the first of each row
   (copy.concat || []).forEach((panel, i) => {

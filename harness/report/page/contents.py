@@ -29,7 +29,7 @@ class Gain:
     """A cell of the overview: a method's gain on one task setting."""
 
     text: str
-    order: float | None  # the number to sort by
+    order: float  # the number to sort by
     shade: str  # class of the cell's colour: lost5 ... lost1, gained1 ... gained5, or ""
     sure: bool  # the limits exclude 0
     hint: str  # the whole sentence, shown on hover

@@ -13,10 +13,12 @@ from harness.board import learned_axes
 from harness.board.board import REFERENCE_METHOD, Board, setting_labels
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.page.charts import Chart, across_charts, cost_chart, sweep_charts, task_charts
+from harness.report.page.charts import across_charts, cost_chart, task_charts
 from harness.report.page.contents import method_cards, overview, page_data
 from harness.report.page.looks import looks_of_methods
+from harness.report.page.marks import Chart
 from harness.report.page.scripts import content_hash, draw_static, library_scripts, packed, table_styles
+from harness.report.page.sweeps import sweep_charts
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
     across_remarks,
@@ -177,7 +179,7 @@ def render_page(
     sweeps = sweep_charts(board, looks)
     for i, (_, charts) in enumerate(sweeps):
         place(f"sweep{i}", charts)
-    specs = {name: chart.spec for part in places.values() for name, chart in part}
+    specs = {name: chart.described_spec for part in places.values() for name, chart in part}
     data = page_data(board, specs, list(labels.values()), with_people)
     own = Path(__file__).with_name("board.js").read_text("utf-8")
     libraries = library_scripts()
@@ -202,7 +204,7 @@ def render_page(
         "across_table": across_table,
         "across_remarks": across_remarks,
         "places": places,
-        "static": {name: draw_static(chart.spec) for name, chart in places["across"][:1]},
+        "static": {name: draw_static(chart.described_spec) for name, chart in places["across"][:1]},
         "sweep_headings": [heading for heading, _ in sweeps],
         "overview": overview(board),
         "cards": method_cards(board, methods),

@@ -16,6 +16,9 @@ STATIC_WIDTH = 560  # pixels: a drawing then has letters of the page's size on a
 CONFIG = {
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
     "view": {"stroke": None},
+    # labels that are longer, in pixels, are cut with an ellipsis when they are drawn
+    "axisY": {"labelLimit": 220},
+    "header": {"labelLimit": 220, "labelFontSize": 12},
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e4e4e4"},
     "title": {"fontSize": 13, "fontWeight": "normal"},
     "legend": {
