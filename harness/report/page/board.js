@@ -84,7 +84,7 @@ function asHtml(text) {
   return escaped.innerHTML;
 }
 
-function explore() {
+function showResults() {
   const { columns, rows } = data.results;
   const form = $("filters");
   const at = Object.fromEntries(columns.map((name, i) => [name, i]));
@@ -228,7 +228,7 @@ function showPeople() {
 
 // ---- files
 
-function offer() {
+function offerFiles() {
   for (const [name, file] of Object.entries(data.files)) {
     const button = document.createElement("button");
     button.type = "button";
@@ -254,7 +254,7 @@ function goTo(id) {
   target.scrollIntoView();
 }
 
-function follow() {
+function followLinks() {
   document.addEventListener("click", (event) => {
     const link = event.target.closest('a[href^="#"]');
     if (!link) return;
@@ -286,10 +286,10 @@ async function start() {
   }, { rootMargin: "300px" });
   for (const target of document.querySelectorAll("[data-chart], table.sortable")) seen.observe(target);
   addEventListener("beforeprint", () => document.querySelectorAll("[data-chart]").forEach(draw));
-  offer();
-  explore();
+  offerFiles();
+  showResults();
   showPeople();
-  follow();
+  followLinks();
   document.body.dataset.ready = "yes";
 }
 

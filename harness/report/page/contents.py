@@ -25,17 +25,17 @@ SHADES = 5  # of a gain in the overview, on each side of 0
 
 
 @dataclass(frozen=True)
-class Gain:
+class GainCell:
     """A cell of the overview: a method's gain on one task setting."""
 
     text: str
-    order: float  # the number to sort by
+    value: float  # the number to sort by
     shade: str  # class of the cell's colour: lost5 ... lost1, gained1 ... gained5, or ""
     sure: bool  # the limits exclude 0
     hint: str  # the whole sentence, shown on hover
 
 
-def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[Gain | None]]]]:
+def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[GainCell | None]]]]:
     """Return the ranked methods' labels, and for every task setting each method's gain; None where there is none.
 
     Methods are in the order of their wins, or of their mean gain where a board has no table across tasks.
@@ -55,7 +55,7 @@ def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[Gain |
     return order, cells
 
 
-def _gain_cell(task: TaskBoard, row: Row | None, largest: float) -> Gain | None:
+def _gain_cell(task: TaskBoard, row: Row | None, largest: float) -> GainCell | None:
     if row is None or row.gain is None:
         return None
     gain = row.gain
@@ -68,7 +68,7 @@ def _gain_cell(task: TaskBoard, row: Row | None, largest: float) -> Gain | None:
         f"{row.label} on {task.label}, {task.shots} shots: {format_interval(gain, True)} in accuracy over "
         f"{REFERENCE_METHOD}{p}; higher is better"
     )
-    return Gain(format_number(gain.value, signed=True), gain.value, shade, sure, hint)
+    return GainCell(format_number(gain.value, signed=True), gain.value, shade, sure, hint)
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def latex_table(board: Board) -> str:
     )  # fmt: skip
 
 
-def _latex_gain(cell: Gain | None) -> str:
+def _latex_gain(cell: GainCell | None) -> str:
     if cell is None:
         return "--"
     return rf"$\mathbf{{{cell.text}}}$" if cell.sure else f"${cell.text}$"
