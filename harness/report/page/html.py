@@ -45,6 +45,22 @@ from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 # A page is made again when one of these files in these folders changes.
 PAGE_CODE_SUFFIXES = (".py", ".html", ".js", ".bib")
 PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent, Path(learned_axes.__file__).parent)
+TEMPLATE_HELPERS = (  # functions that the template calls by their names
+    format_number,
+    format_interval,
+    format_p_value,
+    format_rank,
+    task_remarks,
+    people_and_seeds,
+    shorten_text,
+    largest_candidate_count,
+    titles_of_rating_scores,
+    format_share,
+    format_worse,
+    written_tables,
+    across_table,
+    across_remarks,
+)
 COLUMN_EXPLANATIONS = {
     "rank": "the rank by score; in brackets the best and the worst rank that the data allow. A method is placed above or "
     f"below {REFERENCE_METHOD} where the limits of its gain exclude 0, and above or below another method where all pairs "
@@ -163,6 +179,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {helper.__name__: helper for helper in TEMPLATE_HELPERS}
     methods = setting_labels(list(board.suite.methods))
     looks = looks_of_methods(methods)
     labels = distinct_task_labels([task.task for task in board.tasks])
@@ -183,26 +200,12 @@ def render_page(
     data = page_data(board, specs, list(labels.values()), with_people)
     own = Path(__file__).with_name("board.js").read_text("utf-8")
     libraries = library_scripts()
-    helpers = {
-        "format_number": format_number,
-        "format_interval": format_interval,
-        "format_p_value": format_p_value,
-        "format_rank": format_rank,
-        "task_remarks": task_remarks,
-        "people_and_seeds": people_and_seeds,
+    shown = {
         "column_explanations": COLUMN_EXPLANATIONS,
         "task_labels": labels,
         "folded": _is_folded(board),
         "learned_axes": axes or {},
         "axis_namer": axis_namer,
-        "shorten_text": shorten_text,
-        "largest_candidate_count": largest_candidate_count,
-        "titles_of_rating_scores": titles_of_rating_scores,
-        "format_share": format_share,
-        "format_worse": format_worse,
-        "written_tables": written_tables,
-        "across_table": across_table,
-        "across_remarks": across_remarks,
         "places": places,
         "static": {name: draw_static(chart.described_spec) for name, chart in places["across"][:1]},
         "sweep_headings": [heading for heading, _ in sweeps],
@@ -220,4 +223,4 @@ def render_page(
         "script": own,
         "allowed_scripts": " ".join(map(content_hash, [own, *libraries.values()])),
     }
-    return environment.get_template("page/board.html").render(board=board, reference=REFERENCE_METHOD, **helpers)
+    return environment.get_template("page/board.html").render(board=board, reference=REFERENCE_METHOD, **shown)

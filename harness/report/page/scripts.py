@@ -7,7 +7,8 @@ import gzip
 import hashlib
 import re
 from functools import cache
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 VEGA_LITE = "6.4"  # the version whose rules `charts` follows
@@ -41,7 +42,7 @@ def library_scripts() -> dict[str, str]:
     import vl_convert
 
     vega = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
-    tables = files("itables").joinpath("html/dt_bundle.js").read_text("utf-8")
+    tables = _tables_file("dt_bundle.js").read_text("utf-8")
     exports = re.search(r"export\s*\{([^}]*)\}\s*;?", tables)
     jquery = re.search(r"([\w$]+) as jQuery", exports[1]) if exports else None
     if exports is None or jquery is None:
@@ -52,7 +53,14 @@ def library_scripts() -> dict[str, str]:
 
 def table_styles() -> str:
     """Return the style sheet of DataTables."""
-    return files("itables").joinpath("html/dt_bundle.css").read_text("utf-8")
+    return _tables_file("dt_bundle.css").read_text("utf-8")
+
+
+def _tables_file(name: str) -> Path:
+    """Return a file that the package itables carries; importing it would import pandas."""
+    spec = find_spec("itables")
+    assert spec is not None and spec.submodule_search_locations is not None  # pyproject.toml installs it
+    return Path(spec.submodule_search_locations[0], "html", name)
 
 
 def packed(text: str) -> str:
