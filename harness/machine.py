@@ -7,6 +7,9 @@ import os
 import pwd
 import shutil
 import tempfile
+from pathlib import Path
+
+import psutil
 
 
 def core_count() -> int:
@@ -14,6 +17,14 @@ def core_count() -> int:
     import joblib  # here, because it is slow to import
 
     return joblib.cpu_count()
+
+
+def memory_bytes() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or a container's limit where that is lower."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text("ascii").strip() if limit.exists() else ""
+    whole = psutil.virtual_memory().total
+    return min(whole, int(text)) if text.isdigit() else whole
 
 
 def ensure_home_folder() -> None:

@@ -17,6 +17,7 @@ from harness import registry
 from harness.api.to_datasets import export_suite
 from harness.board.board import Board
 from harness.board.make import make_board
+from harness.board.size import check_board_fits
 from harness.inference.jobs import Job, make_in_process
 from harness.method import Method
 from harness.on_ray.marks import DEFAULT_TRIAL_MINUTES
@@ -143,7 +144,8 @@ def plan_suite(
     """Prepare a suite's tasks and list its trials; nothing is fitted.
 
     suite: a TOML file, or a Suite. make: makes the vectors and samples that tasks lack; without it a task that lacks
-    some raises NotCachedError. Raises UserError for anything wrong in the suite.
+    some raises NotCachedError. Raises UserError for anything wrong in the suite, and where its board would not fit into
+    this machine's memory.
     """
     registry.add_plugins(plugins)
     read = suite if isinstance(suite, Suite) else read_suite(suite)
@@ -153,7 +155,9 @@ def plan_suite(
         def on_prepared() -> None:
             step(1)
 
-        return make_plan(read, opened, on_prepared, make)
+        plan = make_plan(read, opened, on_prepared, make)
+    check_board_fits(plan)
+    return plan
 
 
 def run_trials(

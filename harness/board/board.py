@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import polars as pl
 
@@ -159,6 +161,11 @@ class Board:
         """16 hex digits of the suite's settings, the keys of its results and the flags."""
         keys = sorted(key for task in self.tasks for row in task.rows for key in row.keys)
         return hashlib.sha256(repr([self.suite.digest, keys, [t.flags for t in self.tasks]]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def content_digest(self) -> str:
+        """64 hex digits of all that the board says, also of numbers that other code would compute from the same results."""
+        return hashlib.sha256(json.dumps([self.suite.title, self.as_dict()]).encode()).hexdigest()
 
     def as_dict(self) -> dict:
         """Return plain values, as `--json` prints them."""

@@ -32,6 +32,7 @@ METRIC_LIMITS = {  # metrics, macro-averaged over users, with their smallest and
     "log_loss": (0.0, np.inf),
     "brier": (0.0, 1.0),
 }
+BIN_COLUMNS = ("bin_n", "bin_p", "bin_y")
 BOARD_PANEL = "test"
 TRIALS_AT_ONCE = 200  # whose scores are in memory with all their panels: 50 MB with 100 people a panel
 # scores of policies' texts that are never negative, with their largest possible value; the others have no limits
@@ -45,6 +46,8 @@ class MethodCells:
     person: np.ndarray
     seed: np.ndarray
     blocks: dict[tuple[int, bool], pl.DataFrame]  # (shots, swapped) -> a row per cell
+    # shots -> counts, summed probabilities and summed labels of the calibration bins, each [seeds, CALIBRATION_BINS]
+    bins: dict[int, np.ndarray]
     best_of_n: pl.DataFrame | None  # `best_of.best_of_n_outcomes`, a row per (shots, n, cell)
     written: pl.DataFrame | None  # `text_worth.text_outcomes`, a row per (shots, cell of a person with texts)
     # best of n for the people with texts, reported next to the texts: `text_worth.best_of_n_with_texts`, a row per
@@ -76,6 +79,7 @@ def read_cells(
     reference = next(iter(complete + settings), None)
     references = {t.seed: t for t in finished.get(reference, [])} if reference else {}
     blocks: dict[Method, dict[tuple[int, bool], pl.DataFrame]] = {method: {} for method in finished}
+    bins: dict[Method, dict[int, np.ndarray]] = {method: {} for method in finished}
     at_once = max(1, TRIALS_AT_ONCE // len(tasks))
     for start in range(0, len(finished), at_once):
         methods = list(finished)[start : start + at_once]
@@ -89,13 +93,22 @@ def read_cells(
         joined = _with_persons(joined.filter(panel=BOARD_PANEL), numbers).sort("seed", "person")
         parts = joined.partition_by("method", "shots", "swapped", as_dict=True, maintain_order=True)
         for (place, shots, swapped), block in parts.items():
-            blocks[methods[place]][shots, swapped] = block
+            if not swapped:
+                bins[methods[place]][shots] = _bins_by_seed(block)
+            blocks[methods[place]][shots, swapped] = block.drop("panel", *BIN_COLUMNS)  # most of the memory
     found = {}
     for method, own in blocks.items():
         any_block = next(iter(own.values()))
         outcomes = _outcomes(store, finished[method], manifests, tasks, references, numbers)
-        found[method] = MethodCells(any_block["person"].to_numpy(), any_block["seed"].to_numpy(), own, **outcomes)
+        person, seed = any_block["person"].to_numpy(), any_block["seed"].to_numpy()
+        found[method] = MethodCells(person, seed, own, bins[method], **outcomes)
     return found
+
+
+def _bins_by_seed(block: pl.DataFrame) -> np.ndarray:
+    """Return float64[3, seeds, CALIBRATION_BINS] from a block whose rows are in the order of seeds."""
+    starts = np.flatnonzero(np.diff(block["seed"].to_numpy(), prepend=-1))
+    return np.stack([np.add.reduceat(block[name].to_numpy(), starts, 0, float) for name in BIN_COLUMNS])
 
 
 def _outcomes(
@@ -157,7 +170,7 @@ def _scores_on_same_cells(
 ) -> dict[Method, dict]:
     methods, first = list(cells), next(iter(cells.values()))
     limits = np.tile([METRIC_LIMITS[metric] for metric in known], (len(methods), 1)).T
-    seeds, seed_code = np.unique(first.seed, return_inverse=True)
+    seeds = np.unique(first.seed)
     curves: dict[Method, dict[str, dict[int, Point]]] = {m: {metric: {} for metric in (*known, "ece")} for m in methods}
 
     def put(names: list[str], shots: int, found: stats.Estimate, least: np.ndarray, most: np.ndarray) -> None:
@@ -171,8 +184,7 @@ def _scores_on_same_cells(
         blocks = [cells[m].blocks[shots, False] for m in methods]
         values = np.stack([block[metric].to_numpy() for block in blocks for metric in known])
         put(known, shots, stats.estimate_means(values, first.person, first.seed), *limits)
-        binned = (np.stack([block[name].to_numpy() for block in blocks]) for name in ("bin_n", "bin_p", "bin_y"))
-        bins = [np.stack([x[:, seed_code == s].sum(1) for s in range(len(seeds))], 1) for x in binned]
+        bins = np.stack([cells[m].bins[shots] for m in methods], 1)
         # one value per seed, so its interval is over seeds
         error = stats.estimate_means(calibration_error(*bins), np.arange(len(seeds)), seeds)
         put(["ece"], shots, error, np.array(0.0), np.array(1.0))

@@ -100,7 +100,7 @@ def run(
     if trouble and len(failed) == len(planned.trials):
         raise trouble
     shown = _show_board(planned, opened, as_json, axis_namer, made)
-    _publish_or_warn(publisher, shown, quiet=as_json)
+    _publish_or_warn(publisher, shown, again=not todo, quiet=as_json)
     if not as_json:
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
     _report_failures(failed, opened, trouble)
@@ -329,10 +329,13 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
     return made
 
 
-def _publish_or_warn(publisher: Publisher, shown: Board, quiet: bool) -> None:
-    """Publish a board to MLflow and say how to open it; a failure is a warning, for nothing can be lost by it."""
+def _publish_or_warn(publisher: Publisher, shown: Board, again: bool, quiet: bool) -> None:
+    """Publish a board to MLflow and say how to open it; a failure is a warning, for nothing can be lost by it.
+
+    again: whether no trial has run since the board could be published.
+    """
     try:
-        publisher.publish_everything(shown)
+        (publisher.publish_if_changed if again else publisher.publish_everything)(shown)
     except UserError as mistake:
         stderr.print("warning:", style="yellow", end=" ")
         stderr.print(f"{mistake.message}; all results are safe in the store")

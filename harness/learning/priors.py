@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def loss_on_validation(state: State, validation: Panel, predict: Predict | None 
     return sum(mean_log_loss(fit_temperature_scale(z.numpy(), y) * z.numpy(), y) for z in scores)
 
 
-def best_prior_on_validation(priors: list[State], validation: Panel, predict: Predict | None = None) -> State:
+def best_prior_on_validation(priors: Sequence[State], validation: Panel, predict: Predict | None = None) -> State:
     """Return the prior with the lowest `loss_on_validation` of those that `lowest_nearby` looks at.
 
     priors: states of a method that differ in one number of the prior, in its order.
@@ -83,7 +83,7 @@ def best_prior_on_validation(priors: list[State], validation: Panel, predict: Pr
 
 
 def lowest_nearby(
-    priors: list[State], start: int, validation: Panel, predict: Predict | None = None
+    priors: Sequence[State], start: int, validation: Panel, predict: Predict | None = None
 ) -> tuple[float, int]:
     """Walk downhill from priors[start], and return the lowest loss on validation users with the prior's place.
 

@@ -1,10 +1,12 @@
 """ICRA: in-context reward adaptation by one trained matrix or a small GPT-2, from choices (and response times)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from scipy import sparse
 from scipy.optimize import minimize
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, softplus
 
@@ -96,9 +98,10 @@ class Icra(LinearMethod):
     def fit(self, train: Pairs, validation: Panel, run: Run) -> State:
         if self.model == "gpt2":
             return train_transformer(self, train, run)
-        states = fit_linear_attention(train, self.signal, self.length, run)
         return best_prior_on_validation(
-            states, validation, lambda state, c: self.score(state, self.adapt(state, c, run), validation.query)
+            LinearAttention(train, self.signal, self.length, run),
+            validation,
+            lambda state, c: self.score(state, self.adapt(state, c, run), validation.query),
         )
 
     def adapt(self, state: State, context: Pairs, run: Run) -> Users:
@@ -129,44 +132,62 @@ class Icra(LinearMethod):
         return self.answer_log_odds(torch.cat(answers))
 
 
-def fit_linear_attention(train: Pairs, signal: Signal, length: int, run: Run) -> list[State]:
-    """Return one state for each of RIDGE_STRENGTHS: {"gamma": G, "floor": see `moment.shortest_seconds`}.
+class LinearAttention(Sequence[State]):
+    """One state for each of RIDGE_STRENGTHS, fitted when it is asked for: {"gamma": G, "floor": see `shortest_seconds`}.
 
-    Each G, float64[d, d], minimises a convex loss; the search starts at the previous minimum. In coordinates where
+    Each G, float64[d, d], minimises a convex loss; the search starts at the minimum found before. In coordinates where
     E[x xT] = I the matrix is a I + D, with a number a, and the ridge applies to D.
     """
-    white = whitening_matrix(train)
-    d = len(white)
-    X = torch.from_numpy(train.gap).double() @ white
-    floor = shortest_seconds(train)
-    own = answer_signals(train, signal, floor)
-    S = moments_of_others(train, own[:, None] * X, length)
-    size, n, y = float(S.square().mean().sqrt()) or 1.0, len(X), torch.from_numpy(train.label).double()
-    S /= size
 
-    def objective(flat: np.ndarray, ridge: float) -> tuple[float, np.ndarray]:
-        point = torch.from_numpy(flat)
-        a, D = point[0], point[1:].view(d, d)
-        XG = X @ D + a * X
-        z = (XG * S).sum(1)
-        if signal == "choice":
-            loss, slope = (softplus(z) - y * z).mean(), torch.sigmoid(z) - y
-        else:
-            loss, slope = (z - own).square().mean() / 2, z - own
-        gradient = X.T @ (slope[:, None] * S) / n
-        value = loss + ridge / 2 * D.square().sum()
-        return float(value), torch.cat([gradient.trace()[None], (gradient + ridge * D).flatten()]).numpy()
-
-    flat, states = np.zeros(1 + d * d), []
-    for strength in RIDGE_STRENGTHS:
-        found = minimize(
-            objective, flat, (strength / train.n_users,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
+    def __init__(self, train: Pairs, signal: Signal, length: int, run: Run) -> None:
+        self.signal, self.run, self.users = signal, run, train.n_users
+        self.white, self.floor = whitening_matrix(train), shortest_seconds(train)
+        X = torch.from_numpy(train.gap).double() @ self.white
+        self.own = answer_signals(train, signal, self.floor)
+        self.label = torch.from_numpy(train.label).double()
+        S = moments_of_others(train, self.own[:, None] * X, length)
+        self.size = float(S.square().mean().sqrt()) or 1.0
+        self.S = S / self.size
+        # the same pair is often put to many people; its x is then multiplied once
+        _, first, self.pair = np.unique(
+            np.stack([train.left, train.right]), axis=1, return_index=True, return_inverse=True
         )
-        flat = found.x
-        run.log(train_loss=found.fun, iterations=found.nit)
-        G = torch.from_numpy(flat[1:].copy()).view(d, d) + flat[0] * torch.eye(d, dtype=torch.float64)
-        states.append({"gamma": white @ G @ white / size, "floor": floor})
-    return states
+        self.X = X[first]
+        self.order, self.start = np.argsort(self.pair, kind="stable"), np.r_[0, np.cumsum(np.bincount(self.pair))]
+        self.flat = np.zeros(1 + X.shape[1] ** 2)
+        self.fitted: dict[int, State] = {}
+
+    def __len__(self) -> int:
+        return len(RIDGE_STRENGTHS)
+
+    def __getitem__(self, place):
+        if place not in self.fitted:
+            ridge = RIDGE_STRENGTHS[place] / self.users
+            found = minimize(
+                self._loss_and_slope, self.flat, (ridge,), method="L-BFGS-B", jac=True, options={"maxiter": 200}
+            )
+            self.flat = found.x
+            self.run.log(train_loss=found.fun, iterations=found.nit)
+            G = self._matrix(torch.from_numpy(found.x.copy()))
+            self.fitted[place] = {"gamma": self.white @ G @ self.white / self.size, "floor": self.floor}
+        return self.fitted[place]
+
+    def _matrix(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return a I + D."""
+        d = len(self.white)
+        return flat[1:].view(d, d) + flat[0] * torch.eye(d, dtype=torch.float64)
+
+    def _loss_and_slope(self, flat: np.ndarray, ridge: float) -> tuple[float, np.ndarray]:
+        point, n = torch.from_numpy(flat), len(self.S)
+        z = torch.linalg.vecdot((self.X @ self._matrix(point))[self.pair], self.S)
+        if self.signal == "choice":
+            loss, slope = (softplus(z) - self.label * z).mean(), torch.sigmoid(z) - self.label
+        else:
+            loss, slope = (z - self.own).square().mean() / 2, z - self.own
+        sums = sparse.csr_array((slope.numpy()[self.order], self.order, self.start), (len(self.X), n)) @ self.S.numpy()
+        gradient, D = self.X.T @ torch.from_numpy(sums) / n, point[1:]
+        value = loss + ridge / 2 * D.square().sum()
+        return float(value), torch.cat([gradient.trace()[None], gradient.flatten() + ridge * D]).numpy()
 
 
 def moments_of_others(pairs: Pairs, rows: torch.Tensor, length: int) -> torch.Tensor:

@@ -211,6 +211,7 @@ class RecordMaker:
                 "flags": flags or "none",
                 "title": board.suite.title,
                 "board": board.results_digest,
+                "shows": board_version(board),
                 "margin": f"{board.suite.margin:g}",
                 "seeds": value_text(board.suite.seeds),
                 "mlflow.note.content": verdicts.replace("\n", "\n\n"),
@@ -219,6 +220,11 @@ class RecordMaker:
             files=lambda: board_files(board),
             seconds=seconds,
         )
+
+
+def board_version(board: Board) -> str:
+    """Return 64 hex digits that change with whatever MLflow shows of a board."""
+    return hashlib.sha256(f"{PUBLISH_VERSION} {board.content_digest}".encode()).hexdigest()
 
 
 def board_files(board: Board) -> dict[str, bytes]:

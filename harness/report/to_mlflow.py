@@ -37,6 +37,7 @@ from harness.report.mlflow_records import (
     MAX_NAME_CHARACTERS,
     RecordMaker,
     RunRecord,
+    board_version,
     cut_value,
     table_json,
 )
@@ -122,6 +123,21 @@ class Publisher:
         board = board or make_board(self.plan, self.store)
         self._publish_records(self.records.every_row(board), board)
 
+    def publish_if_changed(self, board: Board) -> None:
+        """Publish everything unless MLflow's run of the board says that it shows this one. Rows are not looked at.
+
+        Raises UserError where MLflow cannot be reached or written.
+        """
+        with self._mlflow_errors_as_user_errors(), _publishing_lock(self._lock_file()), self._database_lock():
+            client = self._open_client()
+            experiment = self._experiment_id(client)
+            runs = _runs_by_row(client, experiment, [BOARD_ROW]).get(BOARD_ROW, [])
+            self.page = _page_of(experiment)
+        wanted = {"shows": board_version(board), "suite": self._suite_digest}
+        whole = [run for run in runs if run.info.status == "FINISHED" and _digest_of(run)]
+        if [wanted] != [{name: run.data.tags.get(name) for name in wanted} for run in whole]:
+            self.publish_everything(board)
+
     def command_to_open(self) -> str:
         """Return the command that shows the leaderboard, or its address on a server."""
         return way_to_open(self.uri, self.page, self.store.mlflow_paths["settings"], self.artifacts)
@@ -146,8 +162,7 @@ class Publisher:
 
     def _publish_once(self, client, rows: list[RunRecord], board: Board | None) -> None:
         experiment = self._experiment_id(client)
-        # without workflowType the UI shows its view for chat bots
-        self.page = f"/#/experiments/{experiment}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
+        self.page = _page_of(experiment)
         found = _runs_by_row(client, experiment, [BOARD_ROW, *(record.identity for record in rows)])
         parent = self._parent_run(client, experiment, found.get(BOARD_ROW, []))
         for record in rows:
@@ -434,6 +449,11 @@ def _runs_by_row(client, experiment: str, rows: list[str]) -> dict[str, list]:
     for run in (run for each in wanted for run in _find_runs(client, experiment, each)):
         found.setdefault(run.data.tags.get("row", ""), []).append(run)
     return found
+
+
+def _page_of(experiment: str) -> str:
+    """Return the URL path of the leaderboard; without workflowType the UI shows its view for chat bots."""
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
 
 
 def _digest_of(run) -> str:

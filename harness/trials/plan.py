@@ -47,6 +47,7 @@ class Plan:
     refusals: tuple[Refusal, ...]
     people: dict[Task, int]  # test people over all seeds
     unavailable: dict[Task, str] = field(default_factory=dict)
+    tested: dict[Task, int] = field(default_factory=dict)  # test people of each seed, summed
 
 
 def prepare_tasks(
@@ -110,11 +111,11 @@ def make_plan(
 
     on_prepared, make: as for `prepare_tasks`.
     """
-    trials, refusals, people = [], {}, {}
+    trials, refusals, people, tested = [], {}, {}, {}
     manifests, unavailable = prepare_tasks(suite, store, on_prepared, make)
     suite = replace(suite, tasks=tuple(task for task in suite.tasks if task not in unavailable))
     for task in suite.tasks:
-        counted = 0
+        tested[task] = 0
         for seed in suite.seeds:
             manifest = manifests[task, seed]
             facts = manifest["facts"]
@@ -123,11 +124,11 @@ def make_plan(
                     refusals[task, method] = Refusal(task, method, reason)
                 else:
                     trials.append(Trial(task, method, seed, facts["data"], manifest["key"]))
-            counted += facts["users"]["test/context"]
+            tested[task] += facts["users"]["test/context"]
         # test users summed over seeds, but never more than there are different people
         numbers = person_numbers(store, [manifests[task, seed] for seed in suite.seeds])
-        people[task] = min(counted, len(np.unique(np.concatenate(numbers))))
-    return Plan(suite, tuple(trials), tuple(refusals.values()), people, unavailable)
+        people[task] = min(tested[task], len(np.unique(np.concatenate(numbers))))
+    return Plan(suite, tuple(trials), tuple(refusals.values()), people, unavailable, tested)
 
 
 def unfinished_trials(trials: Iterable[Trial], store: Store) -> list[Trial]:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from harness.check.methods import method_checks
-from harness.data import Panel
+from harness.data import Items, Panel
 from harness.method import Run, TaskFacts
 from harness.methods import icra
 from harness.methods.icra import Icra
@@ -54,12 +54,32 @@ def test_the_matrix_is_the_minimum(times, monkeypatch, length):
     monkeypatch.setattr(icra, "RIDGE_STRENGTHS", (1e-9,))
     Z, own = vectors(sharp, "choice", length)
     exact = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10, max_iter=1000).fit(Z, sharp.label).coef_[0]
-    found = icra.fit_linear_attention(sharp, "choice", length, Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.LinearAttention(sharp, "choice", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.02 * np.abs(Z @ exact).max()
     Z, own = vectors(train, "response_time", length)
     exact = np.linalg.lstsq(Z, own, rcond=None)[0]
-    found = icra.fit_linear_attention(train, "response_time", length, Run(0))[0]["gamma"].numpy().ravel()
+    found = icra.LinearAttention(train, "response_time", length, Run(0))[0]["gamma"].numpy().ravel()
     assert np.abs(Z @ (found - exact)).max() < 0.01 * np.abs(Z @ exact).max()
+
+
+def test_equal_pairs_count_as_often_as_they_were_answered(times):
+    """The matrix is the one of the same pairs with items of their own, which no two answers share."""
+    train = times[2].train.chunk(0, 40)
+    draw = np.random.default_rng(0)
+    few = replace(train, left=draw.integers(0, 6, len(train)), right=draw.integers(6, 13, len(train)))
+    features = few.items.features[np.r_[few.left, few.right]]
+    n = len(few)
+    own_items = replace(few, items=Items(features), left=np.arange(n), right=n + np.arange(n))
+    assert len(icra.LinearAttention(few, "choice", 0, Run(0)).X) == 42
+    found, apart = (icra.LinearAttention(pairs, "choice", 0, Run(0))[3]["gamma"] for pairs in (few, own_items))
+    assert torch.allclose(found, apart, rtol=1e-4, atol=1e-4 * float(apart.abs().max()))
+
+
+def test_only_the_ridges_that_are_compared_are_fitted(times):
+    _, _, splits = times
+    run = Run(0)
+    Icra().fit(splits.train, splits.panels["validation"], run)
+    assert 2 <= len(run.curves["iterations"]) < len(icra.RIDGE_STRENGTHS)
 
 
 def test_a_heavy_ridge_is_the_moment(times, monkeypatch):

@@ -281,6 +281,26 @@ def test_publishing_again_changes_nothing(world):
     assert ids(world.runs(world.first)) | ids(world.runs(world.first, "board")) == before
 
 
+def test_an_unchanged_board_is_not_published_again(world, monkeypatch):
+    """It is again after any change, and after a kill while the board's run was written."""
+    plan = world.plan("unchanged")
+    board = make_board(plan, world.store)
+    world.publish(plan)
+    publisher, written = Publisher(plan, world.store), []
+    address = publisher.command_to_open()
+    monkeypatch.setattr(publisher, "_publish_records", lambda rows, board: written.append(board))
+    publisher.publish_if_changed(board)
+    assert not written and publisher.command_to_open() != address  # the leaderboard's address is known
+    (task,) = board.tasks
+    said = dataclasses.replace(board, tasks=(dataclasses.replace(task, verdict="other"),))
+    publisher.publish_if_changed(said)
+    assert written == [said]
+    (run,) = world.runs(plan, "board").values()
+    world.client.set_tag(run.info.run_id, "digest", "")
+    publisher.publish_if_changed(board)
+    assert written == [said, board]
+
+
 def test_another_task_or_line_replaces_no_row_and_updates_the_board(world):
     plan = world.plan("more")
     world.publish(plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -154,7 +153,7 @@ def _shared_flags(board: Board) -> list[tuple[str, int]]:
 def _stamp(board: Board, axis_namer: str | None) -> str:
     """Return the first line of a page: the digest of what it shows and of the code that draws it."""
     namer = generate.parse_generator(learned_axes.with_namer_options(axis_namer)).canonical_name if axis_namer else None
-    digest = hashlib.sha256(json.dumps([board.suite.title, board.as_dict(), namer]).encode())
+    digest = hashlib.sha256(f"{board.content_digest} {namer}".encode())
     files = sorted(f for folder in PAGE_CODE_FOLDERS for f in folder.iterdir() if f.suffix in PAGE_CODE_SUFFIXES)
     for file in files:
         digest.update(file.read_bytes())
