@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "methods": GROUND | CONTRACT | {"inference", "learning", "models", "scores", "store"},
     "trials": GROUND | CONTRACT | {"inference", "scores", "store"},
     "on_ray": GROUND | {"inference", "store", "trials"},
-    "board": CONTRACT | {"errors", "fields", "inference", "scores", "store", "trials"},
+    "board": CONTRACT | {"errors", "fields", "inference", "machine", "scores", "store", "trials"},
     "report": CONTRACT | {"atomic", "board", "errors", "fields", "inference", "scores", "store", "trials"},
     "claims": GROUND | CONTRACT | {"board", "report", "scores", "store", "trials"},
     "check": GROUND | CONTRACT | {"inference", "models", "scores", "store", "trials"},

@@ -42,47 +42,59 @@ def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
         return None
     ranked = [{row.method: row for row in task.rows if row.rank} for task in tasks]
     labels = {row.method: row.label for task in tasks for row in task.rows if not row.privileged}
-    methods = [m for m in labels if all(m in rows for rows in ranked)]
+    complete = [m for m in labels if all(m in rows for rows in ranked)]
+    # a variant takes no part in the comparison, in which several of one method would count as several opponents
+    methods = [m for m in complete if m.variant_of not in complete]
     if len(methods) < 3:
         return None
     # neither those of the table nor the lines, which are never ranked
-    elsewhere = {labels[m] for m in methods} | {r.label for task in tasks for r in task.rows if r.privileged}
+    elsewhere = {labels[m] for m in complete} | {r.label for task in tasks for r in task.rows if r.privileged}
     missing = {
         label: sum(all(row.label != label for row in rows.values()) for rows in ranked)
         for label in dict.fromkeys([*labels.values(), *(label for task in tasks for label in task.refusals)])
         if label not in elsewhere
     }
-    accuracy = np.array(
-        [
-            [rows[m].curves["accuracy"][task.shots].value for task, rows in zip(tasks, ranked, strict=True)]
-            for m in methods
-        ]
-    )
-    wins = wins_by_task(accuracy)
+
+    def accuracies(method: Method) -> list[float]:
+        return [rows[method].curves["accuracy"][task.shots].value for task, rows in zip(tasks, ranked, strict=True)]
+
+    accuracy = np.array([accuracies(m) for m in methods])
     names = [task.task.name for task in tasks]
-    by_name = np.stack([wins[:, [n == name for n in names]].mean(1) for name in dict.fromkeys(names)], 1)
-    value, better = by_name.mean(1), surely_better(by_name)
-    half = t.ppf(0.975, by_name.shape[1] - 1) * by_name.std(1, ddof=1) / by_name.shape[1] ** 0.5
-    low, high = np.clip([value - half, value + half], 0, 1)
-    rank = rankdata(-value.round(12), method="min")
-    mean_rank = rankdata(-accuracy.round(12), axis=0).mean(1)
+    wins = wins_by_task(accuracy)
+    by_name = _means_by_name(wins, names)
+    better = surely_better(by_name)
+    rank = rankdata(-by_name.mean(1).round(12), method="min")
     family = np.array([task.task.family for task in tasks])
     families = {str(f): int((family == f).sum()) for f in dict.fromkeys(family)}
-    units, gains = _gains_by_family(methods, tasks, family)
-    rows = [
-        AcrossRow(
+    units, gains = _gains_by_family(complete, tasks, family)
+
+    def row_of(place: int, method: Method, **own) -> AcrossRow:
+        """Return the row of a method or of its variant. place: of the method, in whose stead a variant is compared."""
+        compared = accuracy.copy()
+        compared[place] = accuracies(method)
+        of_method = _means_by_name(wins_by_task(compared)[[place]], names)[0]
+        return AcrossRow(
             labels[method],
-            Point(float(value[i]), float(low[i]), float(high[i])),
-            (int(rank[i]), 1 + int(better[:, i].sum()), len(methods) - int(better[i].sum())),
-            float(mean_rank[i]),
-            {f: gains[f][i] for f in families},
+            _mean_over_tasks(of_method),
+            mean_rank=float(rankdata(-compared.round(12), axis=0)[place].mean()),
+            families={f: gains[f][complete.index(method)] for f in families},
+            **own,
+        )
+
+    rows = [
+        row_of(
+            i,
+            method,
+            rank=(int(rank[i]), 1 + int(better[:, i].sum()), len(methods) - int(better[i].sum())),
+            better_than=tuple(labels[methods[k]] for k in np.flatnonzero(better[i])),
+            variants=tuple(row_of(i, m, rank=None) for m in complete if m.variant_of == method),
         )
         for i, method in enumerate(methods)
     ]
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].rank, rows[i].mean_rank))
+    rows.sort(key=lambda row: (row.rank, row.mean_rank))
     return Across(
-        rows=tuple(rows[i] for i in order),
-        verdict=across_verdict([rows[i] for i in order]),
+        rows=tuple(rows),
+        verdict=across_verdict(rows),
         tasks=len(tasks),
         families=families,
         units=units,
@@ -90,6 +102,18 @@ def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
         transfers=tuple(_transfers(wins, family, families)),
         serving=tuple(serving_sets([labels[m] for m in methods], _scores_of_people(methods, ranked))),
     )
+
+
+def _means_by_name(wins: np.ndarray, names: list[str]) -> np.ndarray:
+    """Return float64[M, N]: the mean over the settings of each task of the wins, float64[M, T]; names: of the T settings."""
+    return np.stack([wins[:, [n == name for n in names]].mean(1) for name in dict.fromkeys(names)], 1)
+
+
+def _mean_over_tasks(wins: np.ndarray) -> Point:
+    """Return the mean of float64[N] with t limits over tasks."""
+    half = t.ppf(0.975, len(wins) - 1) * wins.std(ddof=1) / len(wins) ** 0.5
+    low, high = np.clip([wins.mean() - half, wins.mean() + half], 0, 1)
+    return Point(float(wins.mean()), float(low), float(high))
 
 
 def wins_by_task(accuracy: np.ndarray) -> np.ndarray:
@@ -131,7 +155,7 @@ def surely_better(wins: np.ndarray) -> np.ndarray:
 
 def across_verdict(rows: list[AcrossRow]) -> str:
     """Return the sentence that says which methods may be the best on tasks like these; `rows` is sorted by rank."""
-    first = [row for row in rows if row.rank[1] == 1]
+    first = [row for row in rows if row.rank and row.rank[1] == 1]
     share = f"{rows[0].wins.value:.0%}"
     if len(first) == 1:
         return (

@@ -104,16 +104,20 @@ class AcrossRow:
 
     wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at random. A tie is one
         half; settings of one task count together as one. The limits are over tasks.
-    rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once.
+    rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once; None for a variant.
     families: by family of tasks, the interquartile mean over its tasks of the gain over the reference. The limits are over
         people and seeds of these tasks, and do not speak of other tasks.
+    better_than: labels of the methods that it surely wins more than on tasks like these, for all pairs at once.
+    variants: such as the method tuned, each as if it stood in the place of the method as it is.
     """
 
     label: str
     wins: Point
-    rank: tuple[int, int, int]
+    rank: tuple[int, int, int] | None
     mean_rank: float  # mean over tasks of the rank by accuracy
     families: dict[str, Point]
+    better_than: tuple[str, ...] = ()
+    variants: tuple[AcrossRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,16 @@ class Across:
 
 
 @dataclass(frozen=True)
+class VariantChange:
+    """What a variant of a method changes: its accuracy minus that of the method as it is."""
+
+    label: str  # of the variant
+    base: str  # label of the method as it is
+    mean: Point  # over task settings, each alike; limits over people and seeds of these settings
+    settings: dict[str, Point]  # by the label of the task setting; limits for the row alone
+
+
+@dataclass(frozen=True)
 class Board:
     """The leaderboard of a suite: all its task settings, and what they say together."""
 
@@ -155,6 +169,7 @@ class Board:
     tasks: tuple[TaskBoard, ...]
     across: Across | None = None  # None with too few tasks
     unavailable: dict[str, str] = field(default_factory=dict)  # label of a task whose data or model is not here -> why
+    variants: tuple[VariantChange, ...] = ()
 
     @property
     def results_digest(self) -> str:
@@ -174,6 +189,7 @@ class Board:
             "digest": self.results_digest,
             "unavailable": self.unavailable,
             "across": self.across and dataclasses.asdict(self.across),
+            "variants": [dataclasses.asdict(change) for change in self.variants],
             "tasks": [
                 {
                     "task": t.label,

@@ -31,6 +31,7 @@ from harness.board.flags import (
     flag_uneven_sides,
 )
 from harness.board.results import committed_manifest
+from harness.board.variants import changes_by_variants
 from harness.board.verdict import judged_at_once, verdict_text
 from harness.method import Method
 from harness.scores import stats, worst_off
@@ -55,7 +56,7 @@ def make_board(plan: Plan, store: Store) -> Board:
     tasks = tuple(_task_board(plan, store, task, own, methods, labels[task]) for task, own in trials.items())
     names = setting_labels([*plan.suite.tasks, *plan.unavailable])
     unavailable = {names[task]: reason for task, reason in plan.unavailable.items()}
-    return Board(plan.suite, tasks, compare_across(tasks), unavailable)
+    return Board(plan.suite, tasks, compare_across(tasks), unavailable, changes_by_variants(tasks))
 
 
 def _task_board(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard
+from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard, VariantChange
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
     across_remarks,
@@ -25,6 +25,7 @@ from harness.report.words import (
     people_and_seeds,
     task_remarks,
     titles_of_rating_scores,
+    variants_table,
     written_tables,
 )
 
@@ -36,6 +37,8 @@ def print_board(board: Board) -> None:
         console.print(f"left out: {name}: {reason}", markup=False)
     if board.across:
         print_across(board.across, console)
+    if board.variants:
+        print_variants(board.variants, console)
     if len(board.tasks) > MAX_TASKS_IN_FULL:
         print_short_board(board, console)
         return
@@ -84,6 +87,18 @@ def print_across(across: Across, console: Console) -> None:
     for remark in across_remarks(across):
         console.print(remark, markup=False)
     console.print()
+
+
+def print_variants(variants: tuple[VariantChange, ...], console: Console) -> None:
+    """Print what variants change, in accuracy."""
+    heads, lines = variants_table(variants)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i in (1, 2) else "left", no_wrap=i in (1, 2), overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print("\nvariants minus the same methods as they are, in accuracy at the largest number of shots")
+    console.print(table)
 
 
 def print_ratings(task: TaskBoard, scored: dict[str, str], console: Console) -> None:

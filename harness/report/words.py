@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.board.board import Across, Point, Row, TaskBoard
+from harness.board.board import Across, Point, Row, TaskBoard, VariantChange
 from harness.fields import field_values
 from harness.scores.worst_off import WorseOff
 from harness.task import Task
@@ -152,7 +152,7 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
     ]
     lines = [
         [
-            format_rank_interval(row.rank),
+            format_rank_interval(row.rank) if row.rank else "variant",
             row.label,
             format_interval(row.wins),
             f"{row.mean_rank:.1f}",
@@ -161,9 +161,20 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
                 for gain in row.families.values()
             ),
         ]
-        for row in across.rows
+        for method in across.rows
+        for row in (method, *method.variants)
     ]
     return heads, lines
+
+
+def variants_table(variants: tuple[VariantChange, ...]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the lines of the table of what variants change."""
+    lines = []
+    for change in variants:
+        most, least = (choose(change.settings, key=lambda s: change.settings[s].value) for choose in (max, min))
+        ends = [f"{format_interval(change.settings[s], signed=True)} on {s.partition('(')[0]}" for s in (most, least)]
+        lines.append([change.label, str(len(change.settings)), format_interval(change.mean, signed=True), *ends])
+    return ["variant", "settings", "mean change", "largest", "smallest"], lines
 
 
 def across_remarks(across: Across) -> list[str]:

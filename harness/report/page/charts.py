@@ -31,6 +31,7 @@ from harness.report.words import largest_candidate_count
 PROFILE_STEPS = np.round(np.arange(0, 0.1001, 0.005), 3)
 # People of a method in a figure: of more, every second, third ... of the sorted gains is drawn.
 MAX_PEOPLE_TICKS = 400
+PAIR_WIDTH = 25  # pixels of a cell that holds a number of three digits
 # What a method costs, by the name of the fact: title of the axis, factor, and the smallest value that a log scale shows.
 COSTS = {
     "fit_seconds": ("seconds to fit", 1.0, 1e-3),
@@ -90,10 +91,17 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
     """Return the figures across tasks: wins, the performance profile, and gains by family."""
     across = board.across
     assert across is not None
-    wins = [{"method": row.label, **values_of_point(row.wins)} for row in across.rows]
+    wins = [
+        {"row": method.label, "method": row.label, **values_of_point(row.wins)}
+        for method in across.rows
+        for row in (method, *method.variants)
+    ]
+    has_variants = any(method.variants for method in across.rows)
+    hollow = " Hollow: variants, each as if it stood in the place of the method as it is." if has_variants else ""
     drawn: list[tuple[str, dict]] = [
         (
-            "Wins: how often a method has a higher accuracy than another one, on a task drawn at random, with 95 % limits over tasks.",
+            "Wins: how often a method has a higher accuracy than another one, on a task drawn at random, with 95 % limits over tasks."
+            + hollow,
             forest_spec(wins, looks, "wins", middle=0.5, domain=[0, 1]),
         ),
         (
@@ -104,8 +112,23 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
             "Interquartile mean of the gain over the reference in each family of tasks, with 95 % limits over people and seeds.",
             _family_gains(across, looks),
         ),
+        (
+            "Pairs: on which share of the tasks the method of the row has a higher accuracy than that of the column; a tie is one "
+            "half, and settings of one task count together as one. Framed: one of the two surely wins more.",
+            _pairs_of_methods(board, across),
+        ),
     ]
     return [Chart(caption, spec) for caption, spec in drawn]
+
+
+def variants_chart(board: Board, looks: Looks) -> Chart | None:
+    """Return the figure of what variants change on average."""
+    values = [{"method": change.label, **values_of_point(change.mean)} for change in board.variants]
+    caption = (
+        "Accuracy of a variant minus that of the method as it is, as the mean over the settings that both have run, with 95 % "
+        "limits over people and seeds."
+    )
+    return Chart(caption, forest_spec(values, looks, "mean change in accuracy", middle=0.0)) if values else None
 
 
 def cost_chart(board: Board, labels: list[str], looks: Looks) -> Chart | None:
@@ -183,7 +206,11 @@ def _family_gains(across: Across, looks: Looks) -> dict:
     """Return a panel per family of tasks, each with its own unit; the page names methods in the first panel of a row."""
     panels = []
     for family, count in across.families.items():
-        values = [{"method": row.label, **values_of_point(row.families[family])} for row in across.rows]
+        values = [
+            {"row": method.label, "method": row.label, **values_of_point(row.families[family])}
+            for method in across.rows
+            for row in (method, *method.variants)
+        ]
         unit = "gain in accuracy" if across.units[family] == "accuracy" else across.units[family]
         panel = forest_spec(values, looks, unit, middle=0.0)
         panels.append({**panel, "width": 210, "title": f"{family} ({count})"})
@@ -193,12 +220,8 @@ def _family_gains(across: Across, looks: Looks) -> dict:
 def _performance_profile(board: Board, across: Across, looks: Looks) -> dict:
     """Return the share of settings on which each method is at most so far behind the best one."""
     labels = [row.label for row in across.rows]
-    scores = []
-    for task in board.tasks:
-        own = {row.label: row.curves["accuracy"][task.shots].value for row in task.rows if row.rank}
-        if own.keys() >= set(labels):
-            scores.append([own[label] for label in labels])
-    behind = np.max(scores, axis=1, keepdims=True) - scores
+    scores = np.stack([own for _, own in _accuracies(board, labels)])
+    behind = scores.max(axis=1, keepdims=True) - scores
     share = (behind[..., None] <= PROFILE_STEPS + 1e-12).mean(0)
     values = [
         {"method": label, "x": float(x), "value": rounded(y), "text": f"{y:.0%}"}
@@ -207,6 +230,72 @@ def _performance_profile(board: Board, across: Across, looks: Looks) -> dict:
     ]
     up = f"share of {len(scores)} settings"
     return lines_spec(values, [], looks, "accuracy behind the best method", up, ordinal=False)
+
+
+def _accuracies(board: Board, labels: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Return for each setting on which all these methods have a rank its task's name, and their accuracies in this order."""
+    found = []
+    for task in board.tasks:
+        own = {row.label: row.curves["accuracy"][task.shots].value for row in task.rows if row.rank}
+        if own.keys() >= set(labels):
+            found.append((task.task.name, np.array([own[label] for label in labels])))
+    return found
+
+
+def _pairs_of_methods(board: Board, across: Across) -> dict:
+    """Return a cell for each two methods: how often the one has a higher accuracy than the other, and by how much on average."""
+    labels = [row.label for row in across.rows]
+    surely = {(row.label, other) for row in across.rows for other in row.better_than}
+    of_task: dict[str, list[np.ndarray]] = {}
+    for name, accuracy in _accuracies(board, labels):
+        of_task.setdefault(name, []).append(accuracy[:, None] - accuracy)
+    gaps = [np.stack(own) for own in of_task.values()]
+    wins = np.mean([np.where(np.abs(gap) < 1e-12, 0.5, gap > 0).mean(0) for gap in gaps], axis=0)
+    ahead = np.mean([gap.mean(0) for gap in gaps], axis=0)
+    values = [
+        {
+            "method": one,
+            "other": other,
+            "value": rounded(wins[i, j]),
+            "text": f"{100 * wins[i, j]:.0f}",
+            "ahead": f"{ahead[i, j]:+.3f}",
+            "sure": (one, other) in surely or (other, one) in surely,
+        }
+        for i, one in enumerate(labels)
+        for j, other in enumerate(labels)
+        if i != j
+    ]
+    columns = {
+        **channel("other", "nominal"),
+        "sort": labels,
+        "title": None,
+        "axis": {"orient": "top", "labelAngle": -90, "labelLimit": 140},
+    }
+    tooltip = [
+        channel("method", "nominal"),
+        {**channel("other", "nominal"), "title": "against"},
+        {"field": "text", "title": f"wins, % of {len(gaps)} tasks"},
+        {"field": "ahead", "title": "mean difference in accuracy"},
+    ]
+    color = {
+        **channel("value"),
+        "scale": {"domain": [0, 0.5, 1], "range": ["#e68f3c", "#ffffff", "#5b9dd6"], "interpolate": "rgb"},
+        "legend": None,
+    }
+    framed = {"condition": {"test": "datum.sure", "value": "#000000"}, "value": None}
+    return {
+        "width": {"step": PAIR_WIDTH},
+        "height": {"step": ROW_HEIGHT},
+        "data": {"values": values},
+        "encoding": {"x": columns, "y": {**method_rows(), "sort": labels}},
+        "layer": [
+            {
+                "mark": {"type": "rect", "strokeWidth": 1.2},
+                "encoding": {"color": color, "stroke": framed, "tooltip": tooltip},
+            },
+            {"mark": {"type": "text", "fontSize": 10}, "encoding": {"text": channel("text", "nominal")}},
+        ],
+    }
 
 
 def _curves_of_shots(task: TaskBoard, looks: Looks) -> dict:

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard
+from harness.board.board import REFERENCE_METHOD, Board, Point, Row, TaskBoard, VariantChange
 from harness.fields import field_values
 from harness.method import Method, needs_of_method
 from harness.report.board_frames import curves_frame, scores_frame
@@ -44,7 +44,8 @@ def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[GainCe
     gains: dict[str, list[float]] = {}
     for (_, label), row in found.items():
         gains.setdefault(label, []).append(row.gain.value)  # type: ignore[union-attr]
-    order = [row.label for row in board.across.rows] if board.across else []
+    across = board.across.rows if board.across else ()
+    order = [row.label for method in across for row in (method, *method.variants)]
     order = [label for label in order if label in gains]
     order += sorted(gains.keys() - set(order), key=lambda label: -sum(gains[label]) / len(gains[label]))
     largest = max((abs(g) for own in gains.values() for g in own), default=1.0) or 1.0
@@ -55,19 +56,35 @@ def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[GainCe
     return order, cells
 
 
+def variant_cells(board: Board) -> list[tuple[VariantChange, list[GainCell | None]]]:
+    """Return what each variant changes on every task setting; None where it or the method as it is has no rank."""
+    largest = max((abs(p.value) for change in board.variants for p in change.settings.values()), default=1.0) or 1.0
+    return [
+        (change, [_change_cell(task, change, largest) for task in board.tasks]) for change in board.variants
+    ]  # fmt: skip
+
+
+def _change_cell(task: TaskBoard, change: VariantChange, largest: float) -> GainCell | None:
+    if task.label not in change.settings:
+        return None
+    told = f"{change.label} on {task.label}, {task.shots} shots"
+    return _shaded_cell(told, change.settings[task.label], f"minus {change.base}", largest)
+
+
 def _gain_cell(task: TaskBoard, row: Row | None, largest: float) -> GainCell | None:
     if row is None or row.gain is None:
         return None
-    gain = row.gain
+    p = f", p {format_p_value(row.p)}" if row.p is not None else ""
+    told = f"{row.label} on {task.label}, {task.shots} shots"
+    return _shaded_cell(told, row.gain, f"over {REFERENCE_METHOD}{p}", largest)
+
+
+def _shaded_cell(of: str, gain: Point, over: str, largest: float) -> GainCell:
     sure = gain.low is not None and gain.high is not None and (gain.low > 0 or gain.high < 0)
     # the square root tells small gains apart, which most are
     level = min(SHADES, round(SHADES * (abs(gain.value) / largest) ** 0.5))
     shade = f"{'gained' if gain.value > 0 else 'lost'}{level}" if level else ""
-    p = f", p {format_p_value(row.p)}" if row.p is not None else ""
-    hint = (
-        f"{row.label} on {task.label}, {task.shots} shots: {format_interval(gain, True)} in accuracy over "
-        f"{REFERENCE_METHOD}{p}; higher is better"
-    )
+    hint = f"{of}: {format_interval(gain, True)} in accuracy {over}; higher is better"
     return GainCell(format_number(gain.value, signed=True), gain.value, shade, sure, hint)
 
 

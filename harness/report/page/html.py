@@ -12,8 +12,8 @@ from harness.board import learned_axes
 from harness.board.board import REFERENCE_METHOD, Board, setting_labels
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.page.charts import across_charts, cost_chart, task_charts
-from harness.report.page.contents import method_cards, overview, page_data
+from harness.report.page.charts import across_charts, cost_chart, task_charts, variants_chart
+from harness.report.page.contents import method_cards, overview, page_data, variant_cells
 from harness.report.page.looks import looks_of_methods
 from harness.report.page.marks import Chart
 from harness.report.page.scripts import content_hash, draw_static, library_scripts, packed, table_styles
@@ -109,6 +109,9 @@ COLUMN_EXPLANATIONS = {
     "best and the worst rank that the tasks allow, for all methods at once. Gains are interquartile means over a family's settings, whose number is in brackets (of one or two the plain mean), with "
     "limits over their people and seeds: share is of the possible gain, from the reference to the line of the best that can be reached, where "
     "that is known on all tasks of the family; gain is in accuracy. A method without a result on some task is left out",
+    "variants": "a tuned method is a variant of the same method as it is; the change is the difference in accuracy at the "
+    "largest number of shots, for the same people, pairs and seeds. The limits on one setting hold for that change alone; those "
+    "of the mean are over people and seeds of these settings, and do not speak of other tasks",
     "cost": "fit: seconds to train; adapt: microseconds per new user; bytes stored per user; peak memory in MB",
 }
 
@@ -188,6 +191,8 @@ def render_page(
         places[part] = [(f"{part}-{i}", chart) for i, chart in enumerate(charts)]
 
     place("across", across_charts(board, looks) if board.across else [])
+    changed = variants_chart(board, looks)
+    place("variants", [changed] if changed else [])
     cost = cost_chart(board, list(labels.values()), looks)
     place("cost", [cost] if cost else [])
     for i, task in enumerate(board.tasks):
@@ -209,6 +214,7 @@ def render_page(
         "static": {name: draw_static(chart.described_spec) for name, chart in places["across"][:1]},
         "sweep_headings": [heading for heading, _ in sweeps],
         "overview": overview(board),
+        "variant_cells": variant_cells(board),
         "cards": method_cards(board, methods),
         "looks": looks,
         "with_people": with_people,

@@ -6,6 +6,7 @@ labels that are too long for their place are cut when they are drawn.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,22 +82,37 @@ def dash_channel(values: Values, looks: Looks) -> dict:
     return {"strokeDash": {**channel("method", "nominal"), "scale": scale, "legend": None}}
 
 
-def method_rows() -> dict:
+def method_rows(field: str = "method") -> dict:
     """Return the channel that gives each method a row, in the order of the values."""
-    return {**channel("method", "nominal"), "sort": None, "title": None}
+    return {**channel(field, "nominal"), "sort": None, "title": None}
 
 
 def forest_spec(values: Values, looks: Looks, title: str, middle: float, domain: list[float] | None = None) -> dict:
-    """Return a row per method, in the order of the values: a mark with its limits, and a line at `middle`."""
+    """Return a row per method, in the order of the values: a mark with its limits, and a line at `middle`.
+
+    Values with a field `row` stand in the row of that method, the others of a row below it and hollow.
+    """
     x = {"type": "quantitative", "title": title, "scale": {"domain": domain} if domain else {"zero": True}}
     tooltip = [channel("method", "nominal"), {"field": "text", "title": title}]
     no_legend = {**color_channel(values, looks, legend=False), **shape_channel(values, looks, legend=False)}
+    rows: dict[str, Any] = {"y": method_rows()}
+    if shared := {v["row"] for v in values if v.get("row", v["method"]) != v["method"]}:
+        places: Counter[str] = Counter()
+        for v in values:  # the method as it is comes before its variants
+            places[v["row"]] += 1
+            v["place"] = places[v["row"]]
+        rows = {"y": method_rows("row"), "yOffset": channel("place", "ordinal")}
+        no_legend |= {
+            "fillOpacity": {"condition": {"test": "datum.place == 1", "value": 1}, "value": 0},
+            "stroke": no_legend["color"],
+        }
+    step = {"step": ROW_HEIGHT} | ({"for": "position"} if shared else {})
     return {
-        **whole_width({"step": ROW_HEIGHT}),
+        **whole_width(step),
         "data": {"values": values},
-        "encoding": {"y": method_rows()},
+        "encoding": rows,
         "layer": [
-            {"mark": {"type": "rule", "color": "#000000"}, "encoding": {"x": {"datum": middle, "type": "quantitative"}, "y": None}},
+            {"mark": {"type": "rule", "color": "#000000"}, "encoding": {"x": {"datum": middle, "type": "quantitative"}, "y": None, **({"yOffset": None} if shared else {})}},
             {"mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.5, "strokeCap": "round"}, "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, **color_channel(values, looks, legend=False)}},
             {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1}, "encoding": {"x": {**x, "field": "value"}, **no_legend, "tooltip": tooltip}},
         ],
