@@ -80,7 +80,7 @@ class TaskBoard:
     """One task setting: its verdict, and its rows. Ranked rows come first, the best at the top."""
 
     task: Task
-    task_key: str  # of the prepared task under the suite's first seed; "" where all methods refuse the task
+    task_keys: tuple[str, ...]  # of the prepared task under each of the suite's seeds; () where all methods refuse it
     label: str
     rows: tuple[Row, ...]
     people: int
@@ -180,10 +180,14 @@ class Board:
     @cached_property
     def content_digest(self) -> str:
         """64 hex digits of all that the board says, also of numbers that other code would compute from the same results."""
-        return hashlib.sha256(json.dumps([self.suite.title, self.as_dict()]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.suite.title, self.as_dict(pairs=False)]).encode())
+        for task in self.tasks:  # many, and their labels are those of the rows
+            for numbers in task.differences.select(pl.selectors.numeric()).iter_columns():
+                digest.update(numbers.to_numpy().tobytes())
+        return digest.hexdigest()
 
-    def as_dict(self) -> dict:
-        """Return plain values, as `--json` prints them."""
+    def as_dict(self, pairs: bool = True) -> dict:
+        """Return plain values, as `--json` prints them. pairs: with the differences of each two methods."""
         return {
             "suite": self.suite.name,
             "digest": self.results_digest,
@@ -201,7 +205,7 @@ class Board:
                     "note": t.note,
                     "flags": t.flags,
                     "refusals": t.refusals,
-                    "differences": t.differences.to_dicts(),
+                    **({"differences": t.differences.to_dicts()} if pairs else {}),
                     "rows": [
                         {
                             f.name: _as_plain_value(getattr(r, f.name))

@@ -65,7 +65,7 @@ def find_learned_axes(board: Board, store: Store, axis_namer: str | None = None)
     """
     found = {}
     for task in board.tasks:
-        prepared = store.read_manifest("tasks", task.task_key)
+        prepared = store.read_manifest("tasks", task.task_keys[0]) if task.task_keys else None
         facts = prepared["facts"] if prepared else {"has_text": False}
         if not facts["has_text"] or facts["feature_dim"] is None:
             continue

@@ -105,7 +105,7 @@ def _task_board(
     ]
     return TaskBoard(
         task=task,
-        task_key=tasks[plan.suite.seeds[0]]["key"] if tasks else "",
+        task_keys=tuple(tasks[seed]["key"] for seed in plan.suite.seeds) if tasks else (),
         label=label,
         rows=tuple(order),
         people=plan.people[task],

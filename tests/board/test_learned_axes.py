@@ -256,7 +256,7 @@ def test_without_text_or_with_many_tasks_there_is_nothing_to_read(tiny, world, m
     board = make_board(plan, store)
     assert find_learned_axes(board, store, "transformers:small") == {}  # and no model is asked
     assert "Axes of preference" not in write_html(board, store).read_text()
-    monkeypatch.setattr(html, "MAX_TASKS_IN_FULL", 0)
+    monkeypatch.setattr(html, "MAX_QUOTED_TASKS", 0)
     assert "Axes of preference" not in write_html(world.board, world.store).read_text()
 
 

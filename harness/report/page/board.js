@@ -192,7 +192,7 @@ function showPeople() {
     options(number, data.people[task.value].people);
   };
   const show = () => {
-    const { people, asked, accuracy, shots } = data.people[task.value];
+    const { part, people, asked, accuracy, shots } = data.people[task.value];
     const i = people.indexOf(Number(number.value));
     const base = (accuracy[data.reference] || [])[i];
     const rows = Object.entries(accuracy).map(([label, own]) => [label, own[i], own[i] - base]).sort((a, b) => b[1] - a[1]);
@@ -202,6 +202,9 @@ function showPeople() {
       `Person ${people[i]} was asked ${asked[i]} questions after ${shots} shots, over all seeds. ` +
       `Highest accuracy: ${rows[0][1].toFixed(3)}, by ${best.join(", ")}; ${data.reference} has ${base.toFixed(3)}. ` +
       (worse.length ? `Lower than ${data.reference}: ${worse.join(", ")}.` : `No method is lower than ${data.reference}.`);
+    const example = `${part}-person${people[i]}`;
+    $("person-example").hidden = !$(example);
+    $("person-example").firstElementChild.setAttribute("href", `#${example}`);
     $("person-rows").replaceChildren(
       ...rows.map((cells) => {
         const tr = document.createElement("tr");
@@ -250,7 +253,7 @@ function offerFiles() {
 function goTo(id) {
   const target = $(id);
   if (!target) return;
-  if (target.tagName === "DETAILS") target.open = true;
+  for (let folded = target.closest("details"); folded; folded = folded.parentElement.closest("details")) folded.open = true;
   target.scrollIntoView();
 }
 

@@ -227,12 +227,13 @@ def _people(board: Board, labels: list[str]) -> dict[str, Any]:
     if cells > MAX_CELLS_OF_PEOPLE:
         return {}
     found = {}
-    for label, task in zip(labels, board.tasks, strict=True):
+    for place, (label, task) in enumerate(zip(labels, board.tasks, strict=True)):
         rows = [row for row in task.rows if row.users is not None]
         if rows:
             people = rows[0].users
             assert people is not None
             found[label] = {
+                "part": f"task{place}",  # the id of the task's part of the page
                 "shots": task.shots,
                 "people": people["person"].to_list(),
                 "asked": people["asked"].to_list(),

@@ -8,8 +8,9 @@ from datetime import date
 from pathlib import Path
 
 from harness.atomic import write_atomically
-from harness.board import learned_axes
+from harness.board import examples, learned_axes
 from harness.board.board import REFERENCE_METHOD, Board, setting_labels
+from harness.board.examples import PersonExample
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
 from harness.report.page.charts import across_charts, cost_chart, task_charts, variants_chart
@@ -41,6 +42,7 @@ from harness.task import Task
 from harness.trials.suite import shipped_suite
 from harness.trials.write_texts import MAX_PEOPLE, MAX_PROMPTS
 
+MAX_QUOTED_TASKS = 30  # of a board whose page quotes texts: each takes up to a second and 30 KB
 # A page is made again when one of these files in these folders changes.
 PAGE_CODE_SUFFIXES = (".py", ".html", ".js", ".bib")
 PAGE_CODE_FOLDERS = (Path(__file__).parent, Path(__file__).parent.parent, Path(learned_axes.__file__).parent)
@@ -126,18 +128,21 @@ def write_html(board: Board, store: Store, axis_namer: str | None = None) -> Pat
     stamp = _stamp(board, axis_namer)
     if path.exists() and path.read_text("utf-8").partition("\n")[0] == stamp:
         return path
-    axes = None if _is_folded(board) else learned_axes.find_learned_axes(board, store, axis_namer)
-    write_atomically(path, f"{stamp}\n{render_page(board, axes, axis_namer)}")
+    axes, people = None, None
+    if len(board.tasks) <= MAX_QUOTED_TASKS:
+        axes = learned_axes.find_learned_axes(board, store, axis_namer)
+        people = examples.find_examples(board, store)
+    write_atomically(path, f"{stamp}\n{render_page(board, axes, axis_namer, people)}")
     return path
 
 
 def published_page(board: Board) -> str:
-    """Return the page that may leave the store: without learned axes, which quote responses, and without single people."""
+    """Return the page that may leave the store: without learned axes and examples, which quote texts, and without people."""
     return render_page(board, with_people=False)
 
 
 def _is_folded(board: Board) -> bool:
-    """Return whether a board has so many tasks that its page has their tables folded, without learned axes."""
+    """Return whether a board has so many tasks that its page has their tables folded."""
     return len(board.tasks) > MAX_TASKS_IN_FULL
 
 
@@ -167,9 +172,10 @@ def render_page(
     board: Board,
     axes: dict[Task, LearnedAxes] | None = None,
     axis_namer: str | None = None,
+    people: dict[Task, tuple[PersonExample, ...]] | None = None,
     with_people: bool = True,
 ) -> str:
-    """Return the HTML page, with the learned axes of tasks where they are given.
+    """Return the HTML page, with the learned axes of tasks and the examples of people where they are given.
 
     with_people: whether scores of single people are on the page.
     """
@@ -210,6 +216,7 @@ def render_page(
         "folded": _is_folded(board),
         "learned_axes": axes or {},
         "axis_namer": axis_namer,
+        "examples": people or {},
         "places": places,
         "static": {name: draw_static(chart.described_spec) for name, chart in places["across"][:1]},
         "sweep_headings": [heading for heading, _ in sweeps],
