@@ -84,7 +84,8 @@ def worst_users_accuracy(
         null = _mean_of_lowest(chance, share).mean()
     a, b = fit_beta_binomial(correct, asked)
     # the mean of the Beta distribution below its quantile: x times its density is a / (a + b) times that of Beta(a + 1, b)
-    fitted = a / (a + b) * special.betainc(a + 1, b, special.betaincinv(a, b, share)) / share
+    quantile = special.betaincinv(a, b, share)
+    fitted = min(a / (a + b) * special.betainc(a + 1, b, quantile) / share, quantile)  # which may round to 1
     return WorstUsers(float(_mean_of_lowest(accuracy, share)), float(null), float(fitted))
 
 

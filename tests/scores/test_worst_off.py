@@ -30,6 +30,14 @@ def test_beta_is_recovered(a, b):
     assert fitted == pytest.approx(truth, abs=0.015) and naive < truth - 0.01 * (a > 1)
 
 
+@pytest.mark.parametrize("correct, asked", [([9, 8, 7, 3], 10), ([1, 0, 2, 0], 10), ([50, 20, 49, 1], 50)])
+def test_the_fitted_tenth_is_the_mean_below_the_quantile(correct, asked):
+    a, b = worst_off.fit_beta_binomial(correct, [asked] * 4)
+    midpoints = (np.arange(200_000) + 0.5) / 200_000
+    expected = special.betaincinv(a, b, 0.1 * midpoints).mean()
+    assert worst_off.worst_users_accuracy(correct, [asked] * 4).fitted == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
 def test_beta_fit_is_the_likeliest():
     rng = np.random.default_rng(14)
     asked = np.full(60, 12)
