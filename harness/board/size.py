@@ -11,7 +11,7 @@ from harness.trials.plan import Plan
 # Measured with 10 to 1,200 methods by `tests/benchmarks/bench_board_memory.py`.
 BYTES_AT_LEAST = 6e8  # the program, its libraries, and boards of usual size
 BYTES_PER_CELL = 150  # a method's scores of one person under one seed, at one number of shots
-BYTES_PER_PAIR = 900  # two methods on one task at one number of shots: their difference, also as it is printed
+BYTES_PER_PAIR = 400  # two methods on one task at one number of shots: their difference
 
 
 def board_bytes(plan: Plan) -> float:
