@@ -178,7 +178,7 @@ def run_trials(
     make: makes the answers of language models that methods will ask for; they are made before any trial runs.
     workers: Ray Train workers in all, by default one per core. workers_per_policy: workers that train each language-model
     policy together. trial_minutes: on Ray, a trial that takes longer is ended and fails. on_group: called with the trials
-    of each group that Ray has finished. Raises UserError where trials did not run.
+    of each group that Ray has finished before others. Raises UserError where trials did not run.
     """
     for method in {trial.method for trial in trials}:
         method.prepare_models(store)

@@ -58,7 +58,7 @@ def run_trials_on_ray(
 
     workers: number of Ray Train workers, one core each; by default one per core of the machine or cluster.
     on_progress: called in this thread with the number of trials newly finished or failed.
-    on_group: called in this thread with the trials of a group that has ended.
+    on_group: called in this thread with the trials of a group that has ended before others.
     per_method: one group per method instead of one for all; by default where there are several nodes.
     workers_per_policy: workers that train each language-model policy, on a GPU each if there are any, else a core each.
     trial_minutes: a trial that takes longer is ended, with its worker, and fails.

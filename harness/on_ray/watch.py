@@ -122,7 +122,7 @@ class StoreWatch:
     """The trials of a run that have not ended yet.
 
     on_progress: called with the number of trials newly finished or failed. on_group: called with the trials of a group
-    that has ended.
+    that has ended before others.
     """
 
     def __init__(
@@ -152,5 +152,6 @@ class StoreWatch:
         self.pending -= done
         if done:
             self.on_progress(len(done))
-        for group in groups:
-            self.on_group(group)
+        if self.pending:  # else everything has ended, which the caller sees
+            for group in groups:
+                self.on_group(group)

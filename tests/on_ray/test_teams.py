@@ -185,7 +185,7 @@ def beside(cluster, tmp_path_factory) -> tuple[Store, list[Trial], Path]:
     folder, groups = tmp_path_factory.mktemp("beside"), []
     store, trials, plugin = ready(folder, 1, '{ name = "team", fails = ["one", "all", ""] }, { name = "shared" }')
     trials_module.run_trials_on_ray(trials, store, [plugin], 2, on_group=groups.append, workers_per_policy=2)
-    assert sorted(len(group) for group in groups) == [1, 3]
+    assert [len(group) for group in groups] == [1]  # the others ended last, which the caller sees
     return store, trials, folder
 
 
