@@ -157,7 +157,7 @@ class Publisher:
                     return self._publish_once(client, rows, board)
                 except MlflowException as error:
                     removed = error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-                    if not (removed and self.uri.startswith("http")) or attempt == MAX_ATTEMPTS - 1:
+                    if not (removed and self._is_server) or attempt == MAX_ATTEMPTS - 1:
                         raise
 
     def _publish_once(self, client, rows: list[RunRecord], board: Board | None) -> None:
@@ -176,6 +176,16 @@ class Publisher:
                 end = parent.info.start_time + round(1000 * seconds)
                 client.set_terminated(parent.info.run_id, end_time=end)
             self._end_deleted_runs(client, experiment)
+
+    @property
+    def _is_server(self) -> bool:
+        """Whether results go to a tracking server instead of a database."""
+        return self.uri.startswith("http")
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether a lock keeps processes of all machines from publishing at the same time."""
+        return self.uri.startswith(("sqlite:", "postgresql"))
 
     @property
     def _suite_digest(self) -> str:
@@ -221,9 +231,9 @@ class Publisher:
         kept = held_by(runs)
         if kept is None:
             self._write_run(client, experiment, record, parent)
-            # another machine may have written it in the meantime; all choose the same one to keep
-            runs = _runs_by_row(client, experiment, [record.identity])[record.identity]
-            kept = held_by(runs)
+            if not self._is_alone:  # another machine may have written it in the meantime; all choose the same one to keep
+                runs = _runs_by_row(client, experiment, [record.identity])[record.identity]
+                kept = held_by(runs)
         elif _digest_of(kept) != record.content_digest and record.compared:
             self._update_run(client, kept, record, parent)
         else:
@@ -238,7 +248,7 @@ class Publisher:
     def _is_being_written(self, run) -> bool:
         """Return whether another machine may be writing this run to the same server; on a database, the lock is ours."""
         age = time.time() * 1000 - float(run.data.tags.get("created_ms", 0))
-        return self.uri.startswith("http") and run.info.status == "RUNNING" and age < 1000 * MAX_WRITING_SECONDS
+        return self._is_server and run.info.status == "RUNNING" and age < 1000 * MAX_WRITING_SECONDS
 
     def _write_run(self, client, experiment: str, record: RunRecord, parent: str = "") -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -247,11 +257,12 @@ class Publisher:
         began = now - round(1000 * record.seconds)
         name = record.name[:MAX_NAME_CHARACTERS]
         tags = self._tags(record, parent) | {"created_ms": str(now)}
-        run = client.create_run(experiment, start_time=began, tags=tags, run_name=name).info.run_id
+        run = client.create_run(experiment, start_time=began, tags=tags, run_name=name)
+        run_id = run.info.run_id
         points = [*record.curves, *((name, value, 0) for name, value in record.scalars.items())]
         metrics = [Metric(name, value, now, step) for name, value, step in points]
         # one batch is 7 times faster than single calls
-        client.log_batch(run, metrics, [Param(name, cut_value(value)) for name, value in record.params.items()])
+        client.log_batch(run_id, metrics, [Param(name, cut_value(value)) for name, value in record.params.items()])
         inputs = [
             DatasetInput(
                 Dataset(name, key, "manyminds", json.dumps({"prepared_task": key, "seed": seed})),
@@ -260,9 +271,9 @@ class Publisher:
             for name, key, seed in record.datasets
         ]
         if inputs:
-            client.log_inputs(run, inputs)
+            client.log_inputs(run_id, inputs)
         self._write_files(client, run, record)
-        client.set_terminated(run, end_time=now)
+        client.set_terminated(run_id, end_time=now)
 
     def _update_run(self, client, run, record: RunRecord, parent: str = "") -> None:
         """Give an existing run the record's numbers, tags and files. Its digest is set last, after a kill it is empty."""
@@ -276,7 +287,7 @@ class Publisher:
         client.log_batch(run_id, metrics, tags=[RunTag(name, value) for name, value in texts.items()])
         if run.info.run_name != record.name[:MAX_NAME_CHARACTERS]:
             client.update_run(run_id, name=record.name[:MAX_NAME_CHARACTERS])
-        self._write_files(client, run_id, record)
+        self._write_files(client, run, record)
         client.set_tag(run_id, "digest", tags["digest"])
 
     def _tags(self, record: RunRecord, parent: str) -> dict[str, str]:
@@ -289,17 +300,22 @@ class Publisher:
             own["mlflow.loggedArtifacts"] = json.dumps(shown)
         return {name: cut_value(value) for name, value in (record.tags | own).items()}
 
-    def _write_files(self, client, run_id: str, record: RunRecord) -> None:
+    def _write_files(self, client, run, record: RunRecord) -> None:
         """Write the record's files and tables, over those of the same names."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
         written = record.files() | {name: table_json(columns) for name, columns in record.tables.items()}
         with tempfile.TemporaryDirectory() as folder:
             for name, content in written.items():
                 Path(folder, name).write_bytes(content)
-            client.log_artifacts(run_id, folder)
+            if self._is_server:
+                client.log_artifacts(run.info.run_id, folder)
+            else:  # without reading the run from the database again
+                get_artifact_repository(run.info.artifact_uri).log_artifacts(folder)
 
     def _remove_run(self, client, run) -> None:
         """Delete a run: from a database with its files, on a server only for the eye."""
-        if self.uri.startswith("http"):
+        if self._is_server:
             from mlflow.exceptions import MlflowException
 
             with contextlib.suppress(MlflowException):  # another machine has deleted it
@@ -320,7 +336,7 @@ class Publisher:
 
     def _end_deleted_runs(self, client, experiment: str) -> None:
         """Remove runs that are only marked as deleted: by earlier versions, or before a kill. Runs of others stay."""
-        if self.uri.startswith("http"):
+        if self._is_server:
             return
         from mlflow.entities import ViewType
 
@@ -350,7 +366,7 @@ class Publisher:
                 database.execute("BEGIN IMMEDIATE")
         from mlflow import MlflowClient
 
-        if not self.uri.startswith("http"):
+        if not self._is_server:
             import mlflow.store.db.utils as database
 
             database.MAX_RETRY_COUNT = 3  # the default of 10 takes 100 s to report an unreachable database
@@ -383,7 +399,7 @@ class Publisher:
     def _experiment_id(self, client) -> str:
         """Return the id of the suite's experiment, which is created, or restored if it was deleted."""
         name = f"manyminds/{self.store.name_of_suite(self.plan.suite.name, self.plan.suite.file)}"
-        place = None if self.uri.startswith("http") else self.artifacts.as_uri()
+        place = None if self._is_server else self.artifacts.as_uri()
         found = client.get_experiment_by_name(name)
         if found is None:
             from mlflow.exceptions import MlflowException
@@ -418,7 +434,7 @@ class Publisher:
             said = without_password((str(error).splitlines() or [type(error).__name__])[0].rpartition("Caused by ")[2])[
                 :300
             ]
-            if self.uri.startswith("http"):
+            if self._is_server:
                 hint = (
                     "check that the server runs and lets you write; without --mlflow, results go to a file in the store"
                 )

@@ -389,17 +389,20 @@ def test_while_a_suite_runs_complete_rows_appear_without_comparison(world):
     assert finished.info.run_id == parent.info.run_id and finished.info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("step", ["log_batch", "log_artifacts", "set_terminated", "delete_run"])
+@pytest.mark.parametrize("step", ["log_batch", "_write_files", "set_terminated", "delete_run"])
 def test_a_kill_in_between_leaves_neither_gaps_nor_doubles(world, monkeypatch, step):
-    plan = world.plan("killed", seeds=3 if step != "delete_run" else 4, methods=("shared", "spectral"))
+    name, methods = f"killed_{step}", ("shared", "spectral")
+    plan = world.plan(name, methods=methods)
+    if step == "delete_run":  # runs of three seeds, which others replace
+        world.publish(plan)
+        plan = world.plan(name, seeds=4, methods=methods)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    MlflowClient = type(world.client)
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, step, killed)
-        with contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Publisher if step == "_write_files" else type(world.client), step, killed)
+        with pytest.raises(KeyboardInterrupt):
             Publisher(plan, world.store).publish_everything()
     world.publish(plan)
     runs = world.runs(plan)
@@ -417,23 +420,24 @@ def world_task(world, plan):
     return task
 
 
-@pytest.mark.parametrize(("step", "nth"), [("log_batch", 1), ("log_artifacts", 1), ("set_tag", 2)])
+@pytest.mark.parametrize(("step", "nth"), [("log_batch", 1), ("_write_files", 1), ("set_tag", 2)])
 def test_a_kill_while_a_run_is_updated_is_made_good(world, monkeypatch, step, nth):
     plan = world.plan(f"halfway_{step}", methods=("shared", "spectral"))
     world.publish(plan)
     more = world.plan(f"halfway_{step}", methods=("shared", "spectral", "per_user"))
-    MlflowClient, calls = type(world.client), []
-    real = getattr(MlflowClient, step)
+    owner, calls = Publisher if step == "_write_files" else type(world.client), []
+    real = getattr(owner, step)
 
-    def killed(client, run, *arguments, **named):
+    def killed(own, *arguments, **named):
+        run = arguments[1].info.run_id if step == "_write_files" else arguments[0]
         if run in before and calls.append(run) is None and len(calls) == nth:
             raise KeyboardInterrupt
-        return real(client, run, *arguments, **named)
+        return real(own, *arguments, **named)
 
     before = set(ids(world.runs(plan)).values())
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, step, killed)
-        with contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(owner, step, killed)
+        with pytest.raises(KeyboardInterrupt):
             Publisher(more, world.store).publish_everything()
     assert len(calls) == nth
     for published in (plan, more):  # also where the run is to hold again what it held before the kill
