@@ -231,7 +231,8 @@ class Publisher:
         kept = held_by(runs)
         if kept is None:
             self._write_run(client, experiment, record, parent)
-            if not self._is_alone:  # another machine may have written it in the meantime; all choose the same one to keep
+            if not self._is_alone:
+                # another machine may have written it in the meantime; all choose the same one to keep
                 runs = _runs_by_row(client, experiment, [record.identity])[record.identity]
                 kept = held_by(runs)
         elif _digest_of(kept) != record.content_digest and record.compared:
