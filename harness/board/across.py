@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -11,6 +12,7 @@ from scipy.stats import norm, rankdata, t
 
 from harness.board.board import (
     REFERENCE_METHOD,
+    SIMULATED,
     Across,
     AcrossRow,
     Point,
@@ -32,6 +34,20 @@ DRAWS = 2000  # of the interval of a rank correlation, whose limits then vary by
 
 
 def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
+    """Compare the methods across tasks, and across the simulated ones and the others, as `_compare`."""
+    whole = _compare(tasks)
+    if whole is None:
+        return None
+    simulated = [task.task.family == SIMULATED for task in tasks]
+    halves = {
+        SIMULATED: tuple(task for task, drawn in zip(tasks, simulated, strict=True) if drawn),
+        "other": tuple(task for task, drawn in zip(tasks, simulated, strict=True) if not drawn),
+    }
+    parts = {name: part for name, own in halves.items() if 0 < len(own) < len(tasks) and (part := _compare(own))}
+    return replace(whole, parts=parts)
+
+
+def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
     """Compare the methods across tasks; None with fewer than LEAST_TASKS different tasks or fewer than three methods.
 
     Settings of one task count together as one. A method without a result on one of the tasks is left out of everything: a mean over the tasks that it can do would be
@@ -162,10 +178,21 @@ def across_verdict(rows: list[AcrossRow]) -> str:
             f"{first[0].label} is the best of {len(rows)} methods: on a task like these it beats another method with "
             f"probability {share}"
         )
-    names = ", ".join(row.label for row in first[:-1]) + f" and {first[-1].label}"
     if len(first) == len(rows):
         return f"no difference can be told among all {len(rows)} methods on tasks like these ({rows[0].label} wins {share})"
-    return f"no difference can be told among {names} on tasks like these; the other {len(rows) - len(first)} are behind"
+    behind = [row for row in rows if row not in first]
+    if len(behind) < len(first) / 2:
+        among, others = f"{len(first)} of {len(rows)} methods", _listed(behind)
+    else:
+        among, others = _listed(first), f"the other {len(behind)}"
+    are = "is" if len(behind) == 1 else "are"
+    return f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share}); {others} {are} behind"
+
+
+def _listed(rows: list[AcrossRow]) -> str:
+    """Return the labels of the rows: `a, b and c`."""
+    labels = [row.label for row in rows]
+    return " and ".join([", ".join(labels[:-1]), labels[-1]] if labels[1:] else labels)
 
 
 def interquartile_mean(values: np.ndarray) -> tuple[float, np.ndarray]:

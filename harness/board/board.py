@@ -17,6 +17,7 @@ from harness.scores import worst_off
 from harness.task import Task
 from harness.trials.suite import Suite
 
+SIMULATED = "simulated"  # the family of tasks whose options are numbers, and whose people are drawn
 REFERENCE_METHOD = "shared"  # the baseline of every gain: one reward function for all users
 MAX_SHOWN_VALUE = 60  # characters of a field's value in a label; a label stands in titles and tables
 
@@ -149,6 +150,7 @@ class Across:
     left_out: dict[str, str]  # label of a method -> why it is not among the rows
     transfers: tuple[Transfer, ...]
     serving: tuple[ServingSet, ...]
+    parts: dict[str, Across] = field(default_factory=dict)  # the same of the simulated tasks alone, and of the others
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import polars as pl
 import safetensors.numpy
 from scipy.special import expit
 
-from harness.board.board import REFERENCE_METHOD, Board, Row, TaskBoard
+from harness.board.board import REFERENCE_METHOD, SIMULATED, Board, Row, TaskBoard
 from harness.board.results import committed_manifest, load_scores
 from harness.data import Pairs
 from harness.store.prepared import open_prepared_task, person_numbers
@@ -17,7 +17,6 @@ from harness.store.store import Store
 from harness.task import Task
 
 MAX_PAIRS = 4  # of a person that are shown, and of those that are asked
-SIMULATED = "simulated"  # the family of tasks whose options are numbers alone
 
 
 @dataclass(frozen=True)

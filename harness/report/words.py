@@ -181,6 +181,7 @@ def across_remarks(across: Across) -> list[str]:
     """Return the verdict across tasks, and what families say of each other, who is served, and which methods are left out."""
     of = ", ".join(f"{n} {name}" for name, n in across.families.items())
     lines = [across.verdict, f"over {across.tasks} settings of tasks: {of}"]
+    lines += [f"on the {part.tasks} {name} settings alone: {part.verdict}" for name, part in across.parts.items()]
     for found in across.transfers:
         how = format_interval(found.correlation)
         low = found.correlation.low

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr, trim_mean
 
+from harness.board import across
 from harness.board.across import interquartile_mean, rank_correlations, serving_sets, surely_better, wins_by_task
+from harness.board.board import AcrossRow, Point
 from harness.board.make import make_board
 from harness.errors import UnavailableError
 from harness.report.page.html import render_page
 from harness.report.terminal import print_board
+from harness.report.words import across_remarks
 from harness.store.store import Store
 from harness.trials.finish import finish_trials
 from harness.trials.plan import make_plan
 from harness.trials.suite import read_suite
+from tasks.raters import Raters
 
 SUITE = """
 seeds = 3
@@ -108,33 +112,63 @@ def world(tmp_path_factory):
 
 def test_a_board_of_three_tasks_has_a_table_across_them(world, capsys):
     _, board = world
-    across = board.across
-    assert [row.label for row in across.rows][-1] == "shared" and len(across.rows) == 4
-    assert across.tasks == 4 and across.families == {"simulated": 4} and not across.transfers
-    assert across.left_out == {"longest": "no result on 4 of 4 tasks"}
+    own = board.across
+    assert [row.label for row in own.rows][-1] == "shared" and len(own.rows) == 4
+    assert own.tasks == 4 and own.families == {"simulated": 4} and not own.transfers
+    assert own.left_out == {"longest": "no result on 4 of 4 tasks"}
     # settings of low_rank count together as one task of three
     accuracy = np.array(
         [
             [next(r for r in t.rows if r.label == row.label).curves["accuracy"][t.shots].value for t in board.tasks]
-            for row in across.rows
+            for row in own.rows
         ]
     )
     wins = wins_by_task(accuracy)
     expected = np.stack([wins[:, :2].mean(1), wins[:, 2], wins[:, 3]]).mean(0)
-    np.testing.assert_allclose([row.wins.value for row in across.rows], expected)
-    assert across.units == {"simulated": "share of the possible gain"}
+    np.testing.assert_allclose([row.wins.value for row in own.rows], expected)
+    assert own.units == {"simulated": "share of the possible gain"}
     line = np.array(
         [next(r for r in t.rows if r.label == "bayes").curves["accuracy"][t.shots].value for t in board.tasks]
     )
     shares = (accuracy - accuracy[-1]) / (line - accuracy[-1])
-    for row, share in zip(across.rows, shares, strict=True):
+    for row, share in zip(own.rows, shares, strict=True):
         assert row.families["simulated"].value == pytest.approx(trim_mean(share, 0.25))
     page = render_page(board)
-    assert "<h2>Across tasks</h2>" in page and across.verdict in page and page.count("<svg") >= 2
-    assert json.loads(json.dumps(board.as_dict()))["across"]["rows"][0]["label"] == across.rows[0].label
+    assert "<h2>Across tasks</h2>" in page and own.verdict in page and page.count("<svg") >= 2
+    assert json.loads(json.dumps(board.as_dict()))["across"]["rows"][0]["label"] == own.rows[0].label
     print_board(board)
     said = " ".join(capsys.readouterr().out.split())
-    assert across.verdict in said and "left out: longest: no result on 4 of 4 tasks" in said
+    assert own.verdict in said and "left out: longest: no result on 4 of 4 tasks" in said
+
+
+def test_simulated_tasks_and_the_others_are_compared_for_themselves_too(world, monkeypatch):
+    _, board = world
+    assert board.across.parts == {}  # all are simulated
+    monkeypatch.setattr(across, "LEAST_TASKS", 2)
+    monkeypatch.setattr(Raters, "family", "human choices")
+    found = across.compare_across(board.tasks)
+    ((name, part),) = found.parts.items()  # of raters alone nothing can be said
+    assert name == "simulated" and part.tasks == 3 and part.families == {"simulated": 3}
+    assert part == across.compare_across(board.tasks[:3])
+    assert f"on the 3 simulated settings alone: {part.verdict}" in across_remarks(found)
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ([1, 1, 1], "no difference can be told among all 3 methods on tasks like these (a wins 50%)"),
+        ([1, 2, 2], "a is the best of 3 methods: on a task like these it beats another method with probability 50%"),
+        ([1, 1, 2], "no difference can be told among a and b on tasks like these (a wins 50%); the other 1 is behind"),
+        ([1, 1, 1, 2], "no difference can be told among 3 of 4 methods on tasks like these (a wins 50%); d is behind"),
+        (
+            [1, 1, 3, 3],
+            "no difference can be told among a and b on tasks like these (a wins 50%); the other 2 are behind",
+        ),
+    ],
+)
+def test_the_verdict_names_the_shorter_list(best, said):
+    rows = [AcrossRow(label, Point(0.5), (1, b, 4), 1.0, {}) for label, b in zip("abcd", best, strict=False)]
+    assert across.across_verdict(rows) == said
 
 
 def test_a_task_without_its_data_is_left_out_and_named_or_stops_the_suite(world, capsys, monkeypatch):

@@ -91,18 +91,13 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
     """Return the figures across tasks: wins, the performance profile, and gains by family."""
     across = board.across
     assert across is not None
-    wins = [
-        {"row": method.label, "method": row.label, **values_of_point(row.wins)}
-        for method in across.rows
-        for row in (method, *method.variants)
-    ]
     has_variants = any(method.variants for method in across.rows)
     hollow = " Hollow: variants, each as if it stood in the place of the method as it is." if has_variants else ""
     drawn: list[tuple[str, dict]] = [
         (
             "Wins: how often a method has a higher accuracy than another one, on a task drawn at random, with 95 % limits over tasks."
             + hollow,
-            forest_spec(wins, looks, "wins", middle=0.5, domain=[0, 1]),
+            _wins(across, looks),
         ),
         (
             "Performance profile: on which share of the settings a method is at most so far behind the best one.",
@@ -119,6 +114,20 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
         ),
     ]
     return [Chart(caption, spec) for caption, spec in drawn]
+
+
+def part_chart(name: str, part: Across, looks: Looks) -> Chart:
+    """Return the figure of wins in a part of the tasks."""
+    return Chart(f"Wins on the {name} tasks alone, with 95 % limits over them.", _wins(part, looks))
+
+
+def _wins(across: Across, looks: Looks) -> dict:
+    values = [
+        {"row": method.label, "method": row.label, **values_of_point(row.wins)}
+        for method in across.rows
+        for row in (method, *method.variants)
+    ]
+    return forest_spec(values, looks, "wins", middle=0.5, domain=[0, 1])
 
 
 def variants_chart(board: Board, looks: Looks) -> Chart | None:

@@ -13,7 +13,7 @@ from harness.board.board import REFERENCE_METHOD, Board, setting_labels
 from harness.board.examples import PersonExample
 from harness.board.learned_axes import LearnedAxes
 from harness.inference import generate
-from harness.report.page.charts import across_charts, cost_chart, task_charts, variants_chart
+from harness.report.page.charts import across_charts, cost_chart, part_chart, task_charts, variants_chart
 from harness.report.page.contents import method_cards, overview, page_data, variant_cells
 from harness.report.page.looks import looks_of_methods
 from harness.report.page.marks import Chart
@@ -197,6 +197,9 @@ def render_page(
         places[part] = [(f"{part}-{i}", chart) for i, chart in enumerate(charts)]
 
     place("across", across_charts(board, looks) if board.across else [])
+    parts = board.across.parts if board.across else {}
+    for name, part in parts.items():
+        place(f"across-{name}", [part_chart(name, part, looks)])
     changed = variants_chart(board, looks)
     place("variants", [changed] if changed else [])
     cost = cost_chart(board, list(labels.values()), looks)
