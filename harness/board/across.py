@@ -7,8 +7,7 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
-import polars as pl
-from scipy.stats import norm, rankdata, t
+from scipy.stats import rankdata, t
 
 from harness.board.board import (
     REFERENCE_METHOD,
@@ -77,36 +76,35 @@ def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
     accuracy = np.array([accuracies(m) for m in methods])
     names = [task.task.name for task in tasks]
     wins = wins_by_task(accuracy)
-    by_name = _means_by_name(wins, names)
-    better = surely_better(by_name)
-    rank = rankdata(-by_name.mean(1).round(12), method="min")
+    of_methods = surely_better(_means_by_name(wins, names))
     family = np.array([task.task.family for task in tasks])
     families = {str(f): int((family == f).sum()) for f in dict.fromkeys(family)}
     units, gains = _gains_by_family(complete, tasks, family)
 
-    def row_of(place: int, method: Method, **own) -> AcrossRow:
+    def row_of(place: int, method: Method, variants: tuple[AcrossRow, ...] = ()) -> AcrossRow:
         """Return the row of a method or of its variant. place: of the method, in whose stead a variant is compared."""
-        compared = accuracy.copy()
-        compared[place] = accuracies(method)
-        of_method = _means_by_name(wins_by_task(compared)[[place]], names)[0]
+        compared = accuracy
+        if method != methods[place]:
+            compared = accuracy.copy()
+            compared[place] = accuracies(method)
+        by_name = _means_by_name(wins_by_task(compared), names)
+        better = of_methods if compared is accuracy else surely_better(by_name)
+        rank = int(rankdata(-by_name.mean(1).round(12), method="min")[place])
         return AcrossRow(
             labels[method],
-            _mean_over_tasks(of_method),
+            _mean_over_tasks(by_name[place]),
+            rank=(rank, 1 + int(better[:, place].sum()), len(methods) - int(better[place].sum())),
             mean_rank=float(rankdata(-compared.round(12), axis=0)[place].mean()),
             families={f: gains[f][complete.index(method)] for f in families},
-            **own,
+            better_than=tuple(labels[methods[k]] for k in np.flatnonzero(better[place])),
+            variants=variants,
         )
 
     rows = [
-        row_of(
-            i,
-            method,
-            rank=(int(rank[i]), 1 + int(better[:, i].sum()), len(methods) - int(better[i].sum())),
-            better_than=tuple(labels[methods[k]] for k in np.flatnonzero(better[i])),
-            variants=tuple(row_of(i, m, rank=None) for m in complete if m.variant_of == method),
-        )
+        row_of(i, method, tuple(row_of(i, m) for m in complete if m.variant_of == method))
         for i, method in enumerate(methods)
     ]
+    offered = [m for m in methods if m.family != "control"]
     rows.sort(key=lambda row: (row.rank, row.mean_rank))
     return Across(
         rows=tuple(rows),
@@ -116,7 +114,7 @@ def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
         units=units,
         left_out={label: f"no result on {n} of {len(tasks)} tasks" for label, n in missing.items()},
         transfers=tuple(_transfers(wins, family, families)),
-        serving=tuple(serving_sets([labels[m] for m in methods], _scores_of_people(methods, ranked))),
+        serving=tuple(serving_sets([labels[m] for m in offered], _scores_of_people(offered, ranked))),
     )
 
 
@@ -171,22 +169,28 @@ def surely_better(wins: np.ndarray) -> np.ndarray:
 
 def across_verdict(rows: list[AcrossRow]) -> str:
     """Return the sentence that says which methods may be the best on tasks like these; `rows` is sorted by rank."""
-    first = [row for row in rows if row.rank and row.rank[1] == 1]
-    share = f"{rows[0].wins.value:.0%}"
+    first = [row for row in rows if row.rank[1] == 1]
+    wins = rows[0].wins
+    limits = "" if wins.low is None or wins.high is None else f", 95 % limits {wins.low:.0%} to {wins.high:.0%}"
+    share = f"{wins.value:.0%}{limits}"
     if len(first) == 1:
         return (
             f"{first[0].label} is the best of {len(rows)} methods: on a task like these it beats another method with "
             f"probability {share}"
         )
     if len(first) == len(rows):
-        return f"no difference can be told among all {len(rows)} methods on tasks like these ({rows[0].label} wins {share})"
+        among = f"all {len(rows)} methods"
+        return f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share})"
     behind = [row for row in rows if row not in first]
     if len(behind) < len(first) / 2:
         among, others = f"{len(first)} of {len(rows)} methods", _listed(behind)
     else:
         among, others = _listed(first), f"the other {len(behind)}"
     are = "is" if len(behind) == 1 else "are"
-    return f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share}); {others} {are} behind"
+    return (
+        f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share}); {others} {are} "
+        "surely behind one of them"
+    )
 
 
 def _listed(rows: list[AcrossRow]) -> str:
@@ -225,9 +229,9 @@ def _gains_by_family(
         scale = np.array([r if known and r else 1.0 for r in room])
         of_family = []
         for method in methods:
-            value, se = np.array([_gain_and_error(task, method) for task in own]).T / scale
-            mean, weight = interquartile_mean(value)
-            half = norm.ppf(0.975) * float(np.sqrt((weight**2 * se**2).sum()))
+            value, se, df = np.array([_gain_and_error(task, method) for task in own]).T
+            mean, weight = interquartile_mean(value / scale)
+            half = half_width(weight * se / scale, df)
             of_family.append(Point(mean, mean - half, mean + half) if np.isfinite(half) else Point(mean))
         gains[str(name)] = of_family
     return units, gains
@@ -245,17 +249,26 @@ def _room(task: TaskBoard) -> float | None:
     return line.curves["accuracy"][task.shots].value - reference.curves["accuracy"][task.shots].value
 
 
-def _gain_and_error(task: TaskBoard, method: Method) -> tuple[float, float]:
-    """Return a method's gain in accuracy over the reference and its standard error, which is NaN with few seeds."""
+def half_width(se: np.ndarray, df: np.ndarray) -> float:
+    """Return half of the 95 % limits of a sum of independent estimates; NaN where a standard error is.
+
+    se, df: float64[n], standard errors and their degrees of freedom, which are few with few seeds. Those of the sum are
+    Satterthwaite's.
+    """
+    variance = float((se**2).sum())
+    if not variance:
+        return 0.0
+    return float(t.ppf(0.975, variance**2 / (se**4 / df).sum()) * variance**0.5)
+
+
+def _gain_and_error(task: TaskBoard, method: Method) -> tuple[float, float, float]:
+    """Return a method's gain in accuracy over the reference, its standard error and degrees of freedom; NaN with few seeds."""
     row = next(row for row in task.rows if row.method == method)
     reference = next(r.label for r in task.rows if r.method.name == REFERENCE_METHOD and r.rank)
     if row.label == reference:
-        return 0.0, 0.0
-    told = task.differences.row(
-        by_predicate=(pl.col("a") == row.label) & (pl.col("b") == reference) & (pl.col("shots") == task.shots),
-        named=True,
-    )
-    return told["value"], np.nan if told["se"] is None else told["se"]
+        return 0.0, 0.0, 1.0
+    told = task.difference(row.label, reference)
+    return tuple(np.nan if told[name] is None else told[name] for name in ("value", "se", "df"))  # type: ignore[return-value]
 
 
 def _transfers(wins: np.ndarray, family: np.ndarray, families: dict[str, int]) -> list[Transfer]:

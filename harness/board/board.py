@@ -90,13 +90,20 @@ class TaskBoard:
     verdict: str
     refusals: dict[str, str]
     flags: tuple[str, ...]
-    differences: pl.DataFrame  # shots, a, b, value, se, low, high: paired, in accuracy
+    searches: tuple[str, ...]  # what each tuned method tried and chose
+    # shots, a, b, value, se, df (the standard error's degrees of freedom), low, high: paired, in accuracy
+    differences: pl.DataFrame
     code: tuple[str, ...] = ()  # states of the code that made its results, see `show KEY`
 
     @property
     def shots(self) -> int:
         """The largest number of shots, at which methods are ranked."""
         return max(self.task.shots)
+
+    def difference(self, a: str, b: str) -> dict[str, float]:
+        """Return the row of `differences` of two labels at the largest number of shots; `se` and `df` may be None."""
+        both = (pl.col("a") == a) & (pl.col("b") == b) & (pl.col("shots") == self.shots)
+        return self.differences.row(by_predicate=both, named=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class AcrossRow:
 
     wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at random. A tie is one
         half; settings of one task count together as one. The limits are over tasks.
-    rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once; None for a variant.
+    rank: by wins, then the best and the worst rank that the tasks allow, for all methods at once.
     families: by family of tasks, the interquartile mean over its tasks of the gain over the reference. The limits are over
         people and seeds of these tasks, and do not speak of other tasks.
     better_than: labels of the methods that it surely wins more than on tasks like these, for all pairs at once.
@@ -114,7 +121,7 @@ class AcrossRow:
 
     label: str
     wins: Point
-    rank: tuple[int, int, int] | None
+    rank: tuple[int, int, int]
     mean_rank: float  # mean over tasks of the rank by accuracy
     families: dict[str, Point]
     better_than: tuple[str, ...] = ()
@@ -206,6 +213,7 @@ class Board:
                     "verdict": t.verdict,
                     "note": t.note,
                     "flags": t.flags,
+                    "searches": t.searches,
                     "refusals": t.refusals,
                     **({"differences": t.differences.to_dicts()} if pairs else {}),
                     "rows": [

@@ -114,7 +114,7 @@ def flag_reads_nobody(rows: dict[Method, Row], manifests: dict[str, dict]) -> li
     return flags
 
 
-def flag_searches(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
+def tell_searches(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[str]:
     """Report the budget of every tuned row, and the settings that it chose under the suite's seeds."""
     flags = []
     for method, row in rows.items():
@@ -130,7 +130,7 @@ def flag_searches(rows: dict[Method, Row], manifests: dict[str, dict]) -> list[s
             + (f", {failed} failed" if failed else "")
             + spread_of_losses([each["losses"] for each in found])
             + (f"; chose {chose}" if chose else "")
-            + (f"; under {kept} of {len(found)} seeds the method as it is" if kept else "")
+            + (f"; kept the method as it is under {kept} of {len(found)} seeds" if kept else "")
         )
     return flags
 
@@ -206,8 +206,12 @@ def flag_changed_code(trials: dict[Method, list[Trial]], manifests: dict[str, di
     for (kind, cls, name), digests in used.items():
         if not all(is_unchanged(digest, cls) for digest in digests):
             found.setdefault(kind, []).append(name)
-    advice = "its code, or code that it imports, has changed since its results were made"
-    hint = "if its scores should change, raise its `version`"
-    return [
-        f"{kind}{'s' if len(names) > 1 else ''} {', '.join(names)}: {advice}; {hint}" for kind, names in found.items()
-    ]
+    flags = []
+    for kind, names in found.items():
+        one = len(names) == 1
+        which, its = f"{kind}{'' if one else 's'} {', '.join(names)}", "its" if one else "their"
+        flags.append(
+            f"{which}: {its} code, or code that it imports, has changed since {its} results were made; if scores should change, "
+            "raise the version"
+        )
+    return flags

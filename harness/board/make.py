@@ -25,10 +25,10 @@ from harness.board.flags import (
     flag_other_builds,
     flag_reads_nobody,
     flag_reference_below_chance,
-    flag_searches,
     flag_tied_labels,
     flag_tied_predictions,
     flag_uneven_sides,
+    tell_searches,
 )
 from harness.board.results import committed_manifest
 from harness.board.variants import changes_by_variants
@@ -127,13 +127,13 @@ def _task_board(
             *flag_tied_labels(tied_labels),
             *flag_judges(rows, manifests),
             *flag_reads_nobody(rows, manifests),
-            *flag_searches(rows, manifests),
             *flag_tied_predictions(rows, manifests),
             *flag_uneven_sides(tasks.values()),
             *flag_other_builds(tasks.values()),
             *flag_reference_below_chance(rows, task),
             *diverged,
         ),
+        searches=tuple(tell_searches(rows, manifests)),
         differences=compared.differences,
         code=tuple(sorted({str(found["facts"].get("code", "unknown")) for found in manifests.values()})),
     )
@@ -168,8 +168,9 @@ def _compare_methods(
 ) -> _Comparison:
     """Compare the methods that have all their trials. Privileged methods have neither rank nor gain."""
     complete = [m for m in rows if m in cells and rows[m].incomplete is None]
-    waiting = sum((row.incomplete or "").endswith("not run yet") and not row.privileged for row in rows.values())
-    early = f"no verdict yet: {waiting} of {len(rows)} methods have trials that have not run" if waiting else None
+    compared = [row for row in rows.values() if not row.privileged]
+    waiting = sum((row.incomplete or "").endswith("not run yet") for row in compared)
+    early = f"no verdict yet: {waiting} of {len(compared)} methods have trials that have not run" if waiting else None
     if not complete:
         verdict = early or "no verdict: no method has finished all its trials"
         return _Comparison(list(rows.values()), pl.DataFrame(), None, verdict)
@@ -247,7 +248,7 @@ def _difference_table(values: np.ndarray, cells: MethodCells, shots: int, names:
     found = stats.paired_differences(values, cells.person, cells.seed)
     low, high = np.clip(found.interval(), -1, 1)  # no difference in accuracy is larger
     a, b = np.nonzero(~np.eye(len(names), dtype=bool))
-    columns = {"value": found.value, "se": found.se, "low": low, "high": high}
+    columns = {"value": found.value, "se": found.se, "df": found.df, "low": low, "high": high}
     label = pl.Series(names, dtype=pl.String)
     table = pl.DataFrame({"shots": np.full(len(a), shots), "a": label[a], "b": label[b]})
     return table.with_columns(pl.Series(name, x[a, b]).fill_nan(None) for name, x in columns.items())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
-from scipy.stats import norm
 
+from harness.board.across import half_width
 from harness.board.board import Point, TaskBoard, VariantChange
 
 
@@ -14,31 +13,26 @@ def changes_by_variants(tasks: tuple[TaskBoard, ...]) -> tuple[VariantChange, ..
 
     Only task settings on which both have a rank count, each alike.
     """
-    changes: dict[tuple[str, str], dict[str, Point]] = {}
-    errors: dict[tuple[str, str], list[float | None]] = {}
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for task in tasks:
         labels = {row.method: row.label for row in task.rows if row.rank}
         for method, label in labels.items():
-            base = method.variant_of and labels.get(method.variant_of)
-            if base:
-                told = task.differences.row(
-                    by_predicate=(pl.col("a") == label) & (pl.col("b") == base) & (pl.col("shots") == task.shots),
-                    named=True,
-                )
-                changes.setdefault((label, base), {})[task.label] = Point(told["value"], told["low"], told["high"])
-                errors.setdefault((label, base), []).append(told["se"])
-    found = [
-        VariantChange(label, base, _mean_change(list(points.values()), errors[label, base]), points)
-        for (label, base), points in changes.items()
+            if base := method.variant_of and labels.get(method.variant_of):
+                found.setdefault((label, base), {})[task.label] = task.difference(label, base)
+    changes = [
+        VariantChange(
+            label,
+            base,
+            _mean_change(list(told.values())),
+            {task: Point(one["value"], one["low"], one["high"]) for task, one in told.items()},
+        )
+        for (label, base), told in found.items()
     ]
-    return tuple(sorted(found, key=lambda change: -change.mean.value))
+    return tuple(sorted(changes, key=lambda change: -change.mean.value))
 
 
-def _mean_change(points: list[Point], errors: list[float | None]) -> Point:
-    """Return the mean with limits over people and seeds; without limits where one of the settings has none."""
-    mean = float(np.mean([point.value for point in points]))
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors):
-        return Point(mean)
-    half = norm.ppf(0.975) * float(np.sqrt(np.sum(np.square(known)))) / len(points)
-    return Point(mean, mean - half, mean + half)
+def _mean_change(differences: list[dict[str, float]]) -> Point:
+    """Return the mean with limits over people and seeds; without limits where one of the differences has none."""
+    value, se, df = (np.array([one[name] for one in differences], float) for name in ("value", "se", "df"))
+    mean, half = float(value.mean()), half_width(se / len(se), df)
+    return Point(mean, mean - half, mean + half) if np.isfinite(half) else Point(mean)

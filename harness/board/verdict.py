@@ -37,7 +37,7 @@ def verdict_text(gains: stats.Gains, losses: stats.SwapLosses | None, margin: fl
     def loss_of(i: int) -> str:
         assert losses is not None
         value, low, high = (np.clip(x[i], -1, 1) for x in (losses.value, losses.low, losses.high))
-        return f"{value:+.3f} of accuracy, {low:+.3f} to {high:+.3f}, with another person's state"
+        return f"{value:.3f} of accuracy, {low:.3f} to {high:.3f}, with another person's state"
 
     found = stats.gain_verdict(gains, margin)
     best = names[found.best]
@@ -52,6 +52,9 @@ def verdict_text(gains: stats.Gains, losses: stats.SwapLosses | None, margin: fl
         sure = np.flatnonzero(gains.family & (gains.joint_low > margin))
         if (losses.high[sure] < margin).all():
             return f"better, but not personal: {better}, and loses {loss_of(found.best)}"
+        if losses.low[found.best] > margin:
+            together = "that both exceed the margin cannot be told for all methods at once"
+            return f"better, perhaps not personal: {better}, and loses {loss_of(found.best)}; {together}"
         return f"better, perhaps not personal: {better}, but loses {loss_of(found.best)}"
     if found.text == "cannot tell":
         enough = f"more seeds, or about {found.people} people," if found.people else "more seeds"

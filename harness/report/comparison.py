@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from harness.board.compare import ComparedRow, Comparison
+from harness.report.fitted_table import print_table
 from harness.report.plots import PAGE_WIDTH, draw_svg
 from harness.report.words import format_interval, format_number, format_p_value, shorten_label
 
@@ -45,12 +43,7 @@ def comparison_summary(comparison: Comparison) -> str:
 def print_comparison(comparison: Comparison) -> None:
     """Print the rows, the largest loss first, and what was not compared."""
     console = Console(highlight=False, emoji=False, width=None if Console().is_terminal else 140)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i > 1, overflow="fold")
-    for row in comparison.rows:
-        table.add_row(*map(escape, cells_of_row(row)))
-    console.print(table)
+    print_table(console, HEADS, [cells_of_row(row) for row in comparison.rows], [0, 1], [2, 3, 4, 7, 8])
     for line in (comparison_summary(comparison), EXPLANATION, *(f"not compared: {x}" for x in comparison.unmatched)):
         console.print(line, markup=False)
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard, VariantChange
+from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard
+from harness.report.fitted_table import print_table
 from harness.report.words import (
     MAX_TASKS_IN_FULL,
     across_remarks,
@@ -25,6 +26,7 @@ from harness.report.words import (
     people_and_seeds,
     task_remarks,
     titles_of_rating_scores,
+    variants_remarks,
     variants_table,
     written_tables,
 )
@@ -38,32 +40,32 @@ def print_board(board: Board) -> None:
     if board.across:
         print_across(board.across, console)
     if board.variants:
-        print_variants(board.variants, console)
+        print_variants(board, console)
     if len(board.tasks) > MAX_TASKS_IN_FULL:
         print_short_board(board, console)
         return
     for task in board.tasks:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("rank", no_wrap=True)
-        table.add_column("method", overflow="fold")  # long names take several lines, so that numbers keep their digits
-        for shots in task.task.shots:
-            table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
-        for name in (f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse %"):
-            table.add_column(name, justify="right", no_wrap=True)
+        shots = task.task.shots
+        heads = ["rank", "method", *(f"{s} shots" if s == 0 else str(s) for s in shots)]
+        heads += [f"gain over {REFERENCE_METHOD}", "p", "swapped", "worse %"]
+        lines = []
         for row in task.rows:
             accuracy = row.curves.get("accuracy", {})
-            table.add_row(
-                escape(format_rank(row)),
-                escape(row.label),
-                *(format_number(accuracy[s].value) if s in accuracy else "" for s in task.task.shots),
-                "" if row.gain is None or row.worse is None else format_interval(row.gain, signed=True),
-                format_p_value(row.p) if row.worse is not None else "",
-                format_number(row.swapped),
-                format_worse(row.worse),
-                style="dim" if row.privileged else None,
+            lines.append(
+                [
+                    format_rank(row),
+                    row.label,
+                    *(format_number(accuracy[s].value) if s in accuracy else "" for s in shots),
+                    "" if row.gain is None or row.worse is None else format_interval(row.gain, signed=True),
+                    format_p_value(row.p) if row.worse is not None else "",
+                    format_number(row.swapped),
+                    format_worse(row.worse),
+                ]
             )
         console.print(f"\n{escape(task.label)}  accuracy on {people_and_seeds(task)}")
-        console.print(table)
+        fewer_shots, last = range(2, 1 + len(shots)), 1 + len(shots)
+        leave_out = [*fewer_shots, last + 3, last + 4, last + 2]
+        print_table(console, heads, lines, [1], leave_out, [row.privileged for row in task.rows])
         for line in task_remarks(task):
             console.print(line, markup=False)
         if scored := titles_of_rating_scores(task):
@@ -77,28 +79,20 @@ def print_board(board: Board) -> None:
 def print_across(across: Across, console: Console) -> None:
     """Print the table of methods across tasks, then what it says."""
     heads, lines = across_table(across, limits=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i < 2 else "right", no_wrap=i in (0, 2), overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line))
     console.print(f"\nacross {across.tasks} settings of tasks")
-    console.print(table)
+    print_table(console, heads, lines, [1], [3, *range(len(heads) - 1, 3, -1)])
     for remark in across_remarks(across):
         console.print(remark, markup=False)
     console.print()
 
 
-def print_variants(variants: tuple[VariantChange, ...], console: Console) -> None:
+def print_variants(board: Board, console: Console) -> None:
     """Print what variants change, in accuracy."""
-    heads, lines = variants_table(variants)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i in (1, 2) else "left", no_wrap=i in (1, 2), overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line))
+    heads, lines = variants_table(board.variants)
     console.print("\nvariants minus the same methods as they are, in accuracy at the largest number of shots")
-    console.print(table)
+    print_table(console, heads, lines, [0, 3, 4], [4, 3, 1])
+    for remark in variants_remarks(board.variants, board.suite.margin):
+        console.print(remark, markup=False)
 
 
 def print_ratings(task: TaskBoard, scored: dict[str, str], console: Console) -> None:

@@ -84,13 +84,13 @@ def titles_of_rating_scores(task: TaskBoard) -> dict[str, str]:
 
 
 def task_remarks(task: TaskBoard) -> list[str]:
-    """Return the verdict, and warnings about the table: no interval, missing trials, refusals, flags."""
+    """Return the verdict, and warnings about the table: no interval, missing trials, refusals, flags, searches."""
     lines = [task.verdict]
     if task.note:
         lines.append(f"no interval: {task.note}")
     lines += [f"incomplete: {row.label}: {row.incomplete}" for row in task.rows if row.incomplete]
     lines += [f"does not run: {method}: {reason}" for method, reason in task.refusals.items()]
-    return lines + [f"flag: {flag}" for flag in task.flags]
+    return lines + [f"flag: {flag}" for flag in task.flags] + [f"searched: {line}" for line in task.searches]
 
 
 def shorten_label(label: str) -> str:
@@ -110,6 +110,7 @@ def format_number(value: float | None, signed: bool = False, digits: int = 3) ->
     """Format a number without leading zero, for example `.873`; "" for None."""
     if value is None:
         return ""
+    value = round(value, digits) + 0.0  # no -0
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
@@ -152,7 +153,7 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
     ]
     lines = [
         [
-            format_rank_interval(row.rank) if row.rank else "variant",
+            format_rank_interval(row.rank) if row is method else f"({format_rank_interval(row.rank)})",
             row.label,
             format_interval(row.wins),
             f"{row.mean_rank:.1f}",
@@ -165,6 +166,22 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
         for row in (method, *method.variants)
     ]
     return heads, lines
+
+
+def variants_remarks(variants: tuple[VariantChange, ...], margin: float) -> list[str]:
+    """Return which variants are surely better, worse, and better by more than the margin, on the mean of the settings."""
+
+    def listed(found: list[VariantChange]) -> str:
+        return ", ".join(f"{v.label} ({format_number(v.mean.value, signed=True)})" for v in found) or "none"
+
+    known = [v for v in variants if v.mean.low is not None and v.mean.high is not None]
+    if not known:
+        return ["changes have no limits, which need three seeds"]
+    return [
+        f"surely better on the mean of the settings: {listed([v for v in known if v.mean.low > 0])}",  # type: ignore[operator]
+        f"by more than the margin of {margin:g}: {listed([v for v in known if v.mean.low > margin])}",  # type: ignore[operator]
+        f"surely worse: {listed([v for v in known if v.mean.high < 0])}",  # type: ignore[operator]
+    ]
 
 
 def variants_table(variants: tuple[VariantChange, ...]) -> tuple[list[str], list[list[str]]]:
@@ -190,7 +207,7 @@ def across_remarks(across: Across) -> list[str]:
     for own in across.serving:
         names = " and ".join([", ".join(own.labels[:-1]), own.labels[-1]] if own.labels[1:] else own.labels)
         lines.append(
-            f"with {names} alone, {own.left:.0%} of people would score higher with {own.other}, as scored: some by chance alone"
+            f"if people had {names} alone, {own.left:.0%} of them would have had a higher accuracy with {own.other} (some by chance alone)"
         )
     alike: dict[str, list[str]] = {}
     for label, why in across.left_out.items():

@@ -7,7 +7,14 @@ import pytest
 from scipy.stats import spearmanr, trim_mean
 
 from harness.board import across
-from harness.board.across import interquartile_mean, rank_correlations, serving_sets, surely_better, wins_by_task
+from harness.board.across import (
+    half_width,
+    interquartile_mean,
+    rank_correlations,
+    serving_sets,
+    surely_better,
+    wins_by_task,
+)
 from harness.board.board import AcrossRow, Point
 from harness.board.make import make_board
 from harness.errors import UnavailableError
@@ -81,6 +88,18 @@ def test_the_limits_of_wins_cover_the_truth():
     wins = np.stack([wins_by_task(rng.normal(size=(8, 12))) for _ in range(1000)])
     half = 2.201 * wins.std(2, ddof=1) / 12**0.5  # the quantile of t with 11 degrees of freedom, from a table
     assert 0.93 <= (np.abs(wins.mean(2) - 0.5) <= half).mean() <= 0.97
+
+
+@pytest.mark.parametrize(("df", "n"), [(2, 1), (2, 5), (4, 3), (30, 4)])
+def test_the_limits_of_a_sum_cover_it_with_few_seeds(df, n):
+    """Each of n estimates has an error of another size, which df + 1 draws tell; normal limits would cover 81 % at (2, 1)."""
+    rng = np.random.default_rng(4)
+    spread = np.linspace(1, 2, n)
+    error = (spread * rng.normal(size=(4000, n))).sum(1)
+    se = spread * np.sqrt(rng.chisquare(df, (4000, n)) / df)
+    half = np.array([half_width(own, np.full(n, float(df))) for own in se])
+    assert 0.93 <= (np.abs(error) <= half).mean() <= 0.985
+    assert half_width(np.zeros(2), np.ones(2)) == 0 and np.isnan(half_width(np.array([np.nan, 1]), np.ones(2)))
 
 
 def test_rank_correlations_are_scipys():
@@ -158,11 +177,17 @@ def test_simulated_tasks_and_the_others_are_compared_for_themselves_too(world, m
     [
         ([1, 1, 1], "no difference can be told among all 3 methods on tasks like these (a wins 50%)"),
         ([1, 2, 2], "a is the best of 3 methods: on a task like these it beats another method with probability 50%"),
-        ([1, 1, 2], "no difference can be told among a and b on tasks like these (a wins 50%); the other 1 is behind"),
-        ([1, 1, 1, 2], "no difference can be told among 3 of 4 methods on tasks like these (a wins 50%); d is behind"),
+        (
+            [1, 1, 2],
+            "no difference can be told among a and b on tasks like these (a wins 50%); the other 1 is surely behind one of them",
+        ),
+        (
+            [1, 1, 1, 2],
+            "no difference can be told among 3 of 4 methods on tasks like these (a wins 50%); d is surely behind one of them",
+        ),
         (
             [1, 1, 3, 3],
-            "no difference can be told among a and b on tasks like these (a wins 50%); the other 2 are behind",
+            "no difference can be told among a and b on tasks like these (a wins 50%); the other 2 are surely behind one of them",
         ),
     ],
 )

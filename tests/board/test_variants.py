@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from harness.board.make import make_board
 from harness.report.page.html import render_page
@@ -49,7 +50,10 @@ def test_a_variant_is_compared_as_if_it_stood_in_the_place_of_its_method(boards)
     across = boards[1].across
     (method,) = [row for row in across.rows if row.variants]
     (variant,) = method.variants
-    assert variant.rank is None and variant.label == f"{method.label} tuned"
+    assert variant.label == f"{method.label} tuned"
+    others = [row.wins.value for row in across.rows if row is not method]  # nearly what they are against the variant
+    assert abs(variant.rank[0] - 1 - sum(wins > variant.wins.value for wins in others)) <= 1
+    assert 1 <= variant.rank[1] <= variant.rank[0] <= variant.rank[2] <= len(across.rows)
     own = accuracies(boards[1], variant.label)
     others = [accuracies(boards[1], row.label) for row in across.rows if row is not method]
     beaten = np.mean([np.where(np.isclose(own, other), 0.5, own > other) for other in others], axis=0)
@@ -64,12 +68,10 @@ def test_what_a_variant_changes_is_paired_and_told(boards, capsys):
     difference = accuracies(boards[1], change.label) - accuracies(boards[1], change.base)
     np.testing.assert_allclose([p.value for p in change.settings.values()], difference, atol=1e-12)
     assert change.mean.value == pytest.approx(difference.mean())
-    errors = [
-        task.differences.filter(a=change.label, b=change.base, shots=task.shots)["se"].item()
-        for task in boards[1].tasks
-    ]
-    half = 1.959964 * np.sqrt(np.square(errors).sum()) / len(errors)
-    assert change.mean.high - change.mean.value == pytest.approx(half)
+    told = [task.difference(change.label, change.base) for task in boards[1].tasks]
+    variances = np.array([one["se"] ** 2 for one in told]) / len(told) ** 2
+    df = variances.sum() ** 2 / (variances**2 / [one["df"] for one in told]).sum()  # Satterthwaite's
+    assert change.mean.high - change.mean.value == pytest.approx(t.ppf(0.975, df) * variances.sum() ** 0.5)
     assert json.loads(json.dumps(boards[1].as_dict()))["variants"][0]["label"] == change.label
     page = render_page(boards[1])
     assert "What variants change" in page and "What variants change" not in render_page(boards[0])

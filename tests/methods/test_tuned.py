@@ -117,7 +117,7 @@ def test_a_suite_tunes_every_method_with_a_search_space(tmp_path):
     (board,) = result.board.tasks
     rows = {row.label: row for row in board.rows}
     assert rows["lore(weights=free) tuned"].rank and not any(row.incomplete for row in board.rows)
-    (said,) = [flag for flag in board.flags if flag.startswith("lore(weights=free) tuned: ")]
+    (said,) = [flag for flag in board.searches if flag.startswith("lore(weights=free) tuned: ")]
     assert "3 settings a seed on validation users" in said
     lowest, first, middle, worst = (float(x) for x in re.findall(r"\d\.\d{3}", said.split("log loss there")[1])[:4])
     assert lowest <= first <= worst and lowest <= middle <= worst

@@ -53,6 +53,7 @@ async function draw(place) {
     if (chosen && param.bind && param.bind.options.includes(chosen)) param.value = chosen;
   }
   const result = await vegaEmbed(place, fitted(spec, place.clientWidth), { actions: { export: true, source: false, compiled: false, editor: false }, ast: true, renderer: "svg", mode: "vega-lite", logLevel: 1 });
+  place.querySelector("summary")?.setAttribute("aria-label", "Save this figure");
   for (const param of spec.params || [])
     result.view.addSignalListener(param.name, (name, value) => remember(`chart-${name}`, value));
 }
@@ -75,7 +76,8 @@ function sortable(table) {
     rows.forEach((row) => { row.cells[i].dataset.order ??= firstNumber(row.cells[i].textContent) ?? -1e9; });
     return { type: "num" };
   });
-  jQuery(table).DataTable({ columns, paging: false, info: false, searching: false, order: [], autoWidth: false });
+  jQuery(table).DataTable({ columns, paging: false, info: false, searching: false, order: [], autoWidth: false,
+    layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null } });
 }
 
 const escaped = document.createElement("i");
@@ -105,7 +107,7 @@ function showResults() {
       title: asHtml(title),
       visible: !hidden.has(title),
       type: i < 4 ? "string" : "num",
-      className: i < 4 ? "text" : "number",
+      className: `${i < 4 ? "text" : "number"}${title === "method" ? " method" : ""}`,
       render: (_, kind, row) => {
         const [value, text] = row.cells[i];
         if (kind === "sort" || kind === "type") return value === null ? "" : value;
@@ -163,7 +165,9 @@ function showResults() {
   const counted = () => {
     const shown = new Set(table.rows({ search: "applied" }).data().toArray().map((row) => row.cells[at.task][1]));
     const shots = form.elements.shots.value;
-    $("counted").textContent = shots && shots !== "every" ? `${shown.size} of ${distinct("task").length} settings have ${shots} shots.` : "";
+    const task = form.elements.task.value;
+    const known = [...new Set(rows.filter((row) => !task || row.cells[at.task][1] === task).map((row) => row.cells[at.shots][1]))].sort((a, b) => a - b);
+    $("counted").textContent = shots && shots !== "every" ? `${shown.size} of the settings chosen above with ${shots} shot${shots === "1" ? "" : "s"}; known: ${known.join(", ")}.` : "";
   };
   sorted();
   table.draw();
@@ -189,7 +193,8 @@ function showPeople() {
   task.value = data.people[state.get("of")] ? state.get("of") : task.value;
   const fill = () => {
     number.replaceChildren();
-    options(number, data.people[task.value].people);
+    const { part, people } = data.people[task.value];
+    number.append(...people.map((n) => new Option($(`${part}-person${n}`) ? `${n} · with examples` : n, n)));
   };
   const show = () => {
     const { part, people, asked, accuracy, shots } = data.people[task.value];

@@ -20,8 +20,8 @@ from harness.report.page.marks import (
     lines_spec,
     look_scale,
     method_rows,
+    point_channels,
     rounded,
-    shape_channel,
     values_of_point,
     whole_width,
 )
@@ -93,6 +93,7 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
     assert across is not None
     has_variants = any(method.variants for method in across.rows)
     hollow = " Hollow: variants, each as if it stood in the place of the method as it is." if has_variants else ""
+    alone = " Variants are left out." if has_variants else ""
     drawn: list[tuple[str, dict]] = [
         (
             "Wins: how often a method has a higher accuracy than another one, on a task drawn at random, with 95 % limits over tasks."
@@ -100,7 +101,8 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
             _wins(across, looks),
         ),
         (
-            "Performance profile: on which share of the settings a method is at most so far behind the best one.",
+            "Performance profile: on which share of the settings a method is at most so far behind the best one."
+            + alone,
             _performance_profile(board, across, looks),
         ),
         (
@@ -109,7 +111,8 @@ def across_charts(board: Board, looks: Looks) -> list[Chart]:
         ),
         (
             "Pairs: on which share of the tasks the method of the row has a higher accuracy than that of the column; a tie is one "
-            "half, and settings of one task count together as one. Framed: one of the two surely wins more.",
+            "half, and settings of one task count together as one. Framed: on tasks like these one of the two surely wins more "
+            "against all methods, for all pairs at once." + alone,
             _pairs_of_methods(board, across),
         ),
     ]
@@ -194,7 +197,7 @@ def cost_chart(board: Board, labels: list[str], looks: Looks) -> Chart | None:
             {"mark": {"type": "rule", "opacity": 0.5}, "encoding": {"y": channel("low"), "y2": {"field": "high"}, **color_channel(values, looks)}},
             {
                 "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-                "encoding": {**color_channel(values, looks), **shape_channel(values, looks), "tooltip": [channel("method", "nominal"), {"field": "text", "title": "accuracy"}, {"field": "cost", "format": ".3~g"}]},
+                "encoding": {**point_channels(values, looks), "tooltip": [channel("method", "nominal"), {"field": "text", "title": "accuracy"}, {"field": "cost", "format": ".3~g"}]},
             },
         ],
     }  # fmt: skip
@@ -370,7 +373,7 @@ def _gains_of_people(task: TaskBoard, looks: Looks, named: bool) -> dict:
         "layer": [
             {"mark": {"type": "rule", "color": "#000000"}, "encoding": {"x": {"datum": 0, "type": "quantitative"}, "y": None}},
             {"mark": {"type": "tick", "thickness": 1.5, "opacity": 0.45, "size": 14}, "encoding": {"x": x, **color, "tooltip": tooltip}},
-            {"data": {"values": means}, "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "stroke": "#ffffff"}, "encoding": {"x": x, **color, **shape_channel(means, looks, legend=False)}},
+            {"data": {"values": means}, "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1, "stroke": "#ffffff"}, "encoding": {"x": x, **point_channels(means, looks, legend=False)}},
         ],
     }  # fmt: skip
 

@@ -237,7 +237,7 @@ def _people(board: Board, labels: list[str]) -> dict[str, Any]:
                 "shots": task.shots,
                 "people": people["person"].to_list(),
                 "asked": people["asked"].to_list(),
-                "accuracy": {row.label: row.users["accuracy"].round(3).to_list() for row in rows},  # type: ignore[index]
+                "accuracy": {row.label: row.users["accuracy"].round(5).to_list() for row in rows},  # type: ignore[index]
             }
     return found
 

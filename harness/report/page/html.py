@@ -35,6 +35,7 @@ from harness.report.words import (
     shorten_text,
     task_remarks,
     titles_of_rating_scores,
+    variants_remarks,
     written_tables,
 )
 from harness.store.store import Store
@@ -59,6 +60,7 @@ TEMPLATE_HELPERS = (  # functions that the template calls by their names
     format_share,
     format_worse,
     written_tables,
+    variants_remarks,
     across_table,
     across_remarks,
 )
@@ -107,9 +109,10 @@ COLUMN_EXPLANATIONS = {
     "divergence of the policy from its reference model, in nats per response. Fluency: log-probability under the "
     "reference model, in nats per token. Stopped: share of responses that end by themselves",
     "across tasks": "wins: the probability of a higher accuracy than another method drawn at random, on a task drawn at "
-    "random; a tie is one half, and settings of one task count together as one. Its limits are over tasks. The rank is by wins; in brackets the "
+    "random; a tie is one half, and settings of one task count together as one. Its limits are over tasks and hold for the row alone, so they may not overlap where ranks cannot be told apart, which is "
+    "asked for all pairs at once. A variant, with its rank in brackets, is compared as if it stood in the place of the method as it is. The rank is by wins; in brackets the "
     "best and the worst rank that the tasks allow, for all methods at once. Gains are interquartile means over a family's settings, whose number is in brackets (of one or two the plain mean), with "
-    "limits over their people and seeds: share is of the possible gain, from the reference to the line of the best that can be reached, where "
+    "limits over their people and seeds, for the row alone: share is of the possible gain, from the reference to the line of the best that can be reached, where "
     "that is known on all tasks of the family; gain is in accuracy. A method without a result on some task is left out",
     "variants": "a tuned method is a variant of the same method as it is; the change is the difference in accuracy at the "
     "largest number of shots, for the same people, pairs and seeds. The limits on one setting hold for that change alone; those "

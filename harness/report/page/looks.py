@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi, sin
 
 from harness.method import Method
@@ -85,6 +85,7 @@ class Look:
     color: str
     shape: str
     dash: tuple[int, ...]
+    hollow: bool = False  # of variants, such as a tuned method
 
     @property
     def path(self) -> str:
@@ -103,17 +104,25 @@ def look_number(method: Method) -> int:
 def looks_of_methods(labels: dict[Method, str]) -> dict[str, Look]:
     """Return the look of every ranked method by its label.
 
-    Settings and variants of one method have its colour, and marks and dashes of their own.
+    Settings of one method have its colour, and marks and dashes of their own; variants have its mark, but hollow.
     """
     seen: Counter[int] = Counter()
-    looks = {}
-    for method, label in labels.items():
-        if method.privileged:
-            continue
+    looks: dict[str, Look] = {}
+    ranked = {method: label for method, label in labels.items() if not method.privileged}
+    for method, label in sorted(ranked.items(), key=lambda pair: pair[0].variant_of is not None):
+        base = ranked.get(method.variant_of) if method.variant_of else None
         number = look_number(method)
-        looks[label] = _look_of(number, seen[number])
+        if base:
+            dash = _look_of(number, seen[number] + 3).dash  # another line, too
+            looks[label] = replace(looks[base], dash=dash, hollow=True)
+            continue
+        taken = {(look.color, look.shape) for look in looks.values()}
+        tried = [_look_of(number, seen[number] + more) for more in range(len(SHAPES))]
+        # the first setting has the method's own look, on every page
+        free = [look for look in tried if (look.color, look.shape) not in taken] if seen[number] else []
+        looks[label] = (free or tried)[0]
         seen[number] += 1
-    return looks
+    return {label: looks[label] for label in ranked.values()}
 
 
 def _look_of(number: int, setting: int) -> Look:

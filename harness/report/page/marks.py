@@ -77,6 +77,16 @@ def shape_channel(values: Values, looks: Looks, legend: bool = True) -> dict:
     return {"shape": {**channel("method", "nominal"), "scale": scale, "legend": {} if legend else None, "title": None}}
 
 
+def point_channels(values: Values, looks: Looks, legend: bool = True) -> dict:
+    """Return colour and shape of marks, which are hollow for variants."""
+    color = color_channel(values, looks, legend)
+    channels = {**color, **shape_channel(values, looks, legend)}
+    if hollow := [label for label in methods_in(values) if label in looks and looks[label].hollow]:
+        channels["fillOpacity"] = {"condition": {"test": {"field": "method", "oneOf": hollow}, "value": 0}, "value": 1}
+        channels["stroke"] = {**color["color"], "legend": None}
+    return channels
+
+
 def dash_channel(values: Values, looks: Looks) -> dict:
     scale = look_scale(values, looks, "dash")
     return {"strokeDash": {**channel("method", "nominal"), "scale": scale, "legend": None}}
@@ -90,11 +100,11 @@ def method_rows(field: str = "method") -> dict:
 def forest_spec(values: Values, looks: Looks, title: str, middle: float, domain: list[float] | None = None) -> dict:
     """Return a row per method, in the order of the values: a mark with its limits, and a line at `middle`.
 
-    Values with a field `row` stand in the row of that method, the others of a row below it and hollow.
+    Values with a field `row` stand in the row of that method, those of variants below it.
     """
     x = {"type": "quantitative", "title": title, "scale": {"domain": domain} if domain else {"zero": True}}
     tooltip = [channel("method", "nominal"), {"field": "text", "title": title}]
-    no_legend = {**color_channel(values, looks, legend=False), **shape_channel(values, looks, legend=False)}
+    no_legend = point_channels(values, looks, legend=False)
     rows: dict[str, Any] = {"y": method_rows()}
     if shared := {v["row"] for v in values if v.get("row", v["method"]) != v["method"]}:
         places: Counter[str] = Counter()
@@ -102,10 +112,6 @@ def forest_spec(values: Values, looks: Looks, title: str, middle: float, domain:
             places[v["row"]] += 1
             v["place"] = places[v["row"]]
         rows = {"y": method_rows("row"), "yOffset": channel("place", "ordinal")}
-        no_legend |= {
-            "fillOpacity": {"condition": {"test": "datum.place == 1", "value": 1}, "value": 0},
-            "stroke": no_legend["color"],
-        }
     step = {"step": ROW_HEIGHT} | ({"for": "position"} if shared else {})
     return {
         **whole_width(step),
@@ -134,7 +140,7 @@ def lines_spec(values: Values, grey: Values, looks: Looks, x: str, y: str, ordin
     tooltip = [channel("method", "nominal"), {"field": "x", "title": x}, {"field": "text", "title": y}]
     layers: list[dict[str, Any]] = [
         {"mark": "line", "encoding": {"y": {**up, "field": "value"}, **color_channel(values, looks), **dash_channel(values, looks), **if_picked(1)}},
-        {"params": [picked], "mark": {"type": "point", "filled": True, "size": 60}, "encoding": {"y": {**up, "field": "value"}, **color_channel(values, looks), **shape_channel(values, looks), "tooltip": tooltip, **if_picked(1)}},
+        {"params": [picked], "mark": {"type": "point", "filled": True, "size": 60}, "encoding": {"y": {**up, "field": "value"}, **point_channels(values, looks), "tooltip": tooltip, **if_picked(1)}},
     ]  # fmt: skip
     if values and "low" in values[0]:
         band = {"y": {**up, "field": "low"}, "y2": {"field": "high"}, **color_channel(values, looks), **if_picked(0.12)}

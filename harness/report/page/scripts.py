@@ -19,6 +19,7 @@ CONFIG = {
     "view": {"stroke": None},
     # labels that are longer, in pixels, are cut with an ellipsis when they are drawn
     "axisY": {"labelLimit": 220},
+    "axisX": {"labelFlush": False, "labelSeparation": 4},
     "header": {"labelLimit": 220, "labelFontSize": 12},
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e4e4e4"},
     "title": {"fontSize": 13, "fontWeight": "normal"},
