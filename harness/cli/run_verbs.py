@@ -119,6 +119,13 @@ def board(
     """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
     planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True, quick=quick)
+    from harness.trials.plan import unfinished_trials
+
+    if len(unfinished_trials(planned.trials, opened)) == len(planned.trials):
+        others = ", ".join(name for name in opened.suites() if name != planned.suite.name)
+        stderr.print(
+            f"nothing of {planned.suite.name} has run in {opened.root}" + (f", which has: {others}" if others else "")
+        )
     _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
 
 

@@ -96,6 +96,10 @@ class Store:
             return name
         return f"{name}-{hashlib.sha256(file.encode()).hexdigest()[:6]}"
 
+    def suites(self) -> list[str]:
+        """Return the names of the suites that have a page here."""
+        return sorted(page.stem for page in (self.root / "boards").glob("*.html"))
+
     def checkpoint_folder(self, key: str) -> Path:
         """Return the folder where a trial's training saves what it needs to resume after a kill."""
         return self.root / "checkpoints" / key

@@ -174,6 +174,11 @@ def _tuned_methods(path: Path, tune: dict, methods: list[Method]) -> list[Method
     if not tune:
         return []
     open_ = [m for m in methods if m.search_space and not m.searches]
+    known_fields = ("methods", "sampler", "seconds", "trials")
+    for name in tune:
+        if name not in known_fields:
+            hint = did_you_mean(name, set(known_fields), f"its fields: {', '.join(known_fields)}")
+            raise UserError(f"{path}: [tune] has no field {name!r}", hint)
     names = tune.get("methods", [m.name for m in open_])
     fields = {name: value for name, value in tune.items() if name != "methods"}
     if unknown := [name for name in names if name not in {m.name for m in open_}]:

@@ -344,6 +344,15 @@ def test_what_is_finished_is_shown_before_the_error_of_a_run_that_ended_early(ca
         assert ("no verdict yet" in out) == bool(count) and "failed" not in err
 
 
+def test_the_board_of_a_suite_that_has_not_run_here_says_what_has(call, suite, tmp_path):
+    assert call("run", suite(TINY), "--store", tmp_path / "s", "--local")[0] == 0
+    (tmp_path / "other.toml").write_text(TINY.replace("queries = 10", "queries = 9"))
+    assert (tmp_path / "other.toml").read_text() != TINY
+    _, _, err = call("board", tmp_path / "other.toml", "--store", tmp_path / "s")
+    assert re.search(r"nothing of other has run in \S+, which has: \w+", err)
+    assert "has run" not in call("board", suite(TINY), "--store", tmp_path / "s")[2]
+
+
 def test_the_command_runs_a_suite_on_ray(tiny, tmp_path):
     """As typed, in a process of its own, which starts a Ray of its own: the results and the board of this process."""
     file, plan, undisturbed = tiny

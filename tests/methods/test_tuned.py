@@ -133,7 +133,7 @@ def test_a_suite_tunes_every_method_with_a_search_space(tmp_path):
     [
         ('methods = ["rfm"]', "tune.methods names 'rfm'"),
         ('sampler = "grid"', "tuned.sampler = 'grid' is not 'tpe' or 'random'"),
-        ("budget = 3", "method 'tuned' has no field 'budget'"),
+        ("budget = 3", r"\[tune\] has no field 'budget'"),
         ("seconds = -1", "seconds 0 or more"),
     ],
 )
