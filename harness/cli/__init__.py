@@ -11,7 +11,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 some trials failed, 2 a user error, 130 interrupted by Ctrl-C, 143 ended by SIGTERM.
     """
-    from harness.cli.interrupts import Interrupted, raising_interrupts
+    from harness.cli.interrupts import raising_interrupts
 
     for stream in (sys.stdout, sys.stderr):  # texts are UTF-8, whatever the locale says
         if isinstance(stream, io.TextIOWrapper):
@@ -21,9 +21,10 @@ def main() -> None:
             from harness.cli.verbs import run_command_line
 
             status = run_command_line(sys.argv[1:])
-        except Interrupted:
-            status = 0
-        if received:  # also where a library has turned the exception into another one
+        except BaseException:
+            if not received:
+                raise
+        if received:  # also where a library has turned Interrupted into another exception, or into an exit
             print("interrupted: finished work is kept, and the same command continues from there", file=sys.stderr)
             end_at_once(128 + received[-1])
     sys.exit(status)

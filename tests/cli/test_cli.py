@@ -406,6 +406,25 @@ def test_an_interruption_says_that_work_is_kept(slow_run, tmp_path, number, stat
     assert all(store.read_manifest("trials", key) for key in store.committed_keys("trials"))
 
 
+@pytest.mark.parametrize("turned", ["sys.exit(1)", "raise RuntimeError('lost')", "return 1"])
+def test_an_interruption_that_a_library_turns_into_something_else_is_said(turned):
+    script = f"""if True:
+        import os, signal, sys, time
+        from harness.cli import main, verbs
+
+        def run(words):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                {turned}
+
+        verbs.run_command_line = run
+        main()"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT_ROOT, timeout=60)
+    assert done.returncode == 143 and done.stderr.startswith("interrupted: finished work is kept")
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1, 2])
 def test_an_interruption_at_the_start(slow_run, seconds):
     """While modules are imported, libraries in C++ would abort at an exception."""

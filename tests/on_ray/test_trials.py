@@ -172,8 +172,10 @@ def test_any_number_of_workers_finds_what_this_process_finds(cluster, tmp_path, 
             )
         assert results(store) == expected
         assert sum(progress) == len(trials) == 24
-        assert len(groups) == workers  # two groups at once, of one worker each, where there are two
-        assert sorted(t.key for group in groups for t in group) == sorted(t.key for t in trials)
+        assert (
+            len(groups) < workers
+        )  # of two groups at once the one that ends first; the caller sees the last one itself
+        assert {t.key for group in groups for t in group} < {t.key for t in trials}
         failed = {t.seed for t in unfinished_of(trials, store)}
         assert failed == {1, 3, 5}
         for trial in unfinished_of(trials, store):
