@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata, t
@@ -37,13 +39,12 @@ def compare_across(tasks: tuple[TaskBoard, ...]) -> Across | None:
     whole = _compare(tasks)
     if whole is None:
         return None
-    simulated = [task.task.family == SIMULATED for task in tasks]
-    halves = {
-        SIMULATED: tuple(task for task, drawn in zip(tasks, simulated, strict=True) if drawn),
-        "other": tuple(task for task, drawn in zip(tasks, simulated, strict=True) if not drawn),
-    }
-    parts = {name: part for name, own in halves.items() if 0 < len(own) < len(tasks) and (part := _compare(own))}
-    return replace(whole, parts=parts)
+    simulated = tuple(task for task in tasks if task.task.family == SIMULATED)
+    others = tuple(task for task in tasks if task.task.family != SIMULATED)
+    if not simulated or not others:
+        return whole
+    parts = {SIMULATED: _compare(simulated), "other": _compare(others)}
+    return replace(whole, parts={name: part for name, part in parts.items() if part})
 
 
 def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
@@ -75,33 +76,32 @@ def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
 
     accuracy = np.array([accuracies(m) for m in methods])
     names = [task.task.name for task in tasks]
-    wins = wins_by_task(accuracy)
-    of_methods = surely_better(_means_by_name(wins, names))
     family = np.array([task.task.family for task in tasks])
     families = {str(f): int((family == f).sum()) for f in dict.fromkeys(family)}
     units, gains = _gains_by_family(complete, tasks, family)
 
-    def row_of(place: int, method: Method, variants: tuple[AcrossRow, ...] = ()) -> AcrossRow:
-        """Return the row of a method or of its variant. place: of the method, in whose stead a variant is compared."""
-        compared = accuracy
-        if method != methods[place]:
-            compared = accuracy.copy()
-            compared[place] = accuracies(method)
-        by_name = _means_by_name(wins_by_task(compared), names)
-        better = of_methods if compared is accuracy else surely_better(by_name)
-        rank = int(rankdata(-by_name.mean(1).round(12), method="min")[place])
+    def row_of(method: Method, place: int, found: _Standings, variants: tuple[AcrossRow, ...] = ()) -> AcrossRow:
+        """Return the row of the method that stands at this place."""
+        better = found.better
         return AcrossRow(
             labels[method],
-            _mean_over_tasks(by_name[place]),
-            rank=(rank, 1 + int(better[:, place].sum()), len(methods) - int(better[place].sum())),
-            mean_rank=float(rankdata(-compared.round(12), axis=0)[place].mean()),
+            _mean_over_tasks(found.wins[place]),
+            rank=(int(found.rank[place]), 1 + int(better[:, place].sum()), len(methods) - int(better[place].sum())),
+            mean_rank=float(found.mean_rank[place]),
             families={f: gains[f][complete.index(method)] for f in families},
             better_than=tuple(labels[methods[k]] for k in np.flatnonzero(better[place])),
             variants=variants,
         )
 
+    def variant_row(variant: Method, place: int) -> AcrossRow:
+        """Return the row of a variant, as if it stood in the place of its method."""
+        compared = accuracy.copy()
+        compared[place] = accuracies(variant)
+        return row_of(variant, place, _standings(compared, names))
+
+    found = _standings(accuracy, names)
     rows = [
-        row_of(i, method, tuple(row_of(i, m) for m in complete if m.variant_of == method))
+        row_of(method, i, found, tuple(variant_row(m, i) for m in complete if m.variant_of == method))
         for i, method in enumerate(methods)
     ]
     offered = [m for m in methods if m.family != "control"]
@@ -113,9 +113,25 @@ def _compare(tasks: tuple[TaskBoard, ...]) -> Across | None:
         families=families,
         units=units,
         left_out={label: f"no result on {n} of {len(tasks)} tasks" for label, n in missing.items()},
-        transfers=tuple(_transfers(wins, family, families)),
+        transfers=tuple(_transfers(wins_by_task(accuracy), family, families)),
         serving=tuple(serving_sets([labels[m] for m in offered], _scores_of_people(offered, ranked))),
     )
+
+
+class _Standings(NamedTuple):
+    """How M methods compare on N tasks of different names."""
+
+    wins: np.ndarray  # float64[M, N], the mean over a task's settings of `wins_by_task`
+    rank: np.ndarray  # [M], by wins; tied methods share the best of their ranks
+    mean_rank: np.ndarray  # float64[M], mean over settings of the rank by accuracy
+    better: np.ndarray  # bool[M, M], see `surely_better`
+
+
+def _standings(accuracy: np.ndarray, names: list[str]) -> _Standings:
+    """Compare methods by their accuracy, float64[M, T], on T settings of tasks with these names."""
+    wins = _means_by_name(wins_by_task(accuracy), names)
+    rank = rankdata(-wins.mean(1).round(12), method="min")
+    return _Standings(wins, rank, rankdata(-accuracy.round(12), axis=0).mean(1), surely_better(wins))
 
 
 def _means_by_name(wins: np.ndarray, names: list[str]) -> np.ndarray:
@@ -183,9 +199,9 @@ def across_verdict(rows: list[AcrossRow]) -> str:
         return f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share})"
     behind = [row for row in rows if row not in first]
     if len(behind) < len(first) / 2:
-        among, others = f"{len(first)} of {len(rows)} methods", _listed(behind)
+        among, others = f"{len(first)} of {len(rows)} methods", listed([row.label for row in behind])
     else:
-        among, others = _listed(first), f"the other {len(behind)}"
+        among, others = listed([row.label for row in first]), f"the other {len(behind)}"
     are = "is" if len(behind) == 1 else "are"
     return (
         f"no difference can be told among {among} on tasks like these ({rows[0].label} wins {share}); {others} {are} "
@@ -193,9 +209,8 @@ def across_verdict(rows: list[AcrossRow]) -> str:
     )
 
 
-def _listed(rows: list[AcrossRow]) -> str:
-    """Return the labels of the rows: `a, b and c`."""
-    labels = [row.label for row in rows]
+def listed(labels: Sequence[str]) -> str:
+    """Return the labels as `a, b and c`."""
     return " and ".join([", ".join(labels[:-1]), labels[-1]] if labels[1:] else labels)
 
 

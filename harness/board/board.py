@@ -17,7 +17,7 @@ from harness.scores import worst_off
 from harness.task import Task
 from harness.trials.suite import Suite
 
-SIMULATED = "simulated"  # the family of tasks whose options are numbers, and whose people are drawn
+SIMULATED = "simulated"  # the family of tasks whose people are drawn, not asked
 REFERENCE_METHOD = "shared"  # the baseline of every gain: one reward function for all users
 MAX_SHOWN_VALUE = 60  # characters of a field's value in a label; a label stands in titles and tables
 

@@ -41,7 +41,7 @@ class PersonExample:
 
 
 def find_examples(board: Board, store: Store) -> dict[Task, tuple[PersonExample, ...]]:
-    """Return for each task of real choices or texts the people whom its first-ranked method serves best, so-so and worst."""
+    """Return for each task that is not simulated the people whom its first-ranked method serves best, so-so and worst."""
     found = {task.task: _examples_of_task(task, store) for task in board.tasks if task.task.family != SIMULATED}
     return {task: examples for task, examples in found.items() if examples}
 

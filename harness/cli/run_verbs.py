@@ -100,7 +100,7 @@ def run(
     if trouble and len(failed) == len(planned.trials):
         raise trouble
     shown = _show_board(planned, opened, as_json, axis_namer, made)
-    _publish_or_warn(publisher, shown, again=not todo, quiet=as_json)
+    _publish_or_warn(publisher, shown, ran=bool(todo), quiet=as_json)
     if not as_json:
         stderr.print(f"done in {time.monotonic() - began:.0f} s")
     _report_failures(failed, opened, trouble)
@@ -119,14 +119,11 @@ def board(
     """Show the leaderboard of finished trials in the terminal, and write it as one HTML file."""
     _check_axis_namer(axis_namer, Store(store))
     planned, opened = plan_with_progress(suite, store, data, plugin, must_exist=True, quick=quick)
-    from harness.trials.plan import unfinished_trials
-
-    if len(unfinished_trials(planned.trials, opened)) == len(planned.trials):
-        others = ", ".join(name for name in opened.suites() if name != planned.suite.name)
-        stderr.print(
-            f"nothing of {planned.suite.name} has run in {opened.root}" + (f", which has: {others}" if others else "")
-        )
-    _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
+    others = ", ".join(name for name in opened.suites() if name != planned.suite.name)
+    shown = _show_board(planned, opened, as_json, axis_namer, JobRunner(opened, local))
+    if not any(row.keys for task in shown.tasks for row in task.rows):
+        which = f", which has: {others}" if others else ""
+        stderr.print(f"nothing of {planned.suite.name} has run in {opened.root}{which}")
 
 
 def export(
@@ -336,13 +333,13 @@ def _show_board(planned, opened: Store, as_json: bool, axis_namer: str | None, m
     return made
 
 
-def _publish_or_warn(publisher: Publisher, shown: Board, again: bool, quiet: bool) -> None:
+def _publish_or_warn(publisher: Publisher, shown: Board, ran: bool, quiet: bool) -> None:
     """Publish a board to MLflow and say how to open it; a failure is a warning, for nothing can be lost by it.
 
-    again: whether no trial has run since the board could be published.
+    ran: whether this command has run trials. Otherwise MLflow may hold the board already.
     """
     try:
-        (publisher.publish_if_changed if again else publisher.publish_everything)(shown)
+        (publisher.publish_everything if ran else publisher.publish_if_changed)(shown)
     except UserError as mistake:
         stderr.print("warning:", style="yellow", end=" ")
         stderr.print(f"{mistake.message}; all results are safe in the store")

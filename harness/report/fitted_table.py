@@ -24,8 +24,8 @@ def print_table(
 ) -> None:
     """Print a table.
 
-    names: columns at the left that may take several lines; others hold numbers. leave_out: columns that a narrow window
-    lacks, the first one first. dim: for each line, whether it is grey.
+    names: columns of texts, which may take several lines; others hold numbers, which stand at the right, except in the
+    first column. leave_out: columns that a narrow window lacks, the first one first. dim: for each line, whether it is grey.
     """
     cells = [[line[c] for line in lines] for c in range(len(heads))]
     longest = [max(map(len, [*own, ""])) for own in cells]
@@ -39,7 +39,7 @@ def print_table(
 
     while spare() < 0 and waiting:
         shown.remove(waiting.pop(0))
-    width = dict(zip(range(len(heads)), least, strict=True))
+    width = list(least)
     for c in sorted(shown, key=lambda c: c not in names):  # names first
         more = max(0, min(spare() - sum(width[k] - least[k] for k in shown), max(longest[c], len(heads[c])) - width[c]))
         width[c] += more

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.board.board import REFERENCE_METHOD, Across, Board, Row, TaskBoard
 from harness.report.fitted_table import print_table
@@ -97,54 +95,44 @@ def print_variants(board: Board, console: Console) -> None:
 
 def print_ratings(task: TaskBoard, scored: dict[str, str], console: Console) -> None:
     """Print how well the methods predict ratings, at the largest number of shots."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for title in scored.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in task.rows:
-        if row.curves:
-            cells = (format_interval(row.curves[name][task.shots]) for name in scored)
-            table.add_row(escape(row.label), *cells, style="dim" if row.privileged else None)
+    rows = [row for row in task.rows if row.curves]
+    lines = [[row.label, *(format_interval(row.curves[name][task.shots]) for name in scored)] for row in rows]
     console.print(f"\n{escape(task.label)}  ratings of test people at {task.shots} shots")
-    console.print(table)
+    print_table(console, ["method", *scored.values()], lines, [0], (), [row.privileged for row in rows])
 
 
 def print_best_of(task: TaskBoard, rows: list[Row], console: Console) -> None:
     """Print the worth of the methods' best-of-n choices."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for shots in task.task.shots:
-        table.add_column(f"{shots} shots" if shots == 0 else str(shots), justify="right", no_wrap=True)
-    for name in ("beats random", "worse", f"beats {REFERENCE_METHOD}", "worse", "peak"):
-        table.add_column(name, justify="right", no_wrap=True)
-    n = largest_candidate_count(rows)
+    shots, n = task.task.shots, largest_candidate_count(rows)
+    heads = ["method", *(f"{s} shots" if s == 0 else str(s) for s in shots)]
+    heads += ["beats random", "worse", f"beats {REFERENCE_METHOD}", "worse", "peak"]
+    lines = []
     for row in rows:
         last = row.best_of[task.shots]
-        table.add_row(
-            escape(row.label),
-            *(format_number(row.best_of[shots].gain[n].value) for shots in task.task.shots),
-            format_interval(last.win_random[n]),
-            format_share(last.worse_random),
-            format_interval(last.win_shared[n]) if last.win_shared else "",
-            format_share(last.worse_shared),
-            "" if last.overoptimised_at is None else str(last.overoptimised_at),
-            style="dim" if row.privileged else None,
+        lines.append(
+            [
+                row.label,
+                *(format_number(row.best_of[s].gain[n].value) for s in shots),
+                format_interval(last.win_random[n]),
+                format_share(last.worse_random),
+                format_interval(last.win_shared[n]) if last.win_shared else "",
+                format_share(last.worse_shared),
+                "" if last.overoptimised_at is None else str(last.overoptimised_at),
+            ]
         )
     console.print(f"\n{escape(task.label)}  normalised gain of the best of {n}")
-    console.print(table)
+    fewer_shots, last_column = range(1, len(shots)), len(heads) - 1
+    leave_out = [*fewer_shots, *range(last_column, len(shots) + 1, -1)]
+    print_table(console, heads, lines, [0], leave_out, [row.privileged for row in rows])
 
 
 def print_written(task: TaskBoard, rows: list[Row], console: Console) -> None:
     """Print the worth of the policies' texts, where ground truth is available, and their costs."""
     console.print(f"\n{escape(task.label)}  texts written by policies")
     for title, heads, body in written_tables(rows):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, head in enumerate(heads):
-            table.add_column(head, justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
-        for row, cells in body:
-            table.add_row(*map(escape, cells), style="dim" if row.privileged else None)
         console.print(f"\n{title}")
-        console.print(table)
+        leave_out = range(len(heads) - 1, 2, -1)
+        print_table(console, heads, [cells for _, cells in body], [0], leave_out, [row.privileged for row, _ in body])
 
 
 def print_short_board(board: Board, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.board.across import listed
 from harness.board.board import Across, Point, Row, TaskBoard, VariantChange
 from harness.fields import field_values
 from harness.scores.worst_off import WorseOff
@@ -171,16 +172,20 @@ def across_table(across: Across, limits: bool = True) -> tuple[list[str], list[l
 def variants_remarks(variants: tuple[VariantChange, ...], margin: float) -> list[str]:
     """Return which variants are surely better, worse, and better by more than the margin, on the mean of the settings."""
 
-    def listed(found: list[VariantChange]) -> str:
-        return ", ".join(f"{v.label} ({format_number(v.mean.value, signed=True)})" for v in found) or "none"
-
-    known = [v for v in variants if v.mean.low is not None and v.mean.high is not None]
-    if not known:
-        return ["changes have no limits, which need three seeds"]
+    better: list[str] = []
+    much_better: list[str] = []
+    worse: list[str] = []
+    for change in variants:
+        low, high = change.mean.low, change.mean.high
+        if low is None or high is None:
+            return ["changes have no limits, which need three seeds"]
+        told = f"{change.label} ({format_number(change.mean.value, signed=True)})"
+        for found, belongs in ((better, low > 0), (much_better, low > margin), (worse, high < 0)):
+            found.extend([told] if belongs else [])
     return [
-        f"surely better on the mean of the settings: {listed([v for v in known if v.mean.low > 0])}",  # type: ignore[operator]
-        f"by more than the margin of {margin:g}: {listed([v for v in known if v.mean.low > margin])}",  # type: ignore[operator]
-        f"surely worse: {listed([v for v in known if v.mean.high < 0])}",  # type: ignore[operator]
+        f"surely better on the mean of the settings: {', '.join(better) or 'none'}",
+        f"by more than the margin of {margin:g}: {', '.join(much_better) or 'none'}",
+        f"surely worse: {', '.join(worse) or 'none'}",
     ]
 
 
@@ -205,9 +210,8 @@ def across_remarks(across: Across) -> list[str]:
         sure = "" if low is not None and low > 0 else ", which may be none at all"
         lines.append(f"{found.families[0]} and {found.families[1]} order the methods with rank correlation {how}{sure}")
     for own in across.serving:
-        names = " and ".join([", ".join(own.labels[:-1]), own.labels[-1]] if own.labels[1:] else own.labels)
         lines.append(
-            f"if people had {names} alone, {own.left:.0%} of them would have had a higher accuracy with {own.other} (some by chance alone)"
+            f"if people had {listed(own.labels)} alone, {own.left:.0%} of them would have had a higher accuracy with {own.other} (some by chance alone)"
         )
     alike: dict[str, list[str]] = {}
     for label, why in across.left_out.items():

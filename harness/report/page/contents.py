@@ -59,9 +59,7 @@ def overview(board: Board) -> tuple[list[str], list[tuple[TaskBoard, list[GainCe
 def variant_cells(board: Board) -> list[tuple[VariantChange, list[GainCell | None]]]:
     """Return what each variant changes on every task setting; None where it or the method as it is has no rank."""
     largest = max((abs(p.value) for change in board.variants for p in change.settings.values()), default=1.0) or 1.0
-    return [
-        (change, [_change_cell(task, change, largest) for task in board.tasks]) for change in board.variants
-    ]  # fmt: skip
+    return [(change, [_change_cell(task, change, largest) for task in board.tasks]) for change in board.variants]
 
 
 def _change_cell(task: TaskBoard, change: VariantChange, largest: float) -> GainCell | None:
@@ -80,6 +78,7 @@ def _gain_cell(task: TaskBoard, row: Row | None, largest: float) -> GainCell | N
 
 
 def _shaded_cell(of: str, gain: Point, over: str, largest: float) -> GainCell:
+    """Return a cell. of, over: what the gain is of and over, in words.  largest: the gain that has the darkest shade."""
     sure = gain.low is not None and gain.high is not None and (gain.low > 0 or gain.high < 0)
     # the square root tells small gains apart, which most are
     level = min(SHADES, round(SHADES * (abs(gain.value) / largest) ** 0.5))

@@ -112,9 +112,8 @@ def looks_of_methods(labels: dict[Method, str]) -> dict[str, Look]:
     for method, label in sorted(ranked.items(), key=lambda pair: pair[0].variant_of is not None):
         base = ranked.get(method.variant_of) if method.variant_of else None
         number = look_number(method)
-        if base:
-            dash = _look_of(number, seen[number] + 3).dash  # another line, too
-            looks[label] = replace(looks[base], dash=dash, hollow=True)
+        if base:  # a line of another dash, too
+            looks[label] = replace(looks[base], dash=_look_of(number, seen[number]).dash, hollow=True)
             continue
         taken = {(look.color, look.shape) for look in looks.values()}
         tried = [_look_of(number, seen[number] + more) for more in range(len(SHAPES))]
